@@ -1,0 +1,29 @@
+"""Where the bundled model and its evaluation set lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BUNDLED = Path(__file__).resolve().parent / "bundled"
+
+
+def _existing(name: str) -> Path:
+    path = BUNDLED / name
+    if not path.is_dir():
+        raise FileNotFoundError(f"the bundled {name} is missing from this installation ({path}); reinstall vtc")
+    return path
+
+
+def bundled_model_path() -> Path:
+    """Folder of the bundled LLaVA model and its processor."""
+    return _existing("model")
+
+
+def bundled_clip_path() -> Path:
+    """Folder of the CLIP model (image and text side) that belongs to the bundled model."""
+    return _existing("clip")
+
+
+def bundled_data() -> Path:
+    """Folder of the bundled evaluation set, see ``vtc.eval.tasks.load_tasks``."""
+    return _existing("data")

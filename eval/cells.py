@@ -1,0 +1,125 @@
+"""The cells of a sweep: which methods at which keep, read from the command line's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
+DEFAULT_KEEPS: tuple[int | float, ...] = (0.5, 0.25, 0.11, 0.05)
+DEPTH = 32  # only to ask a method for its stages, before any model is loaded
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting: every question of the sweep is asked under it.
+
+    Attributes
+    ----------
+    method : str
+        Name of the line it belongs to, as the user wrote it.
+    keep : int, float or None
+        What is asked for; None where the method's own text says it.
+    spec : str
+        Canonical pipeline, ``"unpruned"`` for the plain model. Identifies the cell in the results.
+    reads_text : bool
+        Whether the kept tokens depend on the question.
+    encoder : str
+        Cells of one value can use the same vision outputs; empty for those that read nothing of the tower.
+    vision_stage : bool
+        Whether it prunes inside the vision tower.
+    """
+
+    method: str
+    keep: int | float | None
+    spec: str
+    reads_text: bool = False
+    encoder: str = ""
+    vision_stage: bool = False
+
+
+UNPRUNED = Cell("unpruned", None, "unpruned")
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas outside parentheses: ``"dart,random(layer=2, seed=3)"`` has two parts."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_keep(text: str) -> int | float:
+    """Read one keep: ``"64"`` is 64 tokens, ``"0.25"`` and ``"25%"`` a quarter, ``"1"`` one token, ``"1.0"`` all.
+
+    Raises
+    ------
+    ValueError
+        For anything else; the message says what is allowed.
+    """
+    from vtc.pruners.base import check_keep
+
+    text = text.strip()
+    try:
+        if text.endswith("%"):
+            return check_keep(float(text[:-1]) / 100, "--keep")
+        value: int | float = float(text) if any(c in text.lower() for c in ".en") else int(text)
+    except ValueError:
+        allowed = "an int >= 1 (tokens per image) or a number in (0, 1] (a fraction of them)"
+        raise ValueError(f"--keep must be {allowed}, got {text!r}") from None
+    return check_keep(value, "--keep")
+
+
+def make_cell(method: str, keep: int | float | None, seed: int | None = None) -> Cell:
+    """Build a cell from a method's name or pipeline.
+
+    Parameters
+    ----------
+    method : str
+        ``"dart"``, ``"random(layer=2, seed=3)"`` or a pipeline with ``+``.
+    keep : int, float or None
+        What to keep where the text does not say it.
+    seed : int, optional
+        Given to a single method that takes one and does not set it.
+    """
+    from vtc.pruners.signals import DecoderAttention, EncoderSignal, PreProjector, TextEmbeddings
+
+    from vtc.spec import format_pipeline, parse
+
+    pipeline = parse(method, keep=keep)
+    if seed is not None and len(pipeline) == 1 and hasattr(pipeline[0], "seed") and "seed" not in method:
+        pipeline[0].seed = seed
+    signals: list[Any] = [s for pruner in pipeline for s in pruner.signals]
+    stages = {stop.stage for pruner in pipeline for stop in pruner.stops(DEPTH)}
+    reads_tower = "vision" in stages or any(isinstance(s, EncoderSignal | PreProjector) for s in signals)
+    reads_text = any(p.uses_text for p in pipeline) or any(
+        isinstance(s, TextEmbeddings | DecoderAttention) for s in signals
+    )
+    spec = format_pipeline(pipeline)
+    return Cell(method, keep, spec, reads_text, spec if reads_tower else "", "vision" in stages)
+
+
+def make_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int | None = None) -> list[Cell]:
+    """All cells of a sweep, the unpruned model first.
+
+    A method whose text sets every keep itself is one cell, whatever `keeps` says.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown method, parameter or keep.
+    """
+    from vtc.spec import parse
+
+    cells = [UNPRUNED]
+    for method in methods:
+        if method in ("unpruned", "none"):
+            continue
+        own = all(pruner.keep is not None for pruner in parse(method))
+        cells += [make_cell(method, keep, seed) for keep in ([None] if own else keeps)]
+    return list({cell.spec: cell for cell in cells}.values())

@@ -1,0 +1,13 @@
+"""The console that tables and progress bars go to."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+WIDTH = 160
+
+
+def make_console() -> Console:
+    """A console that does not squeeze tables when the output is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)

@@ -1,0 +1,120 @@
+"""What a prefill costs: FLOPs and KV bytes from the visual tokens that each layer really had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .encode import core_of, encode
+from .prompt import Row
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Visual tokens of one sample, as ``model.vtc.report`` gives them.
+
+    ``per_layer`` has one count per decoder layer; ``kept`` is what is left behind the last step.
+    """
+
+    total: int
+    kept: int
+    per_layer: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Visual tokens averaged over the decoder layers."""
+        return sum(self.per_layer) / len(self.per_layer)
+
+    @classmethod
+    def unpruned(cls, total: int, depth: int) -> Measured:
+        """All tokens in all layers."""
+        return cls(total, total, (total,) * depth)
+
+    @classmethod
+    def from_report(cls, report: Any, sample: int, depth: int) -> Measured:
+        """Read the counts of one sample of the batch off a report."""
+        spans = [i for i, span in enumerate(report.spans) if span.sample == sample]
+        total = sum(len(report.spans[i].columns) for i in spans)
+        kept, per_layer = total, [total] * depth
+        for step in report.steps:
+            kept = sum(len(step.kept[i]) for i in spans)
+            start = step.layer if step.stage == "decoder" else 0
+            per_layer[start:] = [kept] * (depth - start)
+        return cls(total, kept, tuple(per_layer))
+
+
+@dataclass(frozen=True)
+class LMCost:
+    """Cost model of a dense decoder.
+
+    ``linear`` are the weights that every token of a layer is multiplied with, ``attention`` the width of all query
+    heads, ``kv`` the width of keys plus values, each one number per layer; ``head`` are the output layer's weights.
+    """
+
+    linear: tuple[int, ...]
+    attention: tuple[int, ...]
+    kv: tuple[int, ...]
+    head: int
+    itemsize: int
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(self.linear)
+
+    def flops(self, lengths: Sequence[int]) -> int:
+        """FLOPs of a prefill whose layer `l` sees ``lengths[l]`` tokens, a multiply-add counted as two.
+
+        Attention counts all ``L * L`` products, as ``torch.utils.flop_counter`` does: kernels that skip the upper
+        triangle do half of that part. The output layer runs on the last token.
+        """
+        per_layer = zip(self.linear, self.attention, lengths, strict=True)
+        return sum(2 * n * linear + 4 * n * n * width for linear, width, n in per_layer) + 2 * self.head
+
+    def kv_bytes(self, lengths: Sequence[int]) -> int:
+        """Bytes of the KV cache behind such a prefill."""
+        return sum(n * width * self.itemsize for n, width in zip(lengths, self.kv, strict=True))
+
+
+def lm_cost(model: nn.Module) -> LMCost:
+    """Read the cost model off the language model's layers and configuration.
+
+    Raises
+    ------
+    NotImplementedError
+        For mixtures of experts, whose tokens don't all meet the same weights.
+    """
+    core = core_of(model)
+    lm = getattr(core, "language_model", None) or core.text_model
+    config = core.config.get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise NotImplementedError("FLOPs of mixture-of-experts language models are not counted")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    linear = tuple(
+        sum(m.in_features * m.out_features for m in layer.modules() if isinstance(m, nn.Linear)) for layer in lm.layers
+    )
+    depth = len(linear)
+    return LMCost(
+        linear=linear,
+        attention=(config.num_attention_heads * head_dim,) * depth,
+        kv=(2 * kv_heads * head_dim,) * depth,
+        head=config.vocab_size * config.hidden_size,
+        itemsize=next(lm.parameters()).element_size(),
+    )
+
+
+def vision_flops(model: nn.Module, row: Row) -> int:
+    """FLOPs of the tower and projector on one image, counted while they run, pruning inside the tower included."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # the fused CPU kernel is not known to the counter, its plain-math form is
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        encode(model, row)
+    return counter.get_total_flops()

@@ -1,0 +1,55 @@
+"""Reading a picture that somebody else made, safely."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+
+
+def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture as RGB, turned as its EXIF tag says.
+
+    Parameters
+    ----------
+    source : str, Path or bytes
+        A file or its content.
+    name : str, optional
+        How error messages call it.
+    max_pixels : int
+        Larger pictures are refused before they are decoded.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no readable picture or a too large one.
+    """
+    name = name or (str(source) if not isinstance(source, bytes) else "the image")
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"no such image: {name}")
+        if not path.is_file():
+            raise ValueError(f"{name} is not a file")
+    try:
+        with warnings.catch_warnings():
+            # our own limit below is the lower one; Pillow's would only warn
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as im:
+                width, height = im.size
+                if width * height > max_pixels:
+                    size = f"{width} x {height} pixels, allowed are {max_pixels:,}"
+                    raise ValueError(f"{name} is too large: {size}; scale it down first")
+                return ImageOps.exif_transpose(im).convert("RGB")
+    except Image.DecompressionBombError as e:
+        raise ValueError(f"{name} is too large to decode: {e}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, EOFError) as e:  # what Pillow's decoders raise on broken files
+        raise ValueError(f"{name} cannot be read as an image: {e}") from None

@@ -1,0 +1,141 @@
+"""Loading a model with its processor, and naming exactly which one it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+HASHED_BYTES = 256 << 20
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode, its processor, and its identity."""
+
+    model: nn.Module
+    processor: Any
+    name: str
+    identity: str
+
+
+def _identity(path: Path) -> str:
+    """Hash of a model folder: the content of its files, of very large ones the size and time of change."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*")):
+        if file.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model"):
+            continue
+        stat = file.stat()
+        digest.update(file.name.encode())
+        small = stat.st_size <= HASHED_BYTES
+        digest.update(file.read_bytes() if small else f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' progress bars and advice out of our output."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def load_model(source: str | None = None, device: str = "auto", dtype: str = "auto") -> Loaded:
+    """Load a VLM and its processor.
+
+    Parameters
+    ----------
+    source : str, optional
+        A folder or a hub id; None is the bundled model.
+    device : str
+        A torch device, or "auto": CUDA if there is one.
+    dtype : str
+        "float32", "bfloat16", "float16", or "auto": float32 on the CPU, the checkpoint's own elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If it can't be loaded; the message is one line.
+    """
+    import torch
+    import transformers
+
+    from .bundled import bundled_model_path
+
+    quiet_transformers()
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype {dtype!r} is unknown: allowed are auto, float32, bfloat16, float16")
+    try:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is unknown: try cpu or cuda") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; leave --device out or say --device cpu")
+    kind: Any = getattr(torch, dtype) if dtype != "auto" else (torch.float32 if place.type == "cpu" else "auto")
+    name = "bundled" if source is None else source
+    path = str(bundled_model_path()) if source is None else source
+    if (
+        source is not None
+        and not Path(source).is_dir()
+        and (source.count("/") != 1 or source.startswith((".", "/", "~")))
+    ):
+        raise ValueError(f"no such model: {source!r} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(path)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=kind).to(place).eval()
+    except (OSError, ValueError, KeyError) as e:
+        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise ValueError(f"can't load the model {name!r}: {reason}") from None
+    commit = getattr(model.config, "_commit_hash", None)
+    identity = _identity(Path(path)) if Path(path).is_dir() else f"{source}@{commit}"
+    return Loaded(model, processor, name, identity)
+
+
+def software() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("vtc", "torch", "transformers", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def hardware(model: nn.Module) -> dict[str, Any]:
+    """The machine, as far as timings depend on it."""
+    import torch
+
+    device = next(model.parameters()).device
+    load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    about = {
+        "device": str(device),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": load,
+    }
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Short hash of a JSON-like configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""``pareto.png``: accuracy against FLOPs, a line per method, the unpruned model dashed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from .report import keep_text, unpruned_of
+from .store import write_atomic
+from .summary import CellSummary
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; markers differ as well
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
+    """Draw the mean accuracy with 95% intervals of every method against its FLOPs ratio.
+
+    Parameters
+    ----------
+    cells : sequence of CellSummary
+        Without FLOPs (they are not counted for every model) the horizontal axis is the tokens kept.
+    path : Path
+        The PNG; replaced in one go.
+    title : str
+        Heading.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
+
+    counted = all(cell.lm_flops_ratio is not None for cell in cells)
+
+    def place(cell: CellSummary) -> float:
+        return cell.lm_flops_ratio if counted else cell.tokens_kept / cell.tokens_total  # type: ignore[return-value]
+
+    figure = Figure(figsize=(8.2, 5.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    reference = unpruned_of(cells)
+    if reference is not None:
+        axes.axhline(100 * reference.mean.value, color="0.35", linestyle="--", linewidth=1.2, zorder=1)
+        axes.axhspan(100 * reference.mean.low, 100 * reference.mean.high, color="0.9", zorder=0)
+        height = 100 * reference.mean.value
+        axes.annotate(
+            f"unpruned {height:.1f}%", (0.995, height), color="0.25", fontsize=9,
+            xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
+        )  # fmt: skip
+    methods = dict.fromkeys(cell.method for cell in cells if cell is not reference)
+    for i, method in enumerate(methods):
+        line = sorted((cell for cell in cells if cell.method == method), key=place)
+        x, y = [place(cell) for cell in line], [100 * cell.mean.value for cell in line]
+        below = [100 * (cell.mean.value - cell.mean.low) for cell in line]
+        above = [100 * (cell.mean.high - cell.mean.value) for cell in line]
+        # methods of equal cost would hide each other's bars: a few points (1/72 inch) apart, whatever the scale
+        aside = (i - (len(methods) - 1) / 2) * 3 / 72
+        axes.errorbar(
+            x, y, yerr=[below, above], label=method, color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=6,
+            linewidth=1.6, elinewidth=1, capsize=2.5, linestyle="-" if i < 8 else ":", zorder=3,
+            transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
+        )  # fmt: skip
+    if methods:
+        longest = max(methods, key=lambda m: sum(cell.method == m for cell in cells))
+        for cell in (c for c in cells if c.method == longest and c.keep is not None):
+            axes.annotate(
+                keep_text(cell.keep), (place(cell), 100 * cell.mean.low), xytext=(0, -11), textcoords="offset points",
+                ha="center", fontsize=7.5, color="0.35",
+            )  # fmt: skip
+        axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+    what = "prefill FLOPs of the language model" if counted else "visual tokens kept"
+    axes.set_xlabel(f"{what}, relative to unpruned")
+    axes.set_ylabel("mean accuracy over tasks (%), 95% interval")
+    axes.set_xlim(left=0, right=1.02)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(True, color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue())

@@ -1,0 +1,179 @@
+"""Rebuild the evaluation set: ``python -m vtc.eval.scenes.build --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vtc.eval.scenes import easyvqa
+from vtc.eval.scenes.questions import Question, sample_questions
+from vtc.eval.scenes.render import compress, render
+from vtc.eval.scenes.scene import DENSE, Scene, sample_scene
+
+VERSION = "1.0.0"
+SEED = 2026
+NUM_SCENES = 210
+NUM_EASY_IMAGES = 110
+QUALITY = 82
+QUESTIONS_PER_SCENE = {
+    "color": 2,
+    "shape": 2,
+    "exist": 2,
+    "count": 2,
+    "spatial": 2,
+    "quadrant": 2,
+    "ocr": 2,
+}
+QUESTIONS_PER_EASY_IMAGE = 4
+IMAGES_FILE, QUESTIONS_FILE, RECORD_FILE = "images.parquet", "questions.parquet", "dataset.json"
+Row = dict[str, Any]
+
+DESCRIPTIONS = {
+    "color": "attribute: the colour of the object with a given letter (8 colours)",
+    "shape": "attribute: the shape of the object with a given letter (6 shapes)",
+    "exist": "existence (POPE-like): is a letter, or a symbol of a colour, there (yes/no, half each)",
+    "count": "counting: the number of rings, hearts or moons (1-4)",
+    "spatial": "spatial relation: the colour of the plate farthest to the left, right, top or bottom",
+    "quadrant": "localisation: the quarter of the image in which a letter lies",
+    "ocr": "number reading: the two-digit number on the plate of a given colour",
+    easyvqa.TASK: "outside data: easy-vqa 1.0, test split, original 64 px PNG files (MIT)",
+}
+
+
+def evaluation_scenes(count: int = NUM_SCENES) -> list[Scene]:
+    """Return the scenes of the evaluation set.
+
+    Their random sources are named "evaluation/...", those of training "train/...".
+    """
+    return [
+        sample_scene(random.Random(f"evaluation/{SEED}/scene/{index}"), DENSE)
+        for index in range(count)
+    ]
+
+
+def build(folder: Path) -> None:
+    """Write images, questions and the record of the evaluation set.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the three files go; same code and library versions give the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    images, questions = _scene_rows()
+    easy_images, easy_questions = _easy_rows()
+    images, questions = images + easy_images, questions + easy_questions
+    _write(folder / IMAGES_FILE, images)
+    _write(folder / QUESTIONS_FILE, questions)
+    record = _record(folder, questions)
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def prior_accuracy(questions: Sequence[Row]) -> dict[str, float]:
+    """Return per task the accuracy (%) of always giving a question text's most frequent answer.
+
+    It is fitted on the evaluation set itself, leaving one out, so it sees no image.
+    """
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_task: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in questions:
+        by_text[row["question"]][row["answer"]] += 1
+        by_task[row["task"]][row["answer"]] += 1
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for row in questions:
+        others = by_text[row["question"]] - Counter([row["answer"]])
+        if not others:
+            others = by_task[row["task"]] - Counter([row["answer"]])
+        guess = others.most_common(1)[0][0] if others else ""
+        hits[row["task"]].append(guess == row["answer"])
+    return {task: round(100 * sum(h) / len(h), 1) for task, h in hits.items()}
+
+
+def _scene_rows() -> tuple[list[Row], list[Row]]:
+    images, questions = [], []
+    for index, scene in enumerate(evaluation_scenes()):
+        name = f"scene-{index:03d}"
+        images.append({"image_id": name, "image": compress(render(scene), QUALITY)})
+        rng = random.Random(f"evaluation/{SEED}/questions/{index}")
+        questions += _rows(name, sample_questions(rng, scene, QUESTIONS_PER_SCENE))
+    return images, questions
+
+
+def _easy_rows() -> tuple[list[Row], list[Row]]:
+    rng = random.Random(f"evaluation/{SEED}/easyvqa")
+    images, questions = [], []
+    for image in rng.sample(easyvqa.load_split("test"), NUM_EASY_IMAGES):
+        name = f"easyvqa-{image.path.stem}"
+        images.append({"image_id": name, "image": image.path.read_bytes()})
+        questions += _rows(name, _balanced(rng, image.questions))
+    return images, questions
+
+
+def _balanced(rng: random.Random, pool: Sequence[Question]) -> list[Question]:
+    """One yes, one no and other questions, so that constant answers score low."""
+    yes = [q for q in pool if q.answer == "yes"]
+    no = [q for q in pool if q.answer == "no"]
+    open_ended = [q for q in pool if q.answer not in ("yes", "no")]
+    chosen = rng.sample(yes, min(1, len(yes))) + rng.sample(no, min(1, len(no)))
+    missing = QUESTIONS_PER_EASY_IMAGE - len(chosen)
+    return chosen + rng.sample(open_ended, min(missing, len(open_ended)))
+
+
+def _rows(image: str, questions: Sequence[Question]) -> list[Row]:
+    return [
+        {
+            "question_id": f"{image}-{number}",
+            "task": question.task,
+            "image_id": image,
+            "question": question.text,
+            "answer": question.answer,
+        }
+        for number, question in enumerate(questions)
+    ]
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+
+
+def _record(folder: Path, questions: list[Row]) -> Row:
+    counts = Counter(row["task"] for row in questions)
+    prior = prior_accuracy(questions)
+    return {
+        "version": VERSION,
+        "seed": SEED,
+        "licence": "Apache-2.0 (scenes); MIT (easy-vqa images and questions)",
+        "sha256": {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            for name in (IMAGES_FILE, QUESTIONS_FILE)
+        },
+        "tasks": {
+            task: {
+                "description": DESCRIPTIONS[task],
+                "source": "easy-vqa 1.0 (PyPI)" if task == easyvqa.TASK else "vtc.eval.scenes",
+                "questions": counts[task],
+                "prior_accuracy": prior[task],
+            }
+            for task in DESCRIPTIONS
+        },
+    }
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(prog="python -m vtc.eval.scenes.build", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    build(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

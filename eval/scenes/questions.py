@@ -1,0 +1,177 @@
+"""Questions about a scene; each answer follows from the scene record alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vtc.eval.scenes.palette import COLORS, EXTREMES, IMAGE_SIZE, LETTERS, SYMBOL_SHAPES
+from vtc.eval.scenes.scene import Entity, Scene
+
+_MIDDLE = IMAGE_SIZE / 2
+_LEAST_FROM_MIDDLE = 12.0
+_LEAST_GAP = 14.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its only right answer."""
+
+    task: str
+    text: str
+    answer: str
+
+
+def ask_color(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask for the colour of each lettered object."""
+    return [
+        Question("color", f"what color is {e.label}?", e.color) for e in scene.of_kind("lettered")
+    ]
+
+
+def ask_shape(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask for the shape of each lettered object."""
+    return [
+        Question("shape", f"what shape is {e.label}?", e.shape) for e in scene.of_kind("lettered")
+    ]
+
+
+def ask_quadrant(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask in which quarter each lettered object lies (those near a middle line are left out)."""
+    return [
+        Question("quadrant", f"where is {e.label}?", f"{_row(e)}-{_column(e)}")
+        for e in scene.of_kind("lettered")
+        if _clear(e.x) and _clear(e.y)
+    ]
+
+
+def ask_side(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask in which half each lettered object lies."""
+    questions = []
+    for e in scene.of_kind("lettered"):
+        if _clear(e.x):
+            questions.append(Question("side", f"is {e.label} left or right?", _column(e)))
+        if _clear(e.y):
+            questions.append(Question("side", f"is {e.label} top or bottom?", _row(e)))
+    return questions
+
+
+def ask_exist(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask whether a letter, or a symbol of some colour, is there: as many yes as no."""
+    present = [e.label for e in scene.of_kind("lettered")]
+    absent = [letter for letter in LETTERS if letter not in present]
+    count = min(len(present), len(absent), 4)
+    letters = [(name, "yes") for name in rng.sample(present, count)]
+    letters += [(name, "no") for name in rng.sample(absent, count)]
+    pairs = sorted({(e.color, e.shape) for e in scene.of_kind("symbol")})
+    colors, shapes = {c for c, _ in pairs}, {s for _, s in pairs}
+    missing = [
+        (c, s)
+        for c in COLORS
+        for s in SYMBOL_SHAPES
+        if (c, s) not in pairs and (c in colors or s in shapes)
+    ]
+    count = min(len(pairs), len(missing), 3)
+    symbols = [(pair, "yes") for pair in rng.sample(pairs, count)]
+    symbols += [(pair, "no") for pair in rng.sample(missing, count)]
+    questions = [Question("exist", f"is {name} in the image?", answer) for name, answer in letters]
+    return questions + [
+        Question("exist", f"is there any {color} {shape}?", answer)
+        for (color, shape), answer in symbols
+    ]
+
+
+def ask_count(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask how many rings, hearts and moons there are."""
+    symbols = [e.shape for e in scene.of_kind("symbol")]
+    return [
+        Question("count", f"how many {shape} shapes are there?", str(symbols.count(shape)))
+        for shape in SYMBOL_SHAPES
+        if symbols.count(shape) > 0
+    ]
+
+
+def ask_spatial(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask for the colour of the plate that lies farthest to one side."""
+    plates = scene.of_kind("plate")
+    questions = []
+    for word, (axis, sign) in EXTREMES.items():
+        ranked = sorted(plates, key=lambda e: sign * float(getattr(e, axis)))
+        if len(ranked) < 2:
+            continue
+        first, second = (float(getattr(e, axis)) for e in ranked[:2])
+        if abs(first - second) >= _LEAST_GAP:
+            text = f"what color is the {word} plate?"
+            questions.append(Question("spatial", text, ranked[0].color))
+    return questions
+
+
+def ask_ocr(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask for the number on each plate, named by its colour."""
+    return [
+        Question("ocr", f"what number is on the {e.color} plate?", e.label)
+        for e in scene.of_kind("plate")
+    ]
+
+
+ASKERS: dict[str, Callable[[random.Random, Scene], list[Question]]] = {
+    "color": ask_color,
+    "shape": ask_shape,
+    "exist": ask_exist,
+    "count": ask_count,
+    "spatial": ask_spatial,
+    "quadrant": ask_quadrant,
+    "ocr": ask_ocr,
+    "side": ask_side,
+}
+"""Task name -> function that lists all its questions about a scene."""
+
+TRAINING_SHARES = {
+    "color": 7,
+    "shape": 7,
+    "exist": 10,
+    "count": 3,
+    "spatial": 4,
+    "quadrant": 8,
+    "ocr": 6,
+    "side": 4,
+}
+"""How many questions of each task one training image gets (fewer if the scene has fewer)."""
+
+
+def sample_questions(rng: random.Random, scene: Scene, shares: dict[str, int]) -> list[Question]:
+    """Draw up to ``shares[task]`` questions of each task about one scene, in random order.
+
+    Parameters
+    ----------
+    rng : random.Random
+        Source of every random choice.
+    scene : Scene
+        What to ask about.
+    shares : dict of str to int
+        Largest number of questions per task.
+
+    Returns
+    -------
+    list of Question
+        No question occurs twice.
+    """
+    chosen: list[Question] = []
+    for task, share in shares.items():
+        pool = ASKERS[task](rng, scene)
+        chosen += rng.sample(pool, min(share, len(pool)))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _clear(value: float) -> bool:
+    return abs(value - _MIDDLE) >= _LEAST_FROM_MIDDLE
+
+
+def _column(entity: Entity) -> str:
+    return "left" if entity.x < _MIDDLE else "right"
+
+
+def _row(entity: Entity) -> str:
+    return "top" if entity.y < _MIDDLE else "bottom"

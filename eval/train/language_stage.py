@@ -1,0 +1,220 @@
+"""Stage 2: the projector is aligned, then it and the language model learn to answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPModel, LlavaForConditionalGeneration
+
+from vtc.eval.scenes.questions import TRAINING_SHARES, Question, sample_questions
+from vtc.eval.scenes.scene import DENSE, Density
+from vtc.eval.scenes.vocabulary import BOS_ID, EOS_ID, USER_ID, build_tokenizer
+from vtc.eval.train import attention
+from vtc.eval.train.align import Alignment, start_projector
+from vtc.eval.train.images import TrainingImage, draw_easy, draw_scene, training_rng
+from vtc.eval.train.llava import build_llava
+from vtc.eval.train.loop import Place, rate_factor, run_steps
+from vtc.eval.train.optimizer import MixedOptimizer
+from vtc.eval.train.packed_llama import run_packed
+from vtc.eval.train.packing import PREFIX_WORDS, PackedQuestions, pack
+from vtc.eval.train.recipe import Recipe
+from vtc.eval.train.tower import encode, to_patches
+
+_END_WEIGHT = 0.05
+_TASK_WEIGHTS = {"count": 2.0, "spatial": 2.0}
+
+
+def train_language(
+    recipe: Recipe, place: Place, clip: CLIPModel
+) -> LlavaForConditionalGeneration:
+    """Train the projector and the language model around a frozen tower.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The whole recipe.
+    place : Place
+        Where the run lives.
+    clip : CLIPModel
+        The result of stage 1.
+    """
+    torch.manual_seed(recipe.seed + 1)
+    attention.register()
+    model = build_llava(recipe.language, clip, build_tokenizer().get_vocab_size())
+    model.model.vision_tower.set_attn_implementation(attention.NAME)
+    alignment = Alignment()
+    align_projector(recipe, place, model, alignment)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in model.model.language_model.layers.parameters() if p.ndim == 2]
+    sizes = recipe.language
+    optimizer = MixedOptimizer(
+        trained, matrices, sizes.learning_rate, sizes.matrix_learning_rate, place.ranks
+    )
+
+    def train_step(step: int) -> dict[str, float]:
+        rng = training_rng(recipe.seed, "language", step, place.ranks.index)
+        images, asked = draw_batch(recipe, step, rng)
+        features = tower_features(model, images)
+        kept = choose_tokens(recipe, step, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            projected = model.model.multi_modal_projector(features)
+            packed = pack(asked)
+            logits = answer_logits(model, projected[:, kept], kept, packed)
+        wanted = packed.targets[packed.targets != -100]
+        losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+        weights = answer_weights(packed, asked)[packed.targets != -100]
+        loss = (losses * weights).sum() / weights.sum()
+        targets = alignment.targets([image.labels for image in images])
+        embedding = model.model.language_model.embed_tokens.weight
+        extra, figures = alignment(projected.flatten(0, 1), embedding, targets)
+        factor = rate_factor(step, sizes.steps, sizes.warmup, sizes.hold)
+        optimizer.step(loss + sizes.align_weight * extra, factor)
+        scores = _accuracies(packed, logits, asked)
+        return {"loss": loss.item(), "position_r2": figures["position_r2"], **scores}
+
+    run_steps(place, "language", sizes.steps, train_step, {"model": model, "optimizer": optimizer})
+    return model
+
+
+def align_projector(
+    recipe: Recipe, place: Place, model: LlavaForConditionalGeneration, alignment: Alignment
+) -> None:
+    """Train the projector alone on the alignment losses, on the features of a few images."""
+    projector = model.model.multi_modal_projector
+    rng = training_rng(recipe.seed, "align", 0, place.ranks.index)
+    images = [draw_scene(rng, DENSE) for _ in range(recipe.align.images)]
+    groups = [images[i : i + 4] for i in range(0, len(images), 4)]
+    features = torch.cat([tower_features(model, group).flatten(0, 1) for group in groups]).float()
+    targets = alignment.targets([image.labels for image in images])
+    start_projector(projector, features)
+    if place.ranks.count > 1:
+        _share(place, projector)
+    optimizer = MixedOptimizer(
+        list(projector.parameters()), [], recipe.align.learning_rate, 0.0, place.ranks
+    )
+    embedding = model.model.language_model.embed_tokens.weight.detach()
+
+    def train_step(step: int) -> dict[str, float]:
+        source = np.random.default_rng([recipe.seed, step, place.ranks.index])
+        rows = torch.from_numpy(source.integers(0, len(features), recipe.align.tokens_per_step))
+        chosen = {name: target[rows] for name, target in targets.items()}
+        loss, figures = alignment(projector(features[rows]), embedding, chosen)
+        optimizer.step(loss, rate_factor(step, recipe.align.steps, warmup=20))
+        return {"loss": loss.item(), **figures}
+
+    parts = {"projector": projector, "optimizer": optimizer}
+    run_steps(place, "align", recipe.align.steps, train_step, parts)
+
+
+def draw_batch(
+    recipe: Recipe, step: int, rng: random.Random
+) -> tuple[list[TrainingImage], list[list[Question]]]:
+    """Draw the images of one step and what is asked about them."""
+    sizes = recipe.language
+    if step % sizes.easy_every == sizes.easy_every - 1:
+        images = [draw_easy(rng) for _ in range(sizes.easy_images_per_rank)]
+        return images, [list(image.easy.questions) for image in images if image.easy]
+    density = density_at(step / sizes.steps)
+    images = [draw_scene(rng, density) for _ in range(sizes.images_per_rank)]
+    asked = [
+        sample_questions(rng, image.scene, TRAINING_SHARES) for image in images if image.scene
+    ]
+    return images, asked
+
+
+def density_at(progress: float) -> Density:
+    """Return how dense scenes are at a share of the steps: few entities first, then many."""
+    if progress < 0.08:
+        return Density(letters=(3, 8), plates=(2, 3), symbols=(0, 2))
+    if progress < 0.2:
+        return Density(letters=(6, 16), plates=(2, 5), symbols=(0, 3))
+    if progress < 0.5:
+        return Density(letters=(10, 20), plates=(3, 6), symbols=(1, 4))
+    return Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4))
+
+
+def answer_weights(packed: PackedQuestions, asked: Sequence[Sequence[Question]]) -> Tensor:
+    """Return the loss weight of every target: little for the end token, more for rare tasks."""
+    weights = torch.ones(packed.targets.shape)
+    for index, questions in enumerate(asked):
+        for question, (start, end) in zip(questions, packed.spans[index], strict=True):
+            weights[index, start:end] = _TASK_WEIGHTS.get(question.task, 1.0)
+    weights[packed.targets == EOS_ID] = _END_WEIGHT
+    return weights
+
+
+def choose_tokens(recipe: Recipe, step: int, rng: random.Random) -> Tensor:
+    """Return the image tokens of one step: all 576, or in a third of the steps a random part.
+
+    The part is uniform and its size is random; it depends neither on the image nor on a question.
+    """
+    count = 576
+    if step % 3 == 1:
+        count = rng.randint(192, 480)
+    return torch.tensor(sorted(rng.sample(range(576), count)))
+
+
+def tower_features(
+    model: LlavaForConditionalGeneration, images: Sequence[TrainingImage]
+) -> Tensor:
+    """Return the penultimate features of the frozen tower, without the class token."""
+    patches = to_patches(np.stack([image.pixels for image in images]))
+    tower = model.model.vision_tower
+    layers = len(tower.encoder.layers) - 1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return encode(tower, patches, layers)[:, 1:]
+
+
+def answer_logits(
+    model: LlavaForConditionalGeneration, projected: Tensor, kept: Tensor, packed: PackedQuestions
+) -> Tensor:
+    """Return the logits at every position that has a target.
+
+    Parameters
+    ----------
+    model : LlavaForConditionalGeneration
+        The model.
+    projected : Tensor
+        Projected tokens [batch, kept, width].
+    kept : Tensor
+        Their indices among the 576, which give their positions.
+    packed : PackedQuestions
+        The questions.
+    """
+    language = model.model.language_model
+    batch = projected.shape[0]
+    words = language.embed_tokens(torch.tensor([[BOS_ID, USER_ID]] * batch))
+    prefix = torch.cat([words, projected.to(words.dtype)], dim=1)
+    positions = torch.cat([torch.arange(PREFIX_WORDS), kept + PREFIX_WORDS]).expand(batch, -1)
+    text = language.embed_tokens(packed.tokens)
+    hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias)
+    return model.lm_head(hidden[packed.targets != -100])
+
+
+def _share(place: Place, projector: torch.nn.Module) -> None:
+    """Give all ranks the first rank's projector."""
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            if not place.ranks.is_first:
+                parameter.zero_()
+            place.ranks.sum_(parameter)
+
+
+def _accuracies(
+    packed: PackedQuestions, logits: Tensor, asked: Sequence[Sequence[Question]]
+) -> dict[str, float]:
+    """Share of right answers per task (every answer token the most likely one)."""
+    known = packed.targets != -100
+    right = torch.zeros_like(known)
+    right[known] = logits.argmax(dim=-1) == packed.targets[known]
+    hits: dict[str, list[bool]] = {}
+    for index, questions in enumerate(asked):
+        for question, (start, end) in zip(questions, packed.spans[index], strict=True):
+            hit = bool(right[index, start : end - 1].all())
+            hits.setdefault(question.task, []).append(hit)
+    return {task: sum(found) / len(found) for task, found in hits.items()}

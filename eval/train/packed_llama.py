@@ -1,0 +1,104 @@
+"""A Llama forward pass for packed questions: the image is read once for all of them.
+
+It computes what ``LlamaModel`` computes on each question alone, on the same modules, but image
+tokens attend only to image tokens, and the last layer is run for the text alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+_CHUNKS = 4
+_FAR = -1e4
+
+
+def run_packed(
+    model: nn.Module,
+    prefix: Tensor,
+    prefix_positions: Tensor,
+    text: Tensor,
+    text_positions: Tensor,
+    text_bias: Tensor,
+) -> Tensor:
+    """Return the final hidden states of the text tokens.
+
+    Parameters
+    ----------
+    model : LlamaModel
+        The language model.
+    prefix : Tensor
+        Embeddings of ``<s> USER:`` and the image tokens [batch, prefix length, width].
+    prefix_positions : Tensor
+        Their positions [batch, prefix length].
+    text : Tensor
+        Embeddings of all questions [batch, text length, width].
+    text_positions : Tensor
+        Their positions [batch, text length].
+    text_bias : Tensor
+        Additive mask between text tokens [batch, text length, text length].
+    """
+    length = prefix.shape[1]
+    hidden = torch.cat([prefix, text], dim=1)
+    positions = torch.cat([prefix_positions, text_positions], dim=1)
+    rotary = model.rotary_emb(hidden, position_ids=positions)
+    layers = list(model.layers)
+    for layer in layers[:-1]:
+        hidden = hidden + _attention(layer, hidden, length, rotary, text_bias, text_only=False)
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    last = layers[-1]
+    attended = _attention(last, hidden, length, rotary, text_bias, text_only=True)
+    hidden = hidden[:, length:] + attended
+    hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
+    return model.norm(hidden)
+
+
+def _attention(
+    layer: nn.Module,
+    hidden: Tensor,
+    prefix_length: int,
+    rotary: tuple[Tensor, Tensor],
+    text_bias: Tensor,
+    text_only: bool,
+) -> Tensor:
+    module = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    shape = (*normed.shape[:2], -1, module.head_dim)
+    query, key, value = (
+        projection(normed).view(shape).transpose(1, 2)
+        for projection in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *rotary)
+    query = (query * module.scaling).to(value.dtype)
+    key = key.to(value.dtype)
+    outputs = []
+    for q, k, v, bias in zip(query, key, value, text_bias, strict=True):
+        pieces = [] if text_only else _causal(q, k, v, prefix_length)
+        pieces.append(_text_attention(q, k, v, prefix_length, bias.to(v.dtype)))
+        outputs.append(torch.cat(pieces, dim=1))
+    joined = torch.stack(outputs).transpose(1, 2).flatten(2)
+    return module.o_proj(joined)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, length: int) -> list[Tensor]:
+    """Causal attention among the first ``length`` tokens, in blocks that skip the future."""
+    edges = [round(length * i / _CHUNKS) for i in range(_CHUNKS + 1)]
+    pieces = []
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        if start == end:
+            continue
+        scores = query[:, start:end] @ key[:, :end].transpose(-1, -2)
+        future = torch.full((end - start, end), _FAR, dtype=scores.dtype).triu(start + 1)
+        pieces.append(torch.softmax(scores + future, dim=-1) @ value[:, :end])
+    return pieces
+
+
+def _text_attention(
+    query: Tensor, key: Tensor, value: Tensor, prefix_length: int, bias: Tensor
+) -> Tensor:
+    query = query[:, prefix_length:]
+    to_image = query @ key[:, :prefix_length].transpose(-1, -2)
+    to_text = query @ key[:, prefix_length:].transpose(-1, -2) + bias
+    weights = torch.softmax(torch.cat([to_image, to_text], dim=-1), dim=-1)
+    return weights @ value

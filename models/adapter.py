@@ -1,0 +1,211 @@
+"""Attaches a pruning pipeline to a stock model: which hooks are set where, and how they are removed again.
+
+One adapter serves every family, because they all do the same: encode images, put the features over placeholder
+embeddings, call the text model with full, consistent lengths. So pruning happens at the border of the text model and of
+its layers, with plain torch hooks (they survive accelerate's dispatch), and nothing else of the model is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from vtc.pruners.base import STAGES, Pruner, Stop
+from vtc.pruners.signals import DecoderSignal, Signal
+
+from .forward import Forward, Local
+from .locate import Parts
+from .report import Report
+from .signals import resolve
+from .taps import AttentionTap
+from .vision import VisionSide
+
+MARK = "_vtc_adapter"
+
+
+def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
+    """The stops of a pipeline in forward order.
+
+    Raises
+    ------
+    ValueError
+        If a pruner lacks `keep`, or a decoder layer does not exist or can't have the signals asked for.
+    """
+    stops = [(p, stop) for p in pruners for stop in p.stops(depth)]
+    for pruner, stop in stops:
+        if stop.stage not in STAGES:
+            raise ValueError(f"{pruner.name}: stage must be one of {', '.join(STAGES)}, got {stop.stage!r}")
+        if stop.keep is None:
+            raise ValueError(f"{pruner.name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
+        if stop.stage == "decoder":
+            if stop.layer is None or not 0 <= stop.layer < depth:
+                raise ValueError(f"{pruner.name}: layer={stop.layer} is out of range; the decoder has layers 0 to {depth - 1}")
+            for signal in pruner.signals:
+                resolved = resolve(signal, stop.layer)
+                if isinstance(resolved, DecoderSignal) and not 0 <= (resolved.layer or 0) < stop.layer:
+                    raise ValueError(
+                        f"{pruner.name} at layer={stop.layer} reads {resolved}, which is not there yet; "
+                        "prune at a later layer (layer >= 1)"
+                    )
+        elif any(isinstance(s, DecoderSignal) for s in pruner.signals):
+            raise ValueError(f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer")
+
+    def place(entry: tuple[Pruner, Stop]) -> tuple[int, int]:
+        return STAGES.index(entry[1].stage), entry[1].layer or 0
+
+    return sorted(stops, key=place)
+
+
+class Adapter:
+    """A pipeline attached to a model.
+
+    Parameters
+    ----------
+    parts : Parts
+        Where to hook.
+    pruners : iterable of Pruner
+        The pipeline.
+    positions : {"keep", "compact"}
+        Whether kept tokens keep their original position ids, or are renumbered without gaps (1-D rotary only; input
+        and vision stages).
+    """
+
+    def __init__(self, parts: Parts, pruners: Iterable[Pruner], positions: str = "keep"):
+        if positions not in ("keep", "compact"):
+            raise ValueError(f"positions must be 'keep' or 'compact', got {positions!r}")
+        self.parts, self.positions = parts, positions
+        depth = len(parts.layers)
+        self.stops = plan(pruners, depth)
+        signals: set[Signal] = {resolve(s, stop.layer) for p, stop in self.stops for s in p.signals}
+        self.local = Local()
+        self.forward = Forward(parts, self.stops, signals, positions, self.local)
+        self.vision = VisionSide(
+            parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
+        )
+        self._undo: list[Callable[[], object]] = []
+
+    def attach(self) -> Adapter:
+        """Set the hooks.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is hooked by another adapter.
+        """
+        core = self.parts.core
+        if MARK in core.__dict__:
+            raise RuntimeError(
+                f"this {type(core).__name__} is already wrapped by vtc (perhaps through an outer model); "
+                "call vtc.restore(...) on that one first"
+            )
+        core.__dict__[MARK] = self
+        self._undo.append(lambda: core.__dict__.pop(MARK, None))
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def _attach(self) -> None:
+        core, lm, layers, f = self.parts.core, self.parts.lm, self.parts.layers, self.forward
+        self._hook(core.register_forward_pre_hook(f.core_pre, with_kwargs=True))
+        self._hook(core.register_forward_hook(f.core_post, with_kwargs=True, always_call=True))
+        self._hook(lm.register_forward_pre_hook(f.lm_pre, with_kwargs=True))
+        self._hook(lm.register_forward_hook(f.lm_post, with_kwargs=True, always_call=True))
+        for i, layer in enumerate(layers):
+            self._hook(layer.register_forward_pre_hook(functools.partial(f.layer_pre, i), with_kwargs=True))
+            if i < f.deepstack_layers:
+                self._hook(layer.register_forward_hook(functools.partial(f.layer_post, i)))
+        for i in f.tapped_layers():
+            tap = AttentionTap(layers[i].self_attn, functools.partial(f.attention, i)).attach()
+            self._undo.append(tap.detach)
+        for modality in ("image", "video"):
+            self._wrap_features(f"get_{modality}_features", modality)
+        self.vision.attach()
+        self._undo.append(self.vision.detach)
+        if hasattr(self.parts.model, "generate"):
+            self._shadow(self.parts.model, "generate", _guarded_generate)
+
+    def detach(self) -> None:
+        """Remove everything that ``attach`` set."""
+        while self._undo:
+            self._undo.pop()()
+
+    def report(self) -> Report | None:
+        """Report of this thread's last prefill, or of the last one at all."""
+        return self.local.report or self.forward.last_report
+
+    @property
+    def timing(self) -> bool:
+        """Whether selection time is measured."""
+        return self.forward.timing
+
+    @timing.setter
+    def timing(self, on: bool) -> None:
+        self.forward.timing = on
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    def _shadow(self, owner: nn.Module, name: str, wrap: Callable[[Any], Any]) -> None:
+        """Shadow the method `name` by an instance attribute, which keeps signature and class untouched."""
+        method = getattr(owner, name)
+        before = owner.__dict__.get(name)
+        owner.__dict__[name] = wrap(method)
+
+        def undo() -> None:
+            if before is None:
+                owner.__dict__.pop(name, None)
+            else:
+                owner.__dict__[name] = before
+
+        self._undo.append(undo)
+
+    def _wrap_features(self, name: str, modality: str) -> None:
+        if getattr(self.parts.core, name, None) is None:
+            return
+        local, vision = self.local, self.vision
+
+        def wrap(method: Any) -> Any:
+            signature = inspect.signature(method)
+
+            @functools.wraps(method)  # generate() reads the signature
+            def features(*args: Any, **kwargs: Any) -> Any:
+                bound = signature.bind(*args, **kwargs)
+                given = dict(bound.arguments)
+                given.update(given.pop("kwargs", {}))
+                output, record = vision.record(modality, given, lambda: method(*args, **kwargs))
+                if record is None:  # Qwen3-VL's videos go through get_image_features: the outer call records them
+                    return output
+                local.records[modality] = record
+                if hasattr(output, "pooler_output"):
+                    output._vtc = record  # generate() carries the output into the prefill
+                return output
+
+            return features
+
+        self._shadow(self.parts.core, name, wrap)
+
+
+def _guarded_generate(generate: Any) -> Any:
+    """Refuse what would silently prune wrongly, before any work is done."""
+
+    @functools.wraps(generate)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("generation_config") or getattr(generate.__self__, "generation_config", None)
+        chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
+        if chunk:
+            raise NotImplementedError(
+                f"prefill_chunk_size={chunk} would prune every chunk by itself. Pass prefill_chunk_size=None: a pruned "
+                "prefill is short; or call vtc.restore(model) first."
+            )
+        return generate(*args, **kwargs)
+
+    return guarded
+
+

@@ -1,0 +1,163 @@
+"""What vtc knows about each model family, in one table; everything else is found in the model itself (``locate``).
+
+A new family is one row: a layout function (``layouts.py``) and an alignment (``vision_align.py``). Without an alignment
+encoder signals are refused, without a layout function tokens are taken as a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vtc.pruners.layout import Layout
+
+from . import layouts, vision_align
+from .layouts import VisionCall
+
+
+def _one(config: Any) -> int:
+    return 1
+
+
+def _vision_merge(config: Any) -> int:
+    return config.vision_config.spatial_merge_size**2
+
+
+def _scale(config: Any) -> int:
+    return config.scale_factor**2
+
+
+def _gemma3_cell(config: Any) -> int:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return (side // int(config.mm_tokens_per_image**0.5)) ** 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name : str
+        What people call it.
+    model_types : tuple of str
+        ``config.model_type`` of the composite model.
+    layouts : callable
+        The call to one ``Layout`` per item.
+    align : callable or None
+        Tower rows to the patches of each token; None refuses encoder signals and the vision stage.
+    unit : callable
+        Patches per language-model token, from the configuration.
+    projector : str
+        The module that reads the tower's output, as a path from the composite model.
+    reads_units : bool
+        Whether the projector reads whole tokens (`[R, n, U * D]`) and not patches.
+    packed : bool
+        Whether the tower runs all items in one row of patches.
+    rows : callable or None
+        Rows of a dense tower that belong to each item; None: one.
+    newlines : bool
+        Whether separator tokens stand among an image's.
+    no_vision_stage : str
+        Why the family can't be pruned inside its tower; empty if it can.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    layouts: Callable[[VisionCall], list[Layout]] = layouts.square
+    align: Callable[[VisionCall, Tensor], list[Tensor]] | None = None
+    unit: Callable[[Any], int] = _one
+    projector: str = "multi_modal_projector"
+    reads_units: bool = False
+    packed: bool = False
+    rows: Callable[[VisionCall], list[int]] | None = None
+    newlines: bool = False
+    no_vision_stage: str = ""
+
+    @classmethod
+    def unknown(cls, model_type: str) -> Family:
+        """A family that only the user's ``VTCConfig(parts=...)`` describes."""
+        return cls(
+            model_type or "unknown",
+            (model_type,),
+            layouts.lines,
+            projector="",
+            no_vision_stage="vtc does not know how its tower's patches become tokens",
+        )
+
+    def layouts_of(self, call: VisionCall) -> list[Layout]:
+        """One layout per item, a line wherever the family's function doesn't add up."""
+        return layouts.checked(call, self.layouts(call))
+
+
+_MASKED = "its tower masks padding patches, which pruning inside the tower does not support"
+
+FAMILIES: tuple[Family, ...] = (
+    Family("LLaVA-1.5", ("llava",), layouts.llava, vision_align.one_to_one),
+    Family(
+        "LLaVA-NeXT", ("llava_next",), layouts.anyres, vision_align.anyres, rows=vision_align.tile_counts, newlines=True
+    ),
+    Family(
+        "LLaVA-OneVision",
+        ("llava_onevision",),
+        layouts.onevision,
+        vision_align.anyres,
+        rows=vision_align.tile_counts,
+        newlines=True,
+        no_vision_stage="it resamples projected features, so that a token is no set of patches",
+    ),
+    Family(
+        "Qwen2-VL", ("qwen2_vl",), layouts.qwen, vision_align.merge_units, _vision_merge, "visual.merger", packed=True
+    ),
+    Family(
+        "Qwen2.5-VL",
+        ("qwen2_5_vl",),
+        layouts.qwen,
+        vision_align.merge_units,
+        _vision_merge,
+        "visual.merger",
+        packed=True,
+    ),
+    Family(
+        "Qwen3-VL", ("qwen3_vl",), layouts.qwen, vision_align.merge_units, _vision_merge, "visual.merger", packed=True
+    ),
+    Family(
+        "InternVL",
+        ("internvl",),
+        layouts.square,
+        vision_align.internvl,
+        lambda config: int(1 / config.downsample_ratio) ** 2,
+        reads_units=True,
+        no_vision_stage="its tower's layers pass nothing on to their attention",
+    ),
+    Family(
+        "Idefics3", ("idefics3",), layouts.square, vision_align.idefics3, _scale, "connector", no_vision_stage=_MASKED
+    ),
+    Family(
+        "SmolVLM", ("smolvlm",), layouts.square, vision_align.idefics3, _scale, "connector", no_vision_stage=_MASKED
+    ),
+    Family("Gemma3", ("gemma3",), layouts.square, vision_align.gemma3, _gemma3_cell),
+    Family(
+        "Mistral3 / Pixtral",
+        ("mistral3",),
+        layouts.mistral3,
+        vision_align.mistral3,
+        lambda config: config.spatial_merge_size**2,
+        packed=True,
+        no_vision_stage="its tower masks the images of a packed row, which pruning inside the tower does not support",
+    ),
+)
+
+
+def family_of(config: Any) -> Family | None:
+    """The row of a model's configuration, or None."""
+    kind = getattr(config, "model_type", None)
+    return next((f for f in FAMILIES if kind in f.model_types), None)
+
+
+def supported_families() -> list[str]:
+    """Names of the families that vtc knows, in table order."""
+    return [f.name for f in FAMILIES]

@@ -1,0 +1,132 @@
+"""Finds the parts of a VLM: the composite model, its language model, the decoder layers and the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .families import Family, family_of, supported_families
+
+CORE_PARTS = ("core", "lm", "layers", "tower")
+
+
+@dataclass
+class Parts:
+    """The modules that vtc hooks.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The generating model, out of any PEFT wrapper.
+    core : nn.Module
+        The composite model that merges image features into text embeddings (``model.base_model``).
+    lm : nn.Module
+        The text model inside it, which owns `layers` and the last norm.
+    layers : nn.ModuleList
+        Decoder layers.
+    tower : nn.Module
+        The vision tower.
+    family : Family
+        What is known about this kind of model.
+    """
+
+    model: nn.Module
+    core: nn.Module
+    lm: nn.Module
+    layers: nn.ModuleList
+    tower: nn.Module
+    family: Family
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the composite model."""
+        return self.core.config
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The language model's norm before ``lm_head``."""
+        return self.lm.norm
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT wrappers."""
+    while hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return model
+
+
+def _first(owner: nn.Module, *names: str) -> nn.Module | None:
+    for name in names:
+        found = getattr(owner, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    return None
+
+
+def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
+    """Find the parts of `model`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers VLM, with or without its generation head, bare or inside PEFT.
+    parts : mapping, optional
+        Module paths for a family that vtc does not know: ``core``, ``lm``, ``layers``, ``tower``; those left out are
+        looked for under the usual names.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no ``nn.Module``.
+    NotImplementedError
+        For remote-code models and unknown families; the message says what to do.
+    ValueError
+        If `parts` names something that is not there.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module (a transformers VLM), got {type(model).__name__}")
+    model = unwrap(model)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    named = dict(parts or {})
+    for key in named:
+        if key not in CORE_PARTS:
+            raise ValueError(f"parts has no entry {key!r}; allowed are {', '.join(CORE_PARTS)}")
+    if type(model).__module__.split(".")[0] == "transformers_modules" and not named:
+        raise NotImplementedError(
+            f"{type(model).__name__} is remote code, whose forward vtc can't know. Load the transformers-native port "
+            f"of the model (a '-hf' repository), or name its modules with VTCConfig(parts={{...}})."
+        )
+    family = family_of(getattr(model, "config", None))
+    if family is None:
+        if not named:
+            raise NotImplementedError(
+                f"vtc does not know the model family {kind!r} ({type(model).__name__}). Known: "
+                f"{', '.join(supported_families())}. If it is built like them (get_image_features, then a text model "
+                "called with inputs_embeds), name its modules: VTCConfig(..., parts={'core': 'model', 'lm': "
+                "'model.language_model', 'layers': 'model.language_model.layers', 'tower': 'model.vision_tower'}); "
+                "else add a row to vtc/models/families.py."
+            )
+        family = Family.unknown(str(kind))
+
+    def module(key: str) -> nn.Module | None:
+        if key not in named:
+            return None
+        try:
+            return model.get_submodule(named[key])
+        except AttributeError as error:
+            raise ValueError(f"parts[{key!r}]={named[key]!r} is no module of {type(model).__name__}: {error}") from None
+
+    core = module("core")
+    if core is None:
+        core = model if _first(model, "language_model", "text_model") is not None else getattr(model, "base_model", model)
+    lm = module("lm") or _first(core, "language_model", "text_model")
+    layers = module("layers") or getattr(lm, "layers", None)
+    tower = module("tower") or _first(core, "vision_tower", "visual", "vision_model")
+    for key, found in (("lm", lm), ("layers", layers), ("tower", tower)):
+        if found is None:
+            raise ValueError(f"no {key} found in {type(model).__name__}; name it with VTCConfig(parts={{{key!r}: ...}})")
+    assert lm is not None and tower is not None
+    return Parts(model, core, lm, layers, tower, family)  # type: ignore[arg-type]

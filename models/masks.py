@@ -1,0 +1,128 @@
+"""Attention masks from slots: one rule for padding, ragged keeps, several pruning layers, windows, beams and turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from .taps import PREFIX
+
+
+def slot_mask(
+    config: Any, queries: Tensor, keys: Tensor, dtype: torch.dtype, padded: bool, window: int | None = None
+) -> Any:
+    """Mask for queries at original slots over keys at original slots.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of the text model; its attention implementation decides the mask's form.
+    queries, keys : Tensor
+        `[B, Q]` and `[B, K]` int64; -1 is padding. The last `Q` keys are the queries' own.
+    dtype : torch.dtype
+        Of the additive mask that eager attention wants.
+    padded : bool
+        Whether any slot is -1.
+    window : int, optional
+        Sliding window, counted in ORIGINAL positions.
+
+    Returns
+    -------
+    Tensor, BlockMask or None
+        None where plain causal attention is right, which keeps the fast kernels.
+    """
+    kind = config._attn_implementation.removeprefix(PREFIX)
+    (batch, n_query), n_key = queries.shape, keys.shape[1]
+    if "flash" in kind:  # flash takes 2D padding; its window counts kept tokens
+        return (keys >= 0) if padded else None
+    # only sdpa reads "no mask" as causal; flex would attend to everything
+    if not padded and window is None and (n_query == 1 or (n_query == n_key and kind == "sdpa")):
+        return None
+
+    def allowed(b: Any, h: Any, q: Any, k: Any) -> Any:
+        key, query = keys[b, k], queries[b, q]
+        ok = (key >= 0) & (key <= query)
+        if window is not None:
+            ok = ok & (key > query - window)
+        # a padding query sees itself: rows without any key are NaN on some kernels
+        return ok | ((query < 0) & (k - (n_key - n_query) == q))
+
+    if kind in ("sdpa", "eager"):
+        device = queries.device
+        b = torch.arange(batch, device=device)[:, None, None]
+        q = torch.arange(n_query, device=device)[None, :, None]
+        mask = allowed(b, None, q, torch.arange(n_key, device=device)[None, None, :])[:, None]
+        return additive(mask, dtype) if kind == "eager" else mask
+    return _interface_mask(config, kind, allowed, batch, n_query, n_key, dtype, queries.device)
+
+
+def _interface_mask(
+    config: Any, kind: str, rule: Any, batch: int, n_query: int, n_key: int, dtype: torch.dtype, device: torch.device
+) -> Any:
+    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
+        batch_size=batch,
+        q_length=n_query,
+        kv_length=n_key,
+        q_offset=0,
+        kv_offset=0,
+        mask_function=rule,
+        attention_mask=None,
+        allow_is_causal_skip=False,
+        dtype=dtype,
+        config=config,
+        use_vmap=False,
+        device=device,
+    )
+
+
+def keeps_pattern(mask: Any, length: int) -> bool:
+    """Whether `mask` is a square mask over `length` columns with a pattern of its own, to be gathered and not rebuilt."""
+    if isinstance(mask, Tensor):
+        return mask.dim() == 4 and mask.shape[-2:] == (length, length)
+    return hasattr(mask, "mask_mod")
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool mask as the additive one of eager attention."""
+    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def gather_mask(mask: Any, columns: Tensor, config: Any) -> Any:
+    """Rows and columns `columns` `[B, L']` (-1 is padding) of a square 4D mask `[B, H, L, L]` or a flex ``BlockMask``."""
+    batch, n = columns.shape
+    if not isinstance(mask, Tensor):
+        index = columns.clamp(min=0)
+
+        def rule(b: Any, h: Any, q: Any, k: Any) -> Any:
+            pad = (columns[b, q] < 0) | (columns[b, k] < 0)
+            return (mask.mask_mod(b, h, index[b, q], index[b, k]) & ~pad) | (pad & (q == k))
+
+        kind = config._attn_implementation.removeprefix(PREFIX)
+        return _interface_mask(config, kind, rule, batch, n, n, torch.float32, columns.device)
+    index = columns.clamp(min=0).to(mask.device)
+    heads, length = mask.shape[1], mask.shape[-1]
+    mask = mask.expand(batch, -1, -1, -1)
+    mask = mask.gather(2, index[:, None, :, None].expand(batch, heads, n, length))
+    mask = mask.gather(3, index[:, None, None, :].expand(batch, heads, n, n))
+    pad = (columns < 0).to(mask.device)
+    off = pad[:, None, :, None] | pad[:, None, None, :]
+    own = torch.eye(n, dtype=torch.bool, device=mask.device) & pad[:, None, :, None]
+    if mask.dtype == torch.bool:
+        return (mask & ~off) | own
+    return mask.masked_fill(off, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
+
+
+def valid_columns(mask: Any, batch: int, length: int, device: torch.device) -> Tensor | None:
+    """`[B, length]` bool: columns that are no padding, read from whatever mask a text model was given; None if all are."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        return None
+    if mask.dim() == 2:
+        return mask[:, -length:].bool().to(device)
+    mask = mask.expand(batch, -1, -1, -1)[:, 0, -length:, -length:]
+    # a padding key is masked even for itself
+    return torch.diagonal(mask if mask.dtype == torch.bool else mask == 0, dim1=1, dim2=2).to(device)

@@ -1,0 +1,164 @@
+"""One pruning step of a run: candidates, budgets, the method's choice, and what becomes of newline tokens.
+
+Newline tokens (LLaVA-NeXT, LLaVA-OneVision) are no image content: no method sees them. They go as soon as their span
+is pruned, except that they fill up a budget that exceeds the number of content tokens, so that counts stay exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
+from vtc.pruners.layout import Layout
+
+from .run import Run, gather_columns
+from .select import select_tokens
+from .signals import HostSignals
+
+
+def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, norm: nn.Module) -> Tensor:
+    """Let `pruner` choose at `stop`, and drop the rest.
+
+    Parameters
+    ----------
+    run : Run
+        The forward's state; updated.
+    hidden : Tensor
+        `[B, L, D]` embeddings or hidden states of the present columns.
+    norm : nn.Module
+        The language model's last norm, for methods that ask for it.
+
+    Returns
+    -------
+    Tensor
+        `[B, L', D]`.
+    """
+    assert stop.keep is not None
+    budgets = [min(n, resolve_keep(stop.keep, full)) for n, full in zip(run.present, run.batch.lengths, strict=True)]
+    content, counts = _content(run)
+    chosen: list[Tensor] = []
+    features: list[Tensor | None] = []
+    active = [i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n]
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+    if active:
+        tokens = _tokens(run, pruner, stop, hidden, norm, content, counts, budgets, active)
+        columns, vectors = select_tokens(pruner, tokens)
+        for row, i in enumerate(active):
+            found[i] = (tokens.ids[row].gather(0, columns[row]), vectors[row])
+    for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
+        if i in found:
+            chosen.append(found[i][0])
+            features.append(found[i][1])
+        else:
+            # content first, then newlines in order
+            chosen.append(run.ids[i, : run.present[i]] if k == run.present[i] else _fill(run, content[i, :n], i, k - n))
+            features.append(None)
+    present = [len(c) for c in chosen]
+    ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1)
+    merged = _merged_vectors(run, hidden, ids, features)
+    return run.drop(hidden, ids, present, merged)
+
+
+def keep_given(run: Run, kept: list[Tensor], hidden: Tensor) -> Tensor:
+    """Drop all but the ids `kept` of each span (chosen earlier, inside the encoder)."""
+    ids = torch.nn.utils.rnn.pad_sequence([k.to(run.ids.device) for k in kept], batch_first=True, padding_value=-1)
+    return run.drop(hidden, ids, [len(k) for k in kept], None)
+
+
+def _newlines(run: Run) -> Tensor | None:
+    """`[S, N]` bool over original ids, or None where no span has any."""
+    if run.newlines is False:  # not looked at yet
+        run.newlines = None
+        if any(f.record.may_have_newlines for f in run.batch.fed.values()):
+            layouts = run.layouts()
+            if any(layout.has_newlines for layout in layouts):
+                flags = torch.nn.utils.rnn.pad_sequence([layout.newline for layout in layouts], batch_first=True)
+                run.newlines = flags.to(run.ids.device)
+    assert run.newlines is not False
+    return run.newlines
+
+
+def _content(run: Run) -> tuple[Tensor, list[int]]:
+    """Present content ids `[S, n]` (-1 is padding) and how many each span has."""
+    flags = _newlines(run)
+    if flags is None:
+        return run.ids, run.present
+    layouts = run.layouts()
+    # newlines are present only as long as all of the content is
+    counts = [min(n, layout.content) for n, layout in zip(run.present, layouts, strict=True)]
+    last = (run.ids < 0) | flags.gather(1, run.ids.clamp(min=0))
+    order = last.to(torch.int8).sort(dim=1, stable=True).indices[:, : max(counts)]
+    ids = run.ids.gather(1, order)
+    beyond = torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(counts, device=ids.device)[:, None]
+    return ids.masked_fill(beyond, -1), counts
+
+
+def _fill(run: Run, content: Tensor, span: int, extra: int) -> Tensor:
+    """Content ids of a span and its first `extra` newlines, ascending."""
+    newline = torch.tensor(run.layouts()[span].newline_ids[:extra], device=content.device, dtype=torch.long)
+    return torch.cat([content, newline]).sort().values
+
+
+def _tokens(
+    run: Run,
+    pruner: Pruner,
+    stop: Stop,
+    hidden: Tensor,
+    norm: nn.Module,
+    content: Tensor,
+    counts: list[int],
+    budgets: list[int],
+    active: list[int],
+) -> VisualTokens:
+    pick = torch.tensor(active, device=content.device)
+    width = max(counts[i] for i in active)
+    ids = content[pick, :width]
+    samples = run.batch.samples[pick]
+    columns = run.token_columns(ids, pick)
+    features = gather_columns(hidden[samples.to(hidden.device)], columns, -2)
+    return VisualTokens(
+        features=features.masked_fill((ids < 0).to(features.device)[..., None], 0),
+        ids=ids,
+        counts=[counts[i] for i in active],
+        budgets=[budgets[i] for i in active],
+        layouts=_LazyLayouts(run, active),
+        sample=samples,
+        order=[run.batch.spans[i].order for i in active],
+        span=active,
+        stage=stop.stage,
+        layer=stop.layer,
+        source=HostSignals(run, norm, pruner.signals, stop.layer),
+    )
+
+
+class _LazyLayouts(Sequence[Layout]):
+    """The active spans' layouts, asked for on first use only: reading grids may read the device."""
+
+    def __init__(self, run: Run, active: list[int]):
+        self.run, self.active = run, active
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        return self.run.layouts()[self.active[i]]
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+
+def _merged_vectors(run: Run, hidden: Tensor, ids: Tensor, features: list[Tensor | None]) -> Tensor | None:
+    """`[S, n, D]` vectors to write: a merging method's where there are any, what is there already elsewhere."""
+    if all(f is None for f in features):
+        return None
+    spans = torch.arange(ids.shape[0], device=ids.device)
+    columns = run.token_columns(ids, spans)
+    now = gather_columns(hidden[run.batch.samples.to(hidden.device)], columns, -2)
+    rows = [
+        now[i] if f is None else torch.nn.functional.pad(f.to(now), (0, 0, 0, ids.shape[1] - len(f)))
+        for i, f in enumerate(features)
+    ]
+    return torch.stack(rows)

@@ -1,0 +1,166 @@
+"""State of one forward through the text model: which columns are left, which tokens they are, and how to drop more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vtc.pruners.layout import Layout
+
+from .spans import Batch
+
+
+def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """Pick `columns` `[B, n]` along the negative dimension `dim` of `x`, whose batch dimension stands right before it.
+
+    A missing or broadcast batch dimension is expanded; columns of -1 (padding) give column 0's values.
+    """
+    batch, n = columns.shape
+    if x.dim() == -dim:
+        x = x[None]
+    where = x.dim() + dim
+    if x.shape[where - 1] == 1 and batch > 1:
+        x = x.expand(*x.shape[: where - 1], batch, *x.shape[where:])
+    lead, tail = x.shape[: where - 1], x.shape[where + 1 :]
+    index = columns.clamp(min=0).to(x.device).view((1,) * len(lead) + (batch, n) + (1,) * len(tail))
+    return x.gather(where, index.expand(*lead, batch, n, *tail))
+
+
+@dataclass
+class Run:
+    """One forward of the text model.
+
+    Attributes
+    ----------
+    full : int
+        Columns given to the text model; `columns` points into them.
+    columns : Tensor
+        `[B, L]` int64: original column of each present one, -1 for padding.
+    slots : Tensor
+        `[B, L]` int64: `columns` plus the past's logical length, -1 for padding.
+    rope_columns : Tensor
+        `[B, L]`: where each present column stands in the position embeddings that the text model computed.
+    padded : bool
+        Whether any slot is -1.
+    batch : Batch
+        The spans, and what is present of each.
+    """
+
+    full: int
+    past: int
+    columns: Tensor
+    slots: Tensor
+    rope_columns: Tensor
+    padded: bool
+    batch: Batch
+    cache: Any = None
+    held: bool = False
+    pruned: bool = False
+    ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    present: list[int] = field(default_factory=list)
+    newlines: Tensor | None | Literal[False] = False
+    deepstack: tuple[Tensor, Any] | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
+    stage_count: int = 0
+    captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def layouts(self) -> list[Layout]:
+        """Layout of each span."""
+        return self.batch.layouts()
+
+    def current(self) -> Tensor:
+        """`[B, full + 1]`: present column of each original one, -1 where it is gone (the last entry is a dummy)."""
+        if "current" not in self.memo:
+            rows, length = self.columns.shape
+            place = torch.full((rows, self.full + 1), -1, device=self.columns.device)
+            index = torch.where(self.columns < 0, self.full, self.columns)
+            place.scatter_(1, index, torch.arange(length, device=place.device).expand(rows, length))
+            place[:, self.full] = -1
+            self.memo["current"] = place
+        return self.memo["current"]
+
+    def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
+        """Present columns of tokens.
+
+        Parameters
+        ----------
+        ids : Tensor
+            `[R, n]` token ids in their spans, -1 is padding.
+        span : Tensor
+            `[R]` index of each row's span.
+        place : Tensor, optional
+            Another moment's ``current()``.
+
+        Returns
+        -------
+        Tensor
+            `[R, n]`, -1 for padding.
+        """
+        place = self.current() if place is None else place
+        original = self.batch.columns[span].gather(1, ids.clamp(min=0))
+        found = place[self.batch.samples[span]].gather(1, original)
+        return torch.where(ids < 0, -1, found)
+
+    def drop(self, hidden: Tensor, ids: Tensor, present: list[int], merged: Tensor | None) -> Tensor:
+        """Keep only the visual tokens `ids` (and all text).
+
+        Parameters
+        ----------
+        hidden : Tensor
+            `[B, L, D]` of the present columns.
+        ids : Tensor
+            `[S, n]` kept ids per span, ascending, -1 is padding.
+        present : list of int
+            How many per span.
+        merged : Tensor or None
+            `[S, n, D]` new vectors of the kept tokens.
+
+        Returns
+        -------
+        Tensor
+            `[B, L', D]`, right-aligned.
+        """
+        device = hidden.device
+        rows, length = self.columns.shape
+        spans = torch.arange(len(present), device=self.ids.device)
+        kept = self.token_columns(ids, spans)
+        if merged is not None:
+            hidden = _write(hidden, self.batch.samples, kept, merged)
+        if present == self.present:
+            return hidden
+        visual = torch.zeros(rows, length + 1, dtype=torch.bool, device=self.columns.device)
+        _mark(visual, self.batch.samples, self.token_columns(self.ids, spans), length, True)
+        _mark(visual, self.batch.samples, kept, length, False)
+        keep = ~visual[:, :length]
+        if not self.batch.single:
+            keep &= self.slots >= 0  # several rows: their padding goes, and comes anew with the longest row
+        width, padded = self.batch.width_after(length, self.present, present, self.padded)
+        order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
+
+        def take(x: Tensor) -> Tensor:
+            return torch.where(order < 0, -1, x.gather(1, order.clamp(min=0)))
+
+        self.columns, self.slots, self.rope_columns = take(self.columns), take(self.slots), take(self.rope_columns)
+        self.padded, self.ids, self.present = padded, ids, present
+        self.memo = {}
+        self.stage_count += 1
+        self.pruned = True
+        return gather_columns(hidden, order.to(device), -2)
+
+
+def _mark(mask: Tensor, samples: Tensor, columns: Tensor, length: int, value: bool) -> None:
+    """Set `mask[samples[s], columns[s, j]]`, padding to the dummy column `length`."""
+    flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
+    mask.view(-1).scatter_(0, flat.reshape(-1), value)
+
+
+def _write(hidden: Tensor, samples: Tensor, columns: Tensor, vectors: Tensor) -> Tensor:
+    """`hidden` with `vectors [S, n, D]` at (`samples`, `columns`), padding left out, without a host sync."""
+    rows, length, width = hidden.shape
+    flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
+    padded = torch.cat([hidden, hidden.new_zeros(rows, 1, width)], 1).reshape(-1, width)
+    out = padded.scatter(0, flat.reshape(-1, 1).to(hidden.device).expand(-1, width), vectors.reshape(-1, width).to(hidden))
+    return out.view(rows, length + 1, width)[:, :length]

@@ -1,0 +1,160 @@
+"""Serves a method's reads at the input and decoder stages from what one forward captured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.pruners.base import SignalSource, VisualTokens
+from vtc.pruners.signals import (
+    DecoderAttention,
+    DecoderHidden,
+    DecoderKeys,
+    DecoderSignal,
+    EncoderAttention,
+    Projected,
+    Signal,
+    TextEmbeddings,
+)
+
+from .run import Run, gather_columns
+from .taps import attention_rows
+
+EMBEDDINGS = "embeddings"
+
+
+def resolve(signal: Signal, layer: int | None) -> Signal:
+    """`signal` with ``layer=None`` replaced by the decoder layer right before pruning layer `layer`."""
+    if isinstance(signal, DecoderSignal) and signal.layer is None and layer is not None:
+        return replace(signal, layer=layer - 1)
+    return signal
+
+
+def text_columns(run: Run) -> tuple[Tensor, Tensor]:
+    """Original columns of each sample's text, `[B, T]`, and `[B, T]` bool: False where it is padding."""
+    if "text" not in run.captured:
+        batch, full = run.batch, run.full
+        rows = run.columns.shape[0]
+        device = run.columns.device
+        is_text = torch.ones(rows, full, dtype=torch.bool, device=device)
+        lengths = torch.tensor(batch.lengths, device=device)
+        inside = torch.arange(batch.columns.shape[1], device=device) < lengths[:, None]
+        flat = batch.samples[:, None] * full + batch.columns
+        # padding of a span's row points at its first token
+        flat = torch.where(inside, flat, flat[:, :1])
+        is_text.view(-1).scatter_(0, flat.reshape(-1), False)
+        valid = run.captured["valid"][0]
+        if batch.single:
+            width = full - sum(batch.lengths)
+        else:
+            is_text &= valid
+            visual = [0] * rows
+            for span, n in zip(batch.spans, batch.lengths, strict=True):
+                visual[span.sample] += n
+            width = max(n - v for n, v in zip(batch.row_lengths, visual, strict=True))
+        order = torch.where(is_text, torch.arange(full, device=device), -1).sort(1).values[:, full - width :]
+        real = (order >= 0) & valid.gather(1, order.clamp(min=0))
+        run.captured["text"] = (order.clamp(min=0), real)
+    return run.captured["text"]
+
+
+class HostSignals(SignalSource):
+    """Lazy reads of one run; see ``VisualTokens``."""
+
+    def __init__(self, run: Run, norm: nn.Module, declared: tuple[Signal, ...], layer: int | None):
+        self.run, self.norm, self.layer = run, norm, layer
+        self.declared = {resolve(s, layer) for s in declared}
+
+    def _captured(self, signal: Signal) -> tuple[Tensor, Tensor]:
+        signal = self._check(signal)
+        key = EMBEDDINGS if isinstance(signal, (Projected, TextEmbeddings)) else signal
+        return self.run.captured[key]
+
+    def _check(self, signal: Signal) -> Signal:
+        signal = resolve(signal, self.layer)
+        if signal not in self.declared:
+            have = ", ".join(map(str, self.declared)) or "none"
+            raise ValueError(f"{signal} was not declared in the pruner's `signals` (declared: {have}), so it was not computed")
+        return signal
+
+    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        """See ``VisualTokens.read``."""
+        if signal.part == "encoder":
+            return self._read_encoder(self._check(signal), tokens)
+        values, place = self._captured(signal)
+        span = torch.tensor(list(tokens.span), device=tokens.ids.device)
+        columns = self.run.token_columns(tokens.ids, span, place).to(values.device)
+        pad = (tokens.ids < 0).to(values.device)
+        values = values[tokens.sample.to(values.device)]
+        if isinstance(signal, DecoderAttention):
+            return gather_columns(values.flatten(1, 2).transpose(1, 2), columns, -2).transpose(1, 2).unflatten(
+                1, values.shape[1:3]
+            ).masked_fill(pad[:, None, None], 0)
+        if isinstance(signal, DecoderKeys):
+            values = values.transpose(1, 2).flatten(2)
+        return gather_columns(values, columns, -2).masked_fill(pad[..., None], 0)
+
+    def _read_encoder(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        values = self.run.batch.per_span(lambda record: record.signals[signal])
+        rows = [values[i] for i in tokens.span]
+        attention = isinstance(signal, EncoderAttention)
+        stacked = torch.nn.utils.rnn.pad_sequence([r.transpose(0, 1) if attention else r for r in rows], batch_first=True)
+        index = tokens.ids.clamp(min=0).to(stacked.device)
+        index = index.view(*index.shape, *[1] * (stacked.dim() - 2)).expand(-1, -1, *stacked.shape[2:])
+        found = stacked.gather(1, index)
+        found = found * (tokens.ids >= 0).to(found.device).view(*tokens.ids.shape, *[1] * (found.dim() - 2))
+        return found.transpose(1, 2) if attention else found
+
+    def text(self, signal: Signal) -> Tensor:
+        """See ``VisualTokens.text``."""
+        values, place = self._captured(signal)
+        columns = place.gather(1, text_columns(self.run)[0]).to(values.device)
+        if isinstance(signal, DecoderAttention):
+            raise ValueError("attention rows have no value per text token; read them at the visual tokens")
+        if isinstance(signal, DecoderKeys):
+            values = values.transpose(1, 2).flatten(2)
+        return gather_columns(values, columns, -2)
+
+    def text_valid(self, tokens: VisualTokens | None) -> Tensor:
+        """See ``VisualTokens.text_valid``."""
+        columns, real = text_columns(self.run)
+        if tokens is None:
+            return real
+        batch = self.run.batch
+        span = list(tokens.span)
+        ends = torch.tensor([batch.lengths[i] - 1 for i in span], device=columns.device)
+        last = batch.columns[torch.tensor(span, device=columns.device)].gather(1, ends[:, None])
+        return (columns[tokens.sample] > last) & real[tokens.sample]
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """See ``VisualTokens.final_norm``."""
+        return self.norm(x)
+
+
+def capture_attention(
+    run: Run, signals: list[DecoderSignal], query: Tensor, key: Tensor, mask: Any, scaling: float
+) -> None:
+    """Store what `signals` ask of one decoder layer's attention."""
+    length = query.shape[2]
+    for signal in signals:
+        if isinstance(signal, DecoderKeys):
+            run.captured[signal] = (key[:, :, key.shape[2] - length :], run.current())
+        elif isinstance(signal, DecoderAttention):
+            if signal.queries == "last":
+                rows = run.slots.argmax(1, keepdim=True)
+            elif signal.queries == "text":
+                rows = run.current().gather(1, text_columns(run)[0])
+            else:
+                raise ValueError(f"DecoderAttention.queries must be 'last' or 'text', got {signal.queries!r}")
+            weights = attention_rows(query, key, mask, scaling, rows)
+            run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
+
+
+def capture_hidden(run: Run, signals: list[DecoderSignal], hidden: Tensor) -> None:
+    """Store `hidden` for the signals that ask for it."""
+    for signal in signals:
+        if isinstance(signal, DecoderHidden):
+            run.captured[signal] = (hidden, run.current())

@@ -1,0 +1,184 @@
+"""From placeholders to spans: which columns belong to which image of which sample, without reading the device.
+
+How many tokens an image has is known on the host from the shapes of its features. Where they stand is data, and stays
+on the device: the placeholders of a modality, in (batch, sequence) order, are cut into the items' lengths. Only which
+sample an item belongs to must be read, for batches of several rows: one small read per prefill. Under fake tensors
+(tracing without data), items are taken to be spread evenly over the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from vtc.pruners.layout import Layout
+
+from .fed import Fed
+from .record import VisionRecord
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of `x` can be read on the host."""
+    return not (isinstance(x, FakeTensor) or x.is_meta)
+
+
+@dataclass
+class Span:
+    """One image (or crop, or video) of one sample."""
+
+    sample: int
+    item: int
+    modality: str
+    order: int
+
+
+@dataclass
+class Batch:
+    """All spans of a batch.
+
+    Attributes
+    ----------
+    spans : list of Span
+        By modality, then in (batch, sequence) order.
+    lengths : list of int
+        Original tokens of each span.
+    columns : Tensor
+        `[S, N]` int64: original column of each token, padded with 0.
+    samples : Tensor
+        `[S]` int64: row of the batch.
+    single : bool
+        Whether the batch has one row, so that its padding can stay where it is and nothing had to be read.
+    row_lengths : list of int
+        Real columns of each row (several rows only).
+    """
+
+    spans: list[Span]
+    lengths: list[int]
+    columns: Tensor
+    samples: Tensor
+    fed: dict[str, Fed]
+    single: bool
+    row_lengths: list[int]
+    _layouts: list[Layout] | None = None
+
+    def layouts(self) -> list[Layout]:
+        """Layout of each span; asks the records, which may read grids off the device."""
+        if self._layouts is None:
+            known: dict[str, Sequence[Layout]] = {m: f.record.layouts() for m, f in self.fed.items()}
+            self._layouts = [known[s.modality][s.item] for s in self.spans]
+        return self._layouts
+
+    def per_span(self, values: Callable[[VisionRecord], Sequence[Any]]) -> list[Any]:
+        """A record's per-item values, one for each span."""
+        known = {m: values(f.record) for m, f in self.fed.items()}
+        return [known[s.modality][s.item] for s in self.spans]
+
+    def width_after(self, length: int, before: list[int], after: list[int], padded: bool) -> tuple[int, bool]:
+        """New common width of the rows, and whether any of them is padded."""
+        if self.single:
+            return length - sum(before) + sum(after), padded
+        widths = list(self.row_lengths)
+        for span, n, k in zip(self.spans, self.lengths, after, strict=True):
+            widths[span.sample] -= n - k
+        return max(widths), min(widths) < max(widths)
+
+
+def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | None) -> tuple[Batch, bool]:
+    """Find the spans of a batch.
+
+    Parameters
+    ----------
+    masks : dict of Tensor
+        Per modality `[B, L]` bool, its placeholders.
+    fed : dict of Fed
+        Per modality what was fed.
+    valid : Tensor or None
+        `[B, L]` bool, columns that are no padding; None: all.
+
+    Returns
+    -------
+    Batch
+        The spans.
+    bool
+        Whether any column is padding.
+
+    Raises
+    ------
+    ValueError
+        If items and placeholders disagree.
+    """
+    names = [m for m in masks if m in fed]
+    first = masks[names[0]]
+    rows, length = first.shape
+    counts, row_lengths = _read_counts([masks[m] for m in names], valid, rows, length)
+    spans: list[Span] = []
+    lengths: list[int] = []
+    pieces: list[Tensor] = []
+    samples: list[Tensor] = []
+    orders = [0] * rows
+    for i, name in enumerate(names):
+        one = fed[name]
+        total = sum(one.lengths)
+        flat = masks[name].reshape(-1).to(torch.int8)
+        place = flat.sort(descending=True, stable=True).indices[:total]
+        starts = torch.tensor([0, *one.lengths[:-1]], device=place.device).cumsum(0)
+        pieces += (place % length).split(one.lengths)
+        samples.append(place[starts] // length)
+        for owner, item in _owners(one, rows, counts[i] if counts else None):
+            spans.append(Span(owner, item, name, orders[owner]))
+            orders[owner] += 1
+        lengths += one.lengths
+    columns = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
+    batch = Batch(spans, lengths, columns, torch.cat(samples), fed, rows == 1, row_lengths)
+    padded = valid is not None and (counts is None or min(row_lengths) < length)
+    return batch, padded
+
+
+def _read_counts(
+    masks: list[Tensor], valid: Tensor | None, rows: int, length: int
+) -> tuple[list[list[int]] | None, list[int]]:
+    """Placeholders per modality and row, and real columns per row: the one host read of a prefill, only where needed."""
+    if rows == 1 and valid is None:
+        return None, []
+    if not readable(masks[0]):
+        return None, [length] * rows if rows > 1 else []
+    lines = [m.sum(1) for m in masks]
+    lines.append(valid.sum(1) if valid is not None else torch.full_like(lines[0], length))
+    numbers = torch.stack([x.to(lines[0].device) for x in lines]).tolist()
+    return numbers[:-1], numbers[-1]
+
+
+def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, int]]:
+    """(sample, recorded item) of each fed item."""
+    n, repeats = len(fed.lengths), fed.repeats
+    if rows == 1:
+        return [(0, i % max(1, len(fed.record.lengths))) for i in range(n)]
+    if counts is None:  # values can't be read: evenly spread
+        share = n // rows
+        per_row = [share] * rows
+    else:
+        per_row, i = [], 0
+        for count in counts:
+            start, left = i, count
+            while left > 0 and i < n:
+                left -= fed.lengths[i]
+                i += 1
+            if left != 0:
+                raise ValueError(
+                    f"the image features fed to the model ({n} items, {sum(fed.lengths)} tokens) do not match the "
+                    f"placeholders of the batch ({counts} per row)"
+                )
+            per_row.append(i - start)
+    owners: list[tuple[int, int]] = []
+    item = 0
+    for row, share in enumerate(per_row):
+        if row % repeats == 0:
+            base = item
+            item += share
+        owners += [(row, base + j) for j in range(share)]
+    return owners

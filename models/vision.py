@@ -1,0 +1,247 @@
+"""The vision side of a wrapped model: records every vision call, captures encoder signals, prunes inside the tower.
+
+Plain torch hooks only, and idle outside ``VisionSide.record``. What is pruned in the tower comes back as zeros in the
+tower's output, so that projector, packing and the placeholder check run as ever; the kept ids go into the record, and
+the adapter drops the zeros' placeholders before the language model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.signals import Signal
+
+from .fed import item_lengths as entry_lengths
+from .layouts import VisionCall
+from .locate import Parts
+from .record import VisionRecord
+from .segments import SegmentedAttention, received_attention
+from .taps import AttentionTap, attention_rows
+from .vision_checks import check_signals, check_stops, prefix_tokens, read_layer, vision_layers
+from .vision_run import VisionRun
+from .vision_signals import kind_of, layer_of
+
+
+class VisionSide:
+    """Hooks on a model's vision tower.
+
+    Parameters
+    ----------
+    parts : Parts
+        The model's modules.
+    stops : sequence of (Pruner, Stop)
+        What prunes inside the encoder, with ``stop.stage == "vision"``.
+    signals : iterable of Signal
+        Encoder signals that methods behind the encoder read; the record holds them.
+
+    Raises
+    ------
+    NotImplementedError
+        If the family, the tower or a method can't do what is asked; the message says what to do instead.
+    ValueError
+        For a layer that is not there.
+    """
+
+    def __init__(self, parts: Parts, stops: Sequence[tuple[Pruner, Stop]] = (), signals: Iterable[Signal] = ()):
+        self.parts, self.family, self.tower = parts, parts.family, parts.tower
+        self.signals = [s for s in signals if s.part == "encoder"]
+        self.layers: Sequence[nn.Module] = []
+        self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
+        self.prefix = self.cut = 0
+        self.needs: dict[int, set[str]] = {}
+        self._local = threading.local()
+        self._handles: list[Any] = []
+        self._taps: list[AttentionTap | SegmentedAttention] = []
+        if not (stops or self.signals):
+            return
+        self.layers = vision_layers(self.tower)
+        self.prefix = prefix_tokens(self.tower)
+        self.cut = int(getattr(parts.config, "vision_feature_select_strategy", None) == "default")
+        self.last = read_layer(parts.config, len(self.layers))
+        check_signals(parts, self.signals, self.prefix, len(self.layers))
+        for layer, pruner, stop in check_stops(parts, stops, self.prefix, self.cut, self.last, len(self.layers)):
+            self.stops.setdefault(layer, []).append((pruner, stop))
+            for signal in pruner.signals:
+                self._need(signal, layer - 1)
+        for signal in self.signals:
+            self._need(signal, self.last)
+
+    def _need(self, signal: Signal, default: int) -> None:
+        layer = layer_of(signal, default, len(self.layers))
+        self.needs.setdefault(layer, set()).add(kind_of(signal, self.prefix))
+
+    # ------------------------------------------------------------------ attach / detach
+
+    def attach(self) -> VisionSide:
+        """Set the hooks; none at all where nothing was asked for."""
+        first = min(self.stops, default=len(self.layers))
+        for i, layer in enumerate(self.layers):
+            kinds = self.needs.get(i, set())
+            if i >= first or kinds:
+                self._handles.append(layer.register_forward_pre_hook(partial(self._enter, i), with_kwargs=True))
+            if "features" in kinds:
+                self._handles.append(layer.register_forward_hook(partial(self._leave, i)))
+            attention = next(
+                m for n in ("self_attn", "attn", "attention") if (m := getattr(layer, n, None)) is not None
+            )
+            if i >= first:
+                self._taps.append(SegmentedAttention(attention).attach())
+            if kinds - {"features", "projector"}:
+                self._taps.append(AttentionTap(attention, partial(self._attention, i)).attach())
+        if "projector" in self.needs.get(-1, ()):
+            projector = self.parts.core.get_submodule(self.family.projector)
+            self._handles.append(projector.register_forward_pre_hook(self._projector, with_kwargs=True))
+        if self.stops:
+            self._handles.append(self.tower.register_forward_hook(self._restore))
+            if self.family.packed:
+                for merger in (self.tower.merger, *getattr(self.tower, "deepstack_merger_list", ())):
+                    self._handles.append(merger.register_forward_hook(self._merged))
+        return self
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        for tap in reversed(self._taps):
+            tap.detach()
+        self._handles, self._taps = [], []
+
+    # ------------------------------------------------------------------ one call
+
+    def record(
+        self, modality: str, arguments: dict[str, Any], call: Callable[[], Any]
+    ) -> tuple[Any, VisionRecord | None]:
+        """Run one vision call with the hooks armed.
+
+        Parameters
+        ----------
+        modality : str
+            ``"image"`` or ``"video"``.
+        arguments : dict
+            The call's arguments by name.
+        call : callable
+            ``get_image_features`` or ``get_video_features`` with its arguments bound.
+
+        Returns
+        -------
+        output : ModelOutput
+            What `call` gave.
+        record : VisionRecord or None
+            What there is to know about its items; None inside another recorded call (Qwen3-VL's videos go through
+            ``get_image_features``), whose record covers it.
+        """
+        if getattr(self._local, "run", None) is not None:
+            return call(), None
+        asked = VisionCall(self.parts.core, modality, arguments)
+        run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers))
+        self._local.run = run
+        try:
+            output = call()
+        finally:
+            self._local.run = None
+        lengths = item_lengths(self.parts, output)
+        if run.steps and lengths != asked.lengths:
+            raise RuntimeError(f"the tower's tokens {asked.lengths} are not what the model made of them, {lengths}")
+        asked.lengths = lengths
+        found = {s: run.aligned(s, layer_of(s, self.last, len(self.layers))) for s in self.signals}
+        return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines)
+
+    # ------------------------------------------------------------------ hooks
+
+    def _run(self) -> VisionRun | None:
+        return getattr(self._local, "run", None)
+
+    def _enter(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run = self._run()
+        if run is None:
+            return None
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        if not run.shape:
+            run.shape = tuple(x.shape[:-1])
+        if run.present is None:
+            run.note_chunks(i, kwargs)
+        for pruner, stop in self.stops.get(i, ()):
+            x = run.prune(pruner, stop, i, x)
+        if run.present is None:
+            return None
+        kwargs = run.layer_kwargs(i, kwargs)
+        if args:
+            return (x, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": x}
+
+    def _leave(self, i: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run = self._run()
+        if run is not None:
+            run.capture("features", i, output[0] if isinstance(output, tuple) else output)
+
+    def _attention(
+        self, i: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
+    ) -> None:
+        run = self._run()
+        if run is None:
+            return
+        segments = run.segments.get(i)
+        for kind in self.needs[i]:
+            if kind in ("keys", "values"):
+                found = (key if kind == "keys" else value).transpose(1, 2).flatten(2)
+            elif kind == "received":
+                found = received_attention(query, key, mask, scaling, segments).transpose(1, 2)
+            elif kind == "cls":
+                found = cls_attention(query, key, mask, scaling, segments).transpose(1, 2)
+            else:
+                continue
+            run.capture(kind, i, found)
+
+    def _projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run = self._run()
+        if run is not None:
+            run.capture("projector", -1, args[0] if args else next(iter(kwargs.values())))
+
+    def _restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run = self._run()
+        if run is None or run.present is None:
+            return
+        for name in ("last_hidden_state", "hidden_states"):
+            value = getattr(output, name, None)
+            if isinstance(value, tuple):
+                output[name] = tuple(v if v is None else run.restore(v) for v in value)
+            elif value is not None:
+                output[name] = run.restore(value)
+
+    def _merged(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        run = self._run()
+        if run is None or run.present is None:
+            return None
+        return run.restore_units(output, self.family.unit(self.parts.config))
+
+
+def cls_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, segments: Any) -> Tensor:
+    """The class token's attention row, `[B, H, T]`, or `[1, H, M]` of a packed row whose segments begin with theirs."""
+    if segments is None:
+        chunks = [(query, key)]
+    else:
+        chunks = segments.split(query, key)
+        mask = segments.real[:, None, None] if segments.lengths is None else None
+    found = []
+    for q, k in chunks:
+        first = torch.zeros(q.shape[0], 1, dtype=torch.long, device=q.device)
+        seen = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)
+        found.append(attention_rows(q, k, seen, scaling, first, causal=False)[:, :, 0])
+    return found[0] if segments is None else segments.join([f[..., None] for f in found])[..., 0]
+
+
+def item_lengths(parts: Parts, output: Any) -> list[int]:
+    """Tokens of each item (Idefics3, SmolVLM: crop) in the output of a vision call, from its shapes."""
+    features = output.pooler_output if hasattr(output, "pooler_output") else output
+    if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
+        features = features[1]  # ``return_dict=False``
+    lengths = entry_lengths(features)
+    unit = getattr(parts.core, "image_seq_len", None)
+    return [unit] * (sum(lengths) // unit) if unit else lengths

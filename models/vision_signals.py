@@ -1,0 +1,83 @@
+"""Encoder signals: what has to be captured for each, and how a method inside the encoder reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vtc.pruners.base import SignalSource, VisualTokens
+from vtc.pruners.layout import Layout
+from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
+
+if TYPE_CHECKING:
+    from .vision_run import VisionRun
+
+
+def kind_of(signal: Signal, prefix: int) -> str:
+    """What has to be captured for `signal`."""
+    if isinstance(signal, PreProjector):
+        return "projector"
+    if isinstance(signal, EncoderAttention):
+        auto = "cls" if prefix else "received"
+        return auto if signal.queries == "auto" else signal.queries
+    return type(signal).__name__.removeprefix("Encoder").lower()
+
+
+class LazyLayouts(Sequence[Layout]):
+    """The active items' layouts, made on first use only: reading grids may read the device."""
+
+    def __init__(self, run: VisionRun, active: list[int]):
+        self.run, self.active = run, active
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        return self.run.layouts()[self.active[i]]
+
+    def __len__(self) -> int:
+        return len(self.active)
+
+
+class StopSignals(SignalSource):
+    """Reads of a method that prunes at encoder layer `layer`; a signal's ``layer=None`` is the layer before it."""
+
+    def __init__(self, run: VisionRun, declared: tuple[Signal, ...], layer: int):
+        self.run, self.declared, self.layer = run, declared, layer
+        self.depth = run.depth
+
+    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        """See ``VisualTokens.read``."""
+        if signal not in self.declared:
+            raise ValueError(f"{signal} was not declared in the pruner's `signals`, so it was not computed")
+        assert isinstance(signal, EncoderSignal)
+        attention = isinstance(signal, EncoderAttention)
+        values = self.run.aligned(signal, layer_of(signal, self.layer - 1, self.depth))
+        rows = []
+        for row, item in enumerate(tokens.span):
+            value = values[item].transpose(0, 1) if attention else values[item]
+            rows.append(value[tokens.ids[row, : tokens.counts[row]].to(value.device)])
+        found = pad_sequence(rows, batch_first=True)
+        short = tokens.ids.shape[1] - found.shape[1]
+        if short:
+            found = torch.cat([found, found.new_zeros(found.shape[0], short, *found.shape[2:])], 1)
+        return found.transpose(1, 2) if attention else found
+
+    def text(self, signal: Signal) -> Tensor:
+        """There is no text inside the encoder."""
+        raise NotImplementedError("text is not there yet while the vision encoder runs; use the input or decoder stage")
+
+    text_valid = text  # type: ignore[assignment]
+    final_norm = text
+
+
+def layer_of(signal: Signal, default: int, depth: int) -> int:
+    """The encoder layer that `signal` means, counted from 0; -1 for what the projector reads."""
+    if not isinstance(signal, EncoderSignal):
+        return -1
+    if signal.layer is None:
+        return default
+    return signal.layer if signal.layer >= 0 else depth + signal.layer

@@ -1,0 +1,270 @@
+"""Pruning inside a bare vision transformer of timm or open_clip, which has no language model behind it.
+
+Dropped patches are gone for good: the following blocks run on fewer tokens, and the head pools what is left (class
+token, mean or attention pooling alike). ``forward_features`` therefore gives `[B, prefix + kept, D]`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.pruners.base import Pruner, SignalSource, Stop, VisualTokens, resolve_keep
+from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
+
+from .layouts import pair
+from .record import VisionStep
+from .report import Report
+from .segments import received_attention
+from .select import select_tokens
+from .spans import Batch, Span
+from .taps import attention_rows
+from .vision_checks import QUERIES
+from .vision_signals import kind_of, layer_of
+
+
+def _kind(model: Any) -> str | None:
+    for cls in type(model).__mro__:
+        if cls.__name__ == "VisionTransformer":
+            root = cls.__module__.split(".")[0]
+            if root in ("timm", "open_clip"):
+                return root
+    return None
+
+
+def find_vit(model: nn.Module) -> nn.Module | None:
+    """The timm or open_clip ``VisionTransformer`` that `model` is, or that is its image side (``model.visual``)."""
+    for candidate in (model, getattr(model, "visual", None), getattr(getattr(model, "visual", None), "trunk", None)):
+        if candidate is not None and _kind(candidate):
+            return candidate
+    return None
+
+
+def is_vit(model: Any) -> bool:
+    """Whether `model` is a vision transformer (or an open_clip model with one) that ``VitAdapter`` can prune."""
+    return isinstance(model, nn.Module) and find_vit(model) is not None
+
+
+class VitAdapter:
+    """A pipeline of vision-stage methods attached to a bare ViT.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What ``is_vit`` says yes to.
+    pruners : iterable of Pruner
+        The methods; each stop must be at the vision stage.
+
+    Attributes
+    ----------
+    steps : list of VisionStep
+        What the last forward of any thread kept: per step one tensor of sorted patch ids for each image.
+    """
+
+    def __init__(self, model: nn.Module, pruners: Iterable[Pruner]):
+        vit = find_vit(model)
+        if vit is None:
+            raise NotImplementedError(f"{type(model).__name__} is no timm or open_clip VisionTransformer")
+        self.vit, self.timm = vit, _kind(vit) == "timm"
+        self.blocks = list(vit.blocks if self.timm else vit.transformer.resblocks)
+        self.prefix = int(vit.num_prefix_tokens) if self.timm else 1
+        self.batch_first = self.timm or bool(getattr(vit.transformer, "batch_first", False))
+        self.timing = False
+        self.steps: list[VisionStep] = []
+        self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
+        self.needs: dict[int, list[Signal]] = {}
+        self._last: _VitRun | None = None
+        self._local = threading.local()
+        self._handles: list[Any] = []
+        for pruner in pruners:
+            for stop in pruner.stops(len(self.blocks)):
+                layer = self._check(pruner, stop)
+                self.stops.setdefault(layer, []).append((pruner, stop))
+                for signal in pruner.signals:
+                    self.needs.setdefault(layer_of(signal, layer - 1, len(self.blocks)), []).append(signal)
+
+    def _check(self, pruner: Pruner, stop: Stop) -> int:
+        name, depth = pruner.name or type(pruner).__name__, len(self.blocks)
+        if stop.stage != "vision":
+            raise ValueError(
+                f"{name} prunes at the {stop.stage} stage, but a bare ViT has no language model; "
+                "use a method of the vision stage, e.g. \"random(at='vision', layer=4)\""
+            )
+        if stop.keep is None:
+            raise ValueError(f"{name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
+        if pruner.merges or pruner.adaptive_count:
+            raise NotImplementedError(
+                f"{name} merges or keeps a varying number of tokens, which a bare ViT can't run yet"
+            )
+        layer = -1 if stop.layer is None else stop.layer if stop.layer >= 0 else depth + stop.layer
+        if not 0 <= layer < depth:
+            raise ValueError(f"{name}: layer={stop.layer} is out of range; this ViT has layers 0 to {depth - 1}")
+        for signal in pruner.signals:
+            if not isinstance(signal, EncoderSignal) or isinstance(signal, PreProjector):
+                raise NotImplementedError(f"{name} reads {signal}, which a bare ViT does not have")
+            if isinstance(signal, EncoderAttention) and signal.queries not in QUERIES:
+                raise ValueError(
+                    f"EncoderAttention.queries must be one of {', '.join(QUERIES)}, got {signal.queries!r}"
+                )
+            if isinstance(signal, EncoderAttention) and signal.queries == "cls" and not self.prefix:
+                raise NotImplementedError(
+                    f"{name} reads {signal}, but this ViT has no class token; use queries='received'"
+                )
+            if not 0 <= layer_of(signal, layer - 1, depth) < layer:
+                raise ValueError(f"{name} prunes before layer {layer} and can't read {signal}: it comes later")
+        return layer
+
+    def attach(self) -> VitAdapter:
+        """Set the hooks."""
+        self._handles.append(self.vit.register_forward_pre_hook(self._open))
+        self._handles.append(self.vit.register_forward_hook(self._close, always_call=True))
+        # timm's forward_features and open_clip's inner parts can be called by themselves: the first block opens too
+        self._handles.append(self.blocks[0].register_forward_pre_hook(partial(self._enter, 0)))
+        for i, block in enumerate(self.blocks):
+            if i and i in self.stops:
+                self._handles.append(block.register_forward_pre_hook(partial(self._enter, i)))
+            signals = self.needs.get(i, [])
+            if any(kind_of(s, self.prefix) == "features" for s in signals):
+                self._handles.append(block.register_forward_hook(partial(self._leave, i)))
+            if any(kind_of(s, self.prefix) != "features" for s in signals):
+                if not isinstance(block.attn, nn.MultiheadAttention) and not hasattr(block.attn, "qkv"):
+                    raise NotImplementedError(f"vtc can't read keys and queries of {type(block.attn).__name__}")
+                self._handles.append(block.attn.register_forward_pre_hook(partial(self._attention, i)))
+        return self
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def report(self) -> Report | None:
+        """The last forward's spans (one per image) and steps; of this thread, or of any if this one ran none."""
+        run = getattr(self._local, "last", None) or self._last
+        if run is None:
+            return None
+        images = len(run.ids)
+        columns = torch.arange(run.prefix, run.prefix + run.total).expand(images, -1)
+        spans = [Span(i, i, "image", 0) for i in range(images)]
+        rows = torch.arange(images)
+        batch = Batch(spans, [run.total] * images, columns, rows, {}, False, [], [run.layout] * images)
+        found = Report(0, batch)
+        for step in run.steps:
+            found.add("vision", step.layer, torch.stack(step.kept), [len(k) for k in step.kept])
+        return found
+
+    # ------------------------------------------------------------------ hooks
+
+    def _open(self, module: nn.Module, args: Any) -> None:
+        self._local.run = None
+
+    def _close(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._local.run = None
+
+    def _enter(self, i: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0] if self.batch_first else args[0].transpose(0, 1)
+        if i == 0:
+            self._local.run = self._local.last = self._last = _VitRun(self, x)
+            self.steps = self._local.run.steps
+        run: _VitRun | None = getattr(self._local, "run", None)
+        if run is None:  # a checkpoint's second forward
+            raise NotImplementedError("pruning does not work with gradient checkpointing in a ViT; switch it off")
+        for pruner, stop in self.stops.get(i, ()):
+            x = run.prune(pruner, stop, i, x)
+        return (x if self.batch_first else x.transpose(0, 1), *args[1:])
+
+    def _leave(self, i: int, block: nn.Module, args: Any, output: Tensor) -> None:
+        run: _VitRun | None = getattr(self._local, "run", None)
+        if run is not None:
+            run.capture("features", i, (output if self.batch_first else output.transpose(0, 1))[:, :, None])
+
+    def _attention(self, i: int, module: Any, args: tuple[Any, ...]) -> None:
+        run: _VitRun | None = getattr(self._local, "run", None)
+        if run is None:
+            return
+        x = args[0] if self.batch_first else args[0].transpose(0, 1)
+        if isinstance(module, nn.MultiheadAttention):
+            qkv = nn.functional.linear(x, module.in_proj_weight, module.in_proj_bias)
+            q, k, v = (t.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+        else:
+            q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k = module.q_norm(q), module.k_norm(k)
+        scale = q.shape[-1] ** -0.5
+        for kind in {kind_of(s, self.prefix) for s in self.needs[i]}:
+            if kind in ("keys", "values"):
+                run.capture(kind, i, (k if kind == "keys" else v).transpose(1, 2).flatten(2)[:, :, None])
+            elif kind == "received":
+                run.capture(kind, i, received_attention(q, k, None, scale).transpose(1, 2))
+            elif kind == "cls":
+                rows = torch.zeros(len(q), 1, dtype=torch.long, device=q.device)
+                run.capture(kind, i, attention_rows(q, k, None, scale, rows, causal=False)[:, :, 0].transpose(1, 2))
+
+
+class _VitRun(SignalSource):
+    """One forward: which patches are left, and what was captured (`[B, n, ...]` with the ids of that moment)."""
+
+    def __init__(self, adapter: VitAdapter, x: Tensor):
+        self.prefix, self.depth = adapter.prefix, len(adapter.blocks)
+        self.total = x.shape[1] - self.prefix
+        self.ids = torch.arange(self.total, device=x.device).expand(len(x), -1)
+        self.steps: list[VisionStep] = []
+        self.captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.layer = 0
+        patches = getattr(adapter.vit, "patch_embed", None)
+        grid = getattr(adapter.vit, "grid_size", None) or getattr(patches, "grid_size", None)
+        rows, cols = pair(grid) if grid is not None else (0, 0)
+        known = rows * cols == self.total
+        self.layout = Layout((Grid(rows, cols),)) if known else Layout.line(self.total)
+
+    def capture(self, kind: str, layer: int, values: Tensor) -> None:
+        """Store `[B, prefix + n, ...]`."""
+        self.captured[kind, layer] = (values[:, self.prefix :], self.ids)
+
+    def prune(self, pruner: Pruner, stop: Stop, layer: int, x: Tensor) -> Tensor:
+        """Drop what `pruner` does not choose of the block's input `[B, prefix + n, D]`."""
+        assert stop.keep is not None
+        batch, present = self.ids.shape
+        budget = min(present, resolve_keep(stop.keep, self.total))
+        if budget < present:
+            self.layer = layer
+            tokens = VisualTokens(
+                features=x[:, self.prefix :],
+                ids=self.ids,
+                counts=[present] * batch,
+                budgets=[budget] * batch,
+                layouts=[self.layout] * batch,
+                sample=torch.arange(batch, device=x.device),
+                order=[0] * batch,
+                span=range(batch),
+                stage="vision",
+                layer=layer,
+                source=self,
+            )
+            columns: Sequence[Tensor] = select_tokens(pruner, tokens)[0]
+            kept = torch.stack(list(columns))
+            self.ids = self.ids.gather(1, kept)
+            kept = torch.cat([torch.arange(self.prefix, device=x.device).expand(batch, -1), kept + self.prefix], 1)
+            x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+        self.steps.append(VisionStep(layer, list(self.ids)))
+        return x
+
+    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        """See ``VisualTokens.read``."""
+        values, ids = self.captured[kind_of(signal, self.prefix), layer_of(signal, self.layer - 1, self.depth)]
+        span = torch.tensor(list(tokens.span), device=ids.device)
+        place = torch.zeros(len(ids), self.total, dtype=torch.long, device=ids.device)
+        place = place.scatter(1, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))[span]
+        column = place.gather(1, tokens.ids)
+        column = column.view(*column.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+        found = values[span].gather(1, column)
+        return found.transpose(1, 2) if isinstance(signal, EncoderAttention) else found
+
+    def text(self, signal: Signal) -> Tensor:
+        """A bare ViT has no text."""
+        raise NotImplementedError("a bare ViT has no text")

@@ -1,0 +1,238 @@
+"""The contract between a method and the host: what a method is given, and what it gives back."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from .layout import Layout
+from .signals import Signal
+
+STAGES = ("vision", "input", "decoder")
+
+
+class Stop(NamedTuple):
+    """A place where a method prunes: its stage, the layer (None at the input stage) and what it keeps there."""
+
+    stage: str
+    layer: int | None
+    keep: int | float | None
+
+
+class Merged(NamedTuple):
+    """Result of a merging method: `index [B, k]` as for ``Pruner.select`` and the new vectors `features [B, k, D]`."""
+
+    index: Tensor
+    features: Tensor
+
+
+def check_keep(keep: Any, name: str = "keep") -> int | float:
+    """Validate a keep value.
+
+    Parameters
+    ----------
+    keep : int or float
+        An int >= 1 is a number of tokens per span, a float in (0, 1] the fraction of the span's tokens.
+    name : str
+        How the argument is called in error messages.
+
+    Raises
+    ------
+    TypeError
+        If `keep` is no number.
+    ValueError
+        If it is out of range.
+    """
+    allowed = "an int >= 1 (tokens per image) or a float in (0, 1] (a fraction of them)"
+    if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
+        raise TypeError(f"{name} must be {allowed}, got {keep!r} ({type(keep).__name__})")
+    if isinstance(keep, numbers.Integral):
+        if keep < 1:
+            raise ValueError(f"{name}={keep} is out of range: it says what is KEPT and must be {allowed}")
+        return int(keep)
+    if not 0.0 < float(keep) <= 1.0:
+        raise ValueError(f"{name}={keep} is out of range: it says what is KEPT and must be {allowed}")
+    return float(keep)
+
+
+def resolve_keep(keep: int | float, n: int) -> int:
+    """Tokens to keep of a span of `n`: an int is capped at `n`, a fraction becomes ``max(1, floor(keep * n + 0.5))``."""
+    if isinstance(keep, float):
+        return min(n, max(1, int(keep * n + 0.5)))
+    return min(n, keep)
+
+
+@dataclass
+class VisualTokens:
+    """The visual tokens of `B` spans at one place in the model, padded on the right to a common length.
+
+    Only image content is here: newline tokens are never candidates. All tensors live on one device.
+
+    Attributes
+    ----------
+    features : Tensor
+        `[B, N, D]` in the model's dtype: encoder states (vision stage, mean over the patches of a token), projected
+        features (input stage) or hidden states (decoder stage).
+    ids : Tensor
+        `[B, N]` int64: index of each token in its full span, ascending; -1 is padding.
+    counts : sequence of int
+        Candidates of each row: its columns `0 .. counts[i] - 1` are real.
+    budgets : sequence of int
+        How many tokens each row keeps; `1 <= budgets[i] < counts[i]`.
+    layouts : sequence of Layout
+        Each row's full span as a picture (index it with `ids`).
+    sample : Tensor
+        `[B]` int64: the row of the batch (of `text()`) each span belongs to.
+    order : sequence of int
+        Position of each span among the spans of its sample. Seeds use it, so that a sample gives the same alone and in a
+        batch.
+    span : sequence of int
+        Index of each span in the batch, as in ``model.vtc.report``.
+    stage, layer : str, int or None
+        Where we are.
+    """
+
+    features: Tensor
+    ids: Tensor
+    counts: Sequence[int]
+    budgets: Sequence[int]
+    layouts: Sequence[Layout]
+    sample: Tensor
+    order: Sequence[int]
+    span: Sequence[int] = ()
+    stage: str = "input"
+    layer: int | None = None
+    source: SignalSource | None = field(default=None, repr=False)
+
+    @property
+    def valid(self) -> Tensor:
+        """`[B, N]` bool: False is padding."""
+        return self.ids >= 0
+
+    def read(self, signal: Signal) -> Tensor:
+        """A declared signal at these tokens; the signal's docstring gives the shape. Padding columns hold zeros."""
+        return self._source().read(signal, self)
+
+    def text(self, signal: Signal) -> Tensor:
+        """A declared signal at the text tokens of each SAMPLE, `[S, T, ...]`; see ``text_valid`` for the padding."""
+        return self._source().text(signal)
+
+    def text_valid(self, after: bool = False) -> Tensor:
+        """`[S, T]` bool, the real text tokens; with ``after=True`` `[B, T]`: those behind each span's last token."""
+        return self._source().text_valid(self if after else None)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The language model's last norm (the one before ``lm_head``) applied to hidden states `[..., D]`."""
+        return self._source().final_norm(x)
+
+    def _source(self) -> SignalSource:
+        if self.source is None:
+            raise RuntimeError("these VisualTokens were made without a model: only features, ids and layouts can be read")
+        return self.source
+
+
+class SignalSource:
+    """What the host implements to serve ``VisualTokens``' lazy reads."""
+
+    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        """See ``VisualTokens.read``."""
+        raise NotImplementedError
+
+    def text(self, signal: Signal) -> Tensor:
+        """See ``VisualTokens.text``."""
+        raise NotImplementedError
+
+    def text_valid(self, tokens: VisualTokens | None) -> Tensor:
+        """See ``VisualTokens.text_valid``."""
+        raise NotImplementedError
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """See ``VisualTokens.final_norm``."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Pruner:
+    """A visual-token pruning method: a dataclass whose fields are its parameters.
+
+    Parameters
+    ----------
+    keep : int or float, optional
+        What is kept of each span, see ``check_keep``. Always counted from the span's ORIGINAL number of tokens.
+
+    Notes
+    -----
+    Class attributes say what a method is: ``stage`` (or override ``stops``), ``signals`` (beside the features),
+    ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
+    unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``ragged`` (handles rows of different ``counts`` and
+    ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
+    """
+
+    keep: int | float | None = None
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    stage: ClassVar[str] = "input"
+    signals: ClassVar[tuple[Signal, ...]] = ()
+    adaptive_count: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+    uses_text: ClassVar[bool] = False
+    uses_attention: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            self.keep = check_keep(self.keep, f"{self.name or type(self).__name__}.keep")
+
+    def stops(self, depth: int) -> tuple[Stop, ...]:
+        """Where this method prunes, in forward order, in a decoder of `depth` layers."""
+        return (Stop(self.stage, getattr(self, "layer", None), self.keep),)
+
+    def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
+        """Choose what to keep.
+
+        Parameters
+        ----------
+        tokens : VisualTokens
+            The candidates.
+        k : int
+            ``max(tokens.budgets)``.
+
+        Returns
+        -------
+        Tensor
+            `[B, k]` int64 columns of `tokens`, unique in each row, in any order; the host sorts. Of row `i` only the
+            first ``tokens.budgets[i]`` entries are read.
+        """
+        raise NotImplementedError
+
+    def params(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, as plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.params().items())})"
+
+
+@dataclass(kw_only=True)
+class ScorePruner(Pruner):
+    """A method that scores each token by itself; the best `k` are kept, ties go to the lowest index."""
+
+    ragged: ClassVar[bool] = True
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Importance of each token, `[B, N]`, higher is better. Padding may hold anything."""
+        raise NotImplementedError
+
+    def select(self, tokens: VisualTokens, k: int) -> Tensor:
+        """The `k` best-scored tokens of each row, best first."""
+        from .selection import top_k
+
+        return top_k(self.score(tokens), k, tokens.valid)
+
+
+SelectFn = Callable[[VisualTokens, int], "Tensor | Merged"]

@@ -1,0 +1,82 @@
+"""Random pruning: the baseline that many published methods do not beat, at the input or deep in the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import STAGES, Pruner, VisualTokens
+from .registry import register_pruner
+
+_MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio
+
+
+def _seed(*parts: int) -> int:
+    """One 63-bit seed from several small numbers (splitmix64 finaliser, so that near inputs give far seeds)."""
+    x = 0
+    for part in parts:
+        x = (x ^ (part & 0xFFFFFFFFFFFFFFFF)) + _MIX & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        x ^= x >> 31
+    return x >> 1
+
+
+@register_pruner("random")
+@dataclass(kw_only=True)
+class Random(Pruner):
+    """Uniformly random tokens without replacement.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens kept per span, exactly.
+    seed : int
+        Seed of the draw.
+    layer : int, optional
+        None prunes before the language model, `k` before decoder layer `k` (at the vision stage: encoder layer `k`).
+    at : {"vision", "input", "decoder"}, optional
+        The stage; by default ``decoder`` with a layer and ``input`` without.
+
+    Notes
+    -----
+    The draw depends on the seed, the layer, the number of tokens and the span's place among the images of its sample,
+    and on nothing else: a sample gets the same tokens alone and in any batch, on every device, and all its beams agree.
+    O(n) on the CPU, no sync. In deep layers random is as good as any published score ("information horizon",
+    Liu et al. 2025, arXiv 2512.07580).
+    """
+
+    seed: int = 0
+    layer: int | None = None
+    at: str | None = None
+
+    paper: ClassVar[str] = "baseline; deep layers: information horizon, arXiv 2512.07580"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"random.seed must be an int, got {self.seed!r}")
+        if self.at is not None and self.at not in STAGES:
+            raise ValueError(f"random.at={self.at!r} is no stage; allowed are {', '.join(STAGES)}")
+        if (self.at == "input" and self.layer is not None) or (self.at in ("vision", "decoder") and self.layer is None):
+            raise ValueError(f"random.at={self.at!r} does not go with layer={self.layer}")
+
+    @property
+    def stage(self) -> str:  # type: ignore[override]
+        """As asked for; by default from the layer."""
+        return self.at or ("input" if self.layer is None else "decoder")
+
+    ragged: ClassVar[bool] = True
+
+    def select(self, tokens: VisualTokens, k: int) -> Tensor:
+        """`k` random columns per row."""
+        where = STAGES.index(tokens.stage), -1 if tokens.layer is None else tokens.layer
+        rows = []
+        for count, budget, order in zip(tokens.counts, tokens.budgets, tokens.order, strict=True):
+            generator = torch.Generator().manual_seed(_seed(self.seed, *where, count, order))
+            drawn = torch.randperm(count, generator=generator)[:budget]
+            rows.append(torch.nn.functional.pad(drawn, (0, k - budget)))
+        return torch.stack(rows).to(tokens.ids.device)

@@ -1,0 +1,105 @@
+"""What a method may ask of the model, declared before anything runs.
+
+A pruner lists its signals in ``Pruner.signals``; the host computes those and nothing else, and never by switching the
+model to eager attention. ``layer=None`` always means "the layer that matters here": for encoder signals the layer whose
+output the projector reads, for decoder signals the layer right before the pruning layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One thing that a method reads beside the tokens' own features."""
+
+    part: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        fields = ", ".join(f"{k}={v}" for k, v in vars(self).items() if v is not None)
+        return f"{type(self).__name__}({fields})"
+
+
+@dataclass(frozen=True)
+class EncoderSignal(Signal):
+    """A signal of one vision-encoder layer; negative layers count from the end as ``hidden_states`` does not: -1 is the last layer."""
+
+    part: ClassVar[str] = "encoder"
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class EncoderAttention(EncoderSignal):
+    """Attention of an encoder layer towards each token, per head: `[B, H, N]`.
+
+    ``queries="cls"`` is the class token's row (refused on towers without one), ``"received"`` the mean over all queries,
+    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere.
+    """
+
+    queries: str = "auto"
+
+
+@dataclass(frozen=True)
+class EncoderKeys(EncoderSignal):
+    """Keys of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token)."""
+
+
+@dataclass(frozen=True)
+class EncoderValues(EncoderSignal):
+    """Values of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token)."""
+
+
+@dataclass(frozen=True)
+class EncoderFeatures(EncoderSignal):
+    """Output of an encoder layer: `[B, N, U, D_enc]` (`U` patches per token)."""
+
+
+@dataclass(frozen=True)
+class PreProjector(Signal):
+    """What the projector reads: `[B, N, U, D_enc]` (`U` patches per token; 1 where the projector maps one to one)."""
+
+    part: ClassVar[str] = "encoder"
+
+
+@dataclass(frozen=True)
+class Projected(Signal):
+    """Projected features, as they enter the language model, at any stage behind it: `[B, N, D]`."""
+
+    part: ClassVar[str] = "input"
+
+
+@dataclass(frozen=True)
+class TextEmbeddings(Signal):
+    """Input embeddings of the text: `tokens.text(TextEmbeddings())` is `[S, T, D]`."""
+
+    part: ClassVar[str] = "input"
+
+
+@dataclass(frozen=True)
+class DecoderSignal(Signal):
+    """A signal of one decoder layer before the pruning layer."""
+
+    part: ClassVar[str] = "decoder"
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class DecoderAttention(DecoderSignal):
+    """Attention rows of a decoder layer: `[B, H, R, N]` for `R` asked queries.
+
+    ``queries="last"`` is the last prompt token (`R` = 1), ``"text"`` every text token (padded, see ``VisualTokens.text_valid``).
+    """
+
+    queries: str = "last"
+
+
+@dataclass(frozen=True)
+class DecoderKeys(DecoderSignal):
+    """Keys of a decoder layer after rotary embedding, heads side by side and not repeated for GQA: `[B, N, H_kv*d]`."""
+
+
+@dataclass(frozen=True)
+class DecoderHidden(DecoderSignal):
+    """Output of a decoder layer (residual stream): `[B, N, D]`."""

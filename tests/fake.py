@@ -1,0 +1,100 @@
+"""A pretended GPU: tensors on "cuda" are fake (shape, dtype and device, no values), tensors on the CPU are real.
+
+Whatever waits for the device (``.item()``, ``.tolist()``, ``bool()``, boolean indexing) raises, and so does mixing
+devices: code that runs here has no hidden host sync. No GPU is needed, and a model of any size costs no memory.
+transformers' own check that placeholders and features agree reads values, so it is switched off; nothing of vtc is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+HOST = (
+    "image_grid_thw",
+    "video_grid_thw",
+    "image_sizes",
+    "batch_num_images",
+)  # sizes, which processors leave on the CPU
+
+
+def on_device(x: Any) -> bool:
+    """Whether an argument is a fake tensor or names the pretended device."""
+    if isinstance(x, FakeTensor):
+        return True
+    return (isinstance(x, torch.device) and x.type == "cuda") or (isinstance(x, str) and x.startswith("cuda"))
+
+
+class FakeDevice(TorchFunctionMode):
+    """Context in which "cuda" is the pretended GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(map(on_device, tree_leaves((args, kwargs)))):
+            with self.fake:
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def put(self, x: Tensor) -> Tensor:
+        """A fake tensor on "cuda" of the shape and type of `x` (real or meta)."""
+        with self.fake:
+            return torch.empty(x.shape, dtype=x.dtype, device="cuda")
+
+    def put_model(self, model: nn.Module) -> nn.Module:
+        """Replace all parameters and buffers of `model` in place; tied weights stay tied."""
+        known: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    if id(p) not in known:
+                        known[id(p)] = nn.Parameter(self.put(p), requires_grad=False)
+                    module._parameters[name] = known[id(p)]
+            for name, b in module._buffers.items():
+                if b is not None:
+                    module._buffers[name] = self.put(b)
+        return model
+
+    def put_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs on "cuda", but for the small size tensors."""
+        return {k: v if k in HOST else self.put(v) for k, v in inputs.items()}
+
+
+@contextmanager
+def without_placeholder_check(model: nn.Module) -> Iterator[None]:
+    """transformers compares the number of placeholders with that of the features, which reads the device."""
+    module = sys.modules[type(model.base_model).__module__]
+    with mock.patch.object(module, "torch_compilable_check"):
+        yield
+
+
+@contextmanager
+def sizes_on_device(model: nn.Module, gpu: FakeDevice) -> Iterator[None]:
+    """Qwen's towers compute positions on the grid's device: here they are computed on the host and then put there."""
+    module = sys.modules[type(model.base_model).__module__]
+    with contextlib.ExitStack() as stack:
+        for name in ("get_vision_position_ids", "get_vision_bilinear_indices_and_weights"):
+            made = getattr(module, name, None)
+            if made is not None:
+                moved = functools.partial(_moved, made, gpu)
+                stack.enter_context(mock.patch.object(module, name, moved))
+        yield
+
+
+def _moved(made: Any, gpu: FakeDevice, *args: Any, **kwargs: Any) -> Any:
+    out = made(*args, **kwargs)
+    return tuple(map(gpu.put, out)) if isinstance(out, tuple) else gpu.put(out)

@@ -1,0 +1,92 @@
+"""Every registered method with settings that fit the tiny models, and a few pipelines: rows of the contract tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pytest
+from zoo import FAMILIES, shapes_of
+from zoo.models import DEPTH
+
+import vtc
+
+KEEP = 0.4
+
+# What a method needs on a six-layer model beside keep=0.4 and a layer below 6: name -> (parameters, why)
+EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to hand to ``vtc.compress``: a name or pipeline, and parameters."""
+
+    pruner: str
+    keep: int | float | None = None
+    params: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return self.pruner if self.keep is None else f"{self.pruner}-{self.keep}"
+
+    def with_keep(self, keep: int | float) -> Setting:
+        """The same method with another keep."""
+        return Setting(self.pruner, keep, self.params)
+
+    @property
+    def in_the_tower(self) -> bool:
+        """Whether any of its methods prunes inside the vision tower."""
+        return any(stop.stage == "vision" for p in vtc.parse(self.pruner, keep=self.keep) for stop in p.stops(DEPTH))
+
+    @property
+    def classes(self) -> list[type[vtc.Pruner]]:
+        """The classes of the methods in it."""
+        return [type(p) for p in vtc.parse(self.pruner, keep=self.keep)]
+
+
+def setting(name: str, keep: int | float = KEEP) -> Setting:
+    """The method `name` with parameters that fit the tiny models."""
+    if name in EXCEPTIONS:
+        return Setting(name, keep, EXCEPTIONS[name][0])
+    params = {}
+    for f in fields(vtc.pruner_class(name)):
+        if f.name == "layer" and isinstance(f.default, int) and not 0 < f.default < DEPTH:
+            params["layer"] = 2
+    return Setting(name, keep, params)
+
+
+METHODS = [setting(name) for name in vtc.list_pruners()]
+ONE_LAYER = Setting("random(layer=2, keep=0.3, seed=1)")
+TWO_LAYERS = Setting("random(layer=1, keep=0.6) + random(layer=4, keep=0.3)")
+BOTH_STAGES = Setting("random(keep=0.6, seed=5) + random(layer=3, keep=0.2, seed=5)")
+BY_COUNT = Setting("uniform(keep=3)")
+READING = Setting("uniform(keep=0.8) + dart(layer=1, keep=0.6) + fastv(layer=3, keep=0.3)")
+IN_THE_TOWER = Setting("random(at=vision, layer=2, keep=0.6) + random(layer=3, keep=0.3)")
+PIPELINES = [ONE_LAYER, TWO_LAYERS, BOTH_STAGES, BY_COUNT, READING, IN_THE_TOWER]
+SETTINGS = METHODS + PIPELINES
+
+# families that say why they can't be pruned inside their tower (test_refusals asks each for its reason)
+NO_VISION_STAGE = ("llava_onevision", "internvl", "idefics3", "smolvlm", "mistral3", "pixtral")
+
+
+def fits(setting: Setting, family: str) -> bool:
+    """Whether `setting` can run on `family`."""
+    return family not in NO_VISION_STAGE or not setting.in_the_tower
+
+
+def cells(settings: list[Setting], families: Iterable[str], *shapes: str) -> list[Any]:
+    """Parameters of a test over settings x families (x the shapes that each family has)."""
+    pairs = [(s, f) for s in settings for f in families if fits(s, f)]
+    if not shapes:
+        return [pytest.param(s, f, id=f"{s}-{f}") for s, f in pairs]
+    return [
+        pytest.param(s, f, shape, id=f"{s}-{f}-{shape}") for s, f in pairs for shape in shapes_of(FAMILIES[f], shapes)
+    ]
+
+
+def asked(keep: int | float, n: int) -> int:
+    """How many of `n` tokens `keep` means, written out from the documentation."""
+    if isinstance(keep, int):
+        return min(keep, n)
+    return min(n, max(1, math.floor(keep * n + 0.5)))

@@ -1,0 +1,226 @@
+"""What pruning must be equal to: the untouched model on the full sequence, no cache, dropped tokens hidden by masks.
+
+Nothing of vtc is used here. Which tokens are hidden from which layers on is read from the public report (``spans`` and
+``steps``); positions are those that the untouched model itself uses for this prompt; the greedy tokens of the pruned
+model are appended, and ONE causal forward over everything gives the logits that each of them must have come from. (If
+the reference's arg-max agrees at every step, greedy decoding of the reference gives the same tokens, by induction.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo import SPECIAL, prompt, tiny
+
+LONG, SHORT = 20, 8
+MASK_INPUTS = ("mm_token_type_ids", "token_type_ids")
+
+
+def tokens_of(shape: str) -> int:
+    """How many tokens are generated on a prompt of `shape`: 20 on one shape, fewer on the others to save time."""
+    return LONG if shape == "ragged" else SHORT
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The language model without its head."""
+    core = model.base_model
+    return core.language_model if hasattr(core, "language_model") else core.text_model
+
+
+@dataclass
+class Generated:
+    """Greedy tokens `[B, n]` and the raw logits they were chosen from `[B, n, V]`."""
+
+    tokens: Tensor
+    logits: Tensor
+
+
+def greedy(model: nn.Module, inputs: dict[str, Any], n: int, **kwargs: Any) -> Generated:
+    """Exactly `n` greedy tokens with KV cache, placeholders excluded."""
+    settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "suppress_tokens": SPECIAL, **kwargs}
+    out = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+    return Generated(out.sequences[:, -n:], torch.stack(out.logits, 1))
+
+
+def allowed(logits: Tensor) -> Tensor:
+    """Logits with the placeholders excluded, as ``greedy`` does."""
+    return logits.index_fill(-1, torch.tensor(SPECIAL), float("-inf"))
+
+
+@dataclass
+class Baseline:
+    """The untouched model on a prompt: its greedy tokens and logits, the prompt's logits and the rope positions."""
+
+    generated: Generated
+    logits: Tensor
+    positions: Tensor
+
+
+def record_positions(model: nn.Module, inputs: dict[str, Any], n: int) -> tuple[Generated, Tensor]:
+    """Greedy tokens of the untouched model, and its rotary positions, `[B, L+n-1]` or `[3, B, L+n-1]`."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+        seen.append(position_ids[-3:] if position_ids.dim() == 3 else position_ids)
+
+    hook = text_model(model).rotary_emb.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        out = greedy(model, inputs, n)
+    finally:
+        hook.remove()
+    steps = len(seen) // n  # Gemma3 has one rotary embedding call for each kind of layer
+    batch = inputs["input_ids"].shape[0]
+    positions = torch.cat([p.expand(*p.shape[:-2], batch, -1) for p in seen[::steps]], -1)
+    return out, positions
+
+
+@lru_cache(maxsize=512)
+def baseline(family: str, shape: str, impl: str = "sdpa") -> Baseline:
+    """The untouched model of `family` on its prompt of `shape`."""
+    model, inputs = tiny(family, impl), prompt(family, shape).inputs
+    width = inputs["input_ids"].shape[1]
+    if shape == "right":  # generate() is not meant for right padding: plain positions
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        if family.startswith("qwen"):
+            given = {k: v for k, v in inputs.items() if not k.startswith("pixel")}
+            positions, _ = model.model.get_rope_index(**given)
+        generated = Generated(torch.empty(0), torch.empty(0))
+    else:
+        generated, positions = record_positions(model, inputs, tokens_of(shape))
+    logits = model(**inputs, position_ids=positions[..., :width], use_cache=False).logits
+    return Baseline(generated, logits, positions)
+
+
+def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
+    """`[depth, B, width]` bool: True where the report says that the layer no longer has this token."""
+    hidden = torch.zeros(depth, batch, width, dtype=torch.bool)
+    for step in report.steps:
+        first = step.layer if step.stage == "decoder" else 0
+        for span, kept in zip(report.spans, step.kept, strict=True):
+            gone = torch.ones(len(span.columns), dtype=torch.bool)
+            gone[kept.cpu()] = False
+            hidden[first:, span.sample, span.columns[gone]] = True
+    return hidden
+
+
+def kept_at_end(report: Any, attention_mask: Tensor, depth: int) -> Tensor:
+    """`[B, L]` bool: the columns that reach the last layer."""
+    batch, width = attention_mask.shape
+    return attention_mask.bool() & ~hidden_per_layer(report, batch, width, depth)[-1]
+
+
+@contextmanager
+def masked(model: nn.Module, hidden: Tensor, valid: Tensor) -> Iterator[None]:
+    """Hide ``hidden[layer]`` `[B, T]` (and padding) from the layers of the untouched model.
+
+    A mask that transformers itself made is kept as the base (Gemma3's blocks and windows); where it made none, the
+    causal one with the layer's window is written out. Every row may see itself, so that hidden rows stay finite.
+    """
+    lm = text_model(model)
+    width = valid.shape[1]
+    query, key = torch.arange(width)[:, None], torch.arange(width)[None]
+    eager = lm.config._attn_implementation == "eager"
+
+    def explicit(given: Tensor | None, window: int | None, layer: int) -> Tensor:
+        if given is not None and given.dim() == 4:
+            base = given if given.dtype == torch.bool else given == 0
+        else:
+            base = (key <= query) & (key > query - window if window else torch.ones_like(key, dtype=torch.bool))
+        mask = base & valid[:, None, None] & ~hidden[layer][:, None, None]
+        mask = mask | torch.eye(width, dtype=torch.bool)
+        return torch.zeros(()).masked_fill(~mask, torch.finfo(torch.float32).min) if eager else mask
+
+    def hook(layer: int) -> Any:
+        attention = lm.layers[layer].self_attn
+        window = getattr(attention, "sliding_window", getattr(lm.config, "sliding_window", None))
+
+        def pre(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            return args, {**kwargs, "attention_mask": explicit(kwargs["attention_mask"], window, layer)}
+
+        return pre
+
+    handles = [m.register_forward_pre_hook(hook(i), with_kwargs=True) for i, m in enumerate(lm.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def injected(model: nn.Module, vectors: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Put ``vectors[i] = (where [B, T] bool, values [n, D])``, merged tokens, into the states before layer `i`."""
+
+    def hook(where: Tensor, values: Tensor) -> Any:
+        def pre(_: nn.Module, args: tuple) -> tuple:
+            states = args[0].clone()
+            states[where] = values
+            return (states, *args[1:])
+
+        return pre
+
+    layers = text_model(model).layers
+    handles = [layers[i].register_forward_pre_hook(hook(*v)) for i, v in vectors.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def features_given(model: nn.Module, outputs: dict[str, Any]) -> Iterator[None]:
+    """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`."""
+    core = model.base_model
+    for name, out in outputs.items():
+        setattr(core, name, lambda *_, _out=out, **__: _out)
+    try:
+        yield
+    finally:
+        for name in outputs:
+            delattr(core, name)
+
+
+def reference(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    report: Any,
+    positions: Tensor,
+    tokens: Tensor,
+    vectors: dict[int, tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
+
+    ``[:, :L]`` are the prefill logits, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
+    """
+    inputs = dict(inputs)
+    ids, valid = inputs.pop("input_ids"), inputs.pop("attention_mask")
+    batch, width = ids.shape
+    extra = tokens.shape[1] - 1
+    lm = text_model(model)
+    hidden = hidden_per_layer(report, batch, width, len(lm.layers))
+    hidden = torch.cat([hidden, hidden.new_zeros(len(hidden), batch, extra)], -1)
+    valid = torch.cat([valid, valid.new_ones(batch, extra)], 1)
+    for name in MASK_INPUTS:
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], inputs[name].new_zeros(batch, extra)], 1)
+    vectors = {
+        i: (torch.cat([where, where.new_zeros(batch, extra)], 1), values)
+        for i, (where, values) in (vectors or {}).items()
+    }
+    with masked(model, hidden, valid.bool()), injected(model, vectors):
+        out = model(
+            input_ids=torch.cat([ids, tokens[:, :extra]], 1),
+            attention_mask=valid,
+            position_ids=positions[..., : width + extra],
+            use_cache=False,
+            **inputs,
+        )
+    return out.logits

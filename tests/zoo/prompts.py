@@ -1,0 +1,92 @@
+"""Prompts of named shapes for every family, and their samples one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .media import Family, Media
+from .tokens import BOS, IMAGE, VIDEO, pad, words
+
+# pictures (i) and videos (v) of each sample; "ii" touch, "i.i" have text between them
+SHAPES: dict[str, tuple[str, ...]] = {
+    "one": ("i",),
+    "ragged": ("i", "i.i", "i"),
+    "text_row": ("i", "", "i.i"),
+    "touching": ("ii", "i"),
+    "sizes": ("i", "i.i", "i", "i"),
+    "video": ("v", "i.v", "v.v"),
+    "right": ("i", "i.i", "i"),
+    "text": ("", ""),
+    "pair": ("i", "i"),
+    "clip": ("v",),
+}
+BATCHES = ("ragged", "text_row", "touching", "sizes", "video")
+BEFORE, AFTER = (5, 3, 9, 4), (6, 8, 4, 7)  # "pair" comes out without padding
+
+
+def shapes_of(family: Family, among: tuple[str, ...] = tuple(SHAPES)) -> list[str]:
+    """The shapes that make sense for `family`."""
+    skip = {
+        "touching": not family.touching,
+        "sizes": len(family.sizes) < 2,
+        "video": not family.clips,
+        "clip": not family.clips,
+    }
+    return [s for s in among if not skip.get(s, False)]
+
+
+@dataclass
+class Prompt:
+    """A batch: the rows of token ids, the media of each sample, and the model inputs made of them."""
+
+    family: Family
+    rows: list[list[int]]
+    media: list[list[Media]]
+    side: str = "left"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
+        out: dict[str, Any] = {**pad(self.rows, self.side), **self.family.collate(self.media)}
+        if self.family.marked:
+            ids = out["input_ids"]
+            out[self.family.marked] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        return out
+
+    def alone(self, sample: int) -> Prompt:
+        """One sample by itself, without padding."""
+        return Prompt(self.family, [self.rows[sample]], [self.media[sample]])
+
+    def copies(self, n: int) -> Prompt:
+        """`n` copies of each sample, next to each other."""
+        return Prompt(
+            self.family,
+            [row for row in self.rows for _ in range(n)],
+            [media for media in self.media for _ in range(n)],
+            self.side,
+        )
+
+
+def make_prompt(family: Family, shape: str, seed: int = 0) -> Prompt:
+    """The prompt of `shape` for `family`; the same call gives the same prompt."""
+    g = torch.Generator().manual_seed(seed)
+    several = shape in ("sizes", "text_row")
+    rows, media = [], []
+    seen = {"i": 0, "v": 0}
+    for s, plan in enumerate(SHAPES[shape]):
+        row, own = [BOS, *words(BEFORE[s], g)], []
+        for mark in plan:
+            if mark == ".":
+                row += words(2, g)
+                continue
+            sizes = family.sizes if mark == "i" else family.clips
+            size = sizes[seen[mark] % len(sizes)] if several or mark == "v" else sizes[0]
+            seen[mark] += 1
+            own.append(family.picture(size, plan.count("i") == 1, g) if mark == "i" else family.video(size, g))
+            row += own[-1].ids
+        rows.append(row + words(AFTER[s], g))
+        media.append(own)
+    return Prompt(family, rows, media, "right" if shape == "right" else "left")

@@ -1,0 +1,5 @@
+"""``python -m vtc``."""
+
+from .cli import main
+
+main()

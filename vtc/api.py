@@ -1,0 +1,261 @@
+"""compress, restore, compressed, load: wrap a stock model in place, and unwrap it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+
+from vtc.models.adapter import Adapter
+from vtc.models.locate import locate, unwrap
+from vtc.models.report import Report
+from vtc.models.vit import VitAdapter, is_vit
+from vtc.pruners.base import Pruner
+
+from .config import VTCConfig, find_config
+from .spec import Pipeline, parse
+
+M = TypeVar("M", bound=nn.Module)
+HANDLE = "vtc"
+HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
+
+
+class Handle:
+    """What a wrapped model carries as ``model.vtc``.
+
+    Attributes
+    ----------
+    config : VTCConfig or None
+        The set-up; None when the pipeline has a method that is not registered, which can't be saved.
+    pipeline : tuple of Pruner
+        The methods.
+    timing : bool
+        Switch on to have ``report.selection_seconds`` measured (synchronises the device).
+    """
+
+    def __init__(self, adapter: Adapter | VitAdapter, pipeline: Pipeline, config: VTCConfig | None):
+        self.adapter, self.pipeline, self.config = adapter, pipeline, config
+
+    @property
+    def report(self) -> Report | None:
+        """What the last prefill really did: of this thread, or of any if this one ran none. None before the first."""
+        return self.adapter.report()
+
+    @property
+    def timing(self) -> bool:
+        """Whether selection time is measured."""
+        return self.adapter.timing
+
+    @timing.setter
+    def timing(self, on: bool) -> None:
+        self.adapter.timing = bool(on)
+
+    def __repr__(self) -> str:
+        report = self.report
+        return f"<vtc: {' + '.join(map(str, self.pipeline))}; last prefill: {report if report is not None else 'none yet'}>"
+
+
+def compress(
+    model: M,
+    pruner: str | Pruner | Iterable[Pruner] | VTCConfig | Mapping[str, Any],
+    *,
+    keep: int | float | None = None,
+    positions: str | None = None,
+    parts: Mapping[str, str] | None = None,
+    **params: Any,
+) -> M:
+    """Wrap a stock model in place, so that every prefill drops visual tokens.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers VLM of a known family (bare, inside PEFT, or dispatched by accelerate), or a timm / open_clip ViT.
+        Wrapping a wrapped model replaces its set-up.
+    pruner : str, Pruner, iterable of Pruner, VTCConfig or mapping
+        A method's name (see ``vtc.list_pruners()``), a pipeline such as ``"uniform(keep=0.5) + random(layer=8, keep=0.1)"``,
+        an instance, or a whole configuration.
+    keep : int or float, optional
+        What is kept: an int >= 1 is tokens per image (``keep=1`` is one token), a float in (0, 1] the fraction of the
+        image's tokens (``keep=1.0`` is all of them).
+    positions : {"keep", "compact"}, optional
+        Whether kept tokens keep their original position ids. Default ``"keep"``.
+    parts : mapping, optional
+        Module paths for an unknown family, see ``VTCConfig``.
+    **params
+        Parameters of the method.
+
+    Returns
+    -------
+    nn.Module
+        The same object; ``model.vtc.report`` says what the last prefill did, ``vtc.restore(model)`` unwraps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad arguments; the model stays as it was, wrapped or not.
+    NotImplementedError
+        For models that cannot be wrapped, with what to do instead.
+    RuntimeError
+        If an inner part of the model is wrapped by itself.
+
+    Examples
+    --------
+    >>> model = vtc.compress(model, "dart", keep=64)  # doctest: +SKIP
+    """
+    if isinstance(pruner, (VTCConfig, Mapping)):
+        config = pruner if isinstance(pruner, VTCConfig) else VTCConfig.from_dict(pruner)
+        pipeline = parse(config.pruner, keep=config.keep if keep is None else keep, **{**config.params, **params})
+        positions = config.positions if positions is None else positions
+        parts = config.parts if parts is None else parts
+    else:
+        pipeline = parse(pruner, keep=keep, **params)
+    positions = "keep" if positions is None else positions
+    target = unwrap(model) if isinstance(model, nn.Module) else model
+    adapter: Adapter | VitAdapter
+    if isinstance(target, nn.Module) and is_vit(target):
+        adapter = VitAdapter(target, pipeline)
+    else:
+        adapter = Adapter(locate(model, parts), pipeline, positions)
+    saved = _config(pipeline, positions=positions, parts=dict(parts) if parts else None)
+    before = _handle(model)
+    if before is not None:
+        before.adapter.detach()
+    try:
+        adapter.attach()
+    except BaseException:
+        if before is not None:
+            before.adapter.attach()
+        raise
+    target.__dict__[HANDLE] = Handle(adapter, pipeline, saved)
+    _shadow_save(model)
+    return model
+
+
+def restore(model: M) -> M:
+    """Unwrap a model: hooks, configs and attributes are as before ``compress``. Does nothing to an unwrapped model.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    handle = _handle(model)
+    if handle is not None:
+        handle.adapter.detach()
+        del unwrap(model).__dict__[HANDLE]
+    for module in {id(m): m for m in (model, unwrap(model))}.values():
+        if getattr(module.__dict__.get("save_pretrained"), "_vtc", False):
+            del module.__dict__["save_pretrained"]
+    return model
+
+
+@contextmanager
+def compressed(model: M, pruner: Any, **kwargs: Any) -> Iterator[M]:
+    """``compress`` for the length of a ``with`` block; afterwards the model is as it was before it, wrapped or not."""
+    before = _handle(model) if isinstance(model, nn.Module) else None
+    compress(model, pruner, **kwargs)
+    try:
+        yield model
+    finally:
+        restore(model)
+        if before is not None:
+            before.adapter.attach()
+            unwrap(model).__dict__[HANDLE] = before
+            _shadow_save(model)
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    pruner: str | Pruner | Iterable[Pruner] | VTCConfig | None = None,
+    *,
+    keep: int | float | None = None,
+    positions: str | None = None,
+    parts: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+    **from_pretrained_kwargs: Any,
+) -> Any:
+    """Load a model with ``AutoModelForImageTextToText`` and wrap it.
+
+    Parameters
+    ----------
+    path_or_id : str or path
+        A folder or hub id. A ``vtc_config.json`` beside the model's files is applied when `pruner` is None; without
+        one the model comes unwrapped.
+    pruner, keep, positions, parts
+        As for ``compress``. `keep` alone overrides the saved one.
+    params : mapping, optional
+        The method's parameters.
+    **from_pretrained_kwargs
+        Passed on, e.g. ``dtype``, ``device_map``, ``attn_implementation``. Code from the repository is run only with
+        ``trust_remote_code=True``.
+
+    Raises
+    ------
+    OSError
+        If there is no such model.
+    TypeError, ValueError, NotImplementedError
+        As ``compress``; bad arguments are found before the model is loaded.
+    """
+    hub = {k: v for k, v in from_pretrained_kwargs.items() if k in HUB_KEYS}
+    chosen: Any = pruner
+    if chosen is None:
+        found = find_config(path_or_id, **hub)
+        chosen = VTCConfig.from_pretrained(found) if found is not None else None
+    if chosen is None and (keep is not None or params):
+        raise ValueError(f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json")
+    extra = dict(params or {})
+    if isinstance(chosen, VTCConfig):  # fail before the model is read
+        parse(chosen.pruner, keep=chosen.keep if keep is None else keep, **{**chosen.params, **extra})
+    elif chosen is not None:
+        parse(chosen, keep=keep, **extra)
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(path_or_id, **from_pretrained_kwargs)
+    if chosen is None:
+        return model
+    return compress(model, chosen, keep=keep, positions=positions, parts=parts, **extra)
+
+
+def _handle(model: nn.Module) -> Handle | None:
+    handle = unwrap(model).__dict__.get(HANDLE)
+    return handle if isinstance(handle, Handle) else None
+
+
+def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
+    try:
+        return VTCConfig.of(pipeline, **kwargs)
+    except (TypeError, ValueError):  # an instance of a class that is not registered
+        return None
+
+
+def _shadow_save(model: nn.Module) -> None:
+    """Make ``model.save_pretrained(dir)`` write ``vtc_config.json`` too, by an instance attribute."""
+    for module in {id(m): m for m in (model, unwrap(model))}.values():
+        save: Callable[..., Any] | None = getattr(module, "save_pretrained", None)
+        if save is None or "save_pretrained" in module.__dict__:
+            continue
+        module.__dict__["save_pretrained"] = _saving(module, save)
+
+
+def _saving(module: nn.Module, save: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(save)
+    def save_pretrained(save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        result = save(save_directory, *args, **kwargs)
+        handle = _handle(module)
+        if handle is not None:
+            if handle.config is None:
+                raise ValueError(
+                    f"the model was saved, but its pruner {' + '.join(map(str, handle.pipeline))} is not registered, so "
+                    "vtc_config.json can't name it: register the class with @vtc.register_pruner(name)"
+                )
+            handle.config.save_pretrained(save_directory)
+        return result
+
+    save_pretrained._vtc = True  # type: ignore[attr-defined]
+    return save_pretrained

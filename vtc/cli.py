@@ -1,0 +1,233 @@
+"""The command line: ``vtc bench``, ``vtc ask``, ``vtc show``, ``vtc pruners``.
+
+Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    help="Visual-token compression for vision-language models: measure it, try it, look at it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a transformers VLM; the bundled model if left out.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else the checkpoint's.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vtc import __version__
+
+        typer.echo(f"vtc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Visual-token compression for vision-language models: measure it, try it, look at it."""
+
+
+@app.command()
+def bench(
+    pruners: Annotated[
+        str, typer.Option(help="Methods, comma-separated: names or pipelines such as 'random(layer=2, seed=3)'.")
+    ] = "random,uniform,pool,dart,fastv",
+    keep: Annotated[
+        str,
+        typer.Option(help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them."),
+    ] = "0.5,0.25,0.11,0.05",
+    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
+    model: Model = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions per task, always the same ones [default: 150 on the bundled model and tasks, else all]."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command resumes there [default: vtc-bench/<model>-<data>-<hash>]."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with images.parquet and questions.parquet of your own instead of the bundled tasks."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of methods that take one.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    timing: Annotated[bool, typer.Option(help="Measure prefill times.")] = True,
+    share_prefix: Annotated[
+        bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
+    ] = True,
+) -> None:
+    """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
+    from vtc.eval.cells import parse_keep, split_list
+
+    keeps = [parse_keep(part) for part in split_list(keep)]
+    if not keeps:
+        raise ValueError("--keep is empty: say for example --keep 0.25,64")
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
+    if data is not None and not data.is_dir():
+        raise ValueError(f"--data: no such folder: {data}")
+    from vtc.eval.bench import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            pruners=split_list(pruners), keeps=keeps, tasks=split_list(tasks) if tasks else None, model=model, data=data,
+            limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens, device=device,
+            dtype=dtype, timing=5 if timing else 0, share=share_prefix,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Option(help="The picture.")],
+    question: Annotated[str, typer.Option(help="The question.")],
+    pruner: Annotated[str | None, typer.Option(help="Method or pipeline; unpruned if left out.")] = None,
+    keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
+    model: Model = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer one question about one picture."""
+    from vtc.eval.images import open_image
+
+    picture = open_image(image)
+    cell = _cell(pruner, keep)
+    from vtc.eval.ask import ask as run
+    from vtc.eval.ask import saved_cell
+    from vtc.eval.loading import load_model
+
+    cell = cell or saved_cell(model)
+    reply = run(load_model(model, device, dtype), cell, picture, question, max_new_tokens)
+    typer.echo(reply.text)
+    share = 100 * reply.kept / reply.total
+    typer.echo(f"[{cell.spec}: {reply.kept} of {reply.total} visual tokens ({share:.1f}%), {reply.seconds:.2f} s]")
+
+
+@app.command()
+def show(
+    pruner: Annotated[
+        list[str], typer.Option(help="Method or pipeline; give it several times to see them side by side.")
+    ],
+    keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture; one of the bundled ones if left out.")] = None,
+    question: Annotated[str | None, typer.Option(help="Some methods read it.")] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("kept.png"),
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw the tokens that a method keeps over the picture."""
+    from vtc.eval.images import open_image
+
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {out}")
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"--out: no such folder: {out.resolve().parent}")
+    cells = [cell for text in pruner if (cell := _cell(text, keep))]
+    picture = open_image(image) if image is not None else None
+    from vtc.eval.loading import load_model
+    from vtc.eval.show import example, show_kept
+
+    if picture is None:
+        picture, asked = example()
+        question = question or asked
+    found = show_kept(load_model(model, device, dtype), cells, picture, question or "What is in the image?", out)
+    for cell, kept in zip(cells, found, strict=True):
+        typer.echo(f"{cell.spec}: {kept.kept} of {kept.total} visual tokens{kept.where}; answer: {kept.answer}")
+    typer.echo(f"written: {out}")
+
+
+@app.command()
+def pruners(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    pattern: Annotated[str, typer.Argument(help="Shell-style pattern of names.")] = "*",
+) -> None:
+    """List the methods: where they prune, what they read, their paper."""
+    from vtc.eval.listing import describe, listing_table
+
+    rows = describe(pattern)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from vtc.eval.console import make_console
+
+    make_console().print(listing_table(rows))
+
+
+def _cell(pruner: str | None, keep: str | None) -> Any:
+    """The setting that --pruner and --keep ask for; None without --pruner."""
+    from vtc.eval.cells import make_cell, parse_keep
+
+    if pruner is None:
+        if keep is not None:
+            raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
+        return None
+    from vtc.spec import parse
+
+    value = parse_keep(keep) if keep is not None else None
+    if value is None and any(p.keep is None for p in parse(pruner)):
+        raise ValueError(f"{pruner!r} needs --keep, for example --keep 0.25 or --keep 64")
+    return make_cell(pruner, value)
+
+
+def _fail(message: object, code: int = BAD_INPUT) -> NoReturn:
+    """One line on stderr and out."""
+    print(f"vtc: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the ``vtc`` command: bad input is one line on stderr and exit code 2, Ctrl-C is 130.
+
+    With ``VTC_TRACEBACK=1`` in the environment the whole traceback is shown instead.
+    """
+    try:
+        code = app(args, standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished results are kept, and the same command goes on from there", INTERRUPTED)
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        if os.environ.get("VTC_TRACEBACK"):
+            raise
+        _fail(error)
+    except Exception as error:
+        # the parser's own errors (typer brings its own copy of click's classes)
+        if type(error).__name__ == "Abort":
+            _fail("interrupted; finished results are kept, and the same command goes on from there", INTERRUPTED)
+        if hasattr(error, "format_message"):
+            _fail(f"{error.format_message()} (vtc --help lists the options)")
+        raise
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

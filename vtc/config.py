@@ -1,0 +1,154 @@
+"""``VTCConfig``: everything needed to wrap a model again, saved as ``vtc_config.json`` beside the model's own files."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vtc.pruners.base import check_keep
+from vtc.pruners.registry import nearest
+
+from .spec import Pipeline, format_pipeline, parse
+from .version import __version__
+
+CONFIG_NAME = "vtc_config.json"
+POSITIONS = ("keep", "compact")
+
+
+@dataclass(kw_only=True)
+class VTCConfig:
+    """A pruning set-up.
+
+    Parameters
+    ----------
+    pruner : str
+        A method's name or a pipeline string.
+    keep : int or float, optional
+        For a single method that does not say its own: an int >= 1 is tokens per image, a float in (0, 1] a fraction.
+    params : dict
+        Parameters of a single method.
+    positions : {"keep", "compact"}
+        Whether kept tokens keep their original position ids (default, right for every family), or are renumbered.
+    parts : dict, optional
+        Module paths (``core``, ``lm``, ``layers``, ``tower``) for a model family that vtc does not know.
+    vtc_version : str
+        Version that wrote the file.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown method or parameter (the nearest ones are named) or a value out of range.
+    """
+
+    pruner: str
+    keep: int | float | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    positions: str = "keep"
+    parts: dict[str, str] | None = None
+    vtc_version: str = __version__
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pruner, str):
+            raise TypeError(f"pruner must be a string, got {self.pruner!r}; instances go to vtc.compress")
+        if not isinstance(self.params, Mapping):
+            raise TypeError(f"params must be a mapping, got {self.params!r}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        if self.parts is not None and not (
+            isinstance(self.parts, Mapping) and all(isinstance(x, str) for kv in self.parts.items() for x in kv)
+        ):
+            raise TypeError(f"parts must map names to module paths, got {self.parts!r}")
+        if self.keep is not None:
+            self.keep = check_keep(self.keep)
+        self.pipeline()
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, **kwargs: Any) -> VTCConfig:
+        """The configuration of a parsed pipeline, in canonical form."""
+        if len(pipeline) == 1:
+            params = pipeline[0].params()
+            return cls(pruner=pipeline[0].name, keep=params.pop("keep", None), params=params, **kwargs)
+        return cls(pruner=format_pipeline(pipeline), **kwargs)
+
+    def pipeline(self) -> Pipeline:
+        """The methods, built anew."""
+        return parse(self.pruner, keep=self.keep, **self.params)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as saved."""
+        return {k: v for k, v in asdict(self).items() if v is not None and v != {}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> VTCConfig:
+        """Build from plain values; unknown keys warn and are left out."""
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a vtc configuration must be a mapping, got {type(data).__name__}")
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                warnings.warn(f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}", stacklevel=2)
+        if "pruner" not in data:
+            raise ValueError(f"a vtc configuration needs 'pruner'; it has {', '.join(map(str, data)) or 'nothing'}")
+        return cls(**{k: v for k, v in data.items() if k in known})
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Write ``vtc_config.json`` into `directory` (made if missing), whole or not at all."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CONFIG_NAME
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VTCConfig:
+        """Read ``vtc_config.json`` from a folder, a file, or a hub repository.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        ValueError
+            If it is no valid JSON, or says something that does not exist.
+        """
+        path = find_config(path_or_id, **hub_kwargs)
+        if path is None:
+            raise FileNotFoundError(f"no {CONFIG_NAME} in {str(path_or_id)!r}")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no valid JSON: {error}") from None
+        return cls.from_dict(data)
+
+
+def find_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> Path | None:
+    """Path of ``vtc_config.json`` in a folder or a hub repository; None where there is none."""
+    path = Path(path_or_id)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        inner = path / CONFIG_NAME
+        return inner if inner.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            str(path_or_id),
+            CONFIG_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+            **hub_kwargs,
+        )
+    except OSError:
+        return None
+    return Path(found) if found else None
