@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .cost import Measured
 from .encode import core_of, join_outputs, to_device
-from .prompt import Row, pad_rows, split_prefix
+from .prompt import Row, pad_rows
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,21 @@ def answer_shared(
         logits_to_keep=1,
     )
     per_image = _measure(model, range(len(groups)), firsts)
-    rows = [row for group in groups for row in group]
-    owner = torch.tensor([i for i, group in enumerate(groups) for _ in group])
-    cache = select_cache(output.past_key_values, owner, rows_are_new=False)
-    texts = iter(_generate(model, processor, split_prefix(rows, pad), max_new_tokens, past_key_values=cache))
-    return [[Answer(next(texts), per_image[i]) for _ in group] for i, group in enumerate(groups)]
+    rows = [(i, row) for i, group in enumerate(groups) for row in group]
+    texts: dict[str, str] = {}
+    for length in sorted({len(row.ids) for _, row in rows}):  # equally long rows need no padding behind the prefix
+        same = [(i, row) for i, row in rows if len(row.ids) == length]
+        batch = pad_rows([row.ids for _, row in same], [row.tokens for _, row in same], pad)
+        cache = select_cache(output.past_key_values, [i for i, _ in same])
+        found = _generate(model, processor, batch, max_new_tokens, past_key_values=cache)
+        texts |= {row.question.question_id: text for (_, row), text in zip(same, found, strict=True)}
+    return [[Answer(texts[r.question.question_id], per_image[i]) for r in group] for i, group in enumerate(groups)]
 
 
-def select_cache(cache: Any, rows: Tensor, rows_are_new: bool = True) -> Any:
-    """Rows of a KV cache, in order and possibly repeated; with ``rows_are_new`` the cache itself is left as it was."""
-    cache = copy.deepcopy(cache) if rows_are_new else cache
-    cache.batch_select_indices(rows.to(cache.layers[0].keys.device))
-    return cache
+def select_cache(cache: Any, rows: Sequence[int]) -> Any:
+    """A KV cache with `rows` of `cache`, in this order and possibly repeated; `cache` stays as it was."""
+    # every method of a cache layer replaces its tensors and writes into none, so shallow copies are independent
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    new.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))
+    return new

@@ -88,7 +88,6 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
         Given to a single method that takes one and does not set it.
     """
     from vtc.pruners.signals import DecoderAttention, EncoderSignal, PreProjector, TextEmbeddings
-
     from vtc.spec import format_pipeline, parse
 
     pipeline = parse(method, keep=keep)

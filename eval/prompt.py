@@ -71,14 +71,3 @@ def pad_rows(ids: Sequence[Tensor], tokens: Sequence[dict[str, Tensor]], pad: in
         if name != "attention_mask" and name in tokens[0]:
             batch[name] = torch.stack([left(t[name], fill) for t in tokens])
     return batch
-
-
-def split_prefix(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
-    """Batch of rows with their padding BETWEEN the visual prefix and the rest.
-
-    The rows must have prefixes of one length; a cache of the prefix then fits all of them.
-    """
-    prefix = rows[0].prefix
-    head = pad_rows([r.ids[:prefix] for r in rows], [{k: v[:prefix] for k, v in r.tokens.items()} for r in rows], pad)
-    tail = pad_rows([r.ids[prefix:] for r in rows], [{k: v[prefix:] for k, v in r.tokens.items()} for r in rows], pad)
-    return {name: torch.cat([head[name], tail[name]], 1) for name in head}

@@ -17,10 +17,13 @@ from torch import nn
 from vtc.pruners.base import STAGES, Pruner, Stop
 from vtc.pruners.signals import DecoderSignal, Signal
 
-from .forward import Forward, Local
+from .decoder import DecoderSide
+from .forward import Forward
+from .local import Local
 from .locate import Parts
 from .report import Report
 from .signals import resolve
+from .steps import Steps
 from .taps import AttentionTap
 from .vision import VisionSide
 
@@ -43,7 +46,9 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
             raise ValueError(f"{pruner.name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
         if stop.stage == "decoder":
             if stop.layer is None or not 0 <= stop.layer < depth:
-                raise ValueError(f"{pruner.name}: layer={stop.layer} is out of range; the decoder has layers 0 to {depth - 1}")
+                raise ValueError(
+                    f"{pruner.name}: layer={stop.layer} is out of range; the decoder has layers 0 to {depth - 1}"
+                )
             for signal in pruner.signals:
                 resolved = resolve(signal, stop.layer)
                 if isinstance(resolved, DecoderSignal) and not 0 <= (resolved.layer or 0) < stop.layer:
@@ -52,7 +57,9 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
                         "prune at a later layer (layer >= 1)"
                     )
         elif any(isinstance(s, DecoderSignal) for s in pruner.signals):
-            raise ValueError(f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer")
+            raise ValueError(
+                f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer"
+            )
 
     def place(entry: tuple[Pruner, Stop]) -> tuple[int, int]:
         return STAGES.index(entry[1].stage), entry[1].layer or 0
@@ -82,7 +89,9 @@ class Adapter:
         self.stops = plan(pruners, depth)
         signals: set[Signal] = {resolve(s, stop.layer) for p, stop in self.stops for s in p.signals}
         self.local = Local()
-        self.forward = Forward(parts, self.stops, signals, positions, self.local)
+        self.steps = Steps(parts, self.local)
+        self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local)
+        self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
         )
@@ -112,17 +121,18 @@ class Adapter:
         return self
 
     def _attach(self) -> None:
-        core, lm, layers, f = self.parts.core, self.parts.lm, self.parts.layers, self.forward
+        core, lm, layers = self.parts.core, self.parts.lm, self.parts.layers
+        f, d = self.forward, self.decoder
         self._hook(core.register_forward_pre_hook(f.core_pre, with_kwargs=True))
         self._hook(core.register_forward_hook(f.core_post, with_kwargs=True, always_call=True))
         self._hook(lm.register_forward_pre_hook(f.lm_pre, with_kwargs=True))
         self._hook(lm.register_forward_hook(f.lm_post, with_kwargs=True, always_call=True))
         for i, layer in enumerate(layers):
-            self._hook(layer.register_forward_pre_hook(functools.partial(f.layer_pre, i), with_kwargs=True))
-            if i < f.deepstack_layers:
-                self._hook(layer.register_forward_hook(functools.partial(f.layer_post, i)))
-        for i in f.tapped_layers():
-            tap = AttentionTap(layers[i].self_attn, functools.partial(f.attention, i)).attach()
+            self._hook(layer.register_forward_pre_hook(functools.partial(d.layer_pre, i), with_kwargs=True))
+            if i < d.deepstack_layers:
+                self._hook(layer.register_forward_hook(functools.partial(d.layer_post, i)))
+        for i in d.tapped_layers():
+            tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
         for modality in ("image", "video"):
             self._wrap_features(f"get_{modality}_features", modality)
@@ -138,16 +148,16 @@ class Adapter:
 
     def report(self) -> Report | None:
         """Report of this thread's last prefill, or of the last one at all."""
-        return self.local.report or self.forward.last_report
+        return self.local.report or self.steps.last_report
 
     @property
     def timing(self) -> bool:
         """Whether selection time is measured."""
-        return self.forward.timing
+        return self.steps.timing
 
     @timing.setter
     def timing(self, on: bool) -> None:
-        self.forward.timing = on
+        self.steps.timing = on
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -207,5 +217,3 @@ def _guarded_generate(generate: Any) -> Any:
         return generate(*args, **kwargs)
 
     return guarded
-
-

@@ -79,7 +79,10 @@ class SlotLayer:
         self._rows(lambda t: t[indices.to(t.device)])
 
     def crop(self, amount: int) -> None:
-        """Forget the newest tokens; a positive amount is the LOGICAL length to keep (older transformers), a negative one how many to remove."""
+        """Forget the newest tokens.
+
+        A positive `amount` is the LOGICAL length to keep (older transformers), a negative one how many to remove.
+        """
         remove = self.get_seq_length() - amount if amount > 0 else -amount
         n, window = self.physical(), getattr(self, "sliding_window", None)
         past_window = window is not None and self.cumulative_length >= window  # type: ignore[attr-defined]
@@ -121,9 +124,9 @@ def refuse_unsupported(cache: Cache) -> None:
     odd = sorted(t.__name__ for t in names if not issubclass(t, SlotLayer) and t not in TWINS)
     if odd:
         raise NotImplementedError(
-            f"visual-token pruning needs a DynamicCache; this is {type(cache).__name__} with {', '.join(odd)}, which can't "
-            "hold a different number of tokens per layer. Leave out cache_implementation / past_key_values (the default "
-            "is a DynamicCache), or call vtc.restore(model) first."
+            f"visual-token pruning needs a DynamicCache; this is {type(cache).__name__} with {', '.join(odd)}, which "
+            "can't hold a different number of tokens per layer. Leave out cache_implementation / past_key_values (the "
+            "default is a DynamicCache), or call vtc.restore(model) first."
         )
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.pruners.layout import Layout
-
+from .layouts import VisionCall
 from .locate import Parts
 from .record import VisionRecord
 
@@ -49,7 +48,11 @@ def fed_of(parts: Parts, modality: str, output: Any) -> Fed:
     if record is None:  # computed without vtc
         unit = getattr(parts.core, "image_seq_len", None)  # Idefics3 and SmolVLM join a sample's crops
         lengths = entries if not unit else [unit] * (sum(entries) // unit)
-        return Fed(VisionRecord(modality, lengths, lambda: [Layout.line(n) for n in lengths]), lengths)
+        call = VisionCall(parts.core, modality, {}, lengths)
+        family = parts.family
+        return Fed(
+            VisionRecord(modality, lengths, lambda: family.layouts_of(call), may_have_newlines=family.newlines), lengths
+        )
     if entries == record.lengths or sum(entries) == sum(record.lengths):
         return Fed(record, record.lengths)
     total, known = sum(entries), sum(record.lengths)
@@ -59,6 +62,6 @@ def fed_of(parts: Parts, modality: str, output: Any) -> Fed:
         if len(entries) == len(record.lengths) * (total // known):
             return Fed(record, entries)
     raise ValueError(
-        f"mm_encoder_outputs[{modality!r}] holds {total} tokens in {len(entries)} items, but was computed as {known} tokens "
-        f"in {len(record.lengths)}: select items with vtc.models.record.select, not by slicing the features"
+        f"mm_encoder_outputs[{modality!r}] holds {total} tokens in {len(entries)} items, but was computed as {known} "
+        f"tokens in {len(record.lengths)}: compute the features of just these items with get_image_features"
     )

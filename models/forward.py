@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import Any
 
 import torch
@@ -11,40 +9,17 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import DecoderAttention, DecoderHidden, DecoderKeys, DecoderSignal, Signal
+from vtc.pruners.signals import Signal
 
-from .cache import is_pruned, push_slots, refuse_unsupported, slot_layer
+from .cache import is_pruned, refuse_unsupported, slot_layer
 from .fed import Fed, fed_of
+from .local import Local
 from .locate import Parts
-from .masks import gather_mask, keeps_pattern, slot_mask, valid_columns
-from .prune import keep_given, prune_step
-from .record import VisionRecord
-from .report import Report
+from .masks import valid_columns
 from .run import Run, gather_columns
-from .signals import EMBEDDINGS, capture_attention, capture_hidden
+from .signals import EMBEDDINGS
 from .spans import Batch, make_batch, readable
-
-
-class Local(threading.local):
-    """Per-thread state, so that threads that share a wrapped model never see each other's."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, VisionRecord] = {}
-        self.masks: dict[str, Tensor] | None = None
-        self.fed: Any = None
-        self.attention_mask: Any = None
-        self.run: Run | None = None
-        self.report: Report | None = None
-
-    def clear(self) -> None:
-        """Forget everything but the report."""
-        self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Local:
-        return Local()
-
-    def __reduce__(self) -> Any:
-        return Local, ()
+from .steps import Steps
 
 
 class Forward:
@@ -60,30 +35,26 @@ class Forward:
         Declared by the pruners, layers resolved.
     positions : str
         ``"keep"`` or ``"compact"``.
+    steps : Steps
+        Runs and reports a pruning step.
     local : Local
         Per-thread state.
     """
 
     def __init__(
-        self, parts: Parts, stops: list[tuple[Pruner, Stop]], signals: set[Signal], positions: str, local: Local
+        self,
+        parts: Parts,
+        stops: list[tuple[Pruner, Stop]],
+        signals: set[Signal],
+        positions: str,
+        steps: Steps,
+        local: Local,
     ):
-        self.parts, self.positions, self.local = parts, positions, local
+        self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
-        self.decoder_stops: dict[int, list[tuple[Pruner, Stop]]] = {}
-        for entry in stops:
-            if entry[1].stage == "decoder":
-                self.decoder_stops.setdefault(entry[1].layer or 0, []).append(entry)
-        self.decoder_signals = [s for s in signals if isinstance(s, DecoderSignal)]
         self.encoder_signals = [s for s in signals if s.part == "encoder"]
         self.keep_embeddings = any(s.part == "input" for s in signals)
-        self.timing = False
-        self.last_report: Report | None = None
-        self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
-
-    def tapped_layers(self) -> list[int]:
-        """Decoder layers whose attention must be seen."""
-        return sorted({s.layer or 0 for s in self.decoder_signals if isinstance(s, (DecoderAttention, DecoderKeys))})
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -136,9 +107,9 @@ class Forward:
             missing = [s for s in self.encoder_signals if s not in one.record.signals]
             if missing or (self.vision_stops and not one.record.steps):
                 raise ValueError(
-                    "these mm_encoder_outputs were computed outside this wrapped model, so what the pruner needs of the "
-                    f"vision encoder ({', '.join(map(str, missing)) or 'pruning inside it'}) is not there: compute them "
-                    "with the wrapped model's get_image_features, or pass pixel_values"
+                    "these mm_encoder_outputs were computed outside this wrapped model, so what the pruner needs "
+                    f"of the encoder ({', '.join(map(str, missing)) or 'pruning inside it'}) is not there: compute "
+                    "them with the wrapped model's get_image_features, or pass pixel_values"
                 )
         return fed
 
@@ -153,7 +124,7 @@ class Forward:
         fed = self._fed(masks) if masks else {}
         if not fed and not held:
             if embeds is not None and embeds.shape[1] > 1 and not _length(cache):
-                self._publish(Report(len(self.parts.layers)))
+                self.steps.open_report()
             return None
         if not isinstance(embeds, Tensor):
             return None
@@ -167,7 +138,7 @@ class Forward:
             cache = kwargs["past_key_values"] = DynamicCache(config=lm.config)
         run = self._open(embeds, cache, kwargs, masks or {}, fed, held)
         if run.batch.spans:
-            self._publish(Report(len(self.parts.layers), run.batch, 0.0 if self.timing else None))
+            self.steps.open_report(run)
         self._take_deepstack(run, kwargs)
         shift = cache.layers[0].shift if is_pruned(cache, 0) else None
         if shift is not None:  # compact positions: the caller counts on from the original ones
@@ -175,9 +146,9 @@ class Forward:
         if run.batch.spans:
             if self.keep_embeddings:
                 run.captured[EMBEDDINGS] = (embeds, run.current())
-            hidden = self._vision_drop(run, embeds)
+            hidden = self.steps.drop_encoder_pruned(run, embeds)
             for pruner, stop in self.input_stops:
-                hidden = self._prune(run, pruner, stop, hidden)
+                hidden = self.steps.prune(run, pruner, stop, hidden)
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, kwargs, hidden, shift)
         if run.pruned or is_pruned(cache, 0):
@@ -186,11 +157,19 @@ class Forward:
         return args, kwargs
 
     def _open(
-        self, embeds: Tensor, cache: Any, kwargs: dict[str, Any], masks: dict[str, Tensor], fed: dict[str, Fed], held: bool
+        self,
+        embeds: Tensor,
+        cache: Any,
+        kwargs: dict[str, Any],
+        masks: dict[str, Tensor],
+        fed: dict[str, Fed],
+        held: bool,
     ) -> Run:
         rows, length = embeds.shape[:2]
         device, past = embeds.device, _length(cache)
-        mask = self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else kwargs.get("attention_mask")
+        mask = (
+            self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else kwargs.get("attention_mask")
+        )
         # a single new token is never padding: decoding needs no look at the mask
         valid = valid_columns(mask, rows, length, device) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
@@ -209,18 +188,6 @@ class Forward:
         run.captured["valid"] = (valid if valid is not None else torch.ones_like(columns, dtype=torch.bool), run.ids)
         return run
 
-    def _vision_drop(self, run: Run, hidden: Tensor) -> Tensor:
-        """Drop the placeholders of the tokens that the encoder already dropped."""
-        report = self.local.report
-        counts = {len(f.record.steps) for f in run.batch.fed.values()}
-        for i in range(max(counts)):
-            kept = run.batch.per_span(lambda record, i=i: record.steps[i].kept)  # type: ignore[misc]
-            layer = run.batch.per_span(lambda record, i=i: [record.steps[i].layer] * len(record.lengths))[0]  # type: ignore[misc]
-            hidden = keep_given(run, kept, hidden)
-            assert report is not None
-            report.add("vision", layer, run.ids, run.present)
-        return hidden
-
     def _slice_inputs(self, run: Run, kwargs: dict[str, Any], hidden: Tensor, shift: Tensor | None) -> None:
         kwargs["inputs_embeds"] = hidden
         if not run.pruned:
@@ -228,7 +195,9 @@ class Forward:
         positions = gather_columns(self._positions(run, kwargs), run.columns, -1)
         if self.positions == "compact":
             if positions.dim() != 2:
-                raise ValueError("positions='compact' is not defined for multi-dimensional rotary embeddings; use 'keep'")
+                raise ValueError(
+                    "positions='compact' is not defined for multi-dimensional rotary embeddings; use 'keep'"
+                )
             real = run.slots >= 0
             start = torch.where(real, positions, torch.iinfo(positions.dtype).max).amin(1, keepdim=True)
             compact = torch.where(real, real.long().cumsum(1) - 1 + start, 0)
@@ -257,7 +226,7 @@ class Forward:
         )
 
     def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Give the last hidden state its full length again, zeros where tokens are gone, so that losses stay aligned."""
+        """Give the last hidden state its full length again, zeros where tokens are gone, so losses stay aligned."""
         run, self.local.run = self.local.run, None
         if run is None or not run.pruned or output is None:
             return None
@@ -270,97 +239,6 @@ class Forward:
         output.last_hidden_state = full.scatter(1, index[..., None].expand(rows, length, width), hidden)[:, : run.full]
         return output
 
-    # ------------------------------------------------------------------ the decoder layers
-    def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
-        run = self.local.run
-        if run is None:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if run.batch.spans:
-            capture_hidden(run, [s for s in self.decoder_signals if isinstance(s, DecoderHidden) and s.layer == i - 1], hidden)
-            for pruner, stop in self.decoder_stops.get(i, ()):
-                hidden = self._prune(run, pruner, stop, hidden)
-        if not run.pruned and not is_pruned(run.cache, i):
-            if not args:
-                return args, {**kwargs, "hidden_states": hidden}
-            return (hidden, *args[1:]), kwargs
-        kwargs = dict(kwargs)
-        if run.pruned:
-            kwargs["position_embeddings"] = self._rotary(run, kwargs["position_embeddings"])
-        kwargs["position_ids"] = None  # only flash reads it, and would take gaps for packed sequences
-        kwargs["attention_mask"] = self._mask(run, i, hidden, kwargs.get("attention_mask"))
-        if args:
-            return (hidden, *args[1:]), kwargs
-        kwargs["hidden_states"] = hidden
-        return args, kwargs
-
-    def attention(
-        self, i: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
-    ) -> None:
-        """Attention of layer `i` as the tap sees it."""
-        run = self.local.run
-        if run is not None and run.batch.spans:
-            capture_attention(run, [s for s in self.decoder_signals if s.layer == i], query, key, mask, scaling)
-
-    @staticmethod
-    def _rotary(run: Run, embeddings: Any) -> Any:
-        key = ("rotary", id(embeddings))
-        if key not in run.memo:  # the original is kept too, so that its id stays unique
-            picked = tuple(gather_columns(x, run.rope_columns, -2) for x in embeddings)
-            run.memo[key] = (embeddings, picked)
-        return run.memo[key][1]
-
-    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any) -> Any:
-        config = self.parts.lm.config
-        attention = self.parts.layers[i].self_attn
-        window = getattr(attention, "sliding_window", None) if hasattr(attention, "sliding_window") else None
-        if not hasattr(attention, "sliding_window"):
-            window = getattr(config, "sliding_window", None)
-        slots = run.slots.to(hidden.device)
-        if run.cache is None:
-            past, keys, padded, key = 0, slots, run.padded, ("mask", window, 0, ())
-        else:
-            held = slot_layer(run.cache, i)
-            past = held.physical()
-            keys = push_slots(held, slots, run.full, run.memo)
-            held.padded = padded = held.padded or run.padded
-            if run.batch.spans:
-                held.history += (run.stage_count,)
-            key = ("mask", window, past, held.history)
-        if key not in run.memo:
-            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
-        return run.memo[key]
-
-    def _build_mask(
-        self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
-    ) -> Any:
-        config = self.parts.lm.config
-        if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
-            return gather_mask(given, run.columns.to(slots.device), config)
-        mask = slot_mask(config, slots, keys, dtype, padded, window)
-        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
-            new = gather_mask(given[..., given.shape[-1] - run.full :], run.columns.to(slots.device), config)
-            if mask is None:
-                mask = slot_mask(config, slots, keys, dtype, True, window)
-            mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
-        return mask
-
-    # ------------------------------------------------------------------ pruning
-    def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
-        report = self.local.report
-        assert report is not None
-        started = _now(hidden) if self.timing else 0.0
-        hidden = prune_step(run, pruner, stop, hidden, self.parts.final_norm)
-        if self.timing and report.selection_seconds is not None:
-            report.selection_seconds += _now(hidden) - started
-        report.add(stop.stage, stop.layer, run.ids, run.present)
-        return hidden
-
-    def _publish(self, report: Report) -> None:
-        self.local.report = self.last_report = report
-
-    # ------------------------------------------------------------------ Qwen3-VL
     def _take_deepstack(self, run: Run, kwargs: dict[str, Any]) -> None:
         """Take over the addition of deepstack features, which the text model does by a full-length mask."""
         if kwargs.get("deepstack_visual_embeds") is None or not run.batch.spans:
@@ -368,16 +246,6 @@ class Forward:
         mask = kwargs.pop("visual_pos_masks").to(run.columns.device)
         rank = mask.reshape(-1).long().cumsum(0).view_as(mask) - 1
         run.deepstack = (torch.where(mask, rank, -1), kwargs.pop("deepstack_visual_embeds"))
-
-    def layer_post(self, i: int, layer: nn.Module, args: Any, output: Any) -> Any:
-        """Add the deepstack features of layer `i` to the visual columns that are left."""
-        run = self.local.run
-        if run is None or run.deepstack is None or i >= len(run.deepstack[1]):
-            return None
-        where = torch.where(run.columns < 0, -1, gather_columns(run.deepstack[0], run.columns, -1))
-        features = run.deepstack[1][i].to(output.device, output.dtype)
-        features = torch.cat([features, features.new_zeros(1, features.shape[1])])
-        return output + features[torch.where(where < 0, features.shape[0] - 1, where).to(output.device)]
 
 
 def _length(cache: Any) -> int:
@@ -393,9 +261,3 @@ def _all_ids(lengths: list[int], device: torch.device) -> Tensor:
 def _no_spans(rows: int, device: torch.device) -> Batch:
     empty = torch.zeros(0, 0, dtype=torch.long, device=device)
     return Batch([], [], empty, torch.zeros(0, dtype=torch.long, device=device), {}, rows == 1, [])
-
-
-def _now(x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()

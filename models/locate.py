@@ -121,12 +121,17 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
 
     core = module("core")
     if core is None:
-        core = model if _first(model, "language_model", "text_model") is not None else getattr(model, "base_model", model)
+        core = (
+            model if _first(model, "language_model", "text_model") is not None else getattr(model, "base_model", model)
+        )
     lm = module("lm") or _first(core, "language_model", "text_model")
     layers = module("layers") or getattr(lm, "layers", None)
     tower = module("tower") or _first(core, "vision_tower", "visual", "vision_model")
     for key, found in (("lm", lm), ("layers", layers), ("tower", tower)):
         if found is None:
-            raise ValueError(f"no {key} found in {type(model).__name__}; name it with VTCConfig(parts={{{key!r}: ...}})")
-    assert lm is not None and tower is not None
+            raise ValueError(
+                f"no {key} found in {type(model).__name__}; name it with VTCConfig(parts={{{key!r}: ...}})"
+            )
+    assert lm is not None
+    assert tower is not None
     return Parts(model, core, lm, layers, tower, family)  # type: ignore[arg-type]

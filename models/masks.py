@@ -79,7 +79,7 @@ def _interface_mask(
 
 
 def keeps_pattern(mask: Any, length: int) -> bool:
-    """Whether `mask` is a square mask over `length` columns with a pattern of its own, to be gathered and not rebuilt."""
+    """Whether `mask` is a square mask over `length` columns with a pattern of its own, to be gathered, not rebuilt."""
     if isinstance(mask, Tensor):
         return mask.dim() == 4 and mask.shape[-2:] == (length, length)
     return hasattr(mask, "mask_mod")
@@ -91,7 +91,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def gather_mask(mask: Any, columns: Tensor, config: Any) -> Any:
-    """Rows and columns `columns` `[B, L']` (-1 is padding) of a square 4D mask `[B, H, L, L]` or a flex ``BlockMask``."""
+    """Rows and columns `columns` `[B, L']` (-1: padding) of a square mask `[B, H, L, L]` or a flex ``BlockMask``."""
     batch, n = columns.shape
     if not isinstance(mask, Tensor):
         index = columns.clamp(min=0)
@@ -116,7 +116,7 @@ def gather_mask(mask: Any, columns: Tensor, config: Any) -> Any:
 
 
 def valid_columns(mask: Any, batch: int, length: int, device: torch.device) -> Tensor | None:
-    """`[B, length]` bool: columns that are no padding, read from whatever mask a text model was given; None if all are."""
+    """`[B, length]` bool: columns that are no padding, from whatever mask a text model was given; None: all."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):

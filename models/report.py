@@ -131,7 +131,8 @@ class Report:
         if self.batch is None:
             return "text only"
         steps = ", ".join(
-            f"{stage}{'' if layer is None else f' layer {layer}'}: {sum(present)}" for stage, layer, _, present in self._steps
+            f"{stage}{'' if layer is None else f' layer {layer}'}: {sum(present)}"
+            for stage, layer, _, present in self._steps
         )
         return (
             f"{len(self.batch.spans)} spans, {self.tokens_total} visual tokens -> {self.tokens_kept}"

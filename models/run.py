@@ -61,7 +61,7 @@ class Run:
     pruned: bool = False
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     present: list[int] = field(default_factory=list)
-    newlines: Tensor | None | Literal[False] = False
+    newlines: Tensor | Literal[False] | None = False
     deepstack: tuple[Tensor, Any] | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
@@ -162,5 +162,7 @@ def _write(hidden: Tensor, samples: Tensor, columns: Tensor, vectors: Tensor) ->
     rows, length, width = hidden.shape
     flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
     padded = torch.cat([hidden, hidden.new_zeros(rows, 1, width)], 1).reshape(-1, width)
-    out = padded.scatter(0, flat.reshape(-1, 1).to(hidden.device).expand(-1, width), vectors.reshape(-1, width).to(hidden))
+    out = padded.scatter(
+        0, flat.reshape(-1, 1).to(hidden.device).expand(-1, width), vectors.reshape(-1, width).to(hidden)
+    )
     return out.view(rows, length + 1, width)[:, :length]

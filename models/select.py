@@ -41,7 +41,9 @@ def select_tokens(pruner: Pruner, tokens: VisualTokens) -> tuple[list[Tensor], l
         found = pruner.select(part, k)
         index, merged = (found.index, found.features) if isinstance(found, Merged) else (found, None)
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
-            raise TypeError(f"{pruner.name}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}")
+            raise TypeError(
+                f"{pruner.name}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
+            )
         if index.dim() != 2 or index.shape[0] != len(group) or index.shape[1] < k:
             raise ValueError(f"{pruner.name}.select must return [{len(group)}, {k}], got {list(index.shape)}")
         for j, row in enumerate(group):

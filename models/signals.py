@@ -77,7 +77,9 @@ class HostSignals(SignalSource):
         signal = resolve(signal, self.layer)
         if signal not in self.declared:
             have = ", ".join(map(str, self.declared)) or "none"
-            raise ValueError(f"{signal} was not declared in the pruner's `signals` (declared: {have}), so it was not computed")
+            raise ValueError(
+                f"{signal} was not declared in the pruner's `signals` (declared: {have}), so it was not computed"
+            )
         return signal
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
@@ -90,9 +92,12 @@ class HostSignals(SignalSource):
         pad = (tokens.ids < 0).to(values.device)
         values = values[tokens.sample.to(values.device)]
         if isinstance(signal, DecoderAttention):
-            return gather_columns(values.flatten(1, 2).transpose(1, 2), columns, -2).transpose(1, 2).unflatten(
-                1, values.shape[1:3]
-            ).masked_fill(pad[:, None, None], 0)
+            return (
+                gather_columns(values.flatten(1, 2).transpose(1, 2), columns, -2)
+                .transpose(1, 2)
+                .unflatten(1, values.shape[1:3])
+                .masked_fill(pad[:, None, None], 0)
+            )
         if isinstance(signal, DecoderKeys):
             values = values.transpose(1, 2).flatten(2)
         return gather_columns(values, columns, -2).masked_fill(pad[..., None], 0)
@@ -101,7 +106,9 @@ class HostSignals(SignalSource):
         values = self.run.batch.per_span(lambda record: record.signals[signal])
         rows = [values[i] for i in tokens.span]
         attention = isinstance(signal, EncoderAttention)
-        stacked = torch.nn.utils.rnn.pad_sequence([r.transpose(0, 1) if attention else r for r in rows], batch_first=True)
+        stacked = torch.nn.utils.rnn.pad_sequence(
+            [r.transpose(0, 1) if attention else r for r in rows], batch_first=True
+        )
         index = tokens.ids.clamp(min=0).to(stacked.device)
         index = index.view(*index.shape, *[1] * (stacked.dim() - 2)).expand(-1, -1, *stacked.shape[2:])
         found = stacked.gather(1, index)

@@ -142,7 +142,7 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
 def _read_counts(
     masks: list[Tensor], valid: Tensor | None, rows: int, length: int
 ) -> tuple[list[list[int]] | None, list[int]]:
-    """Placeholders per modality and row, and real columns per row: the one host read of a prefill, only where needed."""
+    """Placeholders per modality and row, and real columns per row: a prefill's one host read, if needed."""
     if rows == 1 and valid is None:
         return None, []
     if not readable(masks[0]):

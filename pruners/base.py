@@ -60,7 +60,7 @@ def check_keep(keep: Any, name: str = "keep") -> int | float:
 
 
 def resolve_keep(keep: int | float, n: int) -> int:
-    """Tokens to keep of a span of `n`: an int is capped at `n`, a fraction becomes ``max(1, floor(keep * n + 0.5))``."""
+    """Tokens to keep of a span of `n`: an int is capped at `n`, a fraction is ``max(1, floor(keep * n + 0.5))``."""
     if isinstance(keep, float):
         return min(n, max(1, int(keep * n + 0.5)))
     return min(n, keep)
@@ -88,8 +88,8 @@ class VisualTokens:
     sample : Tensor
         `[B]` int64: the row of the batch (of `text()`) each span belongs to.
     order : sequence of int
-        Position of each span among the spans of its sample. Seeds use it, so that a sample gives the same alone and in a
-        batch.
+        Position of each span among the spans of its sample. Seeds use it, so that a sample gives the same alone and
+        in a batch.
     span : sequence of int
         Index of each span in the batch, as in ``model.vtc.report``.
     stage, layer : str, int or None
@@ -131,7 +131,9 @@ class VisualTokens:
 
     def _source(self) -> SignalSource:
         if self.source is None:
-            raise RuntimeError("these VisualTokens were made without a model: only features, ids and layouts can be read")
+            raise RuntimeError(
+                "these VisualTokens were made without a model: only features, ids and layouts can be read"
+            )
         return self.source
 
 

@@ -1,4 +1,4 @@
-"""The registry of methods: the decorator, the look-up with near-miss suggestions, and entry points of plug-in packages."""
+"""The registry of methods: the decorator, look-up with near-miss suggestions, entry points of plug-in packages."""
 
 from __future__ import annotations
 

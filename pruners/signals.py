@@ -24,7 +24,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class EncoderSignal(Signal):
-    """A signal of one vision-encoder layer; negative layers count from the end as ``hidden_states`` does not: -1 is the last layer."""
+    """A signal of one vision-encoder layer; negative layers count from the end, -1 is the last layer."""
 
     part: ClassVar[str] = "encoder"
     layer: int | None = None
@@ -34,7 +34,7 @@ class EncoderSignal(Signal):
 class EncoderAttention(EncoderSignal):
     """Attention of an encoder layer towards each token, per head: `[B, H, N]`.
 
-    ``queries="cls"`` is the class token's row (refused on towers without one), ``"received"`` the mean over all queries,
+    ``queries="cls"`` is the class token's row (refused on towers without one), ``"received"`` the mean over queries,
     ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere.
     """
 
@@ -89,7 +89,8 @@ class DecoderSignal(Signal):
 class DecoderAttention(DecoderSignal):
     """Attention rows of a decoder layer: `[B, H, R, N]` for `R` asked queries.
 
-    ``queries="last"`` is the last prompt token (`R` = 1), ``"text"`` every text token (padded, see ``VisualTokens.text_valid``).
+    ``queries="last"`` is the last prompt token (`R` = 1), ``"text"`` every text token (padding as in
+    ``VisualTokens.text_valid``).
     """
 
     queries: str = "last"

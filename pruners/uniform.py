@@ -73,7 +73,7 @@ class Uniform(Pruner):
 @register_pruner("pool")
 @dataclass(kw_only=True)
 class Pool(Uniform):
-    """Average pooling on the grid: each of `k` nearly equal cells becomes the mean of its tokens, at its centre's place.
+    """Average pooling on the grid: each of `k` nearly equal cells becomes the mean of its tokens, at its centre.
 
     Parameters
     ----------

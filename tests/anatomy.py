@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 HOOKS = (
     "_forward_hooks",
@@ -21,6 +21,11 @@ HOOKS = (
 )
 
 
+def identity(value: Any) -> Any:
+    """Which object it is; of tensors only that it is one: Qwen stores its ``rope_deltas`` anew each time."""
+    return "tensor" if isinstance(value, Tensor) else id(value)
+
+
 def anatomy(model: nn.Module) -> dict[str, Any]:
     """Classes, hooks, instance attributes and configs of every module, and the state dict's keys."""
     out: dict[str, Any] = {}
@@ -28,7 +33,7 @@ def anatomy(model: nn.Module) -> dict[str, Any]:
         hooks = {h: list(getattr(module, h, {})) for h in HOOKS}
         config = getattr(module, "config", None)
         implementation = getattr(config, "_attn_implementation", None)
-        attributes = {k: id(v) for k, v in vars(module).items() if k not in HOOKS and not k.startswith("_buffers")}
+        attributes = {k: identity(v) for k, v in vars(module).items() if k not in HOOKS}
         out[name] = (type(module), hooks, id(config), implementation, attributes)
     out["state"] = sorted(model.state_dict())
     out["generation_config"] = model.generation_config.to_dict()

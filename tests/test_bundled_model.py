@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import vtc.eval
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel
+
+import vtc.eval
 
 BUNDLED = Path(vtc.eval.__file__).parent / "bundled"
 TASKS = ("color", "shape", "exist", "count", "spatial", "quadrant", "ocr", "easyvqa")

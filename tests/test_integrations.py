@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import vtc
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from anatomy import anatomy
 from contracts import TOLERANCE, same_report
@@ -22,6 +21,8 @@ from PIL import Image
 from reference import greedy
 from torch import nn
 from zoo import FAMILIES, prompt, tiny
+
+import vtc
 
 no_grad = pytest.mark.usefixtures("no_grad")
 BUNDLED = Path(str(files("vtc.eval"))) / "bundled" / "model"

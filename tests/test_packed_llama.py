@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from vtc.eval.scenes.questions import TRAINING_SHARES, sample_questions
 from vtc.eval.scenes.scene import DENSE, sample_scene
 from vtc.eval.scenes.vocabulary import ASSISTANT_ID, BOS_ID, IMAGE_ID, USER_ID, build_tokenizer

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import vtc.eval
 from PIL import Image
+
+import vtc.eval
 from vtc.eval.scenes import build, easyvqa
 from vtc.eval.scenes.questions import ASKERS
 from vtc.eval.scenes.render import patch_labels, render

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from vtc.eval.train.loop import Place, load_checkpoint, rate_factor, run_steps, save_checkpoint
 from vtc.eval.train.pipeline import run
 from vtc.eval.train.ranks import Ranks

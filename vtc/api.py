@@ -55,8 +55,8 @@ class Handle:
         self.adapter.timing = bool(on)
 
     def __repr__(self) -> str:
-        report = self.report
-        return f"<vtc: {' + '.join(map(str, self.pipeline))}; last prefill: {report if report is not None else 'none yet'}>"
+        did = self.report or "none yet"
+        return f"<vtc: {' + '.join(map(str, self.pipeline))}; last prefill: {did}>"
 
 
 def compress(
@@ -73,11 +73,11 @@ def compress(
     Parameters
     ----------
     model : nn.Module
-        A transformers VLM of a known family (bare, inside PEFT, or dispatched by accelerate), or a timm / open_clip ViT.
-        Wrapping a wrapped model replaces its set-up.
+        A transformers VLM of a known family (bare, inside PEFT, or dispatched by accelerate), or a timm or open_clip
+        ViT. Wrapping a wrapped model replaces its set-up.
     pruner : str, Pruner, iterable of Pruner, VTCConfig or mapping
-        A method's name (see ``vtc.list_pruners()``), a pipeline such as ``"uniform(keep=0.5) + random(layer=8, keep=0.1)"``,
-        an instance, or a whole configuration.
+        A method's name (see ``vtc.list_pruners()``), a pipeline such as
+        ``"uniform(keep=0.5) + random(layer=8, keep=0.1)"``, an instance, or a whole configuration.
     keep : int or float, optional
         What is kept: an int >= 1 is tokens per image (``keep=1`` is one token), a float in (0, 1] the fraction of the
         image's tokens (``keep=1.0`` is all of them).
@@ -208,7 +208,9 @@ def load(
         found = find_config(path_or_id, **hub)
         chosen = VTCConfig.from_pretrained(found) if found is not None else None
     if chosen is None and (keep is not None or params):
-        raise ValueError(f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json")
+        raise ValueError(
+            f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json"
+        )
     extra = dict(params or {})
     if isinstance(chosen, VTCConfig):  # fail before the model is read
         parse(chosen.pruner, keep=chosen.keep if keep is None else keep, **{**chosen.params, **extra})
@@ -251,8 +253,8 @@ def _saving(module: nn.Module, save: Callable[..., Any]) -> Callable[..., Any]:
         if handle is not None:
             if handle.config is None:
                 raise ValueError(
-                    f"the model was saved, but its pruner {' + '.join(map(str, handle.pipeline))} is not registered, so "
-                    "vtc_config.json can't name it: register the class with @vtc.register_pruner(name)"
+                    f"the model was saved, but its pruner {' + '.join(map(str, handle.pipeline))} is not registered: "
+                    "vtc_config.json can't name it; use @vtc.register_pruner(name)"
                 )
             handle.config.save_pretrained(save_directory)
         return result

@@ -99,9 +99,9 @@ def bench(
 
     run_bench(
         BenchOptions(
-            pruners=split_list(pruners), keeps=keeps, tasks=split_list(tasks) if tasks else None, model=model, data=data,
-            limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens, device=device,
-            dtype=dtype, timing=5 if timing else 0, share=share_prefix,
+            pruners=split_list(pruners), keeps=keeps, tasks=split_list(tasks) if tasks else None, model=model,
+            data=data, limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens,
+            device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
         )
     )  # fmt: skip
 

@@ -91,7 +91,9 @@ class VTCConfig:
         known = [f.name for f in fields(cls)]
         for key in data:
             if key not in known:
-                warnings.warn(f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}", stacklevel=2)
+                warnings.warn(
+                    f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}", stacklevel=2
+                )
         if "pruner" not in data:
             raise ValueError(f"a vtc configuration needs 'pruner'; it has {', '.join(map(str, data)) or 'nothing'}")
         return cls(**{k: v for k, v in data.items() if k in known})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from vtc.pruners.base import Pruner
@@ -38,7 +39,9 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
         calls = _split(spec)
         if len(calls) > 1 and (keep is not None or params):
             extra = ", ".join(["keep"] * (keep is not None) + list(params))
-            raise ValueError(f"a pipeline's methods say their own parameters, e.g. 'random(keep=64)'; got {extra} beside {spec!r}")
+            raise ValueError(
+                f"a pipeline's methods say their own parameters, e.g. 'random(keep=64)'; got {extra} beside {spec!r}"
+            )
         if len(calls) == 1:
             name, inner = calls[0]
             twice = [k for k in (*params, *(["keep"] if keep is not None else [])) if k in inner]
@@ -48,7 +51,9 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
             return (make_pruner(name, **given),)
         return tuple(make_pruner(name, **inner) for name, inner in calls)
     if isinstance(spec, type) and issubclass(spec, Pruner):
-        raise TypeError(f"pruner must be an instance, got the class {spec.__name__}; pass {spec.__name__}(keep=...) or its name")
+        raise TypeError(
+            f"pruner must be an instance, got the class {spec.__name__}; pass {spec.__name__}(keep=...) or its name"
+        )
     pruners = (spec,) if isinstance(spec, Pruner) else tuple(spec) if isinstance(spec, Iterable) else ()
     if not pruners or not all(isinstance(p, Pruner) for p in pruners):
         raise TypeError(f"pruner must be a method's name, a pipeline string or a vtc.Pruner, got {spec!r}")
@@ -57,15 +62,8 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
     if keep is not None:
         if len(pruners) > 1 or pruners[0].keep is not None:
             raise ValueError(f"keep is given twice: in {' + '.join(map(str, pruners))} and as keep={keep}")
-        return (make_pruner_like(pruners[0], keep),)
+        return (replace(pruners[0], keep=keep),)
     return pruners
-
-
-def make_pruner_like(pruner: Pruner, keep: Any) -> Pruner:
-    """A copy of `pruner` with another `keep`."""
-    import dataclasses
-
-    return dataclasses.replace(pruner, keep=keep)
 
 
 def format_pipeline(pipeline: Iterable[Pruner]) -> str:
@@ -99,6 +97,8 @@ def _call(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"parameters of {node.func.id!r} must be named in the pipeline {spec!r}. {_HINT}")
     inner: dict[str, Any] = {}
     for keyword in node.keywords:
+        if keyword.arg in inner:
+            raise ValueError(f"{keyword.arg} is given twice to {node.func.id!r} in the pipeline {spec!r}")
         inner[str(keyword.arg)] = _literal(keyword.value, spec)
     return node.func.id, inner
 

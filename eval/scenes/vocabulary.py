@@ -15,10 +15,7 @@ PAD_ID, BOS_ID, UNKNOWN_ID, EOS_ID, IMAGE_ID, USER_ID, ASSISTANT_ID = range(len(
 DIGITS = tuple("0123456789")
 SIDES = ("left", "right", "top", "bottom")
 
-_QUESTION_WORDS = (
-    "yes no what color shape shapes is are the there where how many in image any number on or a an "
-    "does do not present contain contains this it of which show shows has have photo and with"
-).split()
+_QUESTION_WORDS = ["yes", "no", "what", "color", "shape", "shapes", "is", "are", "the", "there", "where", "how", "many", "in", "image", "any", "number", "on", "or", "a", "an", "does", "do", "not", "present", "contain", "contains", "this", "it", "of", "which", "show", "shows", "has", "have", "photo", "and", "with"]
 _PUNCTUATION = tuple("?,.!:")
 
 

@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.eval.scenes.palette import ALL_COLORS, ALL_SHAPES, LETTERS
+from vtc.eval.scenes.palette import ALL_COLORS, ALL_SHAPES, LETTERS, NUM_PATCHES
 from vtc.eval.scenes.render import PatchLabels
-from vtc.eval.train.llava import EMBEDDING_RMS, POSITION_AMPLITUDE, digit_ids, word_ids
+from vtc.eval.train.llava import (
+    EMBEDDING_RMS,
+    IMAGE_MARKER,
+    MARKER_VALUE,
+    POSITION_AMPLITUDE,
+    WORD_MARKER,
+    digit_ids,
+    word_ids,
+)
 from vtc.eval.train.vision_heads import POSITION_WIDTH, position_code, stack_labels
 
 _SHARPNESS = 24.0
@@ -21,7 +29,7 @@ _SIZE_WEIGHT = 1.0
 class Alignment(nn.Module):
     """Losses that tie projected tokens to word embeddings.
 
-    Every patch has its position and its size to match. Words are asked only of patches that show
+    Every patch has its position, the image marker and its size to match. Words are asked only of patches that show
     something with a name; no loss tells a named patch from a background patch.
     """
 
@@ -34,7 +42,10 @@ class Alignment(nn.Module):
             "first_digit": digit_ids(first=True),
             "second_digit": digit_ids(first=False),
         }
-        self.register_buffer("code", position_code() * POSITION_AMPLITUDE, persistent=False)
+        code = torch.zeros(NUM_PATCHES, WORD_MARKER + 1)
+        code[:, :POSITION_WIDTH] = position_code() * POSITION_AMPLITUDE
+        code[:, IMAGE_MARKER] = MARKER_VALUE / EMBEDDING_RMS
+        self.register_buffer("code", code, persistent=False)
 
     def targets(self, labels: Sequence[PatchLabels]) -> dict[str, Tensor]:
         """Stack the labels that :meth:`forward` needs, flat over images and patches."""
@@ -59,9 +70,10 @@ class Alignment(nn.Module):
         projected = projected.float()
         size = projected.pow(2).mean(dim=-1, keepdim=True).add(1e-6).sqrt()
         unit = projected / size
-        error = (unit[:, :POSITION_WIDTH] - targets["code"]).pow(2).mean()
-        variance = targets["code"].var(dim=0).mean()
-        loss = _POSITION_WEIGHT * error + _SIZE_WEIGHT * (size / EMBEDDING_RMS).log().pow(2).mean()
+        errors = (unit[:, : WORD_MARKER + 1] - targets["code"]).pow(2).mean(dim=0)
+        error = errors[:POSITION_WIDTH].mean()
+        variance = targets["code"][:, :POSITION_WIDTH].var(dim=0).mean()
+        loss = _POSITION_WEIGHT * errors.mean() + _SIZE_WEIGHT * (size / EMBEDDING_RMS).log().pow(2).mean()
         figures = {"position_r2": 1.0 - (error / variance).item(), "size": size.mean().item()}
         for name, ids in self._words.items():
             known = targets[name] >= 0
@@ -94,5 +106,6 @@ def start_projector(projector: nn.Module, features: Tensor) -> None:
         first.weight.copy_(first.weight @ whitening.float() * 0.7)
         first.bias.copy_(2.0 - first.weight @ mean)
         nn.init.normal_(projector.linear_2.weight, 0, projector.linear_2.weight.shape[1] ** -0.5)
-        hidden = projector(features).mean(dim=0)
-        projector.linear_2.bias.sub_(hidden)
+        projector.linear_2.weight[[IMAGE_MARKER, WORD_MARKER]] = 0.0
+        projector.linear_2.bias.sub_(projector(features).mean(dim=0))
+        projector.linear_2.bias[IMAGE_MARKER] = MARKER_VALUE

@@ -129,9 +129,9 @@ def draw_batch(
 
 def density_at(progress: float) -> Density:
     """Return how dense scenes are at a share of the steps: few entities first, then many."""
-    if progress < 0.08:
+    if progress < 0.1:
         return Density(letters=(3, 8), plates=(2, 3), symbols=(0, 2))
-    if progress < 0.2:
+    if progress < 0.22:
         return Density(letters=(6, 16), plates=(2, 5), symbols=(0, 3))
     if progress < 0.5:
         return Density(letters=(10, 20), plates=(3, 6), symbols=(1, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,8 +24,15 @@ from vtc.eval.train.vision_heads import POSITION_STEPS, POSITION_WIDTH
 
 EMBEDDING_RMS = 0.5
 POSITION_AMPLITUDE = 1.5
+IMAGE_MARKER, WORD_MARKER = POSITION_WIDTH, POSITION_WIDTH + 1
+MARKER_VALUE = 2.0
+"""Channels that at the start are constant on image tokens and on words, and zero on the others."""
 _LOOKUP_STRENGTH = 1.4
-_WORD_LOOKUP_STRENGTH = 0.75
+_WORD_LOOKUP_STRENGTH = 0.9
+_IMAGE_PREFERENCE = 3.2
+_OFFSET_STRENGTH = 1.4
+_OFFSET_FREQUENCIES = 4
+_WORD_OFFSETS = (2, 1, 5)
 _COPY_STRENGTH = 0.5
 _LOOKUP_LAYERS = 5
 _WORD_PLACES = {
@@ -95,8 +104,8 @@ def _init_layers(model: nn.Module) -> None:
     """Scaled normal weights; in the first layers three heads look up tokens that are alike.
 
     A look-up head has equal query and key weights on its slowly rotating channels, so that a
-    token attends to tokens that are like it: one head in letter, one in colour and shape, one in
-    anything. Output weights undo value weights, so that what is looked up is copied.
+    word attends to image tokens that are like it: one head in letter, one in colour and shape,
+    one in anything. Output weights undo value weights, so that what is looked up is copied.
     """
     embedding = model.embed_tokens.weight
     letters = F.normalize(embedding[word_ids(LETTERS)], dim=-1)
@@ -111,6 +120,7 @@ def _init_layers(model: nn.Module) -> None:
 
 
 def _init_lookup(attention: nn.Module, word_sets: tuple[Tensor, ...]) -> None:
+    """Set up the heads of one layer: half of them look up, the others read nearby words."""
     size, width = attention.head_dim, attention.q_proj.weight.shape[1]
     half, quarter = size // 2, size // 4
     slow = torch.tensor([*range(half - quarter, half), *range(size - quarter, size)])
@@ -121,21 +131,49 @@ def _init_lookup(attention: nn.Module, word_sets: tuple[Tensor, ...]) -> None:
         for words in word_sets
     ]
     shared.append(torch.randn(count, width) * width**-0.5 * _LOOKUP_STRENGTH)
-    for head, weight in enumerate(shared[: max(1, heads // 2)]):
+    looking = max(1, heads // 2)
+    for head, weight in enumerate(shared[:looking]):
         attention.q_proj.weight[slow + head * size] = weight
         attention.k_proj.weight[slow + head * size] = weight
+        _prefer_image(attention, head * size + half - 1)
+    for head, offset in zip(range(looking, heads), _WORD_OFFSETS, strict=False):
+        _read_word_before(attention, head * size, offset)
     nn.init.orthogonal_(attention.v_proj.weight)
     attention.o_proj.weight.mul_(0.5).add_(attention.v_proj.weight.T, alpha=_COPY_STRENGTH)
+
+
+def _prefer_image(attention: nn.Module, row: int) -> None:
+    """Make words look at image tokens rather than at themselves, through the marker channels."""
+    for projection, marker in ((attention.q_proj, WORD_MARKER), (attention.k_proj, IMAGE_MARKER)):
+        projection.weight[row] = 0.0
+        projection.weight[row, marker] = _IMAGE_PREFERENCE
+
+
+def _read_word_before(attention: nn.Module, start: int, offset: int) -> None:
+    """Make a head of a word attend to the word ``offset`` places before it."""
+    half = attention.head_dim // 2
+    theta = attention.config.rope_parameters["rope_theta"]
+    for channel in range(min(_OFFSET_FREQUENCIES, half)):
+        angle = offset * theta ** (-channel / half)
+        rows = (start + channel, start + channel + half)
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight[list(rows)] = 0.0
+        attention.k_proj.weight[rows[0], WORD_MARKER] = _OFFSET_STRENGTH
+        attention.q_proj.weight[rows[0], WORD_MARKER] = math.cos(angle) * _OFFSET_STRENGTH
+        attention.q_proj.weight[rows[1], WORD_MARKER] = -math.sin(angle) * _OFFSET_STRENGTH
 
 
 def _init_embeddings(model: LlavaForConditionalGeneration) -> None:
     embedding = model.model.language_model.embed_tokens.weight
     nn.init.normal_(embedding, 0, EMBEDDING_RMS)
     embedding[:, :POSITION_WIDTH] = 0.0
+    embedding[:, IMAGE_MARKER] = 0.0
+    embedding[:, WORD_MARKER] = MARKER_VALUE
     for word, (x, y) in _WORD_PLACES.items():
         code = torch.tensor([x] * POSITION_STEPS + [y] * POSITION_STEPS).float()
         embedding[text_ids(word)[0], :POSITION_WIDTH] = code * POSITION_AMPLITUDE * EMBEDDING_RMS
     model.lm_head.weight.copy_(embedding * embedding.shape[1] ** -0.5 / EMBEDDING_RMS)
+    model.lm_head.weight[:, WORD_MARKER] = 0.0
 
 
 assert set(_WORD_PLACES) >= {*QUADRANTS, *EXTREMES}

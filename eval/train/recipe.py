@@ -32,8 +32,8 @@ class VisionRecipe:
 class AlignRecipe:
     """Between the stages: the projector alone learns to speak in word embeddings."""
 
-    images: int = 160
-    steps: int = 500
+    images: int = 120
+    steps: int = 400
     tokens_per_step: int = 4096
     learning_rate: float = 2e-3
 
@@ -42,7 +42,7 @@ class AlignRecipe:
 class LanguageRecipe:
     """Stage 2: the projector and the language model."""
 
-    steps: int = 2400
+    steps: int = 1900
     warmup: int = 100
     hold: float = 0.3
     images_per_rank: int = 2

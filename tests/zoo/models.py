@@ -43,12 +43,12 @@ def build(cls: type, config: Any, impl: str, seed: int = 0) -> nn.Module:
         part._attn_implementation = impl
     model = cls._from_config(config, attn_implementation=impl)
     generator = torch.Generator().manual_seed(seed + 1)
-    plus_one_norm = "gemma" in cls.__name__.lower()  # Gemma's norms multiply by 1 + weight
+    plus_one_norm = "gemma" in cls.__name__.lower()  # Gemma's norms (not its tower's) multiply by 1 + weight
     for name, p in model.named_parameters():
         if p.dim() >= 2:
             p.data.normal_(0, 0.15 if "embed_tokens" in name else 1.5 / p.shape[-1] ** 0.5, generator=generator)
         elif "norm" in name and name.endswith("weight"):
-            p.data.fill_(0.0 if plus_one_norm else 1.0)
+            p.data.fill_(0.0 if plus_one_norm and "vision" not in name else 1.0)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model.eval()

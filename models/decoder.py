@@ -1,0 +1,137 @@
+"""The hooks of the decoder layers: pruning before a layer, and the masks and rotary embeddings of what is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.signals import DecoderAttention, DecoderHidden, DecoderKeys, DecoderSignal, Signal
+
+from .cache import is_pruned, push_slots, slot_layer
+from .local import Local
+from .locate import Parts
+from .masks import gather_mask, keeps_pattern, slot_mask
+from .run import Run, gather_columns
+from .signals import capture_attention, capture_hidden
+from .steps import Steps
+
+
+class DecoderSide:
+    """Hook bodies of the decoder layers; ``Adapter`` says where they go.
+
+    Parameters
+    ----------
+    parts : Parts
+        The model's parts.
+    stops : list of (Pruner, Stop)
+        In forward order; those of the decoder stage count.
+    signals : set of Signal
+        Declared by the pruners, layers resolved.
+    steps : Steps
+        Runs and reports a pruning step.
+    local : Local
+        Per-thread state.
+    """
+
+    def __init__(
+        self, parts: Parts, stops: list[tuple[Pruner, Stop]], signals: set[Signal], steps: Steps, local: Local
+    ):
+        self.parts, self.steps, self.local = parts, steps, local
+        self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
+        for entry in stops:
+            if entry[1].stage == "decoder":
+                self.stops.setdefault(entry[1].layer or 0, []).append(entry)
+        self.signals = [s for s in signals if isinstance(s, DecoderSignal)]
+        self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
+
+    def tapped_layers(self) -> list[int]:
+        """Decoder layers whose attention must be seen."""
+        return sorted({s.layer or 0 for s in self.signals if isinstance(s, (DecoderAttention, DecoderKeys))})
+
+    def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
+        run = self.local.run
+        if run is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if run.batch.spans:
+            capture_hidden(run, [s for s in self.signals if isinstance(s, DecoderHidden) and s.layer == i - 1], hidden)
+            for pruner, stop in self.stops.get(i, ()):
+                hidden = self.steps.prune(run, pruner, stop, hidden)
+        if not run.pruned and not is_pruned(run.cache, i):
+            if not args:
+                return args, {**kwargs, "hidden_states": hidden}
+            return (hidden, *args[1:]), kwargs
+        kwargs = dict(kwargs)
+        if run.pruned:
+            kwargs["position_embeddings"] = self._rotary(run, kwargs["position_embeddings"])
+        kwargs["position_ids"] = None  # only flash reads it, and would take gaps for packed sequences
+        kwargs["attention_mask"] = self._mask(run, i, hidden, kwargs.get("attention_mask"))
+        if args:
+            return (hidden, *args[1:]), kwargs
+        kwargs["hidden_states"] = hidden
+        return args, kwargs
+
+    def attention(
+        self, i: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
+    ) -> None:
+        """Attention of layer `i` as the tap sees it."""
+        run = self.local.run
+        if run is not None and run.batch.spans:
+            capture_attention(run, [s for s in self.signals if s.layer == i], query, key, mask, scaling)
+
+    @staticmethod
+    def _rotary(run: Run, embeddings: Any) -> Any:
+        key = ("rotary", id(embeddings))
+        if key not in run.memo:  # the original is kept too, so that its id stays unique
+            picked = tuple(gather_columns(x, run.rope_columns, -2) for x in embeddings)
+            run.memo[key] = (embeddings, picked)
+        return run.memo[key][1]
+
+    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any) -> Any:
+        config = self.parts.lm.config
+        attention = self.parts.layers[i].self_attn
+        window = getattr(attention, "sliding_window", None) if hasattr(attention, "sliding_window") else None
+        if not hasattr(attention, "sliding_window"):
+            window = getattr(config, "sliding_window", None)
+        slots = run.slots.to(hidden.device)
+        if run.cache is None:
+            past, keys, padded, key = 0, slots, run.padded, ("mask", window, 0, ())
+        else:
+            held = slot_layer(run.cache, i)
+            past = held.physical()
+            keys = push_slots(held, slots, run.full, run.memo)
+            held.padded = padded = held.padded or run.padded
+            if run.batch.spans:
+                held.history += (run.stage_count,)
+            key = ("mask", window, past, held.history)
+        if key not in run.memo:
+            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
+        return run.memo[key]
+
+    def _build_mask(
+        self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
+    ) -> Any:
+        config = self.parts.lm.config
+        if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
+            return gather_mask(given, run.columns.to(slots.device), config)
+        mask = slot_mask(config, slots, keys, dtype, padded, window)
+        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
+            new = gather_mask(given[..., given.shape[-1] - run.full :], run.columns.to(slots.device), config)
+            if mask is None:
+                mask = slot_mask(config, slots, keys, dtype, True, window)
+            mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
+        return mask
+
+    def layer_post(self, i: int, layer: nn.Module, args: Any, output: Any) -> Any:
+        """Add the deepstack features of layer `i` to the visual columns that are left."""
+        run = self.local.run
+        if run is None or run.deepstack is None or i >= len(run.deepstack[1]):
+            return None
+        where = torch.where(run.columns < 0, -1, gather_columns(run.deepstack[0], run.columns, -1))
+        features = run.deepstack[1][i].to(output.device, output.dtype)
+        features = torch.cat([features, features.new_zeros(1, features.shape[1])])
+        return output + features[torch.where(where < 0, features.shape[0] - 1, where).to(output.device)]

@@ -1,0 +1,34 @@
+"""Per-thread state of one wrapped model."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import Tensor
+
+from .record import VisionRecord
+from .report import Report
+from .run import Run
+
+
+class Local(threading.local):
+    """Per-thread state, so that threads that share a wrapped model never see each other's."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, VisionRecord] = {}
+        self.masks: dict[str, Tensor] | None = None
+        self.fed: Any = None
+        self.attention_mask: Any = None
+        self.run: Run | None = None
+        self.report: Report | None = None
+
+    def clear(self) -> None:
+        """Forget everything but the report."""
+        self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Local:
+        return Local()
+
+    def __reduce__(self) -> Any:
+        return Local, ()

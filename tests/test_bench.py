@@ -1,0 +1,201 @@
+"""``vtc bench``: what it writes, and that nothing is lost or computed twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_world import TOKENS, save_data, world
+from PIL import Image
+
+from vtc.eval import runner
+from vtc.eval.bench import BenchOptions, run_bench
+from vtc.eval.store import ResultStore, read_rows
+
+
+def options(out: Path, **more: Any) -> BenchOptions:
+    model, data = world()
+    given: dict[str, Any] = {"pruners": ["random", "fastv"], "keeps": [0.5, 3], "timing": 0, "max_new_tokens": 3}
+    return BenchOptions(model=str(model), data=data, output=out, **{**given, **more})
+
+
+def command(out: Path, data: Path) -> list[str]:
+    model, _ = world()
+    return [
+        sys.executable, "-m", "vtc", "bench", "--model", str(model), "--data", str(data), "--output", str(out),
+        "--pruners", "random,uniform", "--keep", "0.5,3", "--no-timing", "--batch-size", "2", "--max-new-tokens", "3",
+    ]  # fmt: skip
+
+
+def rows_of(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(r["cell"], r["question_id"]): r for r in read_rows(out / "results.jsonl")[0]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("bench") / "results"
+    return out, run_bench(options(out, timing=1))
+
+
+def test_every_cell_answers_the_same_questions(finished):
+    out, summary = finished
+    rows = rows_of(out)
+    cells = {cell for cell, _ in rows}
+    assert cells == {"unpruned", "random(keep=0.5)", "random(keep=3)", "fastv(keep=0.5)", "fastv(keep=3)"}
+    questions = {cell: {q for c, q in rows if c == cell} for cell in cells}
+    assert len(questions["unpruned"]) == 18
+    assert all(q == questions["unpruned"] for q in questions.values())
+    assert all(cell.complete and cell.n == 18 for cell in summary)
+
+
+def test_counts_and_costs_are_measured(finished):
+    out, summary = finished
+    by_spec = {cell.spec: cell for cell in summary}
+    assert (by_spec["random(keep=0.5)"].tokens_asked, by_spec["random(keep=0.5)"].tokens_kept) == (8, 8)
+    assert by_spec["fastv(keep=3)"].tokens_kept == 3
+    assert by_spec["fastv(keep=3)"].tokens_per_layer == (2 * TOKENS + 2 * 3) / 4
+    assert by_spec["random(keep=3)"].tokens_per_layer == 3
+    assert by_spec["unpruned"].lm_flops_ratio == by_spec["unpruned"].kv_ratio == by_spec["unpruned"].flops_ratio == 1
+    ratios = [by_spec[s] for s in ("random(keep=3)", "fastv(keep=3)", "unpruned")]
+    assert ratios[0].lm_flops_ratio < ratios[1].lm_flops_ratio < ratios[2].lm_flops_ratio
+    assert ratios[0].lm_flops_ratio < ratios[0].flops_ratio < 1
+    assert all(cell.time.seconds > 0 and cell.time.lm_ratio > 0 for cell in summary)
+    row = rows_of(out)["fastv(keep=3)", "i0-color-0"]
+    assert (row["visual_total"], row["visual_kept"], row["answer"]) == (TOKENS, 3, "red")
+
+
+def test_differences_are_to_unpruned_and_paired(finished):
+    out, summary = finished
+    rows = rows_of(out)
+    for cell in summary[1:]:
+        gaps = {task: [] for task in cell.accuracy}
+        for (spec, question), row in rows.items():
+            if spec == cell.spec:
+                gaps[row["task"]].append(row["score"] - rows["unpruned", question]["score"])
+        wanted = sum(sum(g) / len(g) for g in gaps.values()) / len(gaps)
+        assert cell.difference.value == pytest.approx(wanted)
+        assert cell.difference.low <= cell.difference.value <= cell.difference.high
+    assert summary[0].difference is None
+
+
+def test_the_files(finished):
+    out, summary = finished
+    with open(out / "summary.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [row["spec"] for row in table] == [cell.spec for cell in summary]
+    assert float(table[1]["accuracy_mean"]) == pytest.approx(summary[1].mean.value)
+    about = json.loads((out / "summary.json").read_text())
+    assert about["versions"]["transformers"]
+    assert about["hardware"]["threads"] >= 1
+    assert about["data"]["questions"] == {"color": 6, "exist": 6, "count": 6}
+    assert len(about["cells"]) == 5
+    with Image.open(out / "pareto.png") as picture:
+        assert picture.size[0] > 800
+    assert sorted(p.name for p in out.iterdir()) == ["pareto.png", "results.jsonl", "summary.csv", "summary.json"]
+
+
+def test_a_second_run_computes_nothing_and_more_cells_only_theirs(finished, monkeypatch: pytest.MonkeyPatch):
+    out, summary = finished
+    asked: list[str] = []
+    original = runner._answers
+
+    def spy(sweep: Any, cell: Any, chunk: Any, groups: Any) -> Any:
+        asked.append(cell.spec)
+        return original(sweep, cell, chunk, groups)
+
+    monkeypatch.setattr(runner, "_answers", spy)
+    before = (out / "results.jsonl").read_bytes()
+    again = run_bench(options(out))
+    assert asked == []
+    assert (out / "results.jsonl").read_bytes() == before
+    assert [cell.mean for cell in again] == [cell.mean for cell in summary]
+    run_bench(options(out, pruners=["random", "pool"], keeps=[3]))
+    assert asked == ["pool(keep=3)"]
+    # another length of answers is another configuration
+    asked.clear()
+    run_bench(options(out, pruners=["random"], keeps=[3], max_new_tokens=2))
+    assert asked == ["unpruned", "random(keep=3)"]
+
+
+def test_killed_and_resumed(tmp_path: Path):
+    data, out, whole = save_data(tmp_path / "data", images=12), tmp_path / "out", tmp_path / "whole"
+    process = subprocess.Popen(command(out, data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(6000):
+            if len(read_rows(out / "results.jsonl")[0]) > 20:
+                break
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.wait()
+    survived = (out / "results.jsonl").read_bytes()
+    done = len(read_rows(out / "results.jsonl")[0])
+    assert 20 < done < 5 * 72
+    with open(out / "results.jsonl", "ab") as file:  # what a crash in the middle of a write leaves
+        file.write(b'{"config": "torn')
+    settings = {"pruners": ["random", "uniform"], "batch_size": 2, "data": data}
+    resumed = run_bench(options(out, **settings))
+    assert (out / "results.jsonl").read_bytes().startswith(survived[: survived.rfind(b"\n") + 1])
+    fresh = run_bench(options(whole, **settings))
+    assert rows_of(out) == rows_of(whole)
+    assert [(c.spec, c.mean, c.difference) for c in resumed] == [(c.spec, c.mean, c.difference) for c in fresh]
+
+
+def test_an_interrupt_keeps_the_results(tmp_path: Path):
+    data, out = save_data(tmp_path / "data", images=12), tmp_path / "out"
+    process = subprocess.Popen(command(out, data), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not read_rows(out / "results.jsonl")[0]:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
+    assert sorted(p.name for p in out.iterdir()) == ["results.jsonl"]
+    assert read_rows(out / "results.jsonl")[0]
+
+
+def test_store_survives_torn_and_foreign_lines(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    good = {"config": "c", "cell": "x", "question_id": "q"}
+    lines = [json.dumps(good), '{"config": "c", "cell": "x", "ques', json.dumps({**good, "config": "other"}), "[1]"]
+    path.write_text("\n".join(lines) + '\n{"torn')
+    with ResultStore(path, "c") as store:
+        assert list(store.rows) == [("x", "q")]
+        store.append([{"cell": "x", "question_id": "r"}])
+    assert path.read_text().splitlines()[:4] == lines
+    assert list(ResultStore(path, "c").rows) == [("x", "q"), ("x", "r")]
+
+
+def test_two_writers_are_told_apart(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    with ResultStore(path, "c") as store:
+        store.append([{"cell": "x", "question_id": "q"}])
+        with pytest.raises(ValueError, match="another run is writing"):
+            ResultStore(path, "c").append([{"cell": "x", "question_id": "r"}])
+    ResultStore(path, "c").open()
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "results.jsonl"
+    store = ResultStore(path, "c")
+    store.append([{"cell": "x", "question_id": "q"}])
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.append([{"cell": "x", "question_id": "r"}])
+    assert path.read_bytes() == before
+    assert ("x", "r") not in store

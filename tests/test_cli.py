@@ -1,0 +1,156 @@
+"""The command line: what works prints what it should, what does not is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from bench_world import TOKENS, png, save_data, world
+
+import vtc
+from vtc.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.png").write_bytes(png(1))
+    (tmp_path / "torn.png").write_bytes(png(1)[:150])
+    (tmp_path / "text.png").write_text("no picture")
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)  # 3.6 gigapixels in 100 bytes
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    bomb = b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bomb)
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+ASK = ("ask", "--question", "what color is the circle?")
+BAD = {
+    "no such image": (*ASK, "--image", "nowhere.png"),
+    "not an image": (*ASK, "--image", "text.png"),
+    "cannot be read": (*ASK, "--image", "torn.png"),
+    "too large": (*ASK, "--image", "bomb.png"),
+    "is not a file": (*ASK, "--image", "."),
+    "Did you mean 'random'": (*ASK, "--image", "good.png", "--pruner", "randon", "--keep", "0.5"),
+    "needs --keep": (*ASK, "--image", "good.png", "--pruner", "random"),
+    "--keep needs --pruner": (*ASK, "--image", "good.png", "--keep", "3"),
+    "--keep=0 is out of range": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "0"),
+    "--keep=1.5 is out of range": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "1.5"),
+    "got 'x'": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "x"),
+    "--keep=nan": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "nan"),
+    "no parameter 'sed'": (*ASK, "--image", "good.png", "--pruner", "random(sed=3)", "--keep", "3"),
+    "no such model": (*ASK, "--image", "good.png", "--model", "nowhere"),
+    "Missing option": ("ask", "--image", "good.png"),
+    "No such option": (*ASK, "--image", "good.png", "--loud"),
+    "--keep=-3": ("bench", "--keep", "0.5,-3"),
+    "--keep is empty": ("bench", "--keep", ","),
+    "unknown pruner 'dort'": ("bench", "--pruners", "random,dort"),
+    "unknown task 'colour'": ("bench", "--tasks", "colour"),
+    "--limit 0": ("bench", "--limit", "0"),
+    "not a valid": ("bench", "--limit", "many"),
+    "can't write": ("bench", "--output", "file/out"),
+    "no such folder: nowhere": ("bench", "--data", "nowhere"),
+    "must end in .png": ("show", "--pruner", "random(keep=3)", "--out", "kept.jpg"),
+    "--out: no such folder": ("show", "--pruner", "random(keep=3)", "--out", "no/kept.png"),
+    "no pruner matches": ("pruners", "zzz*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line_and_code_2(message: str, place: Path, capsys: pytest.CaptureFixture[str]):
+    before = sorted(place.rglob("*"))
+    args = list(BAD[message])
+    if args[0] in ("ask", "show", "bench") and "--model" not in args:
+        args += ["--model", world()[0]]
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert message in err
+    assert err.startswith("vtc: ")
+    assert err.count("\n") == 1, err
+    assert sorted(place.rglob("*")) == before, "something was left behind"
+
+
+def test_corrupt_evaluation_images_are_told(place: Path, capsys: pytest.CaptureFixture[str]):
+    from vtc.eval.tasks import Question, save_tasks
+
+    data = save_tasks(place / "data", {"i": png(0)[:100]}, [Question("q", "t", "i", "what?", "a")])
+    code, _, err = run(capsys, "bench", "--data", data, "--model", world()[0], "--output", "out", "--no-timing")
+    assert code == 2
+    assert "image i of data" in err
+    assert not (place / "out").exists()
+
+
+def test_ask(place: Path, capsys: pytest.CaptureFixture[str]):
+    model = world()[0]
+    code, out, err = run(capsys, *ASK, "--image", "good.png", "--model", model, "--pruner", "random", "--keep", "4")
+    assert (code, err) == (0, "")
+    answer, note = out.splitlines()
+    assert answer
+    assert f"random(keep=4): 4 of {TOKENS} visual tokens (25.0%)" in note
+    code, out, _ = run(capsys, *ASK, "--image", "good.png", "--model", model)
+    assert f"unpruned: {TOKENS} of {TOKENS}" in out
+
+
+def test_ask_applies_a_saved_setting(place: Path, capsys: pytest.CaptureFixture[str]):
+    from vtc.eval.loading import load_model
+
+    loaded = load_model(str(world()[0]))
+    vtc.compress(loaded.model, "uniform", keep=2).save_pretrained(place / "saved")
+    loaded.processor.save_pretrained(place / "saved")
+    code, out, _ = run(capsys, *ASK, "--image", "good.png", "--model", place / "saved")
+    assert code == 0
+    assert f"uniform(keep=2): 2 of {TOKENS}" in out
+
+
+def test_bench_prints_tables_and_commas_inside_parentheses_hold(place: Path, capsys: pytest.CaptureFixture[str]):
+    data = save_data(place / "data", images=2)
+    code, out, _ = run(
+        capsys, "bench", "--model", world()[0], "--data", data, "--pruners", "random(layer=2, seed=3),pool",
+        "--keep", "25%", "--tasks", "exist,color", "--limit", "3", "--output", "out", "--no-timing",
+    )  # fmt: skip
+    assert code == 0
+    for text in ("Accuracy (%)", "exist", "n=3", "random(layer=2, seed=3)", "pool", "vs unpruned", "out/results.jsonl"):
+        assert text in out
+    lines = [json.loads(line) for line in (place / "out" / "results.jsonl").read_text().splitlines()]
+    assert {r["cell"] for r in lines} == {"unpruned", "random(keep=0.25, seed=3, layer=2)", "pool(keep=0.25)"}
+    assert {r["task"] for r in lines} == {"exist", "color"}
+
+
+def test_pruners(capsys: pytest.CaptureFixture[str]):
+    code, out, _ = run(capsys, "pruners", "--json")
+    listed = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert set(listed) == set(vtc.list_pruners())
+    assert listed["fastv"]["stage"] == "decoder"
+    assert "2403.06764" in listed["fastv"]["paper"]
+    assert "uses_text" in listed["fastv"]["flags"]
+    assert listed["fastv"]["signals"] == ["DecoderAttention(queries=last)"]
+    assert listed["fastv"]["parameters"] == {"layer": 2}
+    code, out, _ = run(capsys, "pruners", "r*")
+    assert code == 0
+    assert "random" in out
+    assert "fastv" not in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert run(capsys, "--version") == (0, f"vtc {vtc.__version__}\n", "")
+
+
+def test_help_does_not_import_torch():
+    code = "import sys\nfrom vtc.cli import main\ntry:\n main(['--help'])\nfinally:\n print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+    assert "bench" in out
+    assert out.strip().endswith("False")
