@@ -23,8 +23,14 @@ from vtc.eval.store import ResultStore, read_rows
 
 def options(out: Path, **more: Any) -> BenchOptions:
     model, data = world()
-    given: dict[str, Any] = {"pruners": ["random", "fastv"], "keeps": [0.5, 3], "timing": 0, "max_new_tokens": 3}
-    return BenchOptions(model=str(model), data=data, output=out, **{**given, **more})
+    given: dict[str, Any] = {
+        "data": data,
+        "pruners": ["random", "fastv"],
+        "keeps": [0.5, 3],
+        "timing": 0,
+        "max_new_tokens": 3,
+    }
+    return BenchOptions(model=str(model), output=out, **{**given, **more})
 
 
 def command(out: Path, data: Path) -> list[str]:

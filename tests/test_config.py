@@ -62,8 +62,10 @@ def test_nothing_is_evaluated(text):
 
 @pytest.mark.parametrize(
     ("keep", "error"),
-    [(0, ValueError), (-3, ValueError), (1.5, ValueError), (0.0, ValueError), (float("nan"), ValueError)]
-    + [("x", TypeError), (True, TypeError), (None, TypeError), ([1], TypeError)],
+    [
+        *((bad, ValueError) for bad in (0, -3, 1.5, 0.0, float("nan"))),
+        *((bad, TypeError) for bad in ("x", True, None, [1])),
+    ],
 )
 def test_bad_keep_is_named(keep, error):
     with pytest.raises(error, match="keep"):
@@ -87,7 +89,9 @@ def test_a_fraction_rounds_half_up_and_keeps_at_least_one(keep, n):
     assert k == max(1, int(keep * n + 0.5))
 
 
-@pytest.mark.parametrize(("keep", "n", "k"), [(1, 576, 1), (1.0, 576, 576), (0.5, 9, 5), (0.05, 576, 29), (700, 576, 576)])
+@pytest.mark.parametrize(
+    ("keep", "n", "k"), [(1, 576, 1), (1.0, 576, 576), (0.5, 9, 5), (0.05, 576, 29), (700, 576, 576)]
+)
 def test_one_token_is_not_all_tokens(keep, n, k):
     assert resolve_keep(check_keep(keep), n) == k
 

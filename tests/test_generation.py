@@ -21,6 +21,8 @@ import vtc
 pytestmark = pytest.mark.usefixtures("no_grad")
 BEAMS = {"num_beams": 3, "do_sample": False, "max_new_tokens": 6, "suppress_tokens": SPECIAL}
 TWO = ["llava", "qwen2_5_vl"]
+# their generate() takes no embeddings for placeholders: Qwen needs the ids for positions, Gemma3 refuses
+NO_EMBEDDINGS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3")
 
 
 def beams(model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
@@ -187,7 +189,7 @@ def test_without_a_cache_the_tokens_are_the_same(family: str) -> None:
     assert (cached.logits - uncached.logits).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.startswith("qwen")])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NO_EMBEDDINGS])
 def test_generate_from_embeddings_of_the_placeholders(family: str) -> None:
     model, inputs = tiny(family), prompt(family, "one").inputs
     with vtc.compressed(model, READING.pruner):

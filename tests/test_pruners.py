@@ -1,4 +1,4 @@
-"""What the first methods choose, against their formulas written out on hidden states the plain model computes itself."""
+"""What the first methods choose, against their formulas written out on states that the plain model computes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kept_by(family: str, spec: str, shape: str = "ragged"):
 
 
 def states(family: str, shape: str, layer: int):
-    """Input of `layer`, and per head attention and post-rotary keys of the layer before it, of the untouched eager model."""
+    """Input of `layer`, attention and post-rotary keys of the layer before it, of the untouched eager model."""
     import transformers.models.llama.modeling_llama as llama
 
     model, seen = tiny(family, "eager"), {}
@@ -159,14 +159,20 @@ class Broken(vtc.Pruner):
 
     def select(self, tokens, k):
         rows = len(tokens.counts)
-        return {
-            "float": torch.zeros(rows, k),
-            "short": torch.zeros(rows, k - 1, dtype=torch.long),
-            "signal": None,
-        }[self.what] if self.what != "signal" else tokens.read(vtc.pruner_class("fastv").signals[0])
+        return (
+            {
+                "float": torch.zeros(rows, k),
+                "short": torch.zeros(rows, k - 1, dtype=torch.long),
+                "signal": None,
+            }[self.what]
+            if self.what != "signal"
+            else tokens.read(vtc.pruner_class("fastv").signals[0])
+        )
 
 
-@pytest.mark.parametrize(("what", "match"), [("float", "int64"), ("short", r"must return \["), ("signal", "was not declared")])
+@pytest.mark.parametrize(
+    ("what", "match"), [("float", "int64"), ("short", r"must return \["), ("signal", "was not declared")]
+)
 def test_a_broken_method_is_named_and_leaves_the_model_usable(what, match):
     model, inputs = tiny("llava"), prompt("llava", "one").inputs
     before = model(**inputs).logits

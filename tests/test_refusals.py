@@ -65,7 +65,7 @@ def test_chunked_prefill() -> None:
 
 def test_wrapping_a_part_of_a_wrapped_model() -> None:
     model = vtc.compress(tiny("llava"), BOTH_STAGES.pruner)
-    with pytest.raises((NotImplementedError, ValueError), match="restore"):
+    with pytest.raises(RuntimeError, match="restore"):
         vtc.compress(model.model, "random", keep=0.5)
     usable(model)
 
@@ -99,7 +99,7 @@ def test_remote_code() -> None:
 @pytest.mark.parametrize("family", NO_VISION_STAGE)
 def test_families_that_cannot_be_pruned_in_the_tower_say_why(family: str) -> None:
     model = tiny(family)
-    with pytest.raises(NotImplementedError, match=r"its (tower|.*)|resamples"):
+    with pytest.raises(NotImplementedError, match=r"tower|resamples"):
         vtc.compress(model, "random(at=vision, layer=1, keep=0.5)")
     assert not hasattr(model, "vtc")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,7 +46,7 @@ def masked(parts: Parts, inputs: dict[str, Any], modality: str, found: VisionRec
         keep = torch.zeros(total, dtype=torch.bool)
         starts = [int(p[p >= 0].min()) - prefix for p in places] + [total]
         for i, (place, kept) in enumerate(zip(places, step.kept, strict=True)):
-            if len(kept) == len(place):  # not pruned: its padding patches are not touched either
+            if torch.isin((place[:, 0] >= 0).nonzero()[:, 0], kept).all():  # whole: its padding patches stay too
                 keep[starts[i] : starts[i + 1]] = True
             keep[place[kept].flatten().clamp(min=0)] |= place[kept].flatten() >= 0
         keep = keep.view(rows, -1)
@@ -194,7 +195,8 @@ def test_generation_equals_a_masked_tower_and_dropped_placeholders(name: str) ->
     found.steps = [s for s in report.steps if s.stage == "vision"]
     assert [s.layer for s in found.steps] == [1, 2]
     reference = masked(parts, inputs, "image", found)
-    parts.core.get_image_features = lambda *_, **__: reference
+    method = parts.core.get_image_features
+    parts.core.get_image_features = functools.wraps(method)(lambda *_, **__: reference)
     vtc.compress(model, Given(ids=found.steps[-1].kept, keep=0.3))
     want = model(**inputs).logits
     real = inputs["attention_mask"].bool()

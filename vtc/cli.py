@@ -211,10 +211,11 @@ def main(args: list[str] | None = None) -> None:
 
     With ``VTC_TRACEBACK=1`` in the environment the whole traceback is shown instead.
     """
+    code: Any = None
     try:
         code = app(args, standalone_mode=False)
     except KeyboardInterrupt:
-        _fail("interrupted; finished results are kept, and the same command goes on from there", INTERRUPTED)
+        code = INTERRUPTED
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if os.environ.get("VTC_TRACEBACK"):
             raise
@@ -222,10 +223,13 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         # the parser's own errors (typer brings its own copy of click's classes)
         if type(error).__name__ == "Abort":
-            _fail("interrupted; finished results are kept, and the same command goes on from there", INTERRUPTED)
-        if hasattr(error, "format_message"):
-            _fail(f"{error.format_message()} (vtc --help lists the options)")
-        raise
+            code = INTERRUPTED
+        elif hasattr(error, "format_message"):
+            _fail(f"{error.format_message()} (--help lists the options)")
+        else:
+            raise
+    if code == INTERRUPTED:
+        _fail("interrupted; what vtc bench has finished is kept, and the same command goes on from there", INTERRUPTED)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vtc.eval.scenes import easyvqa
-from vtc.eval.scenes.questions import Question, sample_questions
+from vtc.eval.scenes.questions import ASKERS, Question
 from vtc.eval.scenes.render import compress, render
 from vtc.eval.scenes.scene import DENSE, Scene, sample_scene
 
@@ -100,12 +100,29 @@ def prior_accuracy(questions: Sequence[Row]) -> dict[str, float]:
 
 def _scene_rows() -> tuple[list[Row], list[Row]]:
     images, questions = [], []
+    used: dict[str, Counter[str]] = defaultdict(Counter)
     for index, scene in enumerate(evaluation_scenes()):
         name = f"scene-{index:03d}"
         images.append({"image_id": name, "image": compress(render(scene), QUALITY)})
         rng = random.Random(f"evaluation/{SEED}/questions/{index}")
-        questions += _rows(name, sample_questions(rng, scene, QUESTIONS_PER_SCENE))
+        questions += _rows(name, _ask_evenly(rng, scene, used))
     return images, questions
+
+
+def _ask_evenly(
+    rng: random.Random, scene: Scene, used: dict[str, Counter[str]]
+) -> list[Question]:
+    """Ask about a scene so that all answers of a task become equally frequent."""
+    chosen: list[Question] = []
+    for task, count in QUESTIONS_PER_SCENE.items():
+        pool = ASKERS[task](rng, scene)
+        rng.shuffle(pool)
+        for _ in range(min(count, len(pool))):
+            rarest = min(pool, key=lambda question: used[task][question.answer])  # noqa: B023
+            pool.remove(rarest)
+            used[task][rarest.answer] += 1
+            chosen.append(rarest)
+    return chosen
 
 
 def _easy_rows() -> tuple[list[Row], list[Row]]:

@@ -90,11 +90,14 @@ def run_steps(
     """
     checkpoint = place.folder / f"{stage}.pt"
     start = load_checkpoint(checkpoint, parts)
+    parent = os.getppid()
     saved_at, began = time.monotonic(), time.monotonic()
     figures: dict[str, list[float]] = defaultdict(list)
     with _progress_bar(place.ranks.is_first) as bar:
         task = bar.add_task(stage, total=total, completed=start, figures="")
         for step in range(start, total):
+            if os.getppid() != parent:
+                raise RuntimeError("the process that started this rank is gone")
             for name, value in train_step(step).items():
                 figures[name].append(value)
             done = step + 1
