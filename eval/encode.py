@@ -14,7 +14,7 @@ from .prompt import Row
 RECORD = "_vtc"
 
 
-def core_of(model: nn.Module) -> nn.Module:
+def core_of(model: Any) -> Any:
     """The composite model that owns ``get_image_features``."""
     while hasattr(model, "get_base_model"):  # PEFT
         model = model.get_base_model()  # type: ignore[operator]

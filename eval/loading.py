@@ -90,7 +90,8 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
         raise ValueError(f"no such model: {source!r} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
     try:
         processor = transformers.AutoProcessor.from_pretrained(path)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=kind).to(place).eval()
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=kind)
+        model = model.to(place).eval()
     except (OSError, ValueError, KeyError) as e:
         reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise ValueError(f"can't load the model {name!r}: {reason}") from None

@@ -140,8 +140,8 @@ def _answers(sweep: Sweep, cell: Cell, chunk: _Chunk, groups: list[list[Row]]) -
             return
         rows = sorted(itertools.chain(*groups), key=lambda r: len(r.ids))
         for batch in _batches(rows, sweep.batch_size):
-            vision = [encoded[r.question.image_id] for r in batch] if reuse else None
-            yield list(zip(batch, answer_plain(wrapped, processor, batch, vision, limit), strict=True))
+            outputs = [encoded[r.question.image_id] for r in batch] if reuse else None
+            yield list(zip(batch, answer_plain(wrapped, processor, batch, outputs, limit), strict=True))
 
 
 def run_sweep(sweep: Sweep, store: ResultStore, advance: Callable[[int], None] = lambda n: None) -> None:

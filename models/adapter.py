@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vtc.pruners.base import STAGES, Pruner, Stop
 from vtc.pruners.signals import DecoderSignal, Signal
@@ -139,7 +139,7 @@ class Adapter:
         self.vision.attach()
         self._undo.append(self.vision.detach)
         if hasattr(self.parts.model, "generate"):
-            self._shadow(self.parts.model, "generate", _guarded_generate)
+            self._shadow(self.parts.model, "generate", functools.partial(_guarded_generate, self.local))
 
     def detach(self) -> None:
         """Remove everything that ``attach`` set."""
@@ -206,8 +206,8 @@ class Adapter:
         self._shadow(self.parts.core, name, wrap)
 
 
-def _guarded_generate(generate: Any) -> Any:
-    """Refuse what would silently prune wrongly, before any work is done."""
+def _guarded_generate(local: Local, generate: Any) -> Any:
+    """Refuse what would silently prune wrongly, before any work is done, and note where the prompt ends."""
 
     @functools.wraps(generate)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -218,6 +218,12 @@ def _guarded_generate(generate: Any) -> Any:
                 f"prefill_chunk_size={chunk} would prune every chunk by itself. Pass prefill_chunk_size=None: a pruned "
                 "prefill is short; or call vtc.restore(model) first."
             )
-        return generate(*args, **kwargs)
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        # assisted decoding appends candidates to the first forward, which methods must not take for the question
+        local.prompt = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            local.prompt = None
 
     return guarded

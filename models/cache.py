@@ -146,7 +146,7 @@ def slot_layer(cache: Cache, index: int) -> Any:
     layer = cache.layers[index]
     if isinstance(layer, SlotLayer):
         return layer
-    twin = TWINS[type(layer)]
+    twin: Any = TWINS[type(layer)]
     new = twin.__new__(twin)  # assigning __class__ fails: 'object layout differs'
     new.__dict__.update(layer.__dict__)
     cache.layers[index] = new

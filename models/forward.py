@@ -57,7 +57,7 @@ class Forward:
         self.keep_embeddings = any(s.part == "input" for s in signals)
 
     # ------------------------------------------------------------------ the composite model
-    def core_pre(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the placeholders, if visual input came along."""
         self.local.clear()
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -114,11 +114,12 @@ class Forward:
         return fed
 
     # ------------------------------------------------------------------ the text model
-    def lm_pre(self, lm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Open the run, prune at the input stage, and slice what goes with the embeddings."""
         local = self.local
         local.run = None
-        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        embeds: Any = kwargs.get("inputs_embeds")
+        cache: Any = kwargs.get("past_key_values")
         masks, local.masks = local.masks, None
         held = is_pruned(cache)
         fed = self._fed(masks) if masks else {}
@@ -185,6 +186,7 @@ class Forward:
         run = Run(length, past, columns, slots, columns, padded, batch, cache=cache, held=held)
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
+        run.prompt = self.local.prompt
         run.captured["valid"] = (valid if valid is not None else torch.ones_like(columns, dtype=torch.bool), run.ids)
         return run
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vtc.pruners.layout import Grid, Layout
@@ -30,7 +30,7 @@ class VisionCall:
         Language-model tokens of each item; empty while the call still runs.
     """
 
-    core: nn.Module
+    core: Any
     modality: str
     arguments: Mapping[str, Any]
     lengths: list[int] = field(default_factory=list)

@@ -22,13 +22,8 @@ class Local(threading.local):
         self.attention_mask: Any = None
         self.run: Run | None = None
         self.report: Report | None = None
+        self.prompt: int | None = None  # length of what generate() was given, in columns
 
     def clear(self) -> None:
         """Forget everything but the report."""
         self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Local:
-        return Local()
-
-    def __reduce__(self) -> Any:
-        return Local, ()

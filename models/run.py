@@ -47,6 +47,8 @@ class Run:
         Whether any slot is -1.
     batch : Batch
         The spans, and what is present of each.
+    prompt : int, optional
+        Slots from here on are candidates of assisted decoding, not the prompt.
     """
 
     full: int
@@ -65,6 +67,7 @@ class Run:
     deepstack: tuple[Tensor, Any] | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
+    prompt: int | None = None
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def layouts(self) -> list[Layout]:

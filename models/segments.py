@@ -128,9 +128,9 @@ class SegmentedAttention:
 
     def attach(self) -> SegmentedAttention:
         """Install; the module gets a shallow copy of its config with another implementation name."""
-        self.config = self.attention.config
-        self.base = self.config._attn_implementation
-        self.eager = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
+        self.config: Any = self.attention.config
+        self.base: str = self.config._attn_implementation
+        self.eager: Any = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
         name = f"{PREFIX}{self.base}"
         if name not in ALL_ATTENTION_FUNCTIONS._global_mapping:
             ALL_ATTENTION_FUNCTIONS.register(name, _segmented)

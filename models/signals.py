@@ -46,6 +46,8 @@ def text_columns(run: Run) -> tuple[Tensor, Tensor]:
         # padding of a span's row points at its first token
         flat = torch.where(inside, flat, flat[:, :1])
         is_text.view(-1).scatter_(0, flat.reshape(-1), False)
+        if run.prompt is not None:
+            is_text[:, max(0, run.prompt - run.past) :] = False
         valid = run.captured["valid"][0]
         if batch.single:
             width = full - sum(batch.lengths)
@@ -151,11 +153,12 @@ def capture_attention(
             run.captured[signal] = (key[:, :, key.shape[2] - length :], run.current())
         elif isinstance(signal, DecoderAttention):
             if signal.queries == "last":
-                rows = run.slots.argmax(1, keepdim=True)
+                slots = run.slots if run.prompt is None else run.slots.masked_fill(run.slots >= run.prompt, -1)
+                rows = slots.argmax(1, keepdim=True)
             elif signal.queries == "text":
                 rows = run.current().gather(1, text_columns(run)[0])
             else:
-                raise ValueError(f"DecoderAttention.queries must be 'last' or 'text', got {signal.queries!r}")
+                rows = torch.arange(length, device=query.device).expand(query.shape[0], -1)
             weights = attention_rows(query, key, mask, scaling, rows)
             run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
 

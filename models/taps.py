@@ -49,14 +49,14 @@ class AttentionTap:
         Gets query `[B, H, Q, d]`, key and value `[B, H_kv, K, d]`, the mask as the layer got it, and the scaling.
     """
 
-    def __init__(self, attention: nn.Module, recorder: Recorder):
+    def __init__(self, attention: Any, recorder: Recorder):
         self.attention, self.recorder = attention, recorder
 
     def attach(self) -> AttentionTap:
         """Start listening."""
-        self.config = self.attention.config
-        self.base = self.config._attn_implementation
-        self.eager = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
+        self.config: Any = self.attention.config
+        self.base: str = self.config._attn_implementation
+        self.eager: Any = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
         name = PREFIX + self.base
         if name not in ALL_ATTENTION_FUNCTIONS._global_mapping:
             ALL_ATTENTION_FUNCTIONS.register(name, _tapped)

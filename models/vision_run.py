@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -46,7 +46,7 @@ class VisionRun:
 
     call: VisionCall
     family: Family
-    tower: nn.Module
+    tower: Any
     prefix: int
     cut: int
     depth: int = 0

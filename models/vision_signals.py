@@ -71,7 +71,7 @@ class StopSignals(SignalSource):
         raise NotImplementedError("text is not there yet while the vision encoder runs; use the input or decoder stage")
 
     text_valid = text  # type: ignore[assignment]
-    final_norm = text
+    final_norm = text  # type: ignore[assignment]
 
 
 def layer_of(signal: Signal, default: int, depth: int) -> int:

@@ -38,7 +38,7 @@ def _kind(model: Any) -> str | None:
     return None
 
 
-def find_vit(model: nn.Module) -> nn.Module | None:
+def find_vit(model: Any) -> Any:
     """The timm or open_clip ``VisionTransformer`` that `model` is, or that is its image side (``model.visual``)."""
     for candidate in (model, getattr(model, "visual", None), getattr(getattr(model, "visual", None), "trunk", None)):
         if candidate is not None and _kind(candidate):

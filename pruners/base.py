@@ -23,7 +23,8 @@ class Stop(NamedTuple):
     keep: int | float | None
 
 
-class Merged(NamedTuple):
+@dataclass(frozen=True)
+class Merged:
     """Result of a merging method: `index [B, k]` as for ``Pruner.select`` and the new vectors `features [B, k, D]`."""
 
     index: Tensor

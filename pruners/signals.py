@@ -90,10 +90,14 @@ class DecoderAttention(DecoderSignal):
     """Attention rows of a decoder layer: `[B, H, R, N]` for `R` asked queries.
 
     ``queries="last"`` is the last prompt token (`R` = 1), ``"text"`` every text token (padding as in
-    ``VisualTokens.text_valid``).
+    ``VisualTokens.text_valid``), ``"all"`` every column that the layer has.
     """
 
     queries: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.queries not in ("last", "text", "all"):
+            raise ValueError(f"DecoderAttention.queries must be 'last', 'text' or 'all', got {self.queries!r}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from vtc.eval.bundled import bundled_model_path
+from vtc.eval.loading import quiet_transformers
 from vtc.eval.tasks import Question, save_tasks
 
 TOKENS = 16  # 56 px, patches of 14
@@ -32,6 +33,7 @@ def png(seed: int, size: tuple[int, int] = (56, 56)) -> bytes:
 
 def save_model(folder: Path) -> Path:
     """A random LLaVA with `TOKENS` visual tokens and four decoder layers."""
+    quiet_transformers()
     processor = AutoProcessor.from_pretrained(bundled_model_path())
     processor.image_processor.size = {"shortest_edge": 56}
     processor.image_processor.crop_size = {"height": 56, "width": 56}

@@ -60,7 +60,7 @@ BAD = {
     "unknown pruner 'dort'": ("bench", "--pruners", "random,dort"),
     "unknown task 'colour'": ("bench", "--tasks", "colour"),
     "--limit 0": ("bench", "--limit", "0"),
-    "not a valid": ("bench", "--limit", "many"),
+    "Invalid value for '--limit'": ("bench", "--limit", "many"),
     "can't write": ("bench", "--output", "file/out"),
     "no such folder: nowhere": ("bench", "--data", "nowhere"),
     "must end in .png": ("show", "--pruner", "random(keep=3)", "--out", "kept.jpg"),

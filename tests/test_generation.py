@@ -146,6 +146,8 @@ def test_second_turn_with_a_new_picture(family: str, shape: str) -> None:
         report = model.vtc.report
         tail = Prompt(kind, tails, [[m] for m in new]).inputs
         tail["attention_mask"] = both["attention_mask"]
+        if "token_type_ids" in both:  # Gemma3 wants the whole dialogue's
+            tail["token_type_ids"] = both["token_type_ids"]
         logits = model(
             **tail, position_ids=positions[..., past:], past_key_values=out.past_key_values, use_cache=True
         ).logits

@@ -61,12 +61,12 @@ def answer_again(scene: Scene, text: str) -> str:
         return "yes" if any(e.label == match[1] for e in entities) else "no"
     if match := re.fullmatch(r"is there any (\w+) (\w+)\?", text):
         return "yes" if any((e.color, e.shape) == (match[1], match[2]) for e in entities) else "no"
-    if match := re.fullmatch(r"how many (\w+) shapes are there\?", text):
+    if match := re.fullmatch(r"how many shapes are (\w+)\?", text):
         return str(sum(e.shape == match[1] for e in entities))
-    if match := re.fullmatch(r"what number is on the (\w+) plate\?", text):
+    if match := re.fullmatch(r"what number is on (\w+)\?", text):
         (plate,) = (e for e in plates if e.color == match[1])
         return plate.label
-    match = re.fullmatch(r"what color is the (\w+)most plate\?", text)
+    match = re.fullmatch(r"what color plate is (\w+)most\?", text)
     assert match, text
     key = {"left": lambda e: e.x, "right": lambda e: -e.x, "top": lambda e: e.y, "bottom": lambda e: -e.y}
     return min(plates, key=key[match[1]]).color

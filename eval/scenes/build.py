@@ -118,7 +118,7 @@ def _ask_evenly(
         pool = ASKERS[task](rng, scene)
         rng.shuffle(pool)
         for _ in range(min(count, len(pool))):
-            rarest = min(pool, key=lambda question: used[task][question.answer])  # noqa: B023
+            rarest = min(pool, key=lambda question: used[task][question.answer])
             pool.remove(rarest)
             used[task][rarest.answer] += 1
             chosen.append(rarest)

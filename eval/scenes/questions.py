@@ -86,7 +86,7 @@ def ask_count(rng: random.Random, scene: Scene) -> list[Question]:
     """Ask how many rings, hearts and moons there are."""
     symbols = [e.shape for e in scene.of_kind("symbol")]
     return [
-        Question("count", f"how many {shape} shapes are there?", str(symbols.count(shape)))
+        Question("count", f"how many shapes are {shape}?", str(symbols.count(shape)))
         for shape in SYMBOL_SHAPES
         if symbols.count(shape) > 0
     ]
@@ -102,15 +102,15 @@ def ask_spatial(rng: random.Random, scene: Scene) -> list[Question]:
             continue
         first, second = (float(getattr(e, axis)) for e in ranked[:2])
         if abs(first - second) >= _LEAST_GAP:
-            text = f"what color is the {word} plate?"
+            text = f"what color plate is {word}?"
             questions.append(Question("spatial", text, ranked[0].color))
     return questions
 
 
 def ask_ocr(rng: random.Random, scene: Scene) -> list[Question]:
-    """Ask for the number on each plate, named by its colour."""
+    """Ask for the number on each colour (only plates bear numbers)."""
     return [
-        Question("ocr", f"what number is on the {e.color} plate?", e.label)
+        Question("ocr", f"what number is on {e.color}?", e.label)
         for e in scene.of_kind("plate")
     ]
 
@@ -138,6 +138,27 @@ TRAINING_SHARES = {
     "side": 4,
 }
 """How many questions of each task one training image gets (fewer if the scene has fewer)."""
+
+
+LATER_SHARES = {**TRAINING_SHARES, "color": 4, "shape": 4, "quadrant": 5, "side": 3}
+"""Shares once look-ups by letter are learnt."""
+
+_EARLY_WORDINGS = {
+    "count": ("how many shapes are {}?", "how many {} shapes are there?"),
+    "spatial": ("what color plate is {}?", "what color is the {} plate?"),
+    "ocr": ("what number is on {}?", "what number is on the {} plate?"),
+}
+"""Task -> wording of the evaluation set and the longer one of the first training steps."""
+
+
+def early_wording(question: Question) -> Question:
+    """Return a question in the longer wording that training starts with."""
+    if question.task not in _EARLY_WORDINGS:
+        return question
+    wording, longer = _EARLY_WORDINGS[question.task]
+    before, after = wording.split("{}")
+    key = question.text.removeprefix(before).removesuffix(after)
+    return Question(question.task, longer.format(key), question.answer)
 
 
 def sample_questions(rng: random.Random, scene: Scene, shares: dict[str, int]) -> list[Question]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,22 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from vtc.eval.scenes.questions import TRAINING_SHARES, Question, sample_questions
-from vtc.eval.scenes.scene import DENSE, Density
-from vtc.eval.scenes.vocabulary import BOS_ID, EOS_ID, USER_ID, build_tokenizer
+from vtc.eval.scenes.scene import DENSE
+from vtc.eval.scenes.vocabulary import BOS_ID, USER_ID, build_tokenizer
 from vtc.eval.train import attention
 from vtc.eval.train.align import Alignment, start_projector
-from vtc.eval.train.images import TrainingImage, draw_easy, draw_scene, training_rng
+from vtc.eval.train.images import TrainingImage, draw_scene, training_rng
+from vtc.eval.train.language_batches import (
+    accuracies,
+    answer_weights,
+    choose_tokens,
+    draw_batch,
+)
 from vtc.eval.train.llava import build_llava
 from vtc.eval.train.loop import Place, rate_factor, run_steps
 from vtc.eval.train.optimizer import MixedOptimizer
 from vtc.eval.train.packed_llama import run_packed
-from vtc.eval.train.packing import PREFIX_WORDS, PackedQuestions, pack
+from vtc.eval.train.packing import NO_TARGET, PREFIX_WORDS, PackedQuestions, pack
 from vtc.eval.train.recipe import Recipe
 from vtc.eval.train.tower import encode, to_patches
-
-_END_WEIGHT = 0.05
-_TASK_WEIGHTS = {"count": 2.0, "spatial": 2.0}
 
 
 def train_language(
@@ -65,16 +66,16 @@ def train_language(
             projected = model.model.multi_modal_projector(features)
             packed = pack(asked)
             logits = answer_logits(model, projected[:, kept], kept, packed)
-        wanted = packed.targets[packed.targets != -100]
+        wanted = packed.targets[packed.targets != NO_TARGET]
         losses = F.cross_entropy(logits.float(), wanted, reduction="none")
-        weights = answer_weights(packed, asked)[packed.targets != -100]
+        weights = answer_weights(packed, asked)[packed.targets != NO_TARGET]
         loss = (losses * weights).sum() / weights.sum()
         targets = alignment.targets([image.labels for image in images])
         embedding = model.model.language_model.embed_tokens.weight
         extra, figures = alignment(projected.flatten(0, 1), embedding, targets)
         factor = rate_factor(step, sizes.steps, sizes.warmup, sizes.hold)
         optimizer.step(loss + sizes.align_weight * extra, factor)
-        scores = _accuracies(packed, logits, asked)
+        scores = accuracies(packed, logits, asked)
         return {"loss": loss.item(), "position_r2": figures["position_r2"], **scores}
 
     run_steps(place, "language", sizes.steps, train_step, {"model": model, "optimizer": optimizer})
@@ -111,54 +112,6 @@ def align_projector(
     run_steps(place, "align", recipe.align.steps, train_step, parts)
 
 
-def draw_batch(
-    recipe: Recipe, step: int, rng: random.Random
-) -> tuple[list[TrainingImage], list[list[Question]]]:
-    """Draw the images of one step and what is asked about them."""
-    sizes = recipe.language
-    if step % sizes.easy_every == sizes.easy_every - 1:
-        images = [draw_easy(rng) for _ in range(sizes.easy_images_per_rank)]
-        return images, [list(image.easy.questions) for image in images if image.easy]
-    density = density_at(step / sizes.steps)
-    images = [draw_scene(rng, density) for _ in range(sizes.images_per_rank)]
-    asked = [
-        sample_questions(rng, image.scene, TRAINING_SHARES) for image in images if image.scene
-    ]
-    return images, asked
-
-
-def density_at(progress: float) -> Density:
-    """Return how dense scenes are at a share of the steps: few entities first, then many."""
-    if progress < 0.1:
-        return Density(letters=(3, 8), plates=(2, 3), symbols=(0, 2))
-    if progress < 0.22:
-        return Density(letters=(6, 16), plates=(2, 5), symbols=(0, 3))
-    if progress < 0.5:
-        return Density(letters=(10, 20), plates=(3, 6), symbols=(1, 4))
-    return Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4))
-
-
-def answer_weights(packed: PackedQuestions, asked: Sequence[Sequence[Question]]) -> Tensor:
-    """Return the loss weight of every target: little for the end token, more for rare tasks."""
-    weights = torch.ones(packed.targets.shape)
-    for index, questions in enumerate(asked):
-        for question, (start, end) in zip(questions, packed.spans[index], strict=True):
-            weights[index, start:end] = _TASK_WEIGHTS.get(question.task, 1.0)
-    weights[packed.targets == EOS_ID] = _END_WEIGHT
-    return weights
-
-
-def choose_tokens(recipe: Recipe, step: int, rng: random.Random) -> Tensor:
-    """Return the image tokens of one step: all 576, or in a third of the steps a random part.
-
-    The part is uniform and its size is random; it depends neither on the image nor on a question.
-    """
-    count = 576
-    if step % 3 == 1:
-        count = rng.randint(192, 480)
-    return torch.tensor(sorted(rng.sample(range(576), count)))
-
-
 def tower_features(
     model: LlavaForConditionalGeneration, images: Sequence[TrainingImage]
 ) -> Tensor:
@@ -193,7 +146,7 @@ def answer_logits(
     positions = torch.cat([torch.arange(PREFIX_WORDS), kept + PREFIX_WORDS]).expand(batch, -1)
     text = language.embed_tokens(packed.tokens)
     hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias)
-    return model.lm_head(hidden[packed.targets != -100])
+    return model.lm_head(hidden[packed.targets != NO_TARGET])
 
 
 def _share(place: Place, projector: torch.nn.Module) -> None:
@@ -203,18 +156,3 @@ def _share(place: Place, projector: torch.nn.Module) -> None:
             if not place.ranks.is_first:
                 parameter.zero_()
             place.ranks.sum_(parameter)
-
-
-def _accuracies(
-    packed: PackedQuestions, logits: Tensor, asked: Sequence[Sequence[Question]]
-) -> dict[str, float]:
-    """Share of right answers per task (every answer token the most likely one)."""
-    known = packed.targets != -100
-    right = torch.zeros_like(known)
-    right[known] = logits.argmax(dim=-1) == packed.targets[known]
-    hits: dict[str, list[bool]] = {}
-    for index, questions in enumerate(asked):
-        for question, (start, end) in zip(questions, packed.spans[index], strict=True):
-            hit = bool(right[index, start : end - 1].all())
-            hits.setdefault(question.task, []).append(hit)
-    return {task: sum(found) / len(found) for task, found in hits.items()}

@@ -30,9 +30,11 @@ _FLOOR = 0.02
 class Stateful(Protocol):
     """Anything with the state-dict methods of torch."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restore the state."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def run_steps(
     checkpoint = place.folder / f"{stage}.pt"
     start = load_checkpoint(checkpoint, parts)
     parent = os.getppid()
+    if place.ranks.is_first:
+        _forget_after(place.folder / f"{stage}.jsonl", start)
     saved_at, began = time.monotonic(), time.monotonic()
     figures: dict[str, list[float]] = defaultdict(list)
     with _progress_bar(place.ranks.is_first) as bar:
@@ -159,6 +163,13 @@ def _mean(values: list[float]) -> float | None:
 def _short(row: dict[str, Any]) -> str:
     shown = [f"{k} {v:.2f}" for k, v in row.items() if isinstance(v, float) and k != "seconds"]
     return " ".join(shown[:6])
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop log rows of steps that a resumed run does again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

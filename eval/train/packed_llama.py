@@ -6,6 +6,8 @@ tokens attend only to image tokens, and the last layer is run for the text alone
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -85,7 +87,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, length: int) -> list[Tens
     """Causal attention among the first ``length`` tokens, in blocks that skip the future."""
     edges = [round(length * i / _CHUNKS) for i in range(_CHUNKS + 1)]
     pieces = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         if start == end:
             continue
         scores = query[:, start:end] @ key[:, :end].transpose(-1, -2)

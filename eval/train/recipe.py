@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from vtc.eval.scenes.questions import TRAINING_SHARES
-from vtc.eval.scenes.scene import DENSE, Density
+from vtc.eval.scenes.scene import Density
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,9 @@ class VisionRecipe:
     matrix_learning_rate: float = 0.02
     easy_every: int = 12
     contrast_every: int = 6
-    density: Density = Density(letters=(8, 20), plates=(3, 6), symbols=(0, 4))
+    density: Density = field(
+        default_factory=lambda: Density(letters=(8, 20), plates=(3, 6), symbols=(0, 4))
+    )
     width: int = 192
     layers: int = 5
     heads: int = 6
@@ -42,9 +43,10 @@ class AlignRecipe:
 class LanguageRecipe:
     """Stage 2: the projector and the language model."""
 
-    steps: int = 1900
+    steps: int = 1600
     warmup: int = 100
-    hold: float = 0.3
+    hold: float = 0.45
+    later_questions_from: int = 525
     images_per_rank: int = 2
     learning_rate: float = 9e-4
     matrix_learning_rate: float = 0.012
@@ -81,5 +83,3 @@ def tiny_recipe(seed: int = 0) -> Recipe:
         language=LanguageRecipe(steps=4, warmup=2, images_per_rank=1, width=48, inner_width=64, layers=2, heads=2),
     )
 
-
-__all__ = ["DENSE", "TRAINING_SHARES", "Recipe", "VisionRecipe", "tiny_recipe"]

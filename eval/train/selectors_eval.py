@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from rich.progress import track
@@ -21,7 +22,7 @@ from transformers import LlavaForConditionalGeneration
 from vtc.eval.scenes.build import QUESTIONS_FILE, prior_accuracy
 from vtc.eval.train.bundle import Encoded, encode_samples, load_model, load_samples
 from vtc.eval.train.language_stage import answer_logits
-from vtc.eval.train.packing import pack
+from vtc.eval.train.packing import NO_TARGET, pack
 
 KEEPS = (0.5, 0.25, 0.11, 0.05)
 NUM_TOKENS = 576
@@ -93,10 +94,8 @@ def accuracy(
     count = round(NUM_TOKENS * keep)
     hits: dict[str, list[bool]] = defaultdict(list)
     for image in track(images, description=f"{selector} {keep:.0%}"):
-        if selector in SELECTORS:
-            kept = SELECTORS[selector](image, count, rng)
-        else:
-            kept = torch.arange(count)
+        chosen = SELECTORS.get(selector)
+        kept = chosen(image, count, rng) if chosen else torch.arange(count)
         for question, right in zip(image.questions, answers_right(model, image, kept), strict=True):
             hits[question.task].append(right)
     row: Row = {"selector": selector, "keep": keep, "tokens": count}
@@ -113,7 +112,7 @@ def answers_right(
     """Say for each question of an image whether it is answered exactly."""
     packed = pack([image.questions])
     logits = answer_logits(model, image.projected[kept][None], kept, packed)
-    known = packed.targets[0] != -100
+    known = packed.targets[0] != NO_TARGET
     right = torch.zeros(known.shape, dtype=torch.bool)
     right[known] = logits.argmax(dim=-1) == packed.targets[0][known]
     return [bool(right[start:end].all()) for start, end in packed.spans[0]]
@@ -121,8 +120,6 @@ def answers_right(
 
 def evaluate(model_folder: Path, data_folder: Path) -> list[Row]:
     """Return one row per selector and share of tokens kept."""
-    import pyarrow.parquet as pq
-
     model = load_model(model_folder)
     images = encode_samples(model, model_folder, load_samples(data_folder))
     prior = prior_accuracy(pq.read_table(data_folder / QUESTIONS_FILE).to_pylist())

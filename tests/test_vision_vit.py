@@ -1,0 +1,234 @@
+"""Pruning inside bare vision transformers of timm and open_clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from anatomy import HOOKS
+from torch import Tensor, nn
+from vision_tools import Norm
+
+import vtc
+from vtc.models.vit import VitAdapter, is_vit
+from vtc.pruners.base import VisualTokens
+from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.signals import DecoderHidden, EncoderAttention, EncoderFeatures, EncoderKeys, EncoderValues
+
+timm = pytest.importorskip("timm")
+open_clip = pytest.importorskip("open_clip")
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 4, "num_classes": 7}
+KINDS = ("timm", "timm_registers", "timm_average", "open_clip")
+
+
+def build(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "open_clip":
+        from open_clip.transformer import VisionTransformer
+
+        model = VisionTransformer(image_size=32, patch_size=8, width=48, layers=4, heads=4, mlp_ratio=2.0, output_dim=7)
+    else:
+        extra: dict[str, Any] = {
+            "timm": {"qk_norm": True},
+            "timm_registers": {"reg_tokens": 2},
+            "timm_average": {"global_pool": "avg", "class_token": False},
+        }[kind]
+        model = timm.models.vision_transformer.VisionTransformer(**SMALL, **extra)
+    for p in model.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, std=1.2 / p.shape[-1] ** 0.5)
+    return model.eval()
+
+
+def prefix_of(kind: str) -> int:
+    return {"timm_registers": 3, "timm_average": 0}.get(kind, 1)
+
+
+def masked(kind: str, model: nn.Module, steps: list[Any]) -> Tensor:
+    """The unpruned transformer with dropped patches hidden as keys; its output tokens `[B, T, D]`."""
+    prefix, length = prefix_of(kind), 16 + prefix_of(kind)
+    blocks = model.transformer.resblocks if kind == "open_clip" else model.blocks
+    hooks = []
+    for i, block in enumerate(blocks):
+        kept = [s.kept for s in steps if s.layer <= i]
+        if not kept:
+            continue
+        seen = torch.zeros(len(IMAGES), length, dtype=torch.bool)
+        seen[:, :prefix] = True
+        seen.scatter_(1, torch.stack(kept[-1]) + prefix, True)
+        seen = seen[:, None].expand(-1, length, -1) | torch.eye(length, dtype=torch.bool)
+        if kind == "open_clip":
+            seen = torch.zeros(seen.shape).masked_fill(~seen, float("-inf")).repeat_interleave(4, 0)
+        else:
+            seen = seen[:, None]
+        hooks.append(
+            block.register_forward_pre_hook(lambda m, a, k, seen=seen: (a, {**k, "attn_mask": seen}), with_kwargs=True)
+        )
+    out: list[Tensor] = []
+    hooks.append(blocks[-1].register_forward_hook(lambda m, a, y: out.append(y)))
+    model(IMAGES)
+    for hook in hooks:
+        hook.remove()
+    return out[0]
+
+
+@pytest.mark.parametrize("plan", [[(2, 5)], [(0, 0.5)], [(1, 0.7), (3, 1)]], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pruned_is_masked(kind: str, plan: list[tuple[int, Any]]) -> None:
+    model, prefix = build(kind), prefix_of(kind)
+    assert is_vit(model)
+    plain = model(IMAGES)
+    hooks = {n: [len(getattr(m, h, ())) for h in HOOKS] for n, m in model.named_modules()}
+    adapter = VitAdapter(model, [Norm(layer=layer, keep=keep) for layer, keep in plan]).attach()
+    last: list[Tensor] = []
+    blocks = model.transformer.resblocks if kind == "open_clip" else model.blocks
+    spy = blocks[-1].register_forward_hook(lambda m, a, y: last.append(y))
+    pooled = model(IMAGES)
+    spy.remove()
+    adapter.detach()
+    assert hooks == {n: [len(getattr(m, h, ())) for h in HOOKS] for n, m in model.named_modules()}
+    assert [s.layer for s in adapter.steps] == [layer for layer, _ in plan]
+    assert [len(k) for s in adapter.steps for k in s.kept] == [
+        n for _, keep in plan for n in [keep if isinstance(keep, int) else int(keep * 16 + 0.5)] * 3
+    ]
+    want = masked(kind, model, adapter.steps)
+    for image, kept in enumerate(adapter.steps[-1].kept):
+        index = torch.cat([torch.arange(prefix), kept + prefix])
+        assert torch.allclose(last[0][image], want[image, index], atol=1e-4)
+    assert (pooled - plain).abs().max() > 1e-3
+    assert torch.equal(model(IMAGES), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signals(kind: str) -> None:
+    model, prefix = build(kind), prefix_of(kind)
+    seen: dict[Any, Tensor] = {}
+
+    class Reader(Norm):
+        signals = (
+            EncoderAttention(),
+            EncoderAttention(queries="received"),
+            EncoderKeys(layer=0),
+            EncoderValues(),
+            EncoderFeatures(),
+        )
+
+        def score(self, tokens: VisualTokens) -> Tensor:
+            seen.update({s: tokens.read(s) for s in self.signals}, features=tokens.features, ids=tokens.ids)
+            return super().score(tokens)
+
+    first, second = Norm(layer=1, keep=9), Reader(layer=2, keep=4)
+    adapter = VitAdapter(model, [first, second]).attach()
+    blocks = model.transformer.resblocks if kind == "open_clip" else model.blocks
+    entered: dict[int, Tensor] = {}
+    spies = [
+        blocks[i].attn.register_forward_pre_hook(lambda m, a, i=i: entered.update({i: a[0].clone()})) for i in (0, 1)
+    ]
+    model(IMAGES)
+    adapter.detach()
+    for spy in spies:
+        spy.remove()
+
+    def heads(i: int) -> tuple[Tensor, Tensor, Tensor]:
+        attention, x = blocks[i].attn, entered[i]
+        if kind == "open_clip":
+            q, k, v = nn.functional.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+        else:
+            q, k, v = attention.qkv(x).chunk(3, -1)
+        q, k, v = (t.view(*t.shape[:2], 4, 12).transpose(1, 2) for t in (q, k, v))
+        return (q, k, v) if kind == "open_clip" else (attention.q_norm(q), attention.k_norm(k), v)
+
+    q, k, v = heads(1)
+    weights = (q @ k.transpose(2, 3) / 12**0.5).softmax(-1)[..., prefix:]
+    auto = weights[:, :, 0] if prefix else weights.mean(2)
+    assert torch.allclose(seen[EncoderAttention()], auto, atol=1e-5)
+    assert torch.allclose(seen[EncoderAttention(queries="received")], weights.mean(2), atol=1e-5)
+    assert torch.allclose(seen[EncoderValues()][:, :, 0], v.transpose(1, 2).flatten(2)[:, prefix:], atol=1e-5)
+    assert torch.equal(seen[EncoderFeatures()][:, :, 0], seen["features"])
+    keys = heads(0)[1].transpose(1, 2).flatten(2)[:, prefix:]  # of all patches, before the first stop
+    keys = keys.gather(1, seen["ids"][..., None].expand(-1, -1, 48))
+    assert torch.allclose(seen[EncoderKeys(layer=0)][:, :, 0], keys, atol=1e-5)
+    assert torch.equal(seen["ids"], torch.stack(adapter.steps[0].kept))
+
+
+def test_front_door() -> None:
+    model = build("timm")
+    plain = model(IMAGES)
+    vtc.compress(model, "random(at=vision, layer=1, keep=0.5) + random(at=vision, layer=3, keep=2)")
+    assert model.forward_features(IMAGES).shape == (3, 3, 48)
+    pruned = model(IMAGES)
+    report = model.vtc.report
+    assert [(s.stage, s.layer, [len(k) for k in s.kept]) for s in report.steps] == [
+        ("vision", 1, [8] * 3),
+        ("vision", 3, [2] * 3),
+    ]
+    assert report.layouts == [Layout((Grid(4, 4),))] * 3
+    assert (report.tokens_total, report.tokens_kept) == (48, 6)
+    assert torch.equal(report.spans[1].columns, torch.arange(1, 17))
+    assert not torch.equal(pruned, plain)
+    vtc.restore(model)
+    assert torch.equal(model(IMAGES), plain)
+    with vtc.compressed(model, "random(at=vision, layer=1, keep=1.0)"):
+        assert torch.equal(model(IMAGES), plain)
+
+
+def test_an_open_clip_model_is_pruned_on_its_image_side() -> None:
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "head_width": 16}
+    text = {"context_length": 7, "vocab_size": 20, "width": 32, "heads": 2, "layers": 2}
+    clip = open_clip.model.CLIP(16, vision, text).eval()
+    images, words = IMAGES[:1], torch.zeros(1, 7, dtype=torch.long)
+    plain, named = clip.encode_image(images), clip.encode_text(words)
+    vtc.compress(clip, "random(at=vision, layer=2, keep=10)")
+    assert not torch.equal(clip.encode_image(images), plain)
+    assert torch.equal(clip.encode_text(words), named)
+    assert [len(k) for k in clip.vtc.report.steps[0].kept] == [10]
+    vtc.restore(clip)
+    assert torch.equal(clip.encode_image(images), plain)
+
+
+def test_refusals() -> None:
+    model = build("timm")
+    assert not is_vit(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"no language model.*at='vision'"):
+        vtc.compress(model, "random", keep=3)
+    with pytest.raises(ValueError, match=r"layer=4 is out of range.*0 to 3"):
+        VitAdapter(model, [Norm(layer=4, keep=3)])
+    with pytest.raises(ValueError, match="needs keep"):
+        VitAdapter(model, [Norm(layer=1)])
+
+    class Text(Norm):
+        signals = (DecoderHidden(),)
+
+    class Later(Norm):
+        signals = (EncoderKeys(layer=2),)
+
+    class Cls(Norm):
+        signals = (EncoderAttention(queries="cls"),)
+
+    class Adaptive(Norm):
+        adaptive_count = True
+
+    with pytest.raises(NotImplementedError, match="does not have"):
+        VitAdapter(model, [Text(layer=1, keep=3)])
+    with pytest.raises(ValueError, match="comes later"):
+        VitAdapter(model, [Later(layer=2, keep=3)])
+    with pytest.raises(NotImplementedError, match="no class token"):
+        VitAdapter(build("timm_average"), [Cls(layer=1, keep=3)])
+    with pytest.raises(NotImplementedError, match="varying"):
+        VitAdapter(model, [Adaptive(layer=1, keep=3)])
+
+
+@torch.enable_grad()
+def test_training_and_checkpointing() -> None:
+    model = build("timm")
+    with vtc.compressed(model, "random(at=vision, layer=1, keep=4)"):
+        model(IMAGES).sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        model.set_grad_checkpointing()
+        loss = model(IMAGES).sum()
+        with pytest.raises(NotImplementedError, match="gradient checkpointing"):
+            loss.backward()
