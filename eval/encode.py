@@ -17,7 +17,7 @@ RECORD = "_vtc"
 def core_of(model: Any) -> Any:
     """The composite model that owns ``get_image_features``."""
     while hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()  # type: ignore[operator]
+        model = model.get_base_model()
     return getattr(model, "base_model", model)
 
 

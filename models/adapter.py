@@ -84,6 +84,8 @@ class Adapter:
     def __init__(self, parts: Parts, pruners: Iterable[Pruner], positions: str = "keep"):
         if positions not in ("keep", "compact"):
             raise ValueError(f"positions must be 'keep' or 'compact', got {positions!r}")
+        if positions == "compact" and "mrope_section" in (getattr(parts.lm.config, "rope_parameters", None) or {}):
+            raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)
@@ -197,6 +199,8 @@ class Adapter:
                 if record is None:  # Qwen3-VL's videos go through get_image_features: the outer call records them
                     return output
                 local.records[modality] = record
+                if local.encoded is not None:
+                    local.encoded[modality] = record
                 if hasattr(output, "pooler_output"):
                     output._vtc = record  # generate() carries the output into the prefill
                 return output
@@ -220,10 +224,12 @@ def _guarded_generate(local: Local, generate: Any) -> Any:
             )
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         # assisted decoding appends candidates to the first forward, which methods must not take for the question
+        before = local.prompt, local.encoded
         local.prompt = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        local.encoded = {}
         try:
             return generate(*args, **kwargs)
         finally:
-            local.prompt = None
+            local.prompt, local.encoded = before
 
     return guarded

@@ -35,7 +35,7 @@ def item_lengths(features: Any) -> list[int]:
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in features]
 
 
-def fed_of(parts: Parts, modality: str, output: Any) -> Fed:
+def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | None = None) -> Fed:
     """What ``mm_encoder_outputs[modality]`` feeds.
 
     Raises
@@ -44,7 +44,8 @@ def fed_of(parts: Parts, modality: str, output: Any) -> Fed:
         If the features no longer match the record that came with them.
     """
     entries = item_lengths(getattr(output, "pooler_output", output))
-    record: VisionRecord | None = getattr(output, "_vtc", None)
+    # accelerate's hooks copy the output, and the copy has no attribute of ours
+    record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc
         unit = getattr(parts.core, "image_seq_len", None)  # Idefics3 and SmolVLM join a sample's crops
         lengths = entries if not unit else [unit] * (sum(entries) // unit)

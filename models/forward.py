@@ -102,7 +102,7 @@ class Forward:
                 if record is not None:
                     fed[modality] = Fed(record, record.lengths)
                 continue
-            fed[modality] = fed_of(self.parts, modality, output)
+            fed[modality] = fed_of(self.parts, modality, output, (self.local.encoded or {}).get(modality))
         for one in fed.values():
             missing = [s for s in self.encoder_signals if s not in one.record.signals]
             if missing or (self.vision_stops and not one.record.steps):

@@ -23,6 +23,7 @@ class Local(threading.local):
         self.run: Run | None = None
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
+        self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
 
     def clear(self) -> None:
         """Forget everything but the report."""

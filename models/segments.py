@@ -112,7 +112,7 @@ def _segmented(
 class SegmentedAttention:
     """Makes one attention module heed the keyword ``vtc_segments``."""
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: Any):
         self.attention = attention
         self._local = threading.local()
 

@@ -31,7 +31,8 @@ def _tapped(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     tap: AttentionTap = module.__dict__["_vtc_tap"]
-    tap.recorder(module, query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    with torch.no_grad():  # a choice needs no gradient, and a checkpoint's second forward does not record again
+        tap.recorder(module, query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
     run = ALL_ATTENTION_FUNCTIONS.get_interface(tap.base, tap.eager)
     if scaling is not None:
         kwargs["scaling"] = scaling

@@ -15,7 +15,11 @@ PAD_ID, BOS_ID, UNKNOWN_ID, EOS_ID, IMAGE_ID, USER_ID, ASSISTANT_ID = range(len(
 DIGITS = tuple("0123456789")
 SIDES = ("left", "right", "top", "bottom")
 
-_QUESTION_WORDS = ["yes", "no", "what", "color", "shape", "shapes", "is", "are", "the", "there", "where", "how", "many", "in", "image", "any", "number", "on", "or", "a", "an", "does", "do", "not", "present", "contain", "contains", "this", "it", "of", "which", "show", "shows", "has", "have", "photo", "and", "with"]
+_QUESTION_LINES = (
+    "yes no what color shape shapes is are the there where how many",
+    "in image any number on or a an does do not present contain",
+    "contains this it of which show shows has have photo and with",
+)
 _PUNCTUATION = tuple("?,.!:")
 
 
@@ -29,7 +33,7 @@ def words() -> list[str]:
         *SIDES,
         *EXTREMES,
         *DIGITS,
-        *_QUESTION_WORDS,
+        *(word for line in _QUESTION_LINES for word in line.split()),
     ]
     return list(dict.fromkeys(listed))
 

@@ -46,13 +46,20 @@ def draw_batch(
 
 
 def density_at(step: int) -> Density:
-    """Return how dense scenes are at a step: few entities first, then many."""
+    """Return how dense scenes are at a step.
+
+    Few entities come first, then many. Plates and symbols, which share their colours with other
+    entities, come back to sparse scenes in every second step for a while: there it pays at once
+    to look at the plate of the right colour.
+    """
     if step < 190:
         return Density(letters=(3, 8), plates=(2, 3), symbols=(0, 2))
     if step < 418:
         return Density(letters=(6, 16), plates=(2, 5), symbols=(0, 3))
     if step < 700:
         return Density(letters=(10, 20), plates=(3, 6), symbols=(1, 4))
+    if 746 <= step < 1150 and step % 2 == 0:
+        return Density(letters=(2, 6), plates=(2, 3), symbols=(0, 2))
     return Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4))
 
 

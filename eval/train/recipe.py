@@ -43,9 +43,9 @@ class AlignRecipe:
 class LanguageRecipe:
     """Stage 2: the projector and the language model."""
 
-    steps: int = 1600
+    steps: int = 1800
     warmup: int = 100
-    hold: float = 0.45
+    hold: float = 0.6
     later_questions_from: int = 525
     images_per_rank: int = 2
     learning_rate: float = 9e-4

@@ -1,0 +1,58 @@
+"""positions="compact": kept tokens are renumbered without gaps, as if the pruned embeddings had been the prompt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from zoo import prompt, tiny
+from zoo.tokens import SPECIAL
+
+import vtc
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+NEW = 8
+
+
+def pruned_embeddings(family: str, shape: str, report) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of what the report says is left, left-padded, from the untouched model."""
+    model, inputs = tiny(family), prompt(family, shape).inputs
+    seen = []
+    lm = model.model.language_model
+    handle = lm.register_forward_pre_hook(lambda m, a, k: seen.append(k["inputs_embeds"]), with_kwargs=True)
+    model(**inputs, use_cache=False)
+    handle.remove()
+    keep = inputs["attention_mask"].bool().clone()
+    for span, kept in zip(report.spans, report.steps[-1].kept, strict=True):
+        keep[span.sample, span.columns] = False
+        keep[span.sample, span.columns[kept]] = True
+    rows = [seen[0][b, keep[b]] for b in range(len(keep))]
+    width = max(map(len, rows))
+    embeds = torch.stack([torch.nn.functional.pad(r, (0, 0, width - len(r), 0)) for r in rows])
+    return embeds, torch.stack([torch.arange(width) >= width - len(r) for r in rows]).long()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "mistral3", "internvl"])
+def test_compact_equals_a_prompt_of_the_pruned_embeddings(family, beams):
+    model, inputs = tiny(family), prompt(family, "ragged").inputs
+    options = {"max_new_tokens": NEW, "do_sample": False, "num_beams": beams, "suppress_tokens": list(SPECIAL)}
+    with vtc.compressed(model, "random", keep=0.3, positions="compact"):
+        found = model.generate(**inputs, **options)[:, -NEW:]
+        model(**inputs, use_cache=False)  # the report of generate() has a row for each beam
+        report = model.vtc.report
+    embeds, mask = pruned_embeddings(family, "ragged", report)
+    expected = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)[:, -NEW:]
+    assert torch.equal(found, expected)
+    with vtc.compressed(model, "random", keep=0.3):
+        kept = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+        gaps = torch.stack(kept.logits)
+    with vtc.compressed(model, "random", keep=0.3, positions="compact"):
+        again = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+    assert (torch.stack(again.logits)[0] - gaps[0]).abs().max() > 1e-3  # it is not the same as keeping positions
+
+
+def test_multi_axis_rotary_positions_are_refused_at_once():
+    model = tiny("qwen2_5_vl")
+    with pytest.raises(ValueError, match="use 'keep'"):
+        vtc.compress(model, "random", keep=0.3, positions="compact")
+    assert not hasattr(model, "vtc")
