@@ -148,10 +148,6 @@ class Adapter:
         while self._undo:
             self._undo.pop()()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles of a wrapped model would run hooks bound to the original: refuse."""
-        raise TypeError("a model wrapped by vtc can't be copied or pickled; call vtc.restore(model) before")
-
     def report(self) -> Report | None:
         """Report of this thread's last prefill, or of the last one at all."""
         return self.local.report or self.steps.last_report

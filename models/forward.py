@@ -121,9 +121,8 @@ class Forward:
         embeds: Any = kwargs.get("inputs_embeds")
         cache: Any = kwargs.get("past_key_values")
         masks, local.masks = local.masks, None
-        held = is_pruned(cache)
         fed = self._fed(masks) if masks else {}
-        if not fed and not held:
+        if not fed and not is_pruned(cache):
             if embeds is not None and embeds.shape[1] > 1 and not _length(cache):
                 self.steps.open_report()
             return None
@@ -137,7 +136,7 @@ class Forward:
             use_cache = getattr(lm.config, "use_cache", False) and not lm.training
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=lm.config)
-        run = self._open(embeds, cache, kwargs, masks or {}, fed, held)
+        run = self._open(embeds, cache, kwargs, masks or {}, fed)
         if run.batch.spans:
             self.steps.open_report(run)
         self._take_deepstack(run, kwargs)
@@ -164,7 +163,6 @@ class Forward:
         kwargs: dict[str, Any],
         masks: dict[str, Tensor],
         fed: dict[str, Fed],
-        held: bool,
     ) -> Run:
         rows, length = embeds.shape[:2]
         device, past = embeds.device, _length(cache)
@@ -183,11 +181,11 @@ class Forward:
         slots = columns + past
         if padded and valid is not None:
             slots = torch.where(valid, slots, -1)
-        run = Run(length, past, columns, slots, columns, padded, batch, cache=cache, held=held)
+        everything = torch.ones_like(columns, dtype=torch.bool)
+        run = Run(length, past, columns, slots, columns, everything if valid is None else valid, padded, batch, cache)
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
         run.prompt = self.local.prompt
-        run.captured["valid"] = (valid if valid is not None else torch.ones_like(columns, dtype=torch.bool), run.ids)
         return run
 
     def _slice_inputs(self, run: Run, kwargs: dict[str, Any], hidden: Tensor, shift: Tensor | None) -> None:

@@ -12,8 +12,15 @@ from .report import Report
 from .run import Run
 
 
-class Local(threading.local):
-    """Per-thread state, so that threads that share a wrapped model never see each other's."""
+class ThreadState(threading.local):
+    """Per-thread attributes; refuses to be copied or pickled with a model, whose hooks would stay the original's."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a model wrapped by vtc can't be copied or pickled; call vtc.restore(model) before")
+
+
+class Local(ThreadState):
+    """State of one thread's forward, so that threads that share a wrapped model never see each other's."""
 
     def __init__(self) -> None:
         self.records: dict[str, VisionRecord] = {}

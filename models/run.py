@@ -43,6 +43,8 @@ class Run:
         `[B, L]` int64: `columns` plus the past's logical length, -1 for padding.
     rope_columns : Tensor
         `[B, L]`: where each present column stands in the position embeddings that the text model computed.
+    valid : Tensor
+        `[B, full]` bool: original columns that are no padding.
     padded : bool
         Whether any slot is -1.
     batch : Batch
@@ -56,10 +58,10 @@ class Run:
     columns: Tensor
     slots: Tensor
     rope_columns: Tensor
+    valid: Tensor
     padded: bool
     batch: Batch
     cache: Any = None
-    held: bool = False
     pruned: bool = False
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     present: list[int] = field(default_factory=list)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .local import ThreadState
 
 PREFIX = "vtc_segments_"
 PACKED_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -114,7 +115,7 @@ class SegmentedAttention:
 
     def __init__(self, attention: Any):
         self.attention = attention
-        self._local = threading.local()
+        self._local: Any = ThreadState()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # not every attention module passes its keywords on, so they do not reach the function by themselves

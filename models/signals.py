@@ -48,7 +48,7 @@ def text_columns(run: Run) -> tuple[Tensor, Tensor]:
         is_text.view(-1).scatter_(0, flat.reshape(-1), False)
         if run.prompt is not None:
             is_text[:, max(0, run.prompt - run.past) :] = False
-        valid = run.captured["valid"][0]
+        valid = run.valid
         if batch.single:
             width = full - sum(batch.lengths)
         else:

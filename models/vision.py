@@ -7,7 +7,6 @@ the adapter drops the zeros' placeholders before the language model.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from vtc.pruners.signals import Signal
 
 from .fed import item_lengths as entry_lengths
 from .layouts import VisionCall
+from .local import ThreadState
 from .locate import Parts
 from .record import VisionRecord
 from .segments import SegmentedAttention, received_attention
@@ -56,7 +56,7 @@ class VisionSide:
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
         self.prefix = self.cut = 0
         self.needs: dict[int, set[str]] = {}
-        self._local = threading.local()
+        self._local: Any = ThreadState()
         self._handles: list[Any] = []
         self._taps: list[AttentionTap | SegmentedAttention] = []
         if not (stops or self.signals):
@@ -139,6 +139,12 @@ class VisionSide:
         """
         if getattr(self._local, "run", None) is not None:
             return call(), None
+        if self.stops and any(map(hooks_run_twice, self.layers)):
+            raise NotImplementedError(
+                "this version of transformers runs hooks again when it recomputes a checkpointed layer, where pruning inside "
+                "the vision tower can't follow: upgrade transformers, switch gradient checkpointing off for the tower, or "
+                "use the input stage"
+            )
         asked = VisionCall(self.parts.core, modality, arguments)
         run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers))
         self._local.run = run
@@ -220,6 +226,12 @@ class VisionSide:
         if run is None or run.present is None:
             return None
         return run.restore_units(output, self.family.unit(self.parts.config))
+
+
+def hooks_run_twice(layer: nn.Module) -> bool:
+    """Whether `layer` is about to be checkpointed together with its hooks, as transformers did before 5.10 or so."""
+    on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
+    return on and any("__call__" in vars(c) for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
 
 
 def cls_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, segments: Any) -> Tensor:

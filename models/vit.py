@@ -6,7 +6,6 @@ token, mean or attention pooling alike). ``forward_features`` therefore gives `[
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
 
 from .layouts import pair
+from .local import ThreadState
 from .record import VisionStep
 from .report import Report
 from .segments import received_attention
@@ -80,7 +80,7 @@ class VitAdapter:
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
         self.needs: dict[int, list[Signal]] = {}
         self._last: _VitRun | None = None
-        self._local = threading.local()
+        self._local: Any = ThreadState()
         self._handles: list[Any] = []
         for pruner in pruners:
             for stop in pruner.stops(len(self.blocks)):

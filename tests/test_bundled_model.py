@@ -34,10 +34,7 @@ def processor():
 @pytest.fixture(scope="module")
 def subset():
     rows = pq.read_table(BUNDLED / "data" / "questions.parquet").to_pylist()
-    images = {
-        row["image_id"]: row["image"]
-        for row in pq.read_table(BUNDLED / "data" / "images.parquet").to_pylist()
-    }
+    images = {row["image_id"]: row["image"] for row in pq.read_table(BUNDLED / "data" / "images.parquet").to_pylist()}
     chosen = []
     for task in TASKS:
         pool = [row for row in rows if row["task"] == task]
@@ -48,9 +45,7 @@ def subset():
 
 def answer(model, processor, image: Image.Image, question: str) -> str:
     content = [{"type": "image"}, {"type": "text", "text": question}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=image, text=prompt, return_tensors="pt")
     assert (inputs.input_ids == model.config.image_token_id).sum() == 576
     with torch.no_grad():

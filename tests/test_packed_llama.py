@@ -45,13 +45,9 @@ def test_packed_logits_equal_those_of_each_question_alone(kept_count: int) -> No
                 ],
                 dim=1,
             )
-            positions = torch.cat(
-                [torch.arange(2), kept + 2, torch.arange(578, 578 + len(text))]
-            )[None]
+            positions = torch.cat([torch.arange(2), kept + 2, torch.arange(578, 578 + len(text))])[None]
             with torch.no_grad():
-                hidden = model.model.language_model(
-                    inputs_embeds=inputs, position_ids=positions
-                ).last_hidden_state[0]
+                hidden = model.model.language_model(inputs_embeds=inputs, position_ids=positions).last_hidden_state[0]
                 expected = model.lm_head(hidden[-len(answer) - 1 :])
             count = len(answer) + 1
             torch.testing.assert_close(found[row : row + count], expected, atol=2e-4, rtol=1e-3)

@@ -79,9 +79,7 @@ def test_another_seed_gives_another_model(uninterrupted: Path, tmp_path: Path) -
     assert not torch.equal(first[key], second[key])
 
 
-def test_kill_while_saving_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_while_saving_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = torch.nn.Linear(2, 2)
     path = tmp_path / "x.pt"
     save_checkpoint(path, {"part": part}, 3)

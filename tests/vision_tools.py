@@ -53,6 +53,8 @@ def arguments(core: nn.Module, inputs: dict[str, Any], modality: str) -> dict[st
     """Those of the model's inputs that its feature method takes."""
     taken = inspect.signature(getattr(core, f"get_{modality}_features")).parameters
     known = {k: inputs[k] for k in PIXELS[modality] if k in inputs}
+    if "pixel_values_videos" in known and "pixel_values_videos" not in taken:
+        known["pixel_values"] = known.pop("pixel_values_videos")  # OneVision in transformers 5.5
     return {k: v for k, v in known.items() if k in taken or ("kwargs" in taken and k == "image_sizes")}
 
 

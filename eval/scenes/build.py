@@ -8,6 +8,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vtc.eval.scenes import easyvqa
-from vtc.eval.scenes.questions import ASKERS, Question
+from vtc.eval.scenes.questions import (
+    Question,
+    ask_color,
+    ask_count,
+    ask_exist,
+    ask_quadrant,
+    ask_reading,
+    ask_shape,
+    ask_spatial,
+)
 from vtc.eval.scenes.render import compress, render
 from vtc.eval.scenes.scene import DENSE, Scene, sample_scene
 
@@ -24,15 +34,17 @@ SEED = 2026
 NUM_SCENES = 210
 NUM_EASY_IMAGES = 110
 QUALITY = 82
-QUESTIONS_PER_SCENE = {
-    "color": 2,
-    "shape": 2,
-    "exist": 2,
-    "count": 2,
-    "spatial": 2,
-    "quadrant": 2,
-    "ocr": 2,
+QUESTIONS_PER_SCENE = 2
+SCENE_TASKS = {
+    "color": ask_color,
+    "shape": ask_shape,
+    "exist": ask_exist,
+    "count": ask_count,
+    "spatial": ask_spatial,
+    "quadrant": ask_quadrant,
+    "ocr": ask_reading,
 }
+"""Task of the evaluation set -> function that lists its questions about a scene."""
 QUESTIONS_PER_EASY_IMAGE = 4
 IMAGES_FILE, QUESTIONS_FILE, RECORD_FILE = "images.parquet", "questions.parquet", "dataset.json"
 Row = dict[str, Any]
@@ -40,11 +52,11 @@ Row = dict[str, Any]
 DESCRIPTIONS = {
     "color": "attribute: the colour of the object with a given letter (8 colours)",
     "shape": "attribute: the shape of the object with a given letter (6 shapes)",
-    "exist": "existence (POPE-like): is a letter, or a symbol of a colour, there (yes/no, half each)",
-    "count": "counting: the number of rings, hearts or moons (1-4)",
+    "exist": "existence (POPE-like): is a letter there (yes/no, half each)",
+    "count": "counting: the number of rings, hearts or moons (1 or 4)",
     "spatial": "spatial relation: the colour of the plate farthest to the left, right, top or bottom",
     "quadrant": "localisation: the quarter of the image in which a letter lies",
-    "ocr": "number reading: the two-digit number on the plate of a given colour",
+    "ocr": "number reading: the two-digit number of which the left digit is given",
     easyvqa.TASK: "outside data: easy-vqa 1.0, test split, original 64 px PNG files (MIT)",
 }
 
@@ -54,10 +66,7 @@ def evaluation_scenes(count: int = NUM_SCENES) -> list[Scene]:
 
     Their random sources are named "evaluation/...", those of training "train/...".
     """
-    return [
-        sample_scene(random.Random(f"evaluation/{SEED}/scene/{index}"), DENSE)
-        for index in range(count)
-    ]
+    return [sample_scene(random.Random(f"evaluation/{SEED}/scene/{index}"), DENSE) for index in range(count)]
 
 
 def build(folder: Path) -> None:
@@ -109,19 +118,17 @@ def _scene_rows() -> tuple[list[Row], list[Row]]:
     return images, questions
 
 
-def _ask_evenly(
-    rng: random.Random, scene: Scene, used: dict[str, Counter[str]]
-) -> list[Question]:
+def _ask_evenly(rng: random.Random, scene: Scene, used: dict[str, Counter[str]]) -> list[Question]:
     """Ask about a scene so that all answers of a task become equally frequent."""
     chosen: list[Question] = []
-    for task, count in QUESTIONS_PER_SCENE.items():
-        pool = ASKERS[task](rng, scene)
+    for task, ask in SCENE_TASKS.items():
+        pool = ask(rng, scene)
         rng.shuffle(pool)
-        for _ in range(min(count, len(pool))):
+        for _ in range(min(QUESTIONS_PER_SCENE, len(pool))):
             rarest = min(pool, key=lambda question: used[task][question.answer])
             pool.remove(rarest)
             used[task][rarest.answer] += 1
-            chosen.append(rarest)
+            chosen.append(replace(rarest, task=task))
     return chosen
 
 
@@ -170,8 +177,7 @@ def _record(folder: Path, questions: list[Row]) -> Row:
         "seed": SEED,
         "licence": "Apache-2.0 (scenes); MIT (easy-vqa images and questions)",
         "sha256": {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in (IMAGES_FILE, QUESTIONS_FILE)
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (IMAGES_FILE, QUESTIONS_FILE)
         },
         "tasks": {
             task: {

@@ -75,9 +75,7 @@ def patch_labels(image: EasyImage) -> PatchLabels:
     """Say which patches the single shape covers, by contrast to the plain background."""
     pixels = np.asarray(Image.open(image.path).convert("RGB")).astype(np.int16)
     distinct = np.abs(pixels - pixels[0, 0]).sum(axis=-1) > _LEAST_CONTRAST
-    small = Image.fromarray(distinct.astype(np.uint8) * 255).resize(
-        (GRID, GRID), Image.Resampling.BOX
-    )
+    small = Image.fromarray(distinct.astype(np.uint8) * 255).resize((GRID, GRID), Image.Resampling.BOX)
     mine = (np.asarray(small) > _LEAST_COVER).reshape(-1)
     row, column = np.divmod(np.arange(NUM_PATCHES), GRID)
     nothing = np.full(NUM_PATCHES, IGNORE, dtype=np.int64)
@@ -113,5 +111,3 @@ def _what_is_shown(questions: list[Question]) -> tuple[str | None, str | None]:
             color = word if word in ALL_COLORS else color
             shape = word if word in ALL_SHAPES else shape
     return color, shape
-
-

@@ -25,16 +25,12 @@ class Question:
 
 def ask_color(rng: random.Random, scene: Scene) -> list[Question]:
     """Ask for the colour of each lettered object."""
-    return [
-        Question("color", f"what color is {e.label}?", e.color) for e in scene.of_kind("lettered")
-    ]
+    return [Question("color", f"what color is {e.label}?", e.color) for e in scene.of_kind("lettered")]
 
 
 def ask_shape(rng: random.Random, scene: Scene) -> list[Question]:
     """Ask for the shape of each lettered object."""
-    return [
-        Question("shape", f"what shape is {e.label}?", e.shape) for e in scene.of_kind("lettered")
-    ]
+    return [Question("shape", f"what shape is {e.label}?", e.shape) for e in scene.of_kind("lettered")]
 
 
 def ask_quadrant(rng: random.Random, scene: Scene) -> list[Question]:
@@ -58,28 +54,25 @@ def ask_side(rng: random.Random, scene: Scene) -> list[Question]:
 
 
 def ask_exist(rng: random.Random, scene: Scene) -> list[Question]:
-    """Ask whether a letter, or a symbol of some colour, is there: as many yes as no."""
+    """Ask whether a letter is there: as many yes as no."""
     present = [e.label for e in scene.of_kind("lettered")]
     absent = [letter for letter in LETTERS if letter not in present]
     count = min(len(present), len(absent), 4)
     letters = [(name, "yes") for name in rng.sample(present, count)]
     letters += [(name, "no") for name in rng.sample(absent, count)]
+    return [Question("exist", f"is {name} in the image?", answer) for name, answer in letters]
+
+
+def ask_exist_or_pair(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask like :func:`ask_exist`, and also whether a symbol of some colour is there."""
+    letters = ask_exist(rng, scene)
     pairs = sorted({(e.color, e.shape) for e in scene.of_kind("symbol")})
     colors, shapes = {c for c, _ in pairs}, {s for _, s in pairs}
-    missing = [
-        (c, s)
-        for c in COLORS
-        for s in SYMBOL_SHAPES
-        if (c, s) not in pairs and (c in colors or s in shapes)
-    ]
+    missing = [(c, s) for c in COLORS for s in SYMBOL_SHAPES if (c, s) not in pairs and (c in colors or s in shapes)]
     count = min(len(pairs), len(missing), 3)
     symbols = [(pair, "yes") for pair in rng.sample(pairs, count)]
     symbols += [(pair, "no") for pair in rng.sample(missing, count)]
-    questions = [Question("exist", f"is {name} in the image?", answer) for name, answer in letters]
-    return questions + [
-        Question("exist", f"is there any {color} {shape}?", answer)
-        for (color, shape), answer in symbols
-    ]
+    return letters + [Question("exist", f"is there any {color} {shape}?", answer) for (color, shape), answer in symbols]
 
 
 def ask_count(rng: random.Random, scene: Scene) -> list[Question]:
@@ -109,9 +102,17 @@ def ask_spatial(rng: random.Random, scene: Scene) -> list[Question]:
 
 def ask_ocr(rng: random.Random, scene: Scene) -> list[Question]:
     """Ask for the number on each colour (only plates bear numbers)."""
+    return [Question("ocr", f"what number is on {e.color}?", e.label) for e in scene.of_kind("plate")]
+
+
+def ask_reading(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask for the number whose left digit is given (where only one plate has it)."""
+    numbers = [e.label for e in scene.of_kind("plate")]
+    tens = [number[0] for number in numbers]
     return [
-        Question("ocr", f"what number is on {e.color}?", e.label)
-        for e in scene.of_kind("plate")
+        Question("reading", f"what number has left {number[0]}?", number)
+        for number in numbers
+        if tens.count(number[0]) == 1
     ]
 
 
@@ -119,10 +120,12 @@ ASKERS: dict[str, Callable[[random.Random, Scene], list[Question]]] = {
     "color": ask_color,
     "shape": ask_shape,
     "exist": ask_exist,
+    "exist_or_pair": ask_exist_or_pair,
     "count": ask_count,
     "spatial": ask_spatial,
     "quadrant": ask_quadrant,
     "ocr": ask_ocr,
+    "reading": ask_reading,
     "side": ask_side,
 }
 """Task name -> function that lists all its questions about a scene."""
@@ -130,7 +133,7 @@ ASKERS: dict[str, Callable[[random.Random, Scene], list[Question]]] = {
 TRAINING_SHARES = {
     "color": 7,
     "shape": 7,
-    "exist": 10,
+    "exist_or_pair": 10,
     "count": 3,
     "spatial": 4,
     "quadrant": 8,
@@ -142,6 +145,19 @@ TRAINING_SHARES = {
 
 LATER_SHARES = {**TRAINING_SHARES, "color": 4, "shape": 4, "quadrant": 5, "side": 3}
 """Shares once look-ups by letter are learnt."""
+
+LAST_SHARES = {
+    "color": 3,
+    "shape": 3,
+    "exist": 6,
+    "count": 3,
+    "spatial": 4,
+    "quadrant": 4,
+    "ocr": 6,
+    "reading": 4,
+    "side": 2,
+}
+"""Shares of the last steps."""
 
 _EARLY_WORDINGS = {
     "count": ("how many shapes are {}?", "how many {} shapes are there?"),

@@ -70,16 +70,18 @@ class Scene:
 class Density:
     """How many entities a scene holds; each pair is an inclusive range.
 
-    ``symbols`` is the range for each of the three symbol shapes, ``least`` the smallest total.
+    ``symbols`` is the range for each of the three symbol shapes, ``least`` the smallest total;
+    with ``few_or_many`` a symbol shape occurs as often as one of the two ends of its range.
     """
 
     letters: tuple[int, int]
     plates: tuple[int, int]
     symbols: tuple[int, int]
     least: int = 1
+    few_or_many: bool = False
 
 
-DENSE = Density(letters=(20, 20), plates=(6, 6), symbols=(1, 4), least=32)
+DENSE = Density(letters=(20, 20), plates=(6, 6), symbols=(1, 4), least=32, few_or_many=True)
 """Evaluation scenes: more askable entities than the 29 tokens that 5% of 576 leaves."""
 
 
@@ -131,7 +133,8 @@ def _sample_kinds(rng: random.Random, density: Density) -> list[tuple[str, str]]
     while True:
         letters = rng.randint(*density.letters)
         plates = rng.randint(*density.plates)
-        symbols = [rng.randint(*density.symbols) for _ in SYMBOL_SHAPES]
+        draw = rng.choice if density.few_or_many else lambda ends: rng.randint(*ends)
+        symbols = [draw(density.symbols) for _ in SYMBOL_SHAPES]
         if letters + plates + sum(symbols) >= density.least:
             break
     kinds = [("lettered", rng.choice(LETTERED_SHAPES)) for _ in range(letters)]

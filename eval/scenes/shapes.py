@@ -53,9 +53,7 @@ def _regular(corners: int, start: float, shift: float = 0.0) -> list[Point]:
 
 def _star() -> list[Point]:
     radii = [1.0 if i % 2 == 0 else 0.48 for i in range(10)]
-    return [
-        (r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)
-    ]
+    return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]
 
 
 def _cross() -> list[Point]:

@@ -57,16 +57,12 @@ def load_samples(folder: Path) -> list[Sample]:
 
 def load_model(folder: Path) -> LlavaForConditionalGeneration:
     """Load the model in float32 with attention weights available."""
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 
 @torch.no_grad()
-def encode_samples(
-    model: LlavaForConditionalGeneration, folder: Path, samples: list[Sample]
-) -> list[Encoded]:
+def encode_samples(model: LlavaForConditionalGeneration, folder: Path, samples: list[Sample]) -> list[Encoded]:
     """Encode images as the model itself does.
 
     Parameters

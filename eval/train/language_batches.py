@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.eval.scenes.palette import NUM_PATCHES
 from vtc.eval.scenes.questions import (
+    LAST_SHARES,
     LATER_SHARES,
     TRAINING_SHARES,
     Question,
@@ -28,9 +29,7 @@ _PART_EVERY = 3
 _PART_SIZES = (192, 480)
 
 
-def draw_batch(
-    recipe: Recipe, step: int, rng: random.Random
-) -> tuple[list[TrainingImage], list[list[Question]]]:
+def draw_batch(recipe: Recipe, step: int, rng: random.Random) -> tuple[list[TrainingImage], list[list[Question]]]:
     """Draw the images of one step and what is asked about them."""
     sizes = recipe.language
     if step % sizes.easy_every == sizes.easy_every - 1:
@@ -38,7 +37,8 @@ def draw_batch(
         return images, [list(image.easy.questions) for image in images if image.easy]
     images = [draw_scene(rng, density_at(step)) for _ in range(sizes.images_per_rank)]
     early = step < sizes.later_questions_from
-    shares = TRAINING_SHARES if early else LATER_SHARES
+    late = step >= sizes.last_questions_from
+    shares = LAST_SHARES if late else TRAINING_SHARES if early else LATER_SHARES
     asked = [sample_questions(rng, image.scene, shares) for image in images if image.scene]
     if early:
         asked = [[early_wording(question) for question in questions] for questions in asked]
@@ -58,9 +58,11 @@ def density_at(step: int) -> Density:
         return Density(letters=(6, 16), plates=(2, 5), symbols=(0, 3))
     if step < 700:
         return Density(letters=(10, 20), plates=(3, 6), symbols=(1, 4))
+    many = step >= 960
     if 746 <= step < 1150 and step % 2 == 0:
-        return Density(letters=(2, 6), plates=(2, 3), symbols=(0, 2))
-    return Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4))
+        symbols = (1, 4) if many else (0, 2)
+        return Density(letters=(2, 6), plates=(2, 3), symbols=symbols, few_or_many=many)
+    return Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4), few_or_many=many)
 
 
 def choose_tokens(recipe: Recipe, step: int, rng: random.Random) -> Tensor:
@@ -84,9 +86,7 @@ def answer_weights(packed: PackedQuestions, asked: Sequence[Sequence[Question]])
     return weights
 
 
-def accuracies(
-    packed: PackedQuestions, logits: Tensor, asked: Sequence[Sequence[Question]]
-) -> dict[str, float]:
+def accuracies(packed: PackedQuestions, logits: Tensor, asked: Sequence[Sequence[Question]]) -> dict[str, float]:
     """Share of right answers per task (every answer token the most likely one)."""
     known = packed.targets != NO_TARGET
     right = torch.zeros_like(known)

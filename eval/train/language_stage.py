@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from vtc.eval.scenes.scene import DENSE
 from vtc.eval.scenes.vocabulary import BOS_ID, USER_ID, build_tokenizer
 from vtc.eval.train import attention
 from vtc.eval.train.align import Alignment, start_projector
@@ -30,9 +29,7 @@ from vtc.eval.train.recipe import Recipe
 from vtc.eval.train.tower import encode, to_patches
 
 
-def train_language(
-    recipe: Recipe, place: Place, clip: CLIPModel
-) -> LlavaForConditionalGeneration:
+def train_language(recipe: Recipe, place: Place, clip: CLIPModel) -> LlavaForConditionalGeneration:
     """Train the projector and the language model around a frozen tower.
 
     Parameters
@@ -53,9 +50,7 @@ def train_language(
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in model.model.language_model.layers.parameters() if p.ndim == 2]
     sizes = recipe.language
-    optimizer = MixedOptimizer(
-        trained, matrices, sizes.learning_rate, sizes.matrix_learning_rate, place.ranks
-    )
+    optimizer = MixedOptimizer(trained, matrices, sizes.learning_rate, sizes.matrix_learning_rate, place.ranks)
 
     def train_step(step: int) -> dict[str, float]:
         rng = training_rng(recipe.seed, "language", step, place.ranks.index)
@@ -82,22 +77,24 @@ def train_language(
     return model
 
 
-def align_projector(
-    recipe: Recipe, place: Place, model: LlavaForConditionalGeneration, alignment: Alignment
-) -> None:
+def align_projector(recipe: Recipe, place: Place, model: LlavaForConditionalGeneration, alignment: Alignment) -> None:
     """Train the projector alone on the alignment losses, on the features of a few images."""
     projector = model.model.multi_modal_projector
+    path = place.folder / "align.pt"
+    if path.exists():
+        stored = torch.load(path, weights_only=True)
+        if stored["step"] == recipe.align.steps:
+            projector.load_state_dict(stored["parts"]["projector"])
+            return
     rng = training_rng(recipe.seed, "align", 0, place.ranks.index)
-    images = [draw_scene(rng, DENSE) for _ in range(recipe.align.images)]
+    images = [draw_scene(rng, recipe.align.density) for _ in range(recipe.align.images)]
     groups = [images[i : i + 4] for i in range(0, len(images), 4)]
     features = torch.cat([tower_features(model, group).flatten(0, 1) for group in groups]).float()
     targets = alignment.targets([image.labels for image in images])
     start_projector(projector, features)
     if place.ranks.count > 1:
         _share(place, projector)
-    optimizer = MixedOptimizer(
-        list(projector.parameters()), [], recipe.align.learning_rate, 0.0, place.ranks
-    )
+    optimizer = MixedOptimizer(list(projector.parameters()), [], recipe.align.learning_rate, 0.0, place.ranks)
     embedding = model.model.language_model.embed_tokens.weight.detach()
 
     def train_step(step: int) -> dict[str, float]:
@@ -112,9 +109,7 @@ def align_projector(
     run_steps(place, "align", recipe.align.steps, train_step, parts)
 
 
-def tower_features(
-    model: LlavaForConditionalGeneration, images: Sequence[TrainingImage]
-) -> Tensor:
+def tower_features(model: LlavaForConditionalGeneration, images: Sequence[TrainingImage]) -> Tensor:
     """Return the penultimate features of the frozen tower, without the class token."""
     patches = to_patches(np.stack([image.pixels for image in images]))
     tower = model.model.vision_tower

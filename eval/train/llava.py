@@ -43,9 +43,7 @@ _WORD_PLACES = {
 """Word -> direction in which the position channels of its embedding point at the start."""
 
 
-def build_llava(
-    recipe: LanguageRecipe, clip: CLIPModel, vocabulary_size: int
-) -> LlavaForConditionalGeneration:
+def build_llava(recipe: LanguageRecipe, clip: CLIPModel, vocabulary_size: int) -> LlavaForConditionalGeneration:
     """Return a LLaVA model around a trained tower, its other parts freshly initialised.
 
     Parameters
@@ -126,10 +124,7 @@ def _init_lookup(attention: nn.Module, word_sets: tuple[Tensor, ...]) -> None:
     slow = torch.tensor([*range(half - quarter, half), *range(size - quarter, size)])
     count = len(slow)
     heads = attention.q_proj.weight.shape[0] // size
-    shared = [
-        torch.randn(count, len(words)) @ words * (_WORD_LOOKUP_STRENGTH * count**-0.5)
-        for words in word_sets
-    ]
+    shared = [torch.randn(count, len(words)) @ words * (_WORD_LOOKUP_STRENGTH * count**-0.5) for words in word_sets]
     shared.append(torch.randn(count, width) * width**-0.5 * _LOOKUP_STRENGTH)
     looking = max(1, heads // 2)
     for head, weight in enumerate(shared[:looking]):

@@ -27,17 +27,13 @@ class MatrixOptimizer:
         self._groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for matrix in matrices:
             self._groups[tuple(matrix.shape)].append(matrix)
-        self._momentum = {
-            shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()
-        }
+        self._momentum = {shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()}
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Update all matrices."""
         for shape, group in self._groups.items():
-            gradients = torch.stack(
-                [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-            )
+            gradients = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in group])
             momentum = self._momentum[shape].lerp_(gradients, 1 - _MOMENTUM)
             wanted = gradients.lerp(momentum, _MOMENTUM)
             update = torch.zeros_like(wanted)

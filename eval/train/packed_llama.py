@@ -68,8 +68,7 @@ def _attention(
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:2], -1, module.head_dim)
     query, key, value = (
-        projection(normed).view(shape).transpose(1, 2)
-        for projection in (module.q_proj, module.k_proj, module.v_proj)
+        projection(normed).view(shape).transpose(1, 2) for projection in (module.q_proj, module.k_proj, module.v_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *rotary)
     query = (query * module.scaling).to(value.dtype)
@@ -96,9 +95,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, length: int) -> list[Tens
     return pieces
 
 
-def _text_attention(
-    query: Tensor, key: Tensor, value: Tensor, prefix_length: int, bias: Tensor
-) -> Tensor:
+def _text_attention(query: Tensor, key: Tensor, value: Tensor, prefix_length: int, bias: Tensor) -> Tensor:
     query = query[:, prefix_length:]
     to_image = query @ key[:, :prefix_length].transpose(-1, -2)
     to_text = query @ key[:, prefix_length:].transpose(-1, -2) + bias

@@ -26,9 +26,7 @@ def launch(recipe: Recipe, folder: Path, until: str = STAGES[-1]) -> None:
     mp.spawn(_run_rank, args=(recipe, folder, until, _free_port()), nprocs=recipe.ranks)
 
 
-def run(
-    recipe: Recipe, place: Place, until: str = STAGES[-1], export_model: bool = True
-) -> None:
+def run(recipe: Recipe, place: Place, until: str = STAGES[-1], export_model: bool = True) -> None:
     """Run the stages in order; complete ones are loaded from their checkpoints.
 
     Parameters

@@ -31,13 +31,9 @@ class Ranks:
         """Replace every gradient by its mean over the ranks (a missing one counts as zero)."""
         if self.count == 1:
             return
-        gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in parameters
-        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([g.reshape(-1) for g in gradients])
         self.sum_(flat)
         flat /= self.count
-        for parameter, piece in zip(
-            parameters, flat.split([p.numel() for p in parameters]), strict=True
-        ):
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = piece.view_as(parameter)

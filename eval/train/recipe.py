@@ -18,9 +18,7 @@ class VisionRecipe:
     matrix_learning_rate: float = 0.02
     easy_every: int = 12
     contrast_every: int = 6
-    density: Density = field(
-        default_factory=lambda: Density(letters=(8, 20), plates=(3, 6), symbols=(0, 4))
-    )
+    density: Density = field(default_factory=lambda: Density(letters=(8, 20), plates=(3, 6), symbols=(0, 4)))
     width: int = 192
     layers: int = 5
     heads: int = 6
@@ -33,6 +31,7 @@ class VisionRecipe:
 class AlignRecipe:
     """Between the stages: the projector alone learns to speak in word embeddings."""
 
+    density: Density = field(default_factory=lambda: Density(letters=(20, 20), plates=(6, 6), symbols=(1, 4), least=32))
     images: int = 120
     steps: int = 400
     tokens_per_step: int = 4096
@@ -43,10 +42,11 @@ class AlignRecipe:
 class LanguageRecipe:
     """Stage 2: the projector and the language model."""
 
-    steps: int = 1800
+    steps: int = 1700
     warmup: int = 100
-    hold: float = 0.6
+    hold: float = 0.635
     later_questions_from: int = 525
+    last_questions_from: int = 960
     images_per_rank: int = 2
     learning_rate: float = 9e-4
     matrix_learning_rate: float = 0.012
@@ -82,4 +82,3 @@ def tiny_recipe(seed: int = 0) -> Recipe:
         align=AlignRecipe(images=2, steps=4, tokens_per_step=64),
         language=LanguageRecipe(steps=4, warmup=2, images_per_rank=1, width=48, inner_width=64, layers=2, heads=2),
     )
-

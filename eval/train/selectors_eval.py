@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -93,7 +95,7 @@ def accuracy(
     rng = np.random.default_rng(seed)
     count = round(NUM_TOKENS * keep)
     hits: dict[str, list[bool]] = defaultdict(list)
-    for image in track(images, description=f"{selector} {keep:.0%}"):
+    for image in images:
         chosen = SELECTORS.get(selector)
         kept = chosen(image, count, rng) if chosen else torch.arange(count)
         for question, right in zip(image.questions, answers_right(model, image, kept), strict=True):
@@ -106,9 +108,7 @@ def accuracy(
 
 
 @torch.no_grad()
-def answers_right(
-    model: LlavaForConditionalGeneration, image: Encoded, kept: Tensor
-) -> list[bool]:
+def answers_right(model: LlavaForConditionalGeneration, image: Encoded, kept: Tensor) -> list[bool]:
     """Say for each question of an image whether it is answered exactly."""
     packed = pack([image.questions])
     logits = answer_logits(model, image.projected[kept][None], kept, packed)
@@ -118,18 +118,40 @@ def answers_right(
     return [bool(right[start:end].all()) for start, end in packed.spans[0]]
 
 
-def evaluate(model_folder: Path, data_folder: Path) -> list[Row]:
-    """Return one row per selector and share of tokens kept."""
-    model = load_model(model_folder)
-    images = encode_samples(model, model_folder, load_samples(data_folder))
+def evaluate(model_folder: Path, data_folder: Path, jobs: int = 1) -> list[Row]:
+    """Return one row per selector and share of tokens kept.
+
+    Parameters
+    ----------
+    model_folder, data_folder : Path
+        The model and the evaluation set.
+    jobs : int
+        Number of single-threaded processes to spread the rows over.
+    """
     prior = prior_accuracy(pq.read_table(data_folder / QUESTIONS_FILE).to_pylist())
     mean = round(sum(prior.values()) / len(prior), 1)
     rows: list[Row] = [{"selector": "prior", "keep": 0.0, "tokens": 0, "mean": mean, **prior}]
-    rows.append(accuracy(model, images, "blind", 0.0))
-    rows.append(accuracy(model, images, "none", 1.0))
-    for keep in KEEPS:
-        rows += [accuracy(model, images, selector, keep) for selector in SELECTORS]
+    cells = [("none", 1.0), ("blind", 0.0)]
+    cells += [(selector, keep) for keep in KEEPS for selector in SELECTORS]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, _load, (model_folder, data_folder)) as pool:
+        rows += track(pool.imap(_score, cells, chunksize=1), total=len(cells), description="score")
     return rows
+
+
+_LOADED: dict[str, Any] = {}
+
+
+def _load(model_folder: Path, data_folder: Path) -> None:
+    """Load the model and encode all images, once per process."""
+    torch.set_num_threads(1)
+    model = load_model(model_folder)
+    _LOADED["model"] = model
+    _LOADED["images"] = encode_samples(model, model_folder, load_samples(data_folder))
+
+
+def _score(cell: tuple[str, float]) -> Row:
+    return accuracy(_LOADED["model"], _LOADED["images"], *cell)
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
@@ -147,8 +169,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; a .md file goes beside it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes to use")
     options = parser.parse_args()
-    rows = evaluate(options.model, options.data)
+    rows = evaluate(options.model, options.data, options.jobs)
     options.out.write_text(json.dumps(rows, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(as_markdown(rows))
     print(as_markdown(rows))

@@ -123,9 +123,7 @@ def _wave_frequencies(width: int) -> Tensor:
 
 def _grid_waves(width: int) -> Tensor:
     """Sine and cosine of each patch's column, then of its row, at several frequencies."""
-    row, column = torch.meshgrid(
-        torch.arange(GRID).float(), torch.arange(GRID).float(), indexing="ij"
-    )
+    row, column = torch.meshgrid(torch.arange(GRID).float(), torch.arange(GRID).float(), indexing="ij")
     waves = []
     for coordinate in (column, row):
         angle = coordinate.reshape(-1, 1) * _wave_frequencies(width)

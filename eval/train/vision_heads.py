@@ -43,9 +43,7 @@ class PatchHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.classes = nn.ModuleDict(
-            {name: nn.Linear(width, count) for name, count in CLASS_HEADS.items()}
-        )
+        self.classes = nn.ModuleDict({name: nn.Linear(width, count) for name, count in CLASS_HEADS.items()})
         self.offset = nn.Linear(width, 2)
         self.position = nn.Linear(width, POSITION_WIDTH)
         self.reconstruction = nn.Linear(width, _RECONSTRUCTION)

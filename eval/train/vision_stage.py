@@ -85,9 +85,7 @@ def _first_images(recipe: Recipe) -> np.ndarray:
     return np.stack([image.pixels for image in images])
 
 
-def _draw_images(
-    recipe: Recipe, step: int, rank: int
-) -> tuple[list[TrainingImage], random.Random]:
+def _draw_images(recipe: Recipe, step: int, rank: int) -> tuple[list[TrainingImage], random.Random]:
     rng = training_rng(recipe.seed, "vision", step, rank)
     if step % recipe.vision.easy_every == recipe.vision.easy_every - 1:
         return [draw_easy(rng) for _ in range(recipe.vision.images_per_rank)], rng
