@@ -61,8 +61,9 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
                 f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer"
             )
 
-    def place(entry: tuple[Pruner, Stop]) -> tuple[int, int]:
-        return STAGES.index(entry[1].stage), entry[1].layer or 0
+    def place(entry: tuple[Pruner, Stop]) -> tuple[int, bool, int]:
+        layer = entry[1].layer or 0
+        return STAGES.index(entry[1].stage), layer < 0, layer  # an encoder's layers may count from the end
 
     return sorted(stops, key=place)
 
@@ -89,7 +90,9 @@ class Adapter:
         self.parts, self.positions = parts, positions
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)
-        signals: set[Signal] = {resolve(s, stop.layer) for p, stop in self.stops for s in p.signals}
+        # what is read inside the encoder is served there
+        behind = [(p, stop) for p, stop in self.stops if stop.stage != "vision"]
+        signals: set[Signal] = {resolve(s, stop.layer) for p, stop in behind for s in p.signals}
         self.local = Local()
         self.steps = Steps(parts, self.local)
         self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local)

@@ -141,9 +141,9 @@ class VisionSide:
             return call(), None
         if self.stops and any(map(hooks_run_twice, self.layers)):
             raise NotImplementedError(
-                "this version of transformers runs hooks again when it recomputes a checkpointed layer, where pruning inside "
-                "the vision tower can't follow: upgrade transformers, switch gradient checkpointing off for the tower, or "
-                "use the input stage"
+                "this version of transformers runs hooks again when it recomputes a checkpointed layer, where pruning "
+                "inside the vision tower can't follow: upgrade transformers, switch gradient checkpointing off for the "
+                "tower, or use the input stage"
             )
         asked = VisionCall(self.parts.core, modality, arguments)
         run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers))
@@ -229,7 +229,7 @@ class VisionSide:
 
 
 def hooks_run_twice(layer: nn.Module) -> bool:
-    """Whether `layer` is about to be checkpointed together with its hooks, as transformers did before 5.10 or so."""
+    """Whether `layer` is about to be checkpointed together with its hooks, as older transformers did."""
     on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
     return on and any("__call__" in vars(c) for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
 

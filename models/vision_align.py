@@ -73,7 +73,7 @@ def window_order(call: VisionCall) -> Tensor | None:
     if given is not None:
         return given
     grid = torch.tensor(call.grids)  # on the CPU: no waiting for the device
-    if hasattr(tower, "get_window_index"):  # transformers < 5.10
+    if hasattr(tower, "get_window_index"):  # older transformers
         return tower.get_window_index(grid)[0]
     from transformers.vision_utils import get_vision_window_index
 

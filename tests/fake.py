@@ -87,7 +87,11 @@ def sizes_on_device(model: nn.Module, gpu: FakeDevice) -> Iterator[None]:
     """Qwen's towers compute positions on the grid's device: here they are computed on the host and then put there."""
     module = sys.modules[type(model.base_model).__module__]
     with contextlib.ExitStack() as stack:
-        for name in ("get_vision_position_ids", "get_vision_bilinear_indices_and_weights"):
+        for name in (
+            "get_vision_position_ids",
+            "get_vision_bilinear_indices_and_weights",
+            "get_vision_interpolation_indices_and_weights",
+        ):
             made = getattr(module, name, None)
             if made is not None:
                 moved = functools.partial(_moved, made, gpu)

@@ -19,8 +19,8 @@ def labelled(family: str) -> dict[str, Any]:
     """The ragged batch with labels on the text behind the last picture."""
     inputs = prompt(family, "ragged").inputs
     labels = inputs["input_ids"].clone()
-    labels[:, :-4] = -100  # the first label's predictor is text, which is never dropped
-    assert not torch.isin(labels[:, -4:], torch.tensor(SPECIAL)).any()
+    labels[:, :-3] = -100  # the column before the first label predicts it: a dropped one would do so from zeros
+    assert not torch.isin(inputs["input_ids"][:, -4:], torch.tensor(SPECIAL)).any()
     return {**inputs, "labels": labels}
 
 

@@ -18,7 +18,7 @@ from zoo import FAMILIES, SPECIAL, prompt, shapes_of
 import vtc
 from vtc.models.locate import Parts, locate
 from vtc.models.record import VisionRecord
-from vtc.models.vision import VisionSide
+from vtc.models.vision import VisionSide, hooks_run_twice
 from vtc.pruners.base import Merged, Pruner, Stop, VisualTokens, resolve_keep
 
 NAMES = ("llava", "llava_siglip", "gemma3", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -71,9 +71,10 @@ def assert_equal_where_kept(a: Any, b: Any, found: VisionRecord) -> None:
     kept = found.steps[-1].kept
     for x, y, k in zip(rows_of(a), rows_of(b), kept, strict=True):
         assert torch.allclose(x[k], y[k], atol=1e-4), (x[k] - y[k]).abs().max()
-    for x, y in zip(
-        getattr(a, "deepstack_features", None) or [], getattr(b, "deepstack_features", None) or [], strict=True
-    ):
+    deep = [getattr(o, "deepstack_features", None) or [] for o in (a, b)]
+    for x, y in zip(*deep, strict=True):
+        if isinstance(x, Tensor):  # transformers 5.5 does not split them
+            x, y = x.split(found.lengths), y.split(found.lengths)
         for one, other, k in zip(x, y, kept, strict=True):
             assert torch.allclose(one[k], other[k], atol=1e-4)
 
@@ -217,6 +218,10 @@ def test_gradients_and_checkpointing(name: str) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         parts, inputs = locate(model), prompt(name, "ragged").inputs
         side = VisionSide(parts, [(Norm(keep=2), Stop("vision", 1, 2))]).attach()
+        if checkpointing and hooks_run_twice(visual_layers(parts)[0]):
+            with pytest.raises(NotImplementedError, match="upgrade transformers"):
+                side.record("image", inputs, lambda: features(parts.core, inputs))
+            pytest.skip("this version of transformers checkpoints hooks too")
         output, found = side.record("image", inputs, lambda: features(parts.core, inputs))
         assert found is not None
         loss = sum((x[k] ** 2).mean() for x, k in zip(rows_of(output), found.steps[0].kept, strict=True))

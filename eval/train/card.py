@@ -63,12 +63,14 @@ One seed ({seed}), one command, resumable: `python -m vtc.eval.train --out DIR`.
    words for what its patch shows and carry its position.
 3. Language, {steps} steps of {batch} images with up to 49 questions each; tower frozen; Muon for the
    matrices of the layers, AdamW for the rest; the alignment loss goes on with a small weight.
-   Scenes get denser over the first half. The attention is *initialised* so that words look up
-   image tokens like them and read the words just before them.
+   Scenes get denser over the first 700 steps; from step 746 to 1150 every second step is sparse
+   again. Questions get shorter wordings from step {later} on and the last set of tasks from step
+   {last} on. The attention is *initialised* so that words look up image tokens like them and read
+   the words just before them.
 
 Fairness to pruning methods: no training step picks tokens by what they show. In two thirds of the
-language steps all 576 tokens are seen; in the others a part of random size, chosen uniformly at
-random and at original positions. The per-patch labels of stages 1 and 2 name what a patch shows;
+language steps all 576 tokens are seen; in the others a part of random size (a third to five
+sixths), chosen uniformly at random and at original positions. The per-patch labels of stages 1 and 2 name what a patch shows;
 no loss separates foreground from background. Methods that move tokens to new positions see a
 model that never trained on moved tokens.
 
@@ -131,6 +133,8 @@ def write_card(rows: Sequence[Row], version: str, history: str, words: int, targ
         "width": language.width,
         "layers": language.layers,
         "heads": language.heads,
+        "later": language.later_questions_from,
+        "last": language.last_questions_from,
         "history": history.strip(),
         "version": version,
         "table": as_markdown(rows),
