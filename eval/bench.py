@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .store import ResultStore
 from .summary import REPS, CellSummary, summarise
 from .tasks import TaskSet, load_tasks
 from .timing import PrefillTime, prefill_time
+from .workers import run_workers, useful_workers
 
 DEFAULT_LIMIT = 150
 
@@ -37,7 +38,7 @@ class BenchOptions:
 
     ``limit`` is the number of questions per task (None: ``DEFAULT_LIMIT`` with the bundled model on its own tasks, else
     all), ``timing`` the measured turns of the prefill timing (0: none), ``share`` lets methods that don't read the
-    question answer all questions of an image behind one prefill.
+    question answer all questions of an image behind one prefill, ``workers`` is the number of processes (None: chosen).
     """
 
     pruners: Sequence[str] = DEFAULT_PRUNERS
@@ -54,6 +55,7 @@ class BenchOptions:
     dtype: str = "auto"
     timing: int = 5
     share: bool = True
+    workers: int | None = 1
 
 
 def configuration(options: BenchOptions, loaded: Loaded, tasks: TaskSet) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def configuration(options: BenchOptions, loaded: Loaded, tasks: TaskSet) -> dict
 def _folder(options: BenchOptions, loaded: Loaded, tasks: TaskSet, config: str) -> Path:
     """Where results go; the default name is stable, so that the same command resumes."""
     model = loaded.name.rstrip("/").split("/")[-1]
-    return options.output or Path("vtc-bench") / f"{model}-{tasks.name}-{config[:8]}"
+    return options.output or Path("vtc-bench") / "-".join(dict.fromkeys((model, tasks.name, config[:8])))
 
 
 def _prepare(folder: Path) -> list[Path]:
@@ -147,6 +149,8 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     console = console or make_console()
     started = time.time()
     everything = load_tasks(options.data or bundled_data())
+    if options.data is None:
+        everything = replace(everything, name="bundled")
     own = options.model is None and options.data is None
     tasks = everything.subset(options.tasks, DEFAULT_LIMIT if options.limit is None and own else options.limit)
     cells = make_cells(options.pruners, options.keeps, options.seed or None)
@@ -166,7 +170,12 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
         with ResultStore(folder / "results.jsonl", config_hash(config)) as store, _progress(console) as progress:
             store.open()
             bar = progress.add_task("answering", total=sweep.total())
-            run_sweep(sweep, store, lambda n: progress.advance(bar, n))
+            workers = useful_workers(sweep, options.workers)
+            if workers > 1:
+                source = (options.model, options.device, options.dtype)
+                run_workers(sweep, store, workers, source, lambda n: progress.advance(bar, n))
+            else:
+                run_sweep(sweep, store, lambda n: progress.advance(bar, n))
             times, vision = _measure_cost(loaded, tasks, cells, options.timing, progress)
         summary = summarise(store, tasks, cells, times, vision if cost else None, seed=options.seed)
         about = {

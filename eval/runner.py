@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from .encode import encode, reuses_encoder
 from .loading import Loaded
 from .prompt import Row, make_row
 from .scoring import score
-from .store import ResultStore
+from .store import Key
 from .tasks import Question, TaskSet
 
 IMAGES_PER_CHUNK = 16
@@ -144,14 +144,24 @@ def _answers(sweep: Sweep, cell: Cell, chunk: _Chunk, groups: list[list[Row]]) -
             yield list(zip(batch, answer_plain(wrapped, processor, batch, outputs, limit), strict=True))
 
 
-def run_sweep(sweep: Sweep, store: ResultStore, advance: Callable[[int], None] = lambda n: None) -> None:
+class Results(Protocol):
+    """Where rows go, and which are there: ``ResultStore``, or a worker's line to it."""
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether the row of (cell, question id) is there."""
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take rows."""
+
+
+def run_sweep(sweep: Sweep, store: Results, advance: Callable[[int], None] = lambda n: None) -> None:
     """Compute what `store` lacks.
 
     Parameters
     ----------
     sweep : Sweep
         What to run.
-    store : ResultStore
+    store : Results
         Receives a row per sample and cell, batch by batch, and knows which are done.
     advance : callable
         Called with the number of (sample, cell) pairs that were just finished or found done.

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.pruners.base import STAGES, Pruner, Stop
@@ -128,14 +129,15 @@ class Adapter:
     def _attach(self) -> None:
         core, lm, layers = self.parts.core, self.parts.lm, self.parts.layers
         f, d = self.forward, self.decoder
-        self._hook(core.register_forward_pre_hook(f.core_pre, with_kwargs=True))
-        self._hook(core.register_forward_hook(f.core_post, with_kwargs=True, always_call=True))
-        self._hook(lm.register_forward_pre_hook(f.lm_pre, with_kwargs=True))
-        self._hook(lm.register_forward_hook(f.lm_post, with_kwargs=True, always_call=True))
+        eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
+        self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
+        self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
+        self._hook(lm.register_forward_pre_hook(eager(f.lm_pre), with_kwargs=True))
+        self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
         for i, layer in enumerate(layers):
-            self._hook(layer.register_forward_pre_hook(functools.partial(d.layer_pre, i), with_kwargs=True))
+            self._hook(layer.register_forward_pre_hook(eager(functools.partial(d.layer_pre, i)), with_kwargs=True))
             if i < d.deepstack_layers:
-                self._hook(layer.register_forward_hook(functools.partial(d.layer_post, i)))
+                self._hook(layer.register_forward_hook(eager(functools.partial(d.layer_post, i))))
         for i in d.tapped_layers():
             tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
@@ -224,7 +226,9 @@ def _guarded_generate(local: Local, generate: Any) -> Any:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         # assisted decoding appends candidates to the first forward, which methods must not take for the question
         before = local.prompt, local.encoded
-        local.prompt = ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        # a second turn may be given as its new tokens only, under a mask over everything
+        widths = [x.shape[1] for x in (ids, kwargs.get("attention_mask")) if isinstance(x, Tensor) and x.dim() == 2]
+        local.prompt = max(widths) if isinstance(ids, Tensor) and widths else None
         local.encoded = {}
         try:
             return generate(*args, **kwargs)

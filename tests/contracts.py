@@ -42,8 +42,11 @@ def recorded_features(model: nn.Module) -> Iterator[dict[str, Any]]:
     def spy(name: str, fn: Any) -> Any:
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:
-            seen[name] = fn(*args, **kwargs)
-            return seen[name]
+            before = dict(seen)
+            out = fn(*args, **kwargs)
+            seen.clear()  # Qwen3-VL's videos go through get_image_features: only the outer call counts
+            seen.update(before, **{name: out})
+            return out
 
         return call
 

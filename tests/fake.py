@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+# where newer versions of transformers compute the positions of Qwen's towers
+CAN_MOVE_SIZES = importlib.util.find_spec("transformers.vision_utils") is not None
 HOST = (
     "image_grid_thw",
     "video_grid_thw",

@@ -25,7 +25,8 @@ def test_eager_equals_sdpa(family: str, setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("setting", [BOTH_STAGES, TWO_LAYERS], ids=str)
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "mistral3"])
+# transformers has no flex attention for the Qwen-VL families
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "mistral3", "gemma3"])
 def test_flex_equals_sdpa(family: str, setting: Setting) -> None:
     plain, inputs = baseline(family, "ragged"), prompt(family, "ragged").inputs
     sdpa = outcome(setting, family, "ragged")

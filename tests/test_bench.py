@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_world import TOKENS, save_data, world
+from bench_world import TOKENS, png, save_data, world
 from PIL import Image
 
 from vtc.eval import runner
 from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.store import ResultStore, read_rows
+from vtc.eval.tasks import Question, save_tasks
 
 
 def options(out: Path, **more: Any) -> BenchOptions:
@@ -156,9 +157,11 @@ def test_killed_and_resumed(tmp_path: Path):
     assert [(c.spec, c.mean, c.difference) for c in resumed] == [(c.spec, c.mean, c.difference) for c in fresh]
 
 
-def test_an_interrupt_keeps_the_results(tmp_path: Path):
-    data, out = save_data(tmp_path / "data", images=12), tmp_path / "out"
-    process = subprocess.Popen(command(out, data), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_keeps_the_results(workers: int, tmp_path: Path):
+    data, out = save_data(tmp_path / "data", images=24), tmp_path / "out"
+    ask = [*command(out, data), "--workers", str(workers)]
+    process = subprocess.Popen(ask, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not read_rows(out / "results.jsonl")[0]:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -168,6 +171,31 @@ def test_an_interrupt_keeps_the_results(tmp_path: Path):
     assert "Traceback" not in stderr
     assert sorted(p.name for p in out.iterdir()) == ["results.jsonl"]
     assert read_rows(out / "results.jsonl")[0]
+
+
+def test_two_workers_find_what_one_does(tmp_path: Path):
+    data = save_data(tmp_path / "data", images=2 * runner.IMAGES_PER_CHUNK)
+    settings = {"pruners": ["random", "fastv"], "keeps": [3], "data": data}
+    alone = run_bench(options(tmp_path / "one", **settings))
+    # half of it is there already
+    rows = read_rows(tmp_path / "one" / "results.jsonl")[0]
+    (tmp_path / "two").mkdir()
+    half = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[::2])
+    (tmp_path / "two" / "results.jsonl").write_text(half)
+    shared = run_bench(options(tmp_path / "two", workers=2, **settings))
+    assert (tmp_path / "two" / "results.jsonl").read_text().startswith(half)
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")
+    assert len(read_rows(tmp_path / "two" / "results.jsonl")[0]) == len(rows)
+    assert [(c.spec, c.mean, c.difference) for c in shared] == [(c.spec, c.mean, c.difference) for c in alone]
+
+
+def test_a_worker_s_error_is_told(tmp_path: Path):
+    pictures = {f"i{i}": png(i) for i in range(2 * runner.IMAGES_PER_CHUNK)}
+    pictures["i9"] = pictures["i9"][:100]
+    questions = [Question(i, "t", i, "what is it?", "red") for i in pictures]
+    data = save_tasks(tmp_path / "data", pictures, questions)
+    with pytest.raises(ValueError, match="image i9 of data cannot be read"):
+        run_bench(options(tmp_path / "out", data=data, pruners=["random"], keeps=[3], workers=2))
 
 
 def test_store_survives_torn_and_foreign_lines(tmp_path: Path):

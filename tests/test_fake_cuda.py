@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from fake import FakeDevice, sizes_on_device, without_placeholder_check
+from fake import CAN_MOVE_SIZES, FakeDevice, sizes_on_device, without_placeholder_check
 from methods import BOTH_STAGES, IN_THE_TOWER, READING, SETTINGS, Setting, asked, cells
 from reference import baseline
 from torch import nn
@@ -29,7 +28,7 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 def pretended(family: str, shape: str) -> Iterator[tuple[FakeDevice, nn.Module, dict[str, Any]]]:
     """A family's tiny model and prompt on the pretended GPU; enter the device after wrapping."""
     model, inputs, plain = tiny(family), prompt(family, shape).inputs, baseline(family, shape)
-    if family in QWEN and not hasattr(transformers, "vision_utils"):
+    if family in QWEN and not CAN_MOVE_SIZES:
         pytest.skip("this version of transformers computes the tower's positions where they can't be put on the device")
     gpu = FakeDevice()
     with ExitStack() as stack:

@@ -59,8 +59,9 @@ def answer_again(scene: Scene, text: str) -> str:
         return ("bottom" if e.y > 168 else "top") + "-" + ("right" if e.x > 168 else "left")
     if match := re.fullmatch(r"is (\w) in the image\?", text):
         return "yes" if any(e.label == match[1] for e in entities) else "no"
-    if match := re.fullmatch(r"how many shapes are (\w+)\?", text):
-        return str(sum(e.shape == match[1] for e in entities))
+    if match := re.fullmatch(r"what number is on (\w+)\?", text):
+        (plate,) = (e for e in plates if e.color == match[1])
+        return plate.label
     if match := re.fullmatch(r"what number has left (\d)\?", text):
         (plate,) = (e for e in plates if e.label[0] == match[1])
         return plate.label
@@ -84,7 +85,7 @@ def test_bundled_images_show_the_recorded_scenes(scenes, images) -> None:
     for index in (0, 77, len(scenes) - 1):
         stored = np.asarray(Image.open(io.BytesIO(images[f"scene-{index:03d}"]))).astype(int)
         drawn = np.asarray(render(scenes[index])).astype(int)
-        assert np.abs(stored - drawn).mean() < 6
+        assert np.abs(stored - drawn).mean() < 10
     other = np.asarray(render(scenes[1])).astype(int)
     first = np.asarray(Image.open(io.BytesIO(images["scene-000"]))).astype(int)
     assert np.abs(first - other).mean() > 15
@@ -92,7 +93,8 @@ def test_bundled_images_show_the_recorded_scenes(scenes, images) -> None:
 
 def test_scenes_hold_more_entities_than_tokens_at_5_percent(scenes) -> None:
     for scene in scenes:
-        assert len(scene.entities) >= 32 > TOKENS_AT_5_PERCENT
+        assert len(scene.entities) >= 32
+        assert len(scene.of_kind("lettered")) + len(scene.of_kind("plate")) > TOKENS_AT_5_PERCENT
         labels = [e.label for e in scene.of_kind("lettered")]
         assert len(set(labels)) == len(labels)
         colors = [e.color for e in scene.of_kind("plate")]
@@ -139,7 +141,15 @@ def test_answers_are_balanced(questions) -> None:
     answers = defaultdict(Counter)
     for row in questions:
         answers[row["task"]][row["answer"]] += 1
-    limits = {"exist": 0.56, "color": 0.2, "shape": 0.25, "count": 0.56, "quadrant": 0.34, "spatial": 0.2, "ocr": 0.06}
+    limits = {
+        "exist": 0.56,
+        "color": 0.2,
+        "shape": 0.25,
+        "quadrant": 0.34,
+        "spatial": 0.2,
+        "ocr": 0.06,
+        "ocr_color": 0.06,
+    }
     for task, limit in limits.items():
         counts = answers[task]
         assert max(counts.values()) / sum(counts.values()) <= limit, (task, counts.most_common(2))

@@ -78,6 +78,9 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of methods that take one.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes [default: one per core for a small model on the CPU, else 1].")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     timing: Annotated[bool, typer.Option(help="Measure prefill times.")] = True,
@@ -102,6 +105,7 @@ def bench(
             pruners=split_list(pruners), keeps=keeps, tasks=split_list(tasks) if tasks else None, model=model,
             data=data, limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens,
             device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
+            workers=workers,
         )
     )  # fmt: skip
 
@@ -211,6 +215,8 @@ def main(args: list[str] | None = None) -> None:
 
     With ``VTC_TRACEBACK=1`` in the environment the whole traceback is shown instead.
     """
+    # threads that wait should sleep: spinning costs several times the work itself where cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code: Any = None
     try:
         code = app(args, standalone_mode=False)

@@ -19,8 +19,8 @@ from vtc.eval.scenes import easyvqa
 from vtc.eval.scenes.questions import (
     Question,
     ask_color,
-    ask_count,
     ask_exist,
+    ask_ocr,
     ask_quadrant,
     ask_reading,
     ask_shape,
@@ -31,7 +31,7 @@ from vtc.eval.scenes.scene import DENSE, Scene, sample_scene
 
 VERSION = "1.0.0"
 SEED = 2026
-NUM_SCENES = 210
+NUM_SCENES = 220
 NUM_EASY_IMAGES = 110
 QUALITY = 82
 QUESTIONS_PER_SCENE = 2
@@ -39,10 +39,10 @@ SCENE_TASKS = {
     "color": ask_color,
     "shape": ask_shape,
     "exist": ask_exist,
-    "count": ask_count,
     "spatial": ask_spatial,
     "quadrant": ask_quadrant,
     "ocr": ask_reading,
+    "ocr_color": ask_ocr,
 }
 """Task of the evaluation set -> function that lists its questions about a scene."""
 QUESTIONS_PER_EASY_IMAGE = 4
@@ -53,10 +53,10 @@ DESCRIPTIONS = {
     "color": "attribute: the colour of the object with a given letter (8 colours)",
     "shape": "attribute: the shape of the object with a given letter (6 shapes)",
     "exist": "existence (POPE-like): is a letter there (yes/no, half each)",
-    "count": "counting: the number of rings, hearts or moons (1 or 4)",
     "spatial": "spatial relation: the colour of the plate farthest to the left, right, top or bottom",
     "quadrant": "localisation: the quarter of the image in which a letter lies",
     "ocr": "number reading: the two-digit number of which the left digit is given",
+    "ocr_color": "number reading: the two-digit number on the plate of a given colour",
     easyvqa.TASK: "outside data: easy-vqa 1.0, test split, original 64 px PNG files (MIT)",
 }
 
