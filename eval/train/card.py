@@ -72,8 +72,8 @@ One seed ({seed}), one command, resumable: `python -m vtc.eval.train --out DIR`.
 Fairness to pruning methods: no training step picks tokens by what they show. In two thirds of the
 language steps all 576 tokens are seen; in the others a part of random size (a third to five
 sixths), chosen uniformly at random and at original positions. The per-patch labels of stages 1
-and 2 name what a patch shows; no loss separates foreground from background. Methods that move tokens to new positions see a
-model that never trained on moved tokens.
+and 2 name what a patch shows; no loss separates foreground from background. Methods that move
+tokens to new positions see a model that never trained on moved tokens.
 
 {history}
 """
