@@ -71,6 +71,9 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
     axes.set_xlabel(f"{what}, relative to unpruned")
     axes.set_ylabel("mean accuracy over tasks (%), 95% interval")
     axes.set_xlim(left=0, right=1.02)
+    ends = [100 * end for cell in cells for end in (cell.mean.low, cell.mean.high)]
+    margin = 0.06 * (max(ends) - min(ends)) + 1.0
+    axes.set_ylim(min(ends) - margin, max(ends) + margin)  # shifted lines don't count for matplotlib's own limits
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(True, color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
