@@ -6,14 +6,11 @@ is pruned, except that they fill up a budget that exceeds the number of content 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
-from vtc.pruners.layout import Layout
+from vtc.pruners.layout import LazyLayouts
 
 from .run import Run, gather_columns
 from .select import select_tokens
@@ -125,7 +122,7 @@ def _tokens(
         ids=ids,
         counts=[counts[i] for i in active],
         budgets=[budgets[i] for i in active],
-        layouts=_LazyLayouts(run, active),
+        layouts=LazyLayouts(run.layouts, active),
         sample=samples,
         order=[run.batch.spans[i].order for i in active],
         span=active,
@@ -133,21 +130,6 @@ def _tokens(
         layer=stop.layer,
         source=HostSignals(run, norm, pruner.signals, stop.layer),
     )
-
-
-class _LazyLayouts(Sequence[Layout]):
-    """The active spans' layouts, asked for on first use only: reading grids may read the device."""
-
-    def __init__(self, run: Run, active: list[int]):
-        self.run, self.active = run, active
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        return self.run.layouts()[self.active[i]]
-
-    def __len__(self) -> int:
-        return len(self.active)
 
 
 def _merged_vectors(run: Run, hidden: Tensor, ids: Tensor, features: list[Tensor | None]) -> Tensor | None:

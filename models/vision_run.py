@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.generic import is_flash_attention_requested
 
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
-from vtc.pruners.layout import Layout
+from vtc.pruners.layout import Layout, LazyLayouts
 from vtc.pruners.signals import EncoderAttention, Signal
 
 from .families import Family
@@ -23,7 +23,7 @@ from .layouts import VisionCall
 from .record import VisionStep
 from .segments import Segments
 from .select import select_tokens
-from .vision_signals import LazyLayouts, StopSignals, kind_of
+from .vision_signals import StopSignals, kind_of
 
 
 @dataclass
@@ -151,7 +151,7 @@ class VisionRun:
             ids=pad_sequence([self.content[i].to(x.device) for i in active], batch_first=True, padding_value=-1),
             counts=[len(self.content[i]) for i in active],
             budgets=[budgets[i] for i in active],
-            layouts=LazyLayouts(self, active),
+            layouts=LazyLayouts(self.layouts, active),
             # which sample an item belongs to is not known yet; with 0 everywhere a batch gives what its samples give
             sample=torch.tensor(active, device=x.device),
             order=[0] * len(active),

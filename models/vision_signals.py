@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.pruners.base import SignalSource, VisualTokens
-from vtc.pruners.layout import Layout
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
 
 if TYPE_CHECKING:
@@ -25,21 +23,6 @@ def kind_of(signal: Signal, prefix: int) -> str:
         auto = "cls" if prefix else "received"
         return auto if signal.queries == "auto" else signal.queries
     return type(signal).__name__.removeprefix("Encoder").lower()
-
-
-class LazyLayouts(Sequence[Layout]):
-    """The active items' layouts, made on first use only: reading grids may read the device."""
-
-    def __init__(self, run: VisionRun, active: list[int]):
-        self.run, self.active = run, active
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        return self.run.layouts()[self.active[i]]
-
-    def __len__(self) -> int:
-        return len(self.active)
 
 
 class StopSignals(SignalSource):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,3 +84,18 @@ class Layout:
     def content(self) -> int:
         """Number of tokens that are image content."""
         return sum(g.rows * g.cols for g in self.grids)
+
+
+class LazyLayouts(Sequence[Layout]):
+    """Some of the layouts that `get` gives, asked for on first use only: reading grids may read the device."""
+
+    def __init__(self, get: Callable[[], Sequence[Layout]], picked: Sequence[int]):
+        self.get, self.picked = get, picked
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        return self.get()[self.picked[i]]
+
+    def __len__(self) -> int:
+        return len(self.picked)
