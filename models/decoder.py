@@ -116,6 +116,7 @@ class DecoderSide:
         self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
     ) -> Any:
         config = self.parts.lm.config
+        given = None if run.mask_hidden and past else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
             return gather_mask(given, run.columns.to(slots.device), config)
         mask = slot_mask(config, slots, keys, dtype, padded, window)

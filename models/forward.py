@@ -220,6 +220,7 @@ class Forward:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, dict) or (mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2)):
             return
+        run.mask_hidden = True
         embeds = kwargs["inputs_embeds"]
         kwargs["attention_mask"] = (
             torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.long) if run.cache is None else None

@@ -49,6 +49,8 @@ class Run:
         Whether any slot is -1.
     batch : Batch
         The spans, and what is present of each.
+    mask_hidden : bool
+        Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
     """
@@ -69,6 +71,7 @@ class Run:
     deepstack: tuple[Tensor, Any] | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
+    mask_hidden: bool = False
     prompt: int | None = None
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

@@ -56,3 +56,28 @@ def test_multi_axis_rotary_positions_are_refused_at_once():
     with pytest.raises(ValueError, match="use 'keep'"):
         vtc.compress(model, "random", keep=0.3, positions="compact")
     assert not hasattr(model, "vtc")
+
+
+@pytest.mark.parametrize("spec", ["random(keep=0.4)", "random(keep=0.6) + random(layer=3, keep=0.3)"])
+def test_padding_inside_a_second_turn_is_hidden(spec):
+    """Two samples go on with turns of different length: each gives what it gives alone, without padding."""
+    model, first = tiny("llava"), prompt("llava", "ragged")
+    turns = [[7, 8, 9], [10, 11, 12, 13, 14], [15, 16]]
+    width = max(map(len, turns))
+    with vtc.compressed(model, spec):
+        alone = []
+        for b, turn in enumerate(turns):
+            inputs = first.alone(b).inputs
+            cache = model(**inputs, use_cache=True).past_key_values
+            mask = torch.cat([inputs["attention_mask"], torch.ones(1, len(turn), dtype=torch.long)], 1)
+            positions = (mask.cumsum(-1) - 1)[:, -len(turn) :]
+            ids = torch.tensor([turn])
+            out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, position_ids=positions)
+            alone.append(out.logits[0, -1])
+        inputs = first.inputs
+        cache = model(**inputs, position_ids=(inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)).past_key_values
+        ids = torch.tensor([[0] * (width - len(t)) + t for t in turns])
+        mask = torch.cat([inputs["attention_mask"], (ids > 0).long()], 1)
+        positions = (mask.cumsum(-1) - 1)[:, -width:]
+        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, position_ids=positions)
+    assert (out.logits[:, -1] - torch.stack(alone)).abs().max() < 1e-4
