@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layout import Layout
 from .signals import Signal
@@ -16,7 +16,10 @@ STAGES = ("vision", "input", "decoder")
 
 
 class Stop(NamedTuple):
-    """A place where a method prunes: its stage, the layer (None at the input stage) and what it keeps there."""
+    """A place where a method prunes: its stage, the layer (None at the input stage) and what it keeps there.
+
+    ``keep=0`` withdraws every visual token there, without asking the method (decoder stage only).
+    """
 
     stage: str
     layer: int | None
@@ -130,6 +133,19 @@ class VisualTokens:
         """The language model's last norm (the one before ``lm_head``) applied to hidden states `[..., D]`."""
         return self._source().final_norm(x)
 
+    def project(self, x: Tensor) -> Tensor:
+        """The model's projector on `[..., U, D_enc]` features of tokens (as ``PreProjector`` gives them): `[..., D]`."""
+        return self._source().project(x)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The model's projector, for methods that read its weights."""
+        return self._source().projector
+
+    def questions(self) -> list[str]:
+        """The text of each sample behind its last visual token, special tokens left out."""
+        return self._source().questions()
+
     def _source(self) -> SignalSource:
         if self.source is None:
             raise RuntimeError(
@@ -157,6 +173,19 @@ class SignalSource:
         """See ``VisualTokens.final_norm``."""
         raise NotImplementedError
 
+    def project(self, x: Tensor) -> Tensor:
+        """See ``VisualTokens.project``."""
+        raise NotImplementedError
+
+    @property
+    def projector(self) -> nn.Module:
+        """See ``VisualTokens.projector``."""
+        raise NotImplementedError
+
+    def questions(self) -> list[str]:
+        """See ``VisualTokens.questions``."""
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class Pruner:
@@ -171,7 +200,8 @@ class Pruner:
     -----
     Class attributes say what a method is: ``stage`` (or override ``stops``), ``signals`` (beside the features),
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
-    unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``ragged`` (handles rows of different ``counts`` and
+    unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``uses_cls`` (reads the class token's attention where
+    the tower has one), ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different ``counts`` and
     ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
     """
 
@@ -185,6 +215,8 @@ class Pruner:
     merges: ClassVar[bool] = False
     uses_text: ClassVar[bool] = False
     uses_attention: ClassVar[bool] = False
+    uses_cls: ClassVar[bool] = False
+    order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -101,6 +101,14 @@ class DecoderAttention(DecoderSignal):
 
 
 @dataclass(frozen=True)
+class AttentionAhead(DecoderSignal):
+    """Attention rows that the pruning layer itself would give on all present columns: `[B, H, 1, N]`, last query.
+
+    One extra attention of layer K on the states that enter it; ``layer`` stays None.
+    """
+
+
+@dataclass(frozen=True)
 class DecoderKeys(DecoderSignal):
     """Keys of a decoder layer after rotary embedding, heads side by side and not repeated for GQA: `[B, N, H_kv*d]`."""
 
