@@ -134,7 +134,7 @@ class VisualTokens:
         return self._source().final_norm(x)
 
     def project(self, x: Tensor) -> Tensor:
-        """The model's projector on `[..., U, D_enc]` features of tokens (as ``PreProjector`` gives them): `[..., D]`."""
+        """The model's projector on tokens as ``PreProjector`` gives them, `[..., U, D_enc]` to `[..., D]`."""
         return self._source().project(x)
 
     @property
@@ -200,9 +200,9 @@ class Pruner:
     -----
     Class attributes say what a method is: ``stage`` (or override ``stops``), ``signals`` (beside the features),
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
-    unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``uses_cls`` (reads the class token's attention where
-    the tower has one), ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different ``counts`` and
-    ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
+    unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``uses_cls`` (reads the class token's attention
+    where the tower has one), ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles
+    rows of different ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
     """
 
     keep: int | float | None = None

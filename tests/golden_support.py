@@ -1,4 +1,4 @@
-"""What the golden tests share: the vectors' inputs, made anew from their recipes, and signals served without a model."""
+"""What the golden tests share: the vectors' inputs, made anew from their recipes, and a stand-in for the host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The methods choose what the authors' code chose: every vector under tests/golden, and under ``VTC_GOLDEN_DIR``.
 
-A vector is checked by the function in ``golden_cases/`` that claims its ``meta["method"]``; one that nobody claims fails.
+A vector is checked by the function in ``golden_cases/`` that claims its ``meta["method"]``; unclaimed ones fail.
 """
 
 from __future__ import annotations
