@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
@@ -75,6 +75,22 @@ def parse_keep(text: str) -> int | float:
     return check_keep(value, "--keep")
 
 
+def needs_keep(pruner: Any) -> bool:
+    """Whether a method does not know what to keep without being told."""
+    return pruner.keep is None and any(stop.keep is None for stop in pruner.stops(DEPTH))
+
+
+def takes_keep(pruner: Any) -> bool:
+    """Whether a method can still be told what to keep: its text says neither ``keep`` nor what contradicts one."""
+    if pruner.keep is not None:
+        return False
+    try:
+        replace(pruner, keep=0.5)
+    except ValueError:  # such as the layer at which vtw withdraws everything
+        return False
+    return True
+
+
 def make_cell(method: str, keep: int | float | None, seed: int | None = None) -> Cell:
     """Build a cell from a method's name or pipeline.
 
@@ -87,7 +103,7 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
     seed : int, optional
         Given to a single method that takes one and does not set it.
     """
-    from vtc.pruners.signals import DecoderAttention, EncoderSignal, PreProjector, TextEmbeddings
+    from vtc.pruners.signals import AttentionAhead, DecoderAttention, EncoderSignal, PreProjector, TextEmbeddings
     from vtc.spec import format_pipeline, parse
 
     pipeline = parse(method, keep=keep)
@@ -96,8 +112,8 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
     signals: list[Any] = [s for pruner in pipeline for s in pruner.signals]
     stages = {stop.stage for pruner in pipeline for stop in pruner.stops(DEPTH)}
     reads_tower = "vision" in stages or any(isinstance(s, EncoderSignal | PreProjector) for s in signals)
-    reads_text = any(p.uses_text for p in pipeline) or any(
-        isinstance(s, TextEmbeddings | DecoderAttention) for s in signals
+    reads_text = any(p.uses_text or p.uses_question for p in pipeline) or any(
+        isinstance(s, TextEmbeddings | DecoderAttention | AttentionAhead) for s in signals
     )
     spec = format_pipeline(pipeline)
     return Cell(method, keep, spec, reads_text, spec if reads_tower else "", "vision" in stages)
@@ -119,6 +135,6 @@ def make_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int |
     for method in methods:
         if method in ("unpruned", "none"):
             continue
-        own = all(pruner.keep is not None for pruner in parse(method))
+        own = not any(map(takes_keep, parse(method)))
         cells += [make_cell(method, keep, seed) for keep in ([None] if own else keeps)]
     return list({cell.spec: cell for cell in cells}.values())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cells import UNPRUNED, Cell
+from .cells import DEPTH, UNPRUNED, Cell
 from .stats import Interval, cluster_bootstrap, paired_difference
 from .store import ResultStore
 from .tasks import TaskSet
@@ -84,7 +84,8 @@ def last_keep(spec: str) -> int | float | None:
         return None
     from vtc.spec import parse
 
-    return parse(spec)[-1].keep
+    last = parse(spec)[-1]
+    return last.stops(DEPTH)[-1].keep if last.keep is None else last.keep
 
 
 def summarise(

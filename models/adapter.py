@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.pruners.base import STAGES, Pruner, Stop
-from vtc.pruners.signals import DecoderSignal, Signal
+from vtc.pruners.base import STAGES, Pruner, Stop, check_keep
+from vtc.pruners.signals import AttentionAhead, DecoderSignal, Signal
 
 from .decoder import DecoderSide
 from .forward import Forward
 from .local import Local
 from .locate import Parts
+from .questions import Words
 from .report import Report
 from .signals import resolve
 from .steps import Steps
@@ -45,21 +46,31 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
             raise ValueError(f"{pruner.name}: stage must be one of {', '.join(STAGES)}, got {stop.stage!r}")
         if stop.keep is None:
             raise ValueError(f"{pruner.name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
+        if stop.keep == 0 and stop.stage != "decoder":
+            raise ValueError(
+                f"{pruner.name} drops all visual tokens at the {stop.stage} stage; only a decoder layer can"
+            )
+        if stop.keep != 0:
+            check_keep(stop.keep, f"{pruner.name}.keep")
         if stop.stage == "decoder":
             if stop.layer is None or not 0 <= stop.layer < depth:
                 raise ValueError(
                     f"{pruner.name}: layer={stop.layer} is out of range; the decoder has layers 0 to {depth - 1}"
                 )
-            for signal in pruner.signals:
+            for signal in pruner.signals_at(stop):
                 resolved = resolve(signal, stop.layer)
-                if isinstance(resolved, DecoderSignal) and not 0 <= (resolved.layer or 0) < stop.layer:
+                if isinstance(resolved, AttentionAhead):
+                    if resolved.layer != stop.layer:
+                        raise ValueError(f"{pruner.name} reads {signal}: it is of the pruning layer, leave layer out")
+                elif isinstance(resolved, DecoderSignal) and not 0 <= (resolved.layer or 0) < stop.layer:
                     raise ValueError(
                         f"{pruner.name} at layer={stop.layer} reads {resolved}, which is not there yet; "
                         "prune at a later layer (layer >= 1)"
                     )
-        elif any(isinstance(s, DecoderSignal) for s in pruner.signals):
+        elif any(isinstance(s, DecoderSignal) for s in pruner.signals_at(stop)):
             raise ValueError(
-                f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer"
+                f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer "
+                "(a method with stops at several stages says in signals_at(stop) what it reads where)"
             )
 
     def place(entry: tuple[Pruner, Stop]) -> tuple[int, bool, int]:
@@ -93,10 +104,10 @@ class Adapter:
         self.stops = plan(pruners, depth)
         # what is read inside the encoder is served there
         behind = [(p, stop) for p, stop in self.stops if stop.stage != "vision"]
-        signals: set[Signal] = {resolve(s, stop.layer) for p, stop in behind for s in p.signals}
-        self.local = Local()
+        signals: set[Signal] = {resolve(s, stop.layer) for p, stop in behind for s in p.signals_at(stop)}
+        self.local, self.words = Local(), Words(parts.model)
         self.steps = Steps(parts, self.local)
-        self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local)
+        self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}

@@ -153,14 +153,8 @@ def slot_layer(cache: Cache, index: int) -> Any:
     return new
 
 
-def push_slots(layer: Any, new: Tensor, full: int, memo: dict[Any, Tensor]) -> Tensor:
-    """Record that `layer` is about to hold the columns `new` of a forward over `full` tokens.
-
-    Returns
-    -------
-    Tensor
-        `[B, K]` slots of all keys the coming attention sees.
-    """
+def seen_slots(layer: Any, new: Tensor, memo: dict[Any, Tensor]) -> Tensor:
+    """`[B, K]` slots of all keys that an attention of the columns `new` sees: those that `layer` holds, and they."""
     n = layer.physical()
     if n and layer.slots is None:  # turned prunable after an unpruned turn
         length = layer.get_seq_length()
@@ -169,6 +163,25 @@ def push_slots(layer: Any, new: Tensor, full: int, memo: dict[Any, Tensor]) -> T
     key = ("slots", n, layer.history, id(new))
     if key not in memo:
         memo[key] = new if old is None else torch.cat([old.to(new.device), new], 1)
-    layer.slots = memo[key]
+    return memo[key]
+
+
+def push_slots(layer: Any, new: Tensor, full: int, memo: dict[Any, Tensor]) -> Tensor:
+    """Record that `layer` is about to hold the columns `new` of a forward over `full` tokens; gives ``seen_slots``."""
+    layer.slots = seen_slots(layer, new, memo)
     layer.dropped += full - new.shape[1]
     return layer.slots
+
+
+class Peek:
+    """What attention sees of a cache, without writing to it."""
+
+    def __init__(self, cache: Cache):
+        self.cache = cache
+
+    def update(self, keys: Tensor, values: Tensor, index: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The keys of layer `index` with the new ones behind them; the values are the new ones only."""
+        held: Any = self.cache.layers[index] if index < len(self.cache.layers) else None
+        if held is None or not held.is_initialized or not held.keys.numel():
+            return keys, values
+        return torch.cat([held.keys.to(keys.device), keys], 2), values

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import DecoderAttention, DecoderHidden, DecoderKeys, DecoderSignal, Signal
+from vtc.pruners.signals import (
+    AttentionAhead,
+    DecoderAttention,
+    DecoderHidden,
+    DecoderKeys,
+    DecoderSignal,
+    DecoderValues,
+    Signal,
+)
 
-from .cache import is_pruned, push_slots, slot_layer
+from .cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
 from .local import Local
 from .locate import Parts
 from .masks import gather_mask, keeps_pattern, slot_mask
 from .run import Run, gather_columns
-from .signals import capture_attention, capture_hidden
+from .signals import capture_attention, capture_hidden, last_columns
 from .steps import Steps
+from .taps import attention_rows
 
 
 class DecoderSide:
@@ -49,7 +59,8 @@ class DecoderSide:
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
-        return sorted({s.layer or 0 for s in self.signals if isinstance(s, (DecoderAttention, DecoderKeys))})
+        kinds = (DecoderAttention, DecoderKeys, DecoderValues, AttentionAhead)
+        return sorted({s.layer or 0 for s in self.signals if isinstance(s, kinds)})
 
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
@@ -60,7 +71,10 @@ class DecoderSide:
         if run.batch.spans:
             capture_hidden(run, [s for s in self.signals if isinstance(s, DecoderHidden) and s.layer == i - 1], hidden)
             for pruner, stop in self.stops.get(i, ()):
+                run.memo.pop("ahead", None)
+                run.ahead = partial(self._look_ahead, run, i, layer, hidden, kwargs)
                 hidden = self.steps.prune(run, pruner, stop, hidden)
+            run.ahead = None
         if not run.pruned and not is_pruned(run.cache, i):
             if not args:
                 return args, {**kwargs, "hidden_states": hidden}
@@ -77,11 +91,39 @@ class DecoderSide:
 
     def attention(
         self, i: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
-    ) -> None:
-        """Attention of layer `i` as the tap sees it."""
+    ) -> Tensor | None:
+        """Attention of layer `i` as the tap sees it; a look ahead needs no output."""
         run = self.local.run
-        if run is not None and run.batch.spans:
-            capture_attention(run, [s for s in self.signals if s.layer == i], query, key, mask, scaling)
+        if run is None or not run.batch.spans:
+            return None
+        if run.looking is not None:
+            weights = attention_rows(query, key, mask, scaling, last_columns(run))
+            run.looking.append(weights[..., weights.shape[-1] - query.shape[2] :])
+            return query.transpose(1, 2)
+        capture_attention(run, [s for s in self.signals if s.layer == i], query, key, value, mask, scaling)
+        return None
+
+    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Attention of the last prompt token in layer `i` on its coming input `hidden`, `[B, H, 1, L]`."""
+        rotary, mask = kwargs["position_embeddings"], kwargs.get("attention_mask")
+        if run.pruned:
+            rotary = self._rotary(run, rotary)
+        if run.pruned or is_pruned(run.cache, i):
+            mask = self._mask(run, i, hidden, mask, peek=True)
+        found: list[Tensor] = []
+        run.looking = found
+        try:
+            with torch.no_grad():
+                # its forward and not the module: what transformers records of a layer's attention is no look ahead
+                layer.self_attn.forward(
+                    hidden_states=layer.input_layernorm(hidden),
+                    position_embeddings=rotary,
+                    attention_mask=mask,
+                    past_key_values=None if run.cache is None else Peek(run.cache),
+                )
+        finally:
+            run.looking = None
+        return found[0]
 
     @staticmethod
     def _rotary(run: Run, embeddings: Any) -> Any:
@@ -91,7 +133,8 @@ class DecoderSide:
             run.memo[key] = (embeddings, picked)
         return run.memo[key][1]
 
-    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any) -> Any:
+    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
+        """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         config = self.parts.lm.config
         attention = self.parts.layers[i].self_attn
         window = getattr(attention, "sliding_window", None) if hasattr(attention, "sliding_window") else None
@@ -102,12 +145,12 @@ class DecoderSide:
             past, keys, padded, key = 0, slots, run.padded, ("mask", window, 0, ())
         else:
             held = slot_layer(run.cache, i)
-            past = held.physical()
-            keys = push_slots(held, slots, run.full, run.memo)
-            held.padded = padded = held.padded or run.padded
-            if run.batch.spans:
-                held.history += (run.stage_count,)
-            key = ("mask", window, past, held.history)
+            past, padded = held.physical(), held.padded or run.padded
+            keys = seen_slots(held, slots, run.memo) if peek else push_slots(held, slots, run.full, run.memo)
+            history = (*held.history, run.stage_count) if run.batch.spans else held.history
+            key = ("mask", window, past, history)
+            if not peek:
+                held.padded, held.history = padded, history
         if key not in run.memo:
             run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
         return run.memo[key]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
-from . import layouts, vision_align
+from . import layouts, project, vision_align
 from .layouts import VisionCall
 
 
@@ -35,6 +35,11 @@ def _gemma3_cell(config: Any) -> int:
     return (side // int(config.mm_tokens_per_image**0.5)) ** 2
 
 
+_UNKNOWN = "vtc does not know how its tower's patches become tokens"
+_MASKED = "its tower masks padding patches, which pruning inside the tower does not support"
+_RESAMPLED = "it resamples projected features, so that a token is no set of patches"
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table.
@@ -53,6 +58,9 @@ class Family:
         Patches per language-model token, from the configuration.
     projector : str
         The module that reads the tower's output, as a path from the composite model.
+    project : callable or None
+        The composite model and the patches of tokens `[M, U, D_enc]` to `[M, D]`; None where a token is no set of
+        patches, for the reason ``no_project``.
     reads_units : bool
         Whether the projector reads whole tokens (`[R, n, U * D]`) and not patches.
     packed : bool
@@ -63,6 +71,8 @@ class Family:
         Whether separator tokens stand among an image's.
     no_vision_stage : str
         Why the family can't be pruned inside its tower; empty if it can.
+    no_project : str
+        Why ``project`` is None.
     """
 
     name: str
@@ -71,11 +81,13 @@ class Family:
     align: Callable[[VisionCall, Tensor], list[Tensor]] | None = None
     unit: Callable[[Any], int] = _one
     projector: str = "multi_modal_projector"
+    project: Callable[[Any, Tensor], Tensor] | None = project.side_by_side
     reads_units: bool = False
     packed: bool = False
     rows: Callable[[VisionCall], list[int]] | None = None
     newlines: bool = False
     no_vision_stage: str = ""
+    no_project: str = ""
 
     @classmethod
     def unknown(cls, model_type: str) -> Family:
@@ -85,15 +97,15 @@ class Family:
             (model_type,),
             layouts.lines,
             projector="",
-            no_vision_stage="vtc does not know how its tower's patches become tokens",
+            project=None,
+            no_vision_stage=_UNKNOWN,
+            no_project=_UNKNOWN,
         )
 
     def layouts_of(self, call: VisionCall) -> list[Layout]:
         """One layout per item, a line wherever the family's function doesn't add up."""
         return layouts.checked(call, self.layouts(call))
 
-
-_MASKED = "its tower masks padding patches, which pruning inside the tower does not support"
 
 FAMILIES: tuple[Family, ...] = (
     Family("LLaVA-1.5", ("llava",), layouts.llava, vision_align.one_to_one),
@@ -107,10 +119,19 @@ FAMILIES: tuple[Family, ...] = (
         vision_align.anyres,
         rows=vision_align.tile_counts,
         newlines=True,
-        no_vision_stage="it resamples projected features, so that a token is no set of patches",
+        project=None,
+        no_vision_stage=_RESAMPLED,
+        no_project=_RESAMPLED,
     ),
     Family(
-        "Qwen2-VL", ("qwen2_vl",), layouts.qwen, vision_align.merge_units, _vision_merge, "visual.merger", packed=True
+        "Qwen2-VL",
+        ("qwen2_vl",),
+        layouts.qwen,
+        vision_align.merge_units,
+        _vision_merge,
+        "visual.merger",
+        project.merger,
+        packed=True,
     ),
     Family(
         "Qwen2.5-VL",
@@ -119,10 +140,18 @@ FAMILIES: tuple[Family, ...] = (
         vision_align.merge_units,
         _vision_merge,
         "visual.merger",
+        project.merger,
         packed=True,
     ),
     Family(
-        "Qwen3-VL", ("qwen3_vl",), layouts.qwen, vision_align.merge_units, _vision_merge, "visual.merger", packed=True
+        "Qwen3-VL",
+        ("qwen3_vl",),
+        layouts.qwen,
+        vision_align.merge_units,
+        _vision_merge,
+        "visual.merger",
+        project.merger,
+        packed=True,
     ),
     Family(
         "InternVL",
@@ -134,18 +163,33 @@ FAMILIES: tuple[Family, ...] = (
         no_vision_stage="its tower's layers pass nothing on to their attention",
     ),
     Family(
-        "Idefics3", ("idefics3",), layouts.square, vision_align.idefics3, _scale, "connector", no_vision_stage=_MASKED
+        "Idefics3",
+        ("idefics3",),
+        layouts.square,
+        vision_align.idefics3,
+        _scale,
+        "connector",
+        project.connector,
+        no_vision_stage=_MASKED,
     ),
     Family(
-        "SmolVLM", ("smolvlm",), layouts.square, vision_align.idefics3, _scale, "connector", no_vision_stage=_MASKED
+        "SmolVLM",
+        ("smolvlm",),
+        layouts.square,
+        vision_align.idefics3,
+        _scale,
+        "connector",
+        project.connector,
+        no_vision_stage=_MASKED,
     ),
-    Family("Gemma3", ("gemma3",), layouts.square, vision_align.gemma3, _gemma3_cell),
+    Family("Gemma3", ("gemma3",), layouts.square, vision_align.gemma3, _gemma3_cell, project=project.gemma3),
     Family(
         "Mistral3 / Pixtral",
         ("mistral3",),
         layouts.mistral3,
         vision_align.mistral3,
         lambda config: config.spatial_merge_size**2,
+        project=project.mistral3,
         packed=True,
         no_vision_stage="its tower masks the images of a packed row, which pruning inside the tower does not support",
     ),

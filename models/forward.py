@@ -16,6 +16,7 @@ from .fed import Fed, fed_of
 from .local import Local
 from .locate import Parts
 from .masks import valid_columns
+from .questions import Words
 from .run import Run, gather_columns
 from .signals import EMBEDDINGS
 from .spans import Batch, make_batch, readable
@@ -39,6 +40,8 @@ class Forward:
         Runs and reports a pruning step.
     local : Local
         Per-thread state.
+    words : Words
+        The tokenizer, for methods that read the question.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Forward:
         positions: str,
         steps: Steps,
         local: Local,
+        words: Words,
     ):
         self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
         self.encoder_signals = [s for s in signals if s.part == "encoder"]
+        self.words = words if any(p.uses_question for p, _ in stops) else None
         self.keep_embeddings = any(s.part == "input" for s in signals)
 
     # ------------------------------------------------------------------ the composite model
@@ -72,6 +77,7 @@ class Forward:
         self.local.fed = given if has else None
         self.local.masks = self._placeholders(ids, embeds)
         self.local.attention_mask = kwargs.get("attention_mask")
+        self.local.token_ids = ids if self.words is not None else None
 
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
@@ -186,6 +192,7 @@ class Forward:
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
         run.prompt = self.local.prompt
+        run.words, run.token_ids = self.words, self.local.token_ids
         return run
 
     def _slice_inputs(self, run: Run, kwargs: dict[str, Any], hidden: Tensor, shift: Tensor | None) -> None:

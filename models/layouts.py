@@ -160,11 +160,14 @@ def anyres(call: VisionCall) -> list[Layout]:
         down, across = tile_shape(call, sizes[i])
         # the model's own function on a tensor without data: same rounding by construction
         rows, cols = unpad_image(torch.empty(1, down * side, across * side, device="meta"), sizes[i]).shape[1:]
+        cuts = [[j * side - (n * side - left) // 2 for j in range(1, n)] for n, left in ((down, rows), (across, cols))]
         if ratio is not None:
             shrink = math.sqrt(rows * cols / (int(ratio.strip("anyres_max_")) * side**2))  # noqa: B005 (as the model does)
             if shrink > 1.1:
+                cuts = [[round(cut / shrink) for cut in line] for line in cuts]
                 rows, cols = int(rows // shrink), int(cols // shrink)
-        layouts.append(Layout((Grid(side, side, "base"), Grid(rows, cols, "mosaic", newline="row"))))
+        mosaic = Grid(rows, cols, "mosaic", newline="row", cuts=(tuple(cuts[0]), tuple(cuts[1])))
+        layouts.append(Layout((Grid(side, side, "base"), mosaic)))
     return layouts
 
 

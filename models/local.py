@@ -27,6 +27,7 @@ class Local(ThreadState):
         self.masks: dict[str, Tensor] | None = None
         self.fed: Any = None
         self.attention_mask: Any = None
+        self.token_ids: Tensor | None = None
         self.run: Run | None = None
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
@@ -35,3 +36,4 @@ class Local(ThreadState):
     def clear(self) -> None:
         """Forget everything but the report."""
         self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
+        self.token_ids = None

@@ -7,18 +7,19 @@ is pruned, except that they fill up a budget that exceeds the number of content 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 
+from .locate import Parts
 from .run import Run, gather_columns
 from .select import select_tokens
 from .signals import HostSignals
 
 
-def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, norm: nn.Module) -> Tensor:
-    """Let `pruner` choose at `stop`, and drop the rest.
+def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Parts) -> Tensor:
+    """Let `pruner` choose at `stop`, and drop the rest; ``stop.keep=0`` drops everything without asking.
 
     Parameters
     ----------
@@ -26,8 +27,8 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, norm: nn.Mo
         The forward's state; updated.
     hidden : Tensor
         `[B, L, D]` embeddings or hidden states of the present columns.
-    norm : nn.Module
-        The language model's last norm, for methods that ask for it.
+    parts : Parts
+        The model's modules, for methods that ask for them.
 
     Returns
     -------
@@ -35,6 +36,8 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, norm: nn.Mo
         `[B, L', D]`.
     """
     assert stop.keep is not None
+    if stop.keep == 0:
+        return run.drop(hidden, run.ids[:, :0], [0] * len(run.present), None)
     budgets = [min(n, resolve_keep(stop.keep, full)) for n, full in zip(run.present, run.batch.lengths, strict=True)]
     content, counts = _content(run)
     chosen: list[Tensor] = []
@@ -42,8 +45,8 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, norm: nn.Mo
     active = [i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n]
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
     if active:
-        tokens = _tokens(run, pruner, stop, hidden, norm, content, counts, budgets, active)
-        columns, vectors = select_tokens(pruner, tokens)
+        tokens = _tokens(run, pruner, stop, hidden, parts, content, counts, budgets, active)
+        columns, vectors, _ = select_tokens(pruner, tokens)
         for row, i in enumerate(active):
             found[i] = (tokens.ids[row].gather(0, columns[row]), vectors[row])
     for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
@@ -105,7 +108,7 @@ def _tokens(
     pruner: Pruner,
     stop: Stop,
     hidden: Tensor,
-    norm: nn.Module,
+    parts: Parts,
     content: Tensor,
     counts: list[int],
     budgets: list[int],
@@ -128,7 +131,8 @@ def _tokens(
         span=active,
         stage=stop.stage,
         layer=stop.layer,
-        source=HostSignals(run, norm, pruner.signals, stop.layer),
+        source=HostSignals(run, parts, pruner.signals_at(stop), stop.layer),
+        state=run.notes.setdefault(id(pruner), {}),
     )
 
 

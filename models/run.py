@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
+from .questions import Words
 from .spans import Batch
 
 
@@ -53,6 +55,11 @@ class Run:
         Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
+    words : Words, optional
+        The tokenizer, if any method reads the question; then `token_ids` `[B, full]` are there too, unless the caller
+        gave embeddings.
+    ahead : callable, optional
+        At a decoder stop: attention of the layer to come, `[B, H, 1, L]`, which ``look_ahead`` asks for once.
     """
 
     full: int
@@ -74,6 +81,12 @@ class Run:
     mask_hidden: bool = False
     prompt: int | None = None
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    notes: dict[int, dict[Any, Any]] = field(default_factory=dict)
+    words: Words | None = None
+    token_ids: Tensor | None = None
+    questions: list[str] | None = None
+    ahead: Callable[[], Tensor] | None = None
+    looking: list[Tensor] | None = None
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
@@ -89,6 +102,13 @@ class Run:
             place[:, self.full] = -1
             self.memo["current"] = place
         return self.memo["current"]
+
+    def look_ahead(self) -> tuple[Tensor, Tensor]:
+        """Attention of the layer before which a method now chooses, and ``current()``."""
+        assert self.ahead is not None
+        if "ahead" not in self.memo:
+            self.memo["ahead"] = self.ahead()
+        return self.memo["ahead"], self.current()
 
     def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
         """Present columns of tokens.

@@ -39,12 +39,15 @@ class Segments:
         No segment is longer.
     lengths : list of int or None
         Their lengths, where the host knows them without asking the device.
+    bias : Tensor or None
+        `[M]`: what is added to the attention logits towards each token.
     """
 
     ids: Tensor
     count: int
     width: int
     lengths: list[int] | None = None
+    bias: Tensor | None = None
 
     @cached_property
     def place(self) -> Tensor:
@@ -96,13 +99,17 @@ def _segmented(
         return run(module, query, key, value, attention_mask, **kwargs)
     kwargs = {k: v for k, v in kwargs.items() if k not in PACKED_KWARGS}
     chunks = []
-    for q, k, v in segments.split(query, key, value):
+    bias = None if segments.bias is None else segments.split(segments.bias.to(query)[None, None, :, None])
+    for i, (q, k, v) in enumerate(segments.split(query, key, value)):
+        mask = None if bias is None else bias[i][0].transpose(2, 3)  # [S, 1, 1, L]
         if segments.lengths is None:
             # an empty segment sees one zero key: no NaN, which would reach the gradients
             seen = segments.real.to(q.device)
-            seen = torch.cat([seen[:, :1] | ~seen.any(1, keepdim=True), seen[:, 1:]], 1)
+            seen = torch.cat([seen[:, :1] | ~seen.any(1, keepdim=True), seen[:, 1:]], 1)[:, None, None]
+            mask = seen if mask is None else mask.masked_fill(~seen, float("-inf"))
+        if mask is not None:  # not every kernel takes one
             out = scaled_dot_product_attention(
-                q, k, v, seen[:, None, None], dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
+                q, k, v, mask, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
             )
         else:
             out = run(module, q, k, v, None, **kwargs)[0].transpose(1, 2)
@@ -171,7 +178,7 @@ def received_attention(
         `[B, H, L]` float32. Computed for some hundred queries at a time: no `L x L` matrix is kept.
     """
     if segments is None:
-        return _received(query, key, _allowed(mask, query, key), scaling)
+        return _received(query, key, allowed_pairs(mask, query, key), scaling)
     seen = None
     if segments.lengths is None:
         real = segments.real.to(query.device)
@@ -195,7 +202,7 @@ def _received(query: Tensor, key: Tensor, seen: Tensor | None, scaling: float) -
     return total / seen.expand(-1, -1, query.shape[2], -1).sum(2).clamp(min=1)
 
 
-def _allowed(mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
+def allowed_pairs(mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
     """`[B, 1, Q, K]` bool (or broadcastable) of whatever a bidirectional layer got as its mask."""
     if mask is None:
         return None

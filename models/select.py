@@ -10,7 +10,9 @@ from torch import Tensor
 from vtc.pruners.base import Merged, Pruner, VisualTokens
 
 
-def select_tokens(pruner: Pruner, tokens: VisualTokens) -> tuple[list[Tensor], list[Tensor | None]]:
+def select_tokens(
+    pruner: Pruner, tokens: VisualTokens
+) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
     """Ask `pruner` what each row keeps.
 
     Parameters
@@ -26,15 +28,18 @@ def select_tokens(pruner: Pruner, tokens: VisualTokens) -> tuple[list[Tensor], l
         Per row the kept columns, sorted, `[k_i]` int64.
     features : list of Tensor or None
         Per row the new vectors `[k_i, D]` in the same order where the method merges, else None.
+    weights : list of Tensor or None
+        Per row how many tokens each one stands for, `[k_i]`, where the method says so.
 
     Raises
     ------
     TypeError, ValueError
-        If the method returns something of another type or shape than the contract says.
+        If the method returns something of another type, shape or count than the contract says.
     """
     rows = len(tokens.counts)
     columns: list[Tensor | None] = [None] * rows
     features: list[Tensor | None] = [None] * rows
+    weights: list[Tensor | None] = [None] * rows
     for group in _groups(pruner, tokens):
         part = take_rows(tokens, group)
         k = max(part.budgets)
@@ -44,17 +49,34 @@ def select_tokens(pruner: Pruner, tokens: VisualTokens) -> tuple[list[Tensor], l
             raise TypeError(
                 f"{pruner.name}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
             )
-        if index.dim() != 2 or index.shape[0] != len(group) or index.shape[1] < k:
+        least = 1 if pruner.adaptive_count else k
+        if index.dim() != 2 or index.shape[0] != len(group) or index.shape[1] < least:
             raise ValueError(f"{pruner.name}.select must return [{len(group)}, {k}], got {list(index.shape)}")
-        for j, row in enumerate(group):
-            size = part.budgets[j]
-            if pruner.adaptive_count:
-                size = int((index[j] >= 0).sum())  # an adaptive count is data: this is its one sync
-            order = index[j, :size].sort()
-            columns[row] = order.values
+        sizes = _adaptive_sizes(pruner, index, part) if pruner.adaptive_count else part.budgets
+        for j, (row, size) in enumerate(zip(group, sizes, strict=True)):
+            # adaptive rows are unused (-1) anywhere; of the others only the first entries count
+            order = _last(index[j]).sort() if pruner.adaptive_count else index[j, :size].sort()
+            columns[row] = order.values[:size]
             if merged is not None:
-                features[row] = merged[j, :size][order.indices]
-    return [c for c in columns if c is not None], features
+                features[row] = merged[j][order.indices[:size]]
+            if isinstance(found, Merged) and found.size is not None:
+                weights[row] = found.size[j][order.indices[:size]]
+    return [c for c in columns if c is not None], features, weights
+
+
+def _last(index: Tensor) -> Tensor:
+    """`index` with unused entries (-1) greater than all others."""
+    return index.masked_fill(index < 0, torch.iinfo(index.dtype).max)
+
+
+def _adaptive_sizes(pruner: Pruner, index: Tensor, tokens: VisualTokens) -> list[int]:
+    """How many entries of each row are used: an adaptive count is data, and this is its one sync."""
+    sizes = (index >= 0).sum(1).tolist()
+    least = int(tokens.stage != "decoder")
+    for size, n in zip(sizes, tokens.counts, strict=True):
+        if not least <= size <= n:
+            raise ValueError(f"{pruner.name}.select keeps {size} of {n} tokens; it must keep {least} to {n}")
+    return sizes
 
 
 def _groups(pruner: Pruner, tokens: VisualTokens) -> list[list[int]]:
@@ -83,4 +105,5 @@ def take_rows(tokens: VisualTokens, rows: list[int]) -> VisualTokens:
         sample=tokens.sample[pick],
         order=[tokens.order[i] for i in rows],
         span=[tokens.span[i] for i in rows],
+        size=None if tokens.size is None else tokens.size[pick, :width],
     )

@@ -10,26 +10,35 @@ from torch import Tensor, nn
 
 from vtc.pruners.base import SignalSource, VisualTokens
 from vtc.pruners.signals import (
+    AttentionAhead,
     DecoderAttention,
     DecoderHidden,
     DecoderKeys,
     DecoderSignal,
+    DecoderValues,
     EncoderAttention,
     Projected,
     Signal,
     TextEmbeddings,
 )
 
+from .locate import Parts
+from .project import project, projector_of
+from .questions import questions
 from .run import Run, gather_columns
 from .taps import attention_rows
 
 EMBEDDINGS = "embeddings"
+ROWS = (DecoderAttention, AttentionAhead)  # attention rows: [B, H, R, L]
 
 
 def resolve(signal: Signal, layer: int | None) -> Signal:
-    """`signal` with ``layer=None`` replaced by the decoder layer right before pruning layer `layer`."""
+    """`signal` with ``layer=None`` replaced by the decoder layer it means at pruning layer `layer`.
+
+    That is the layer right before, and `layer` itself for ``AttentionAhead``.
+    """
     if isinstance(signal, DecoderSignal) and signal.layer is None and layer is not None:
-        return replace(signal, layer=layer - 1)
+        return replace(signal, layer=layer if isinstance(signal, AttentionAhead) else layer - 1)
     return signal
 
 
@@ -66,14 +75,25 @@ def text_columns(run: Run) -> tuple[Tensor, Tensor]:
 class HostSignals(SignalSource):
     """Lazy reads of one run; see ``VisualTokens``."""
 
-    def __init__(self, run: Run, norm: nn.Module, declared: tuple[Signal, ...], layer: int | None):
-        self.run, self.norm, self.layer = run, norm, layer
+    def __init__(self, run: Run, parts: Parts, declared: tuple[Signal, ...], layer: int | None):
+        self.run, self.parts, self.layer = run, parts, layer
         self.declared = {resolve(s, layer) for s in declared}
 
     def _captured(self, signal: Signal) -> tuple[Tensor, Tensor]:
         signal = self._check(signal)
+        if isinstance(signal, AttentionAhead):
+            return self.run.look_ahead()
         key = EMBEDDINGS if isinstance(signal, (Projected, TextEmbeddings)) else signal
-        return self.run.captured[key]
+        values, place = self.run.captured[key]
+        if isinstance(signal, (DecoderKeys, DecoderValues)):
+            values = values.transpose(1, 2).flatten(2)
+        return values, place
+
+    def _heads(self, signal: Signal, found: Tensor) -> Tensor:
+        """Values of a decoder layer by head again."""
+        if not isinstance(signal, DecoderValues):
+            return found
+        return found.unflatten(-1, (self.run.captured[self._check(signal)][0].shape[1], -1))
 
     def _check(self, signal: Signal) -> Signal:
         signal = resolve(signal, self.layer)
@@ -93,16 +113,14 @@ class HostSignals(SignalSource):
         columns = self.run.token_columns(tokens.ids, span, place).to(values.device)
         pad = (tokens.ids < 0).to(values.device)
         values = values[tokens.sample.to(values.device)]
-        if isinstance(signal, DecoderAttention):
+        if isinstance(signal, ROWS):
             return (
                 gather_columns(values.flatten(1, 2).transpose(1, 2), columns, -2)
                 .transpose(1, 2)
                 .unflatten(1, values.shape[1:3])
                 .masked_fill(pad[:, None, None], 0)
             )
-        if isinstance(signal, DecoderKeys):
-            values = values.transpose(1, 2).flatten(2)
-        return gather_columns(values, columns, -2).masked_fill(pad[..., None], 0)
+        return self._heads(signal, gather_columns(values, columns, -2).masked_fill(pad[..., None], 0))
 
     def _read_encoder(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         values = self.run.batch.per_span(lambda record: record.signals[signal])
@@ -119,13 +137,11 @@ class HostSignals(SignalSource):
 
     def text(self, signal: Signal) -> Tensor:
         """See ``VisualTokens.text``."""
+        if isinstance(signal, ROWS):
+            raise ValueError("attention rows have no value per text token; read them at the visual tokens")
         values, place = self._captured(signal)
         columns = place.gather(1, text_columns(self.run)[0]).to(values.device)
-        if isinstance(signal, DecoderAttention):
-            raise ValueError("attention rows have no value per text token; read them at the visual tokens")
-        if isinstance(signal, DecoderKeys):
-            values = values.transpose(1, 2).flatten(2)
-        return gather_columns(values, columns, -2)
+        return self._heads(signal, gather_columns(values, columns, -2))
 
     def text_valid(self, tokens: VisualTokens | None) -> Tensor:
         """See ``VisualTokens.text_valid``."""
@@ -140,23 +156,42 @@ class HostSignals(SignalSource):
 
     def final_norm(self, x: Tensor) -> Tensor:
         """See ``VisualTokens.final_norm``."""
-        return self.norm(x)
+        return self.parts.final_norm(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """See ``VisualTokens.project``."""
+        return project(self.parts, x)
+
+    @property
+    def projector(self) -> nn.Module:
+        """See ``VisualTokens.projector``."""
+        return projector_of(self.parts)
+
+    def questions(self) -> list[str]:
+        """See ``VisualTokens.questions``."""
+        return questions(self.run)
+
+
+def last_columns(run: Run) -> Tensor:
+    """`[B, 1]`: present column of each sample's last prompt token."""
+    slots = run.slots if run.prompt is None else run.slots.masked_fill(run.slots >= run.prompt, -1)
+    return slots.argmax(1, keepdim=True)
 
 
 def capture_attention(
-    run: Run, signals: list[DecoderSignal], query: Tensor, key: Tensor, mask: Any, scaling: float
+    run: Run, signals: list[DecoderSignal], query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
 ) -> None:
     """Store what `signals` ask of one decoder layer's attention."""
     length = query.shape[2]
     for signal in signals:
-        if isinstance(signal, DecoderKeys):
-            run.captured[signal] = (key[:, :, key.shape[2] - length :], run.current())
+        if isinstance(signal, (DecoderKeys, DecoderValues)):
+            of = key if isinstance(signal, DecoderKeys) else value
+            run.captured[signal] = (of[:, :, of.shape[2] - length :], run.current())
         elif isinstance(signal, DecoderAttention):
             if signal.queries == "last":
-                slots = run.slots if run.prompt is None else run.slots.masked_fill(run.slots >= run.prompt, -1)
-                rows = slots.argmax(1, keepdim=True)
+                rows = last_columns(run)
             elif signal.queries == "text":
-                rows = run.current().gather(1, text_columns(run)[0])
+                rows = run.current().gather(1, text_columns(run)[0]).clamp(min=0)  # padding may be gone
             else:
                 rows = torch.arange(length, device=query.device).expand(query.shape[0], -1)
             weights = attention_rows(query, key, mask, scaling, rows)

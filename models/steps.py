@@ -42,7 +42,7 @@ class Steps:
         """Let `pruner` choose at `stop`; `hidden` `[B, L, D]` in, `[B, L', D]` out."""
         report = self._report()
         started = _now(hidden) if self.timing else 0.0
-        hidden = prune_step(run, pruner, stop, hidden, self.parts.final_norm)
+        hidden = prune_step(run, pruner, stop, hidden, self.parts)
         if self.timing and report.selection_seconds is not None:
             report.selection_seconds += _now(hidden) - started
         report.add(stop.stage, stop.layer, run.ids, run.present)

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # keeps the base name inside: transformers looks for 'flash' in it
 PREFIX = "vtc_tap_"
-Recorder = Callable[[nn.Module, Tensor, Tensor, Tensor, "Tensor | None", float], None]
+Recorder = Callable[[nn.Module, Tensor, Tensor, Tensor, "Tensor | None", float], "Tensor | None"]
 
 
 def _tapped(
@@ -32,7 +32,10 @@ def _tapped(
 ) -> tuple[Tensor, Tensor | None]:
     tap: AttentionTap = module.__dict__["_vtc_tap"]
     with torch.no_grad():  # a choice needs no gradient, and a checkpoint's second forward does not record again
-        tap.recorder(module, query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        instead = tap.recorder(module, query, key, value, attention_mask, scale)
+    if instead is not None:
+        return instead, None
     run = ALL_ATTENTION_FUNCTIONS.get_interface(tap.base, tap.eager)
     if scaling is not None:
         kwargs["scaling"] = scaling
@@ -47,7 +50,8 @@ class AttentionTap:
     attention : nn.Module
         A transformers attention module (it reads ``self.config._attn_implementation`` at call time).
     recorder : callable
-        Gets query `[B, H, Q, d]`, key and value `[B, H_kv, K, d]`, the mask as the layer got it, and the scaling.
+        Gets query `[B, H, Q, d]`, key and value `[B, H_kv, K, d]`, the mask as the layer got it, and the scaling. If
+        it returns a tensor `[B, Q, H, d]`, that is the attention's output, and attention itself is not run.
     """
 
     def __init__(self, attention: Any, recorder: Recorder):

@@ -22,9 +22,10 @@ from .layouts import VisionCall
 from .local import ThreadState
 from .locate import Parts
 from .record import VisionRecord
-from .segments import SegmentedAttention, received_attention
-from .taps import AttentionTap, attention_rows
+from .segments import SegmentedAttention
+from .taps import AttentionTap
 from .vision_checks import check_signals, check_stops, prefix_tokens, read_layer, vision_layers
+from .vision_rows import encoder_rows
 from .vision_run import VisionRun
 from .vision_signals import kind_of, layer_of
 
@@ -54,8 +55,9 @@ class VisionSide:
         self.signals = [s for s in signals if s.part == "encoder"]
         self.layers: Sequence[nn.Module] = []
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
-        self.prefix = self.cut = 0
+        self.prefix = self.cut = self.last = 0
         self.needs: dict[int, set[str]] = {}
+        self.done: dict[int, list[tuple[str, int]]] = {}
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
         self._taps: list[AttentionTap | SegmentedAttention] = []
@@ -66,16 +68,20 @@ class VisionSide:
         self.cut = int(getattr(parts.config, "vision_feature_select_strategy", None) == "default")
         self.last = read_layer(parts.config, len(self.layers))
         check_signals(parts, self.signals, self.prefix, len(self.layers))
+        last_read: dict[tuple[str, int], int] = {}  # before which layer
         for layer, pruner, stop in check_stops(parts, stops, self.prefix, self.cut, self.last, len(self.layers)):
             self.stops.setdefault(layer, []).append((pruner, stop))
-            for signal in pruner.signals:
-                self._need(signal, layer - 1)
+            for signal in pruner.signals_at(stop):
+                last_read[self._need(signal, layer - 1)] = layer
         for signal in self.signals:
-            self._need(signal, self.last)
+            last_read.pop(self._need(signal, self.last), None)
+        for captured, layer in last_read.items():
+            self.done.setdefault(layer, []).append(captured)
 
-    def _need(self, signal: Signal, default: int) -> None:
-        layer = layer_of(signal, default, len(self.layers))
-        self.needs.setdefault(layer, set()).add(kind_of(signal, self.prefix))
+    def _need(self, signal: Signal, default: int) -> tuple[str, int]:
+        kind, layer = kind_of(signal, self.prefix), layer_of(signal, default, len(self.layers))
+        self.needs.setdefault(layer, set()).add(kind)
+        return kind, layer
 
     # ------------------------------------------------------------------ attach / detach
 
@@ -146,7 +152,7 @@ class VisionSide:
                 "tower, or use the input stage"
             )
         asked = VisionCall(self.parts.core, modality, arguments)
-        run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers))
+        run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers), self.last)
         self._local.run = run
         try:
             output = call()
@@ -175,6 +181,7 @@ class VisionSide:
             run.note_chunks(i, kwargs)
         for pruner, stop in self.stops.get(i, ()):
             x = run.prune(pruner, stop, i, x)
+        run.forget(self.done.get(i, ()))
         if run.present is None:
             return None
         kwargs = run.layer_kwargs(i, kwargs)
@@ -193,17 +200,8 @@ class VisionSide:
         run = self._run()
         if run is None:
             return
-        segments = run.segments.get(i)
-        for kind in self.needs[i]:
-            if kind in ("keys", "values"):
-                found = (key if kind == "keys" else value).transpose(1, 2).flatten(2)
-            elif kind == "received":
-                found = received_attention(query, key, mask, scaling, segments).transpose(1, 2)
-            elif kind == "cls":
-                found = cls_attention(query, key, mask, scaling, segments).transpose(1, 2)
-            else:
-                continue
-            run.capture(kind, i, found)
+        for kind in self.needs[i] - {"features", "projector"}:
+            run.capture(kind, i, encoder_rows(kind, query, key, value, mask, scaling, run.segments.get(i)))
 
     def _projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         run = self._run()
@@ -232,21 +230,6 @@ def hooks_run_twice(layer: nn.Module) -> bool:
     """Whether `layer` is about to be checkpointed together with its hooks, as older transformers did."""
     on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
     return on and any("__call__" in vars(c) for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
-
-
-def cls_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, segments: Any) -> Tensor:
-    """The class token's attention row, `[B, H, T]`, or `[1, H, M]` of a packed row whose segments begin with theirs."""
-    if segments is None:
-        chunks = [(query, key)]
-    else:
-        chunks = segments.split(query, key)
-        mask = segments.real[:, None, None] if segments.lengths is None else None
-    found = []
-    for q, k in chunks:
-        first = torch.zeros(q.shape[0], 1, dtype=torch.long, device=q.device)
-        seen = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)
-        found.append(attention_rows(q, k, seen, scaling, first, causal=False)[:, :, 0])
-    return found[0] if segments is None else segments.join([f[..., None] for f in found])[..., 0]
 
 
 def item_lengths(parts: Parts, output: Any) -> list[int]:

@@ -15,7 +15,7 @@ from .vision_signals import layer_of
 
 PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks")
 DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model")
-QUERIES = ("auto", "cls", "received")
+QUERIES = ("auto", "cls", "received", "mean", "global")
 
 
 def vision_layers(tower: nn.Module) -> Sequence[nn.Module]:
@@ -91,7 +91,7 @@ def check_stops(
         For layers that are not there.
     """
     found = []
-    for pruner, stop in stops:
+    for pruner, stop in ((p, s) for p, given in stops for s in p.tower_stops(given, last)):
         name, tower = pruner.name or type(pruner).__name__, type(parts.tower).__name__
         instead = "use the input stage, which prunes right behind the projector"
         if parts.family.no_vision_stage or parts.family.align is None:
@@ -109,16 +109,19 @@ def check_stops(
                 f"{name}: this model feeds its class token to the language model "
                 f"(vision_feature_select_strategy), which pruning inside the tower does not support; {instead}"
             )
-        if pruner.merges:
-            raise NotImplementedError(f"{name} merges tokens, which vtc does not do inside the vision tower; {instead}")
+        if pruner.merges and parts.family.unit(parts.config) > 1:
+            raise NotImplementedError(
+                f"{name} merges tokens, which inside the vision tower needs one patch a token; {instead}"
+            )
         allowed = f"0 to {last}, the last layer that the projector depends on"
         if stop.layer is None:
             raise ValueError(f"{name}: the vision stage needs a layer ({allowed})")
         layer = stop.layer if stop.layer >= 0 else depth + stop.layer
         if not 0 <= layer <= last:
             raise ValueError(f"{name}: layer={stop.layer} is out of range for the vision stage; allowed is {allowed}")
-        check_signals(parts, pruner.signals, prefix, depth)
-        for signal in pruner.signals:
+        signals = pruner.signals_at(stop)
+        check_signals(parts, signals, prefix, depth)
+        for signal in signals:
             if not isinstance(signal, EncoderSignal) or isinstance(signal, PreProjector):
                 raise NotImplementedError(
                     f"{name} reads {signal}, which is not there yet inside the vision tower; {instead}"

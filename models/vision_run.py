@@ -6,6 +6,7 @@ packed tower `[T, D]` it is the row's own index. Once something is pruned, it ru
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,14 +33,17 @@ class VisionRun:
 
     Attributes
     ----------
-    prefix, cut, depth : int
-        Special tokens in front of a row (CLS), how many of them the model cuts off before the projector, tower layers.
+    prefix, cut, depth, last : int
+        Special tokens in front of a row (CLS), how many of them the model cuts off before the projector, tower layers,
+        the one that the projector reads.
     present : Tensor or None
         `[M]` positions left, ascending; None as long as nothing is pruned.
     sizes : list of int
         How many of them belong to each item.
     content, kept : list of Tensor
         Per item the sorted ids of the tokens left: without and with newlines.
+    weight : Tensor or None
+        `[total]` float32, once tokens were merged: how many tokens each position stands for.
     captured : dict
         Rows by (kind, layer), each `[R, T, C]` or `[T, C]` (in pieces).
     """
@@ -50,6 +54,7 @@ class VisionRun:
     prefix: int
     cut: int
     depth: int = 0
+    last: int = 0
     shape: tuple[int, ...] = ()
     present: Tensor | None = None
     sizes: list[int] = field(default_factory=list)
@@ -58,6 +63,7 @@ class VisionRun:
     steps: list[VisionStep] = field(default_factory=list)
     captured: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     segments: dict[int, Segments | None] = field(default_factory=dict)
+    weight: Tensor | None = None
     _index: list[Tensor] = field(default_factory=list)
     _history: dict[int, Tensor] = field(default_factory=dict)
     _memo: dict[Any, Any] = field(default_factory=dict)
@@ -125,7 +131,7 @@ class VisionRun:
         active = [i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n]
         if active:
             tokens = self._tokens(pruner, stop, layer, x, active, budgets)
-            columns, _ = select_tokens(pruner, tokens)
+            columns, vectors, weights = select_tokens(pruner, tokens)
             for row, i in enumerate(active):
                 ids = tokens.ids[row].gather(0, columns[row])
                 self.content[i] = self.kept[i] = ids.to(self._index[i].device)
@@ -135,7 +141,23 @@ class VisionRun:
                 newline = self.layouts()[i].newline.nonzero()[: k - n, 0].to(self.content[i].device)
                 self.kept[i] = torch.cat([self.content[i], newline]).sort().values
         self.steps.append(VisionStep(layer, list(self.kept)))
-        return self._drop(x) if active else x
+        if not active:
+            return x
+        x = self._drop(x)
+        for row, i in enumerate(active):
+            x = self._write(x, i, vectors[row], weights[row])
+        return x
+
+    def _write(self, x: Tensor, item: int, vectors: Tensor | None, weights: Tensor | None) -> Tensor:
+        """Put the merged tokens of an item into what is left; a token is one patch here."""
+        if vectors is None:
+            return x
+        patches = self._index[item][self.content[item]][:, 0]
+        if weights is not None:
+            if self.weight is None:
+                self.weight = torch.ones(self.total, device=patches.device)
+            self.weight = self.weight.index_copy(0, patches, weights.to(self.weight))
+        return x.index_copy(1, self._where()[patches].to(x.device), vectors.to(x)[None])
 
     def _tokens(
         self, pruner: Pruner, stop: Stop, layer: int, x: Tensor, active: list[int], budgets: list[int]
@@ -158,8 +180,17 @@ class VisionRun:
             span=active,
             stage="vision",
             layer=layer,
-            source=StopSignals(self, pruner.signals, layer),
+            last=self.last,
+            state=self._memo.setdefault(("state", id(pruner)), {}),
+            size=self._sizes(active, x.device),
+            source=StopSignals(self, pruner.signals_at(stop), layer),
         )
+
+    def _sizes(self, active: list[int], device: torch.device) -> Tensor | None:
+        if self.weight is None:
+            return None
+        rows = [self.weight[self._index[i][self.content[i]][:, 0]].to(device) for i in active]
+        return pad_sequence(rows, batch_first=True)
 
     def _drop(self, x: Tensor) -> Tensor:
         left: list[Tensor] = self._memo["left"]
@@ -215,6 +246,10 @@ class VisionRun:
             kwargs["cu_seqlens"] = torch.tensor([0, len(self.present)], dtype=torch.int32)
             if kwargs.get("max_seqlen") is not None:
                 kwargs["max_seqlen"] = len(self.present)
+        if self.weight is not None:
+            found = self.segments[layer]
+            assert found is not None
+            found.bias = self.weight.log()[self.present]
         kwargs["vtc_segments"] = self.segments[layer]
         return kwargs
 
@@ -262,6 +297,15 @@ class VisionRun:
         elif self.family.packed and rows.dim() == 3:
             rows = rows[0]
         self.captured.setdefault((kind, layer), []).append(rows)
+
+    def patches(self, kind: str, layer: int) -> Tensor:
+        """`[total, C]`: the captured rows at their flat positions."""
+        return torch.cat(self.captured[kind, layer]).flatten(0, -2)
+
+    def forget(self, captured: Iterable[tuple[str, int]]) -> None:
+        """Free what nobody will read again."""
+        for key in captured:
+            self.captured.pop(key, None)
 
     def aligned(self, signal: Signal, layer: int) -> list[Tensor]:
         """A signal per item: `[H, n]` or `[n, U, C]`."""

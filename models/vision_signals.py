@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.pruners.base import SignalSource, VisualTokens
-from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSignal, EncoderValues, PreProjector, Signal
 
 if TYPE_CHECKING:
     from .vision_run import VisionRun
@@ -20,8 +20,12 @@ def kind_of(signal: Signal, prefix: int) -> str:
     if isinstance(signal, PreProjector):
         return "projector"
     if isinstance(signal, EncoderAttention):
-        auto = "cls" if prefix else "received"
-        return auto if signal.queries == "auto" else signal.queries
+        substitute = {"auto": "received", "global": "mean"}.get(signal.queries)
+        queries = signal.queries if substitute is None else "cls" if prefix else substitute
+        kind = f"{queries} of values" if signal.of else queries
+        return f"joint {kind}" if signal.joint_heads else kind
+    if isinstance(signal, EncoderValues) and signal.heads:
+        return "mean values"
     return type(signal).__name__.removeprefix("Encoder").lower()
 
 
@@ -38,11 +42,13 @@ class StopSignals(SignalSource):
             raise ValueError(f"{signal} was not declared in the pruner's `signals`, so it was not computed")
         assert isinstance(signal, EncoderSignal)
         attention = isinstance(signal, EncoderAttention)
-        values = self.run.aligned(signal, layer_of(signal, self.layer - 1, self.depth))
+        values = self.run.patches(kind_of(signal, self.run.prefix), layer_of(signal, self.layer - 1, self.depth))
+        index = self.run.index(values.device)
         rows = []
         for row, item in enumerate(tokens.span):
-            value = values[item].transpose(0, 1) if attention else values[item]
-            rows.append(value[tokens.ids[row, : tokens.counts[row]].to(value.device)])
+            place = index[item][tokens.ids[row, : tokens.counts[row]].to(index[item].device)]
+            found = values[place.to(values.device)]
+            rows.append(found.mean(1) if attention else found)
         found = pad_sequence(rows, batch_first=True)
         short = tokens.ids.shape[1] - found.shape[1]
         if short:
@@ -56,6 +62,19 @@ class StopSignals(SignalSource):
     text_valid = text  # type: ignore[assignment]
     final_norm = text  # type: ignore[assignment]
 
+    def questions(self) -> list[str]:
+        """There is no text inside the encoder."""
+        raise NotImplementedError("text is not there yet while the vision encoder runs; use the input or decoder stage")
+
+    def project(self, x: Tensor) -> Tensor:
+        """Nothing is projected inside the encoder."""
+        raise NotImplementedError("the projector comes behind the vision encoder; use the input stage")
+
+    @property
+    def projector(self) -> nn.Module:
+        """Nothing is projected inside the encoder."""
+        raise NotImplementedError("the projector comes behind the vision encoder; use the input stage")
+
 
 def layer_of(signal: Signal, default: int, depth: int) -> int:
     """The encoder layer that `signal` means, counted from 0; -1 for what the projector reads."""
@@ -63,4 +82,6 @@ def layer_of(signal: Signal, default: int, depth: int) -> int:
         return -1
     if signal.layer is None:
         return default
+    if isinstance(signal.layer, float):
+        return min(depth - 1, int(signal.layer * depth + 0.5))
     return signal.layer if signal.layer >= 0 else depth + signal.layer

@@ -6,8 +6,9 @@ token, mean or attention pooling alike). ``forward_features`` therefore gives `[
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,11 +22,10 @@ from .layouts import pair
 from .local import ThreadState
 from .record import VisionStep
 from .report import Report
-from .segments import received_attention
 from .select import select_tokens
 from .spans import Batch, Span
-from .taps import attention_rows
 from .vision_checks import QUERIES
+from .vision_rows import encoder_rows
 from .vision_signals import kind_of, layer_of
 
 
@@ -36,6 +36,11 @@ def _kind(model: Any) -> str | None:
             if root in ("timm", "open_clip"):
                 return root
     return None
+
+
+def _takes_a_bias(block: Any) -> bool:
+    attention = block.attn
+    return isinstance(attention, nn.MultiheadAttention) or "attn_mask" in signature(attention.forward).parameters
 
 
 def find_vit(model: Any) -> Any:
@@ -83,10 +88,11 @@ class VitAdapter:
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
         for pruner in pruners:
-            for stop in pruner.stops(len(self.blocks)):
+            depth = len(self.blocks)
+            for stop in (s for given in pruner.stops(depth) for s in pruner.tower_stops(given, depth - 1)):
                 layer = self._check(pruner, stop)
                 self.stops.setdefault(layer, []).append((pruner, stop))
-                for signal in pruner.signals:
+                for signal in pruner.signals_at(stop):
                     self.needs.setdefault(layer_of(signal, layer - 1, len(self.blocks)), []).append(signal)
 
     def _check(self, pruner: Pruner, stop: Stop) -> int:
@@ -96,16 +102,16 @@ class VitAdapter:
                 f"{name} prunes at the {stop.stage} stage, but a bare ViT has no language model; "
                 "use a method of the vision stage, e.g. \"random(at='vision', layer=4)\""
             )
-        if stop.keep is None:
+        if not stop.keep:
             raise ValueError(f"{name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
-        if pruner.merges or pruner.adaptive_count:
-            raise NotImplementedError(
-                f"{name} merges or keeps a varying number of tokens, which a bare ViT can't run yet"
-            )
+        if pruner.adaptive_count:
+            raise NotImplementedError(f"{name} keeps a varying number of tokens, which a bare ViT can't run yet")
+        if pruner.merges and not all(map(_takes_a_bias, self.blocks)):
+            raise NotImplementedError(f"{name} merges tokens, and this ViT's attention takes no mask for their sizes")
         layer = -1 if stop.layer is None else stop.layer if stop.layer >= 0 else depth + stop.layer
         if not 0 <= layer < depth:
             raise ValueError(f"{name}: layer={stop.layer} is out of range; this ViT has layers 0 to {depth - 1}")
-        for signal in pruner.signals:
+        for signal in pruner.signals_at(stop):
             if not isinstance(signal, EncoderSignal) or isinstance(signal, PreProjector):
                 raise NotImplementedError(f"{name} reads {signal}, which a bare ViT does not have")
             if isinstance(signal, EncoderAttention) and signal.queries not in QUERIES:
@@ -136,6 +142,8 @@ class VitAdapter:
                 if not isinstance(block.attn, nn.MultiheadAttention) and not hasattr(block.attn, "qkv"):
                     raise NotImplementedError(f"vtc can't read keys and queries of {type(block.attn).__name__}")
                 self._handles.append(block.attn.register_forward_pre_hook(partial(self._attention, i)))
+            if any(p.merges for j, entries in self.stops.items() if j <= i for p, _ in entries):
+                self._handles.append(block.attn.register_forward_pre_hook(self._bias, with_kwargs=True))
         return self
 
     def detach(self) -> None:
@@ -184,6 +192,16 @@ class VitAdapter:
         if run is not None:
             run.capture("features", i, (output if self.batch_first else output.transpose(0, 1))[:, :, None])
 
+    def _bias(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add the logarithm of what merged tokens stand for to the logits towards them."""
+        run: _VitRun | None = getattr(self._local, "run", None)
+        if run is None or run.size is None:
+            return None
+        bias = nn.functional.pad(run.size.log(), (run.prefix, 0)).to(args[0].dtype)
+        if isinstance(module, nn.MultiheadAttention):
+            return args, {**kwargs, "key_padding_mask": bias}
+        return args, {**kwargs, "attn_mask": bias[:, None, None]}
+
     def _attention(self, i: int, module: Any, args: tuple[Any, ...]) -> None:
         run: _VitRun | None = getattr(self._local, "run", None)
         if run is None:
@@ -197,13 +215,10 @@ class VitAdapter:
             q, k = module.q_norm(q), module.k_norm(k)
         scale = q.shape[-1] ** -0.5
         for kind in {kind_of(s, self.prefix) for s in self.needs[i]}:
-            if kind in ("keys", "values"):
-                run.capture(kind, i, (k if kind == "keys" else v).transpose(1, 2).flatten(2)[:, :, None])
-            elif kind == "received":
-                run.capture(kind, i, received_attention(q, k, None, scale).transpose(1, 2))
-            elif kind == "cls":
-                rows = torch.zeros(len(q), 1, dtype=torch.long, device=q.device)
-                run.capture(kind, i, attention_rows(q, k, None, scale, rows, causal=False)[:, :, 0].transpose(1, 2))
+            if kind != "features":
+                found = encoder_rows(kind, q, k, v, None, scale)
+                per_patch = kind.endswith(("queries", "keys", "values")) and " of " not in kind
+                run.capture(kind, i, found[:, :, None] if per_patch else found)
 
 
 class _VitRun(SignalSource):
@@ -216,6 +231,7 @@ class _VitRun(SignalSource):
         self.steps: list[VisionStep] = []
         self.captured: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.layer = 0
+        self.size: Tensor | None = None  # `[B, n]`, once tokens were merged
         patches = getattr(adapter.vit, "patch_embed", None)
         grid = getattr(adapter.vit, "grid_size", None) or getattr(patches, "grid_size", None)
         rows, cols = pair(grid) if grid is not None else (0, 0)
@@ -244,13 +260,21 @@ class _VitRun(SignalSource):
                 span=range(batch),
                 stage="vision",
                 layer=layer,
+                size=self.size,
                 source=self,
             )
-            columns: Sequence[Tensor] = select_tokens(pruner, tokens)[0]
+            columns, vectors, weights = select_tokens(pruner, tokens)
             kept = torch.stack(list(columns))
+            if weights[0] is not None:
+                self.size = torch.stack([w for w in weights if w is not None]).float()
+            elif self.size is not None:
+                self.size = self.size.gather(1, kept)
             self.ids = self.ids.gather(1, kept)
             kept = torch.cat([torch.arange(self.prefix, device=x.device).expand(batch, -1), kept + self.prefix], 1)
             x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+            if vectors[0] is not None:
+                made = torch.stack([v for v in vectors if v is not None])
+                x = torch.cat([x[:, : self.prefix], made.to(x)], 1)
         self.steps.append(VisionStep(layer, list(self.ids)))
         return x
 

@@ -28,10 +28,15 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class Merged:
-    """Result of a merging method: `index [B, k]` as for ``Pruner.select`` and the new vectors `features [B, k, D]`."""
+    """Result of a merging method: `index [B, k]` as for ``Pruner.select`` and the new vectors `features [B, k, D]`.
+
+    ``size [B, k]`` float says how many tokens each one stands for. It matters inside the vision tower only, where later
+    layers add its logarithm to the attention logits towards that token, and later stops find it in ``tokens.size``.
+    """
 
     index: Tensor
     features: Tensor
+    size: Tensor | None = None
 
 
 def check_keep(keep: Any, name: str = "keep") -> int | float:
@@ -98,6 +103,14 @@ class VisualTokens:
         Index of each span in the batch, as in ``model.vtc.report``.
     stage, layer : str, int or None
         Where we are.
+    last : int or None
+        Vision stage: the encoder layer whose output the projector reads.
+    state : dict
+        What the method wants to remember from one of its stops to the next of the same stage and forward; new for every
+        forward. Decoder: a span that keeps all it has at a stop is left out of that call, so note things by ``span``.
+        Vision: such spans are left out of the later calls as well.
+    size : Tensor or None
+        Vision stage, once a method has merged: `[B, N]` float32, how many tokens each one stands for.
     """
 
     features: Tensor
@@ -110,6 +123,9 @@ class VisualTokens:
     span: Sequence[int] = ()
     stage: str = "input"
     layer: int | None = None
+    last: int | None = None
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
+    size: Tensor | None = None
     source: SignalSource | None = field(default=None, repr=False)
 
     @property
@@ -201,7 +217,8 @@ class Pruner:
     Class attributes say what a method is: ``stage`` (or override ``stops``), ``signals`` (beside the features),
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
     unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``uses_cls`` (reads the class token's attention
-    where the tower has one), ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles
+    where the tower has one), ``uses_question`` (reads the words behind the picture, ``VisualTokens.questions``),
+    ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles
     rows of different ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
     """
 
@@ -216,6 +233,7 @@ class Pruner:
     uses_text: ClassVar[bool] = False
     uses_attention: ClassVar[bool] = False
     uses_cls: ClassVar[bool] = False
+    uses_question: ClassVar[bool] = False
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 
@@ -224,8 +242,20 @@ class Pruner:
             self.keep = check_keep(self.keep, f"{self.name or type(self).__name__}.keep")
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
-        """Where this method prunes, in forward order, in a decoder of `depth` layers."""
+        """Where this method prunes in a decoder of `depth` layers; ``tokens.stage`` and ``.layer`` tell them apart."""
         return (Stop(self.stage, getattr(self, "layer", None), self.keep),)
+
+    def tower_stops(self, stop: Stop, last: int) -> tuple[Stop, ...]:
+        """What the vision-stage `stop` means in a tower whose layer `last` (from 0) the projector reads: itself.
+
+        To be overridden by a method whose encoder layers depend on the tower's depth; its ``stops`` give one stop
+        without a layer.
+        """
+        return (stop,)
+
+    def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
+        """What is read at `stop`; to be overridden by a method that reads other signals at one stop than at another."""
+        return () if stop.keep == 0 else self.signals
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """Choose what to keep.
@@ -241,7 +271,8 @@ class Pruner:
         -------
         Tensor
             `[B, k]` int64 columns of `tokens`, unique in each row, in any order; the host sorts. Of row `i` only the
-            first ``tokens.budgets[i]`` entries are read.
+            first ``tokens.budgets[i]`` entries are read. With ``adaptive_count`` `[B, any]`: all entries of row `i`
+            that are not -1, 1 (at the decoder stage 0) to ``tokens.counts[i]`` of them.
         """
         raise NotImplementedError
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .base import Pruner, VisualTokens
 from .registry import register_pruner
 from .selection import top_k
-from .signals import DecoderHidden, DecoderKeys, Signal
+from .signals import DecoderHidden, DecoderKeys, Projected, Signal, TextEmbeddings
+
+VARIANTS = ("dart", "angelslim")
+
+
+class Pivots(NamedTuple):
+    """The pivots of each row, image pivots first, each kind by falling norm.
+
+    ``columns [B, P]`` are image tokens, ``places [B, T]`` text tokens as in ``VisualTokens.text``, ``states [B, P+T,
+    D]`` what is compared, ``there [B, P+T]`` False where a row has too few tokens of a kind.
+    """
+
+    columns: Tensor
+    places: Tensor
+    states: Tensor
+    there: Tensor
 
 
 @register_pruner("dart")
@@ -23,30 +37,47 @@ class Dart(Pruner):
     Parameters
     ----------
     keep : int or float
-        Tokens kept per span, exactly.
+        Tokens kept per span, exactly; with `official` see there.
     layer : int
         K: prune before decoder layer K. The paper's default is 2.
     pivots : int
-        Pivots among the visual tokens, and as many among the text tokens behind the span. The paper's default is 4.
+        p: pivots among the visual tokens, and as many among the text tokens behind the span. The paper's default is 4.
+    official : bool
+        As the authors' code chooses: every pivot moves ``q`` tokens, so ``p + 2 p q`` are kept, and pivots are visited
+        in the order of a CPython set of their absolute positions. ``q = floor(keep N / 2p)`` for a fraction (LLaVA-1.5
+        without a maximum, Qwen2-VL and Qwen2.5-VL), ``floor(min(keep, N - p) / 2p)`` for a count (LLaVA-1.5's maximum,
+        LLaVA-NeXT). The count is not the one asked, and the pivots are read on the host (one sync).
+    variant : {"dart", "angelslim"}
+        ``"angelslim"`` chooses as AngelSlim's version, which the IDPruner paper calls DART: text pivots from all text,
+        the system prompt included; every pivot takes ``ceil((k - p) / 2p)`` until `k` is reached; compared are the
+        states that ENTER the layer whose keys are read. AngelSlim prunes at ``layer=1``.
 
     Notes
     -----
-    Stage: decoder. Pivots are the tokens with the largest L1 norm of their key of layer K - 1 (after rotary embedding);
-    the states compared are the inputs of layer K under the language model's LAST norm, as in the authors' code. The
-    pivots are visited in turn (image pivots by falling norm, then text pivots by falling norm); each moves its share of
-    the remaining candidates with the smallest cosine to the kept set. O(pivots N D), no N x N matrix.
+    Stage: decoder. Pivots are the tokens with the largest L1 norm of their key of layer K - 1 (after rotary embedding),
+    ``[B, N, H_kv d] -> [B, N]``; compared by cosine are the inputs of layer K, ``[B, N, D]``, under the language
+    model's LAST norm, as in the authors' code (the paper does not say). The pivots are visited in turn (image pivots by
+    falling norm, then text pivots by falling norm); each moves its share of the remaining candidates, those with the
+    smallest cosine to it, to the kept set. O(p N D), one `[N, 2p]` matrix, no N x N.
 
-    The authors keep ``4 + 8 floor(keep N / 8)`` tokens, not the number asked, and visit pivots in the order of a Python
-    set. Here the count is exact: of ``keep - pivots`` tokens every pivot gets an equal share, the first ones one more.
-    A span with fewer text tokens behind it than `pivots` uses its image pivots again in their place.
+    The authors keep ``4 + 8 floor(keep / 8)`` tokens and visit pivots in set order. By default the count is exact here:
+    of ``keep - p`` tokens every pivot gets an equal share, the first ones one more; visiting in norm order keeps 0.90
+    to 0.99 of the official set. A span with fewer text tokens behind it than `p` uses its image pivots again in their
+    place (`official`: goes without). Cosines are taken in float32 (the authors: the model's dtype, whose near-ties
+    flip). A token whose norm or cosine is not finite comes last.
+
+    Limits: the authors' code knows one image per sample; with several, `official` takes each span's positions as if it
+    were the only one. AngelSlim compares behind the layer's own input norm, whose weight is not known here: it is left
+    out. Newline tokens are no candidates.
     """
 
     layer: int = 2
     pivots: int = 4
+    official: bool = False
+    variant: str = "dart"
 
     stage: ClassVar[str] = "decoder"
     paper: ClassVar[str] = "arXiv 2502.11494"
-    signals: ClassVar[tuple[Signal, ...]] = (DecoderKeys(), DecoderHidden())
     uses_text: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
@@ -54,41 +85,119 @@ class Dart(Pruner):
         super().__post_init__()
         if isinstance(self.pivots, bool) or not isinstance(self.pivots, int) or self.pivots < 1:
             raise ValueError(f"dart.pivots={self.pivots!r} is out of range; it must be an int >= 1")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"dart.variant={self.variant!r} is unknown; allowed are {', '.join(VARIANTS)}")
+        if self.official and self.variant != "dart":
+            raise ValueError(f"dart.official goes with variant='dart', not with {self.variant!r}")
+        if self.official:
+            self.adaptive_count = True  # type: ignore[misc]  # of this instance only
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """Keys and states; the variant compares states one layer earlier."""
+        if self.variant == "dart":
+            return DecoderKeys(), DecoderHidden()
+        if self.layer == 1:
+            return DecoderKeys(), Projected(), TextEmbeddings()
+        return DecoderKeys(), DecoderHidden(layer=self.layer - 2)
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
-        """Pivots first, then the least similar of each pivot, `[B, k]`."""
-        keys, hidden = self.signals
-        device = tokens.ids.device
-        budget = torch.tensor(list(tokens.budgets), device=device)[:, None]
-        states = normalize(tokens.final_norm(tokens.features).float(), dim=-1)
+        """The kept columns of each row, ascending: `[B, k]`; official: another number, -1 in unused columns."""
+        states = self._states(tokens).float()
+        pivots = self.find_pivots(tokens, states)
+        budget = torch.tensor(list(tokens.budgets), device=tokens.ids.device)[:, None]
+        image = pivots.there[:, : pivots.columns.shape[1]]
+        if not self.official:  # of small budgets only the first pivots
+            image = image & (torch.arange(image.shape[1], device=image.device) < budget)
+        kept = torch.zeros_like(tokens.valid).scatter(1, pivots.columns, image)
+        similarity = states @ pivots.states.transpose(1, 2)
+        scale = states.norm(dim=-1)[..., None] * pivots.states.norm(dim=-1)[:, None]
+        similarity = similarity / scale.clamp(min=1e-8)
+        similarity = torch.where(similarity.isfinite(), similarity, 2.0)
+        if self.official:
+            order = self.visit_order(tokens, pivots)
+            quotas = torch.tensor(self._quotas(tokens), device=order.device)[:, None]
+            shares = (pivots.there * quotas).gather(1, order)
+            similarity = similarity.gather(2, order[:, None].expand(-1, similarity.shape[1], -1))
+        else:
+            shares = self._shares(budget - image.sum(1, keepdim=True), pivots.states.shape[1])
+        rank = torch.arange(kept.shape[1], device=kept.device)
+        for i in range(shares.shape[1]):
+            left = similarity[..., i].masked_fill(kept | ~tokens.valid, float("inf")).sort(dim=1, stable=True).indices
+            take = (rank < shares[:, i, None]) & tokens.valid.gather(1, left)
+            kept = kept.scatter(1, left, kept.gather(1, left) | take)
+        columns = (~kept).to(torch.int8).sort(dim=1, stable=True).indices
+        if not self.official:
+            return columns[:, :k]
+        most = max(self.pivots * (1 + 2 * q) for q in self._quotas(tokens))
+        columns = torch.where(rank < kept.sum(1, keepdim=True), columns, -1)
+        return columns[:, : max(k, most)]
+
+    def find_pivots(self, tokens: VisualTokens, states: Tensor) -> Pivots:
+        """The pivots, given the `states` `[B, N, D]` that are compared."""
+        keys = self.signals[0]
         norms = tokens.read(keys).float().abs().sum(-1)
-        first = top_k(norms, min(self.pivots, k), tokens.valid)
-        chosen = torch.arange(first.shape[1], device=device) < budget  # of small budgets only the first pivots
-        kept = torch.zeros_like(tokens.valid).scatter(1, first, chosen)
-        image = states.gather(1, first[..., None].expand(-1, -1, states.shape[-1]))
-        pivots = torch.cat([image, self._text_pivots(tokens, keys, hidden, image)], 1)
-        share, more = self._shares(budget - chosen.sum(1, keepdim=True), pivots.shape[1])
-        for i in range(pivots.shape[1]):
-            similarity = (states @ pivots[:, i, :, None])[..., 0].masked_fill(kept | ~tokens.valid, float("inf"))
-            order = similarity.sort(dim=1, stable=True).indices
-            take = torch.arange(order.shape[1], device=device) < share + (i < more)
-            kept = kept.scatter(1, order, kept.gather(1, order) | take)
-        return (~kept).to(torch.int8).sort(dim=1, stable=True).indices[:, :k]
+        image = top_k(norms, min(self.pivots, norms.shape[1]), tokens.valid)
+        vectors = states.gather(1, image[..., None].expand(-1, -1, states.shape[-1]))
+        there = tokens.valid.gather(1, image)
+        among = tokens.text_valid(after=True) if self.variant == "dart" else tokens.text_valid()[tokens.sample]
+        count = min(self.pivots, among.shape[1])
+        if count == 0:
+            return Pivots(image, image[:, :0], vectors, there)
+        norms = tokens.text(keys).float().abs().sum(-1)[tokens.sample]
+        places = top_k(norms, count, among)
+        found = self._text_states(tokens)[tokens.sample[:, None], places]
+        found = (tokens.final_norm(found) if self.variant == "dart" else found).float()
+        real = among.gather(1, places)
+        if not self.official:
+            spare = vectors[:, torch.arange(count, device=image.device) % image.shape[1]]
+            found, real = torch.where(real[..., None], found, spare), torch.ones_like(real)
+        return Pivots(image, places, torch.cat([vectors, found], 1), torch.cat([there, real], 1))
+
+    def visit_order(self, tokens: VisualTokens, pivots: Pivots) -> Tensor:
+        """`[B, P+T]`: the pivots in the order of a CPython set of their absolute positions; missing ones last."""
+        positions = self.positions(tokens, pivots).masked_fill(~pivots.there, -1)
+        orders = []
+        for row in positions.tolist():
+            there = [p for p in row if p >= 0]
+            # the authors iterate over set(list): its order depends on the insertions, so no other list will do
+            visited = [row.index(p) for p in set(there)]
+            orders.append(visited + [i for i, p in enumerate(row) if p < 0])
+        return torch.tensor(orders, device=positions.device)
 
     @staticmethod
-    def _shares(rest: Tensor, pivots: int) -> tuple[Tensor, Tensor]:
-        """Equal share of `rest` `[B, 1]` per pivot, and how many pivots get one more."""
-        return rest // pivots, rest % pivots
+    def positions(tokens: VisualTokens, pivots: Pivots) -> Tensor:
+        """Absolute positions of the pivots, `[B, P+T]`, each span taken as the only one of its sample."""
+        text, after = tokens.text_valid()[tokens.sample], tokens.text_valid(after=True)
+        start = (text & ~after).sum(1, keepdim=True)
+        size = torch.tensor([layout.tokens for layout in tokens.layouts], device=start.device)[:, None]
+        image = start + tokens.ids.gather(1, pivots.columns)
+        behind = text.long().cumsum(1).gather(1, pivots.places) - 1 + size
+        return torch.cat([image, behind], 1)
 
-    def _text_pivots(self, tokens: VisualTokens, keys: Signal, hidden: Signal, image: Tensor) -> Tensor:
-        """`[B, P, D]` unit states of the text pivots behind each span; image pivots where there are too few."""
-        after = tokens.text_valid(after=True)
-        norms = tokens.text(keys).float().abs().sum(-1)[tokens.sample]
-        count = min(self.pivots, after.shape[1])
-        if count == 0:
-            return image
-        best = top_k(norms, count, after)
-        states = tokens.final_norm(tokens.text(hidden)).float()[tokens.sample]
-        states = normalize(states.gather(1, best[..., None].expand(-1, -1, states.shape[-1])), dim=-1)
-        spare = image[:, torch.arange(count, device=image.device) % image.shape[1]]
-        return torch.where(after.gather(1, best)[..., None], states, spare)
+    def _states(self, tokens: VisualTokens) -> Tensor:
+        """What is compared of the visual tokens, `[B, N, D]`."""
+        return tokens.final_norm(tokens.features) if self.variant == "dart" else tokens.read(self.signals[1])
+
+    def _text_states(self, tokens: VisualTokens) -> Tensor:
+        """The same of the text before any norm, `[S, T, D]`."""
+        return tokens.text(self.signals[-1])
+
+    def _shares(self, rest: Tensor, pivots: int) -> Tensor:
+        """How many of `rest` `[B, 1]` tokens each pivot moves, `[B, pivots]`."""
+        turn = torch.arange(pivots, device=rest.device)
+        if self.variant == "dart":
+            return rest // pivots + (turn < rest % pivots)
+        quota = (rest + pivots - 1) // pivots
+        return torch.minimum((rest - turn * quota).clamp(min=0), quota)
+
+    def _quotas(self, tokens: VisualTokens) -> list[int]:
+        """The authors' q of each row."""
+        quotas = []
+        for layout, budget in zip(tokens.layouts, tokens.budgets, strict=True):
+            n, visits = layout.tokens, 2 * self.pivots
+            if isinstance(self.keep, float):
+                quotas.append(int(n * self.keep / visits))
+            else:
+                quotas.append(max(0, min(budget if self.keep is None else self.keep, n - self.pivots)) // visits)
+        return quotas

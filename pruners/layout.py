@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +17,15 @@ class Grid:
     """One picture of a span (a whole image, a mosaic of crops, one video frame) as `rows x cols` tokens.
 
     ``newline`` says where the model put separator tokens: ``"none"``, ``"row"`` (one behind every row, as LLaVA-NeXT)
-    or ``"end"`` (one behind the whole grid, as LLaVA-OneVision videos).
+    or ``"end"`` (one behind the whole grid, as LLaVA-OneVision videos). ``cuts`` are the rows and the columns at which
+    another crop begins in a mosaic; padding that the model cut off may put them outside the grid.
     """
 
     rows: int
     cols: int
     kind: str = "image"
     newline: str = "none"
+    cuts: tuple[tuple[int, ...], tuple[int, ...]] = field(default=((), ()), compare=False)
 
     @property
     def tokens(self) -> int:
@@ -59,6 +61,21 @@ class Layout:
                 part = np.concatenate([part, [[i, g.rows - 1, -1]]])
             parts.append(part)
         return np.concatenate(parts)
+
+    def parts(self) -> np.ndarray:
+        """Which crop (or frame, or picture) each token belongs to, `[n]` int64: the grids in order, crops row by row.
+
+        Newline tokens count as the last crop of their row.
+        """
+        grid, row, col = self.array.T
+        found, start = np.zeros_like(grid), 0
+        for i, g in enumerate(self.grids):
+            here = grid == i
+            down = np.searchsorted(g.cuts[0], row[here], "right")
+            across = np.where(col[here] < 0, len(g.cuts[1]), np.searchsorted(g.cuts[1], col[here], "right"))
+            found[here] = start + down * (len(g.cuts[1]) + 1) + across
+            start += (len(g.cuts[0]) + 1) * (len(g.cuts[1]) + 1)
+        return found
 
     @property
     def coordinates(self) -> Tensor:

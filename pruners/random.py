@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random as MersenneTwister
 from typing import ClassVar
 
 import torch
@@ -40,18 +41,24 @@ class Random(Pruner):
         None prunes before the language model, `k` before decoder layer `k` (at the vision stage: encoder layer `k`).
     at : {"vision", "input", "decoder"}, optional
         The stage; by default ``decoder`` with a layer and ``input`` without.
+    official : bool
+        Draw as the "information horizon" code does: ``random.Random(seed).sample(range(n), k)`` of Python, for the
+        first image of each sample (the code knows one; further ones get a seed of their own), the same in every layer.
 
     Notes
     -----
     The draw depends on the seed, the layer, the number of tokens and the span's place among the images of its sample,
     and on nothing else: a sample gets the same tokens alone and in any batch, on every device, and all its beams agree.
-    O(n) on the CPU, no sync. In deep layers random is as good as any published score ("information horizon",
-    Liu et al. 2025, arXiv 2512.07580).
+    O(n) on the CPU, no sync. In deep layers random is as good as published scores ("information horizon", CVPR 2026,
+    arXiv 2512.07580): ``deep_random`` puts it behind another method under one budget. The authors draw once per sample
+    from Python's global generator, unseeded, and average three runs; positions of kept tokens are renumbered there and
+    stay here.
     """
 
     seed: int = 0
     layer: int | None = None
     at: str | None = None
+    official: bool = False
 
     paper: ClassVar[str] = "baseline; deep layers: information horizon, arXiv 2512.07580"
 
@@ -76,7 +83,11 @@ class Random(Pruner):
         where = STAGES.index(tokens.stage), -1 if tokens.layer is None else tokens.layer
         rows = []
         for count, budget, order in zip(tokens.counts, tokens.budgets, tokens.order, strict=True):
-            generator = torch.Generator().manual_seed(_seed(self.seed, *where, count, order))
-            drawn = torch.randperm(count, generator=generator)[:budget]
+            if self.official:
+                python = MersenneTwister(self.seed if order == 0 else _seed(self.seed, order))
+                drawn = torch.tensor(sorted(python.sample(range(count), budget)))
+            else:
+                generator = torch.Generator().manual_seed(_seed(self.seed, *where, count, order))
+                drawn = torch.randperm(count, generator=generator)[:budget]
             rows.append(torch.nn.functional.pad(drawn, (0, k - budget)))
         return torch.stack(rows).to(tokens.ids.device)

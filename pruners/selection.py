@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def rankable(score: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Float32 scores that sort as documented: NaN and Inf below every finite score, what is not `valid` below them."""
+    low = torch.finfo(torch.float32).min
+    score = score.float()
+    if valid is None:  # a caller's own -inf stays the lowest
+        return score.nan_to_num(low, low, float("-inf"))
+    return score.nan_to_num(low, low, low).masked_fill(~valid, float("-inf"))
+
+
 def top_k(score: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
     """Columns of the `k` largest scores, best first.
 
@@ -21,20 +30,17 @@ def top_k(score: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        `[B, k]` int64.
+        `[B, k]` int64. Scores that are not finite come behind all others.
 
     Notes
     -----
     A stable sort and not ``torch.topk``, whose choice among equal scores is not defined.
     """
-    score = score.float()
-    if valid is not None:
-        score = score.masked_fill(~valid, float("-inf"))
-    return score.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return rankable(score, valid).sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
 
 def masked_arg_top(score: Tensor, valid: Tensor) -> Tensor:
     """Column of the largest score of each row among the valid ones, the lowest on ties: `[B]` int64."""
     # argmax of the boolean is the first True on every backend
-    score = score.masked_fill(~valid, float("-inf"))
+    score = rankable(score, valid)
     return (score == score.amax(-1, keepdim=True)).to(torch.int8).argmax(-1)

@@ -24,10 +24,13 @@ class Signal:
 
 @dataclass(frozen=True)
 class EncoderSignal(Signal):
-    """A signal of one vision-encoder layer; negative layers count from the end, -1 is the last layer."""
+    """A signal of one vision-encoder layer; negative layers count from the end, -1 is the last layer.
+
+    A float in [0, 1) is a share of the encoder's depth: 5 / 24 is layer 5 of 24, and where that is in another encoder.
+    """
 
     part: ClassVar[str] = "encoder"
-    layer: int | None = None
+    layer: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,31 @@ class EncoderAttention(EncoderSignal):
     """Attention of an encoder layer towards each token, per head: `[B, H, N]`.
 
     ``queries="cls"`` is the class token's row (refused on towers without one), ``"received"`` the mean over queries,
-    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere.
+    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere. ``"mean"`` is the row
+    of the mean query (of each attention window or frame), as a multiple of the average key's so that windows of
+    different sizes compare; ``"global"`` is the class token's row where there is one and that elsewhere.
+
+    ``of="values"`` puts the values in the place of queries and keys, unscaled (not with ``"received"``).
+
+    ``joint_heads=True`` leaves the heads of queries and keys side by side, ``softmax(q k^T / sqrt(H d))``: `[B, 1, N]`.
     """
 
     queries: str = "auto"
+    of: str | None = None
+    joint_heads: bool = False
+
+    def __post_init__(self) -> None:
+        if self.of not in (None, "values"):
+            raise ValueError(f"EncoderAttention.of must be None or 'values', got {self.of!r}")
+        if self.of and self.queries not in ("cls", "mean", "global"):
+            raise ValueError(
+                f"EncoderAttention(of='values') needs queries 'cls', 'mean' or 'global', not {self.queries!r}"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderQueries(EncoderSignal):
+    """Queries of an encoder layer, heads side by side, not yet scaled: `[B, N, U, H*d]` (`U` patches per token)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +72,16 @@ class EncoderKeys(EncoderSignal):
 
 @dataclass(frozen=True)
 class EncoderValues(EncoderSignal):
-    """Values of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token)."""
+    """Values of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token).
+
+    ``heads="mean"`` is their mean over heads, `[B, N, U, d]`.
+    """
+
+    heads: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads not in (None, "mean"):
+            raise ValueError(f"EncoderValues.heads must be None or 'mean', got {self.heads!r}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +144,11 @@ class AttentionAhead(DecoderSignal):
 @dataclass(frozen=True)
 class DecoderKeys(DecoderSignal):
     """Keys of a decoder layer after rotary embedding, heads side by side and not repeated for GQA: `[B, N, H_kv*d]`."""
+
+
+@dataclass(frozen=True)
+class DecoderValues(DecoderSignal):
+    """Values of a decoder layer, not repeated for GQA: `[B, N, H_kv, d]`."""
 
 
 @dataclass(frozen=True)

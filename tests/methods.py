@@ -16,7 +16,9 @@ import vtc
 KEEP = 0.4
 
 # What a method needs on a six-layer model beside keep=0.4 and a layer below 6: name -> (parameters, why)
-EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {}
+EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "vscan": ({"window": 2, "ratio": 1.5}, "small grids, and some tokens left for the decoder"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Setting:
 
     def __str__(self) -> str:
         return self.pruner if self.keep is None else f"{self.pruner}-{self.keep}"
+
+    def kept(self, n: int) -> int:
+        """How many of a span's `n` tokens are left at the end: what the last stop keeps."""
+        stops = [stop for p in vtc.parse(self.pruner, keep=self.keep, **self.params) for stop in p.stops(DEPTH)]
+        keep = stops[-1].keep if stops else 1.0
+        return 0 if keep == 0 else asked(keep, n)
 
     def with_keep(self, keep: int | float) -> Setting:
         """The same method with another keep."""
@@ -56,6 +64,9 @@ def setting(name: str, keep: int | float = KEEP) -> Setting:
     return Setting(name, keep, params)
 
 
+# methods that take a fraction only, since no stop of theirs keeps a number of tokens
+NO_COUNTS = ("vtw",)
+
 METHODS = [setting(name) for name in vtc.list_pruners()]
 ONE_LAYER = Setting("random(layer=2, keep=0.3, seed=1)")
 TWO_LAYERS = Setting("random(layer=1, keep=0.6) + random(layer=4, keep=0.3)")
@@ -70,8 +81,19 @@ SETTINGS = METHODS + PIPELINES
 NO_VISION_STAGE = ("llava_onevision", "internvl", "idefics3", "smolvlm", "mistral3", "pixtral")
 
 
+# families that lack what a method reads, and say so (test_methods_merging asks each for its reason)
+WITH_CLASS_TOKEN = ("llava", "llava_sliding", "llava_next", "internvl")
+LACKING: dict[str, tuple[str, ...]] = {
+    "prumerge": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
+    "prumerge_plus": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
+    "visionzip": ("llava_onevision",),
+}
+
+
 def fits(setting: Setting, family: str) -> bool:
     """Whether `setting` can run on `family`."""
+    if any(family in LACKING.get(c.name, ()) for c in setting.classes):
+        return False
     return family not in NO_VISION_STAGE or not setting.in_the_tower
 
 

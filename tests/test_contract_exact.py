@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import TOLERANCE, outcome
-from methods import BOTH_STAGES, IN_THE_TOWER, METHODS, ONE_LAYER, SETTINGS, TWO_LAYERS, Setting, asked, cells
+from methods import BOTH_STAGES, IN_THE_TOWER, METHODS, ONE_LAYER, SETTINGS, TWO_LAYERS, Setting, cells
 from reference import (
     allowed,
     baseline,
@@ -91,8 +91,7 @@ def test_the_asked_counts_are_kept_and_nothing_else_is_held(setting: Setting, fa
 
     methods = list(vtc.parse(setting.pruner, keep=setting.keep))
     if not any(m.adaptive_count for m in methods):
-        keep = methods[-1].keep
-        assert [len(k) for k in report.steps[-1].kept] == [asked(keep, len(s.columns)) for s in report.spans]
+        assert [len(k) for k in report.steps[-1].kept] == [setting.kept(len(s.columns)) for s in report.spans]
     for step in report.steps:
         for kept in step.kept:
             assert torch.equal(kept, kept.unique()), "sorted and unique"

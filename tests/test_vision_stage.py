@@ -307,8 +307,10 @@ def test_refused_layers_and_methods() -> None:
         def select(self, tokens: VisualTokens, k: int) -> Merged:
             return Merged(tokens.ids[:, :k], tokens.features[:, :k])
 
-    with pytest.raises(NotImplementedError, match=r"merges tokens.*input stage"):
-        VisionSide(parts, [(Merging(keep=3), Stop("vision", 1, 3))])
+    assert list(VisionSide(parts, [(Merging(keep=3), Stop("vision", 1, 3))]).stops) == [1]
+    for name in ("gemma3", "qwen2_5_vl"):
+        with pytest.raises(NotImplementedError, match=r"merges tokens.*one patch a token.*input stage"):
+            VisionSide(locate(ready(name)), [(Merging(keep=3), Stop("vision", 1, 3))])
     parts.config.vision_feature_select_strategy = "full"
     with pytest.raises(NotImplementedError, match="class token"):
         VisionSide(parts, [(Norm(keep=3), Stop("vision", 1, 3))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from torch import nn
@@ -46,6 +46,18 @@ class Handle:
         return self.adapter.report()
 
     @property
+    def tokenizer(self) -> Any:
+        """Tokenizer for methods that read the question's words; a processor may be set. Found by itself if cached."""
+        words = getattr(self.adapter, "words", None)
+        return None if words is None else words.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, given: Any) -> None:
+        if isinstance(self.adapter, VitAdapter):
+            raise TypeError("a bare ViT has no text, and so no tokenizer")
+        self.adapter.words.tokenizer = given
+
+    @property
     def timing(self) -> bool:
         """Whether selection time is measured."""
         return self.adapter.timing
@@ -66,6 +78,7 @@ def compress(
     keep: int | float | None = None,
     positions: str | None = None,
     parts: Mapping[str, str] | None = None,
+    tokenizer: Any = None,
     **params: Any,
 ) -> M:
     """Wrap a stock model in place, so that every prefill drops visual tokens.
@@ -85,6 +98,9 @@ def compress(
         Whether kept tokens keep their original position ids. Default ``"keep"``.
     parts : mapping, optional
         Module paths for an unknown family, see ``VTCConfig``.
+    tokenizer : tokenizer or processor, optional
+        For methods that read the question's words (``uses_question``); also ``model.vtc.tokenizer``. Without it, the
+        one beside the model's files is loaded when first needed, if it is on this machine.
     **params
         Parameters of the method.
 
@@ -122,6 +138,11 @@ def compress(
         adapter = Adapter(locate(model, parts), pipeline, positions)
     saved = _config(pipeline, positions=positions, parts=dict(parts) if parts else None)
     before = _handle(model)
+    handle = Handle(adapter, pipeline, saved)
+    if tokenizer is None and before is not None:
+        tokenizer = before.tokenizer
+    if tokenizer is not None:
+        handle.tokenizer = tokenizer
     if before is not None:
         before.adapter.detach()
     try:
@@ -130,7 +151,7 @@ def compress(
         if before is not None:
             before.adapter.attach()
         raise
-    target.__dict__[HANDLE] = Handle(adapter, pipeline, saved)
+    target.__dict__[HANDLE] = handle
     _shadow_save(model)
     return model
 
@@ -178,6 +199,7 @@ def load(
     positions: str | None = None,
     parts: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
     **from_pretrained_kwargs: Any,
 ) -> Any:
     """Load a model with ``AutoModelForImageTextToText`` and wrap it.
@@ -191,6 +213,8 @@ def load(
         As for ``compress``. `keep` alone overrides the saved one.
     params : mapping, optional
         The method's parameters.
+    tokenizer : tokenizer or processor, optional
+        As for ``compress``; a method that reads the question gets the model's own by default.
     **from_pretrained_kwargs
         Passed on, e.g. ``dtype``, ``device_map``, ``attn_implementation``. Code from the repository is run only with
         ``trust_remote_code=True``.
@@ -212,16 +236,20 @@ def load(
             f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json"
         )
     extra = dict(params or {})
+    pipeline: Pipeline = ()
     if isinstance(chosen, VTCConfig):  # fail before the model is read
-        parse(chosen.pruner, keep=chosen.keep if keep is None else keep, **{**chosen.params, **extra})
+        pipeline = parse(chosen.pruner, keep=chosen.keep if keep is None else keep, **{**chosen.params, **extra})
     elif chosen is not None:
-        parse(chosen, keep=keep, **extra)
-    from transformers import AutoModelForImageTextToText
+        pipeline = parse(chosen, keep=keep, **extra)
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     model = AutoModelForImageTextToText.from_pretrained(path_or_id, **from_pretrained_kwargs)
     if chosen is None:
         return model
-    return compress(model, chosen, keep=keep, positions=positions, parts=parts, **extra)
+    if tokenizer is None and any(p.uses_question for p in pipeline):
+        with suppress(OSError, ValueError):  # the method says so when it asks
+            tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub)
+    return compress(model, chosen, keep=keep, positions=positions, parts=parts, tokenizer=tokenizer, **extra)
 
 
 def _handle(model: nn.Module) -> Handle | None:

@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``vtc ask``, ``vtc show``, ``vtc pruners``.
+"""The command line: ``vtc bench``, ``vtc ask``, ``vtc show``, ``vtc horizon``, ``vtc pruners``.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -172,6 +172,50 @@ def show(
 
 
 @app.command()
+def horizon(
+    window: Annotated[int, typer.Option(help="Side of the windows that are kept one at a time, in tokens.")] = 2,
+    threshold: Annotated[
+        float, typer.Option(help="A layer has no information when no window moves the answer's probability by more.")
+    ] = 0.02,
+    search: Annotated[
+        str | None, typer.Option(help="'vtw': only search the layer at which all visual tokens may leave.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="KL divergence that --search vtw allows.")] = 0.003,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Questions per task [default: 5 on the bundled model and tasks, else all].")
+    ] = None,
+    start: Annotated[int | None, typer.Option(help="First layer to look at.")] = None,
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with images.parquet and questions.parquet of your own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command resumes there [default: vtc-horizon/<model>-<data>-<hash>]."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per batch.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
+    if data is not None and not data.is_dir():
+        raise ValueError(f"--data: no such folder: {data}")
+    from vtc.eval.cells import split_list
+    from vtc.eval.horizon_run import HorizonOptions, run_horizon
+
+    run_horizon(
+        HorizonOptions(
+            model=model, data=data, tasks=split_list(tasks) if tasks else None, limit=limit, window=window,
+            threshold=threshold, search=search, eta=eta, start=start, output=output, batch_size=batch_size,
+            device=device, dtype=dtype,
+        )
+    )  # fmt: skip
+
+
+@app.command()
 def pruners(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     pattern: Annotated[str, typer.Argument(help="Shell-style pattern of names.")] = "*",
@@ -190,7 +234,7 @@ def pruners(
 
 def _cell(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
-    from vtc.eval.cells import make_cell, parse_keep
+    from vtc.eval.cells import make_cell, needs_keep, parse_keep
 
     if pruner is None:
         if keep is not None:
@@ -199,7 +243,7 @@ def _cell(pruner: str | None, keep: str | None) -> Any:
     from vtc.spec import parse
 
     value = parse_keep(keep) if keep is not None else None
-    if value is None and any(p.keep is None for p in parse(pruner)):
+    if value is None and any(map(needs_keep, parse(pruner))):
         raise ValueError(f"{pruner!r} needs --keep, for example --keep 0.25 or --keep 64")
     return make_cell(pruner, value)
 
@@ -235,7 +279,7 @@ def main(args: list[str] | None = None) -> None:
         else:
             raise
     if code == INTERRUPTED:
-        _fail("interrupted; what vtc bench has finished is kept, and the same command goes on from there", INTERRUPTED)
+        _fail("interrupted; what vtc has finished is kept, and the same command goes on from there", INTERRUPTED)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -1,0 +1,95 @@
+"""Image-text relevance by CLIP: the text tower of a transformers or open_clip model, and its image projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad
+
+OPEN_CLIP = "open_clip:"
+
+
+def segments(ids: Sequence[int], room: int) -> list[list[int]]:
+    """Cut token ids into pieces of at most `room`; no ids are one empty piece."""
+    return [list(ids[i : i + room]) for i in range(0, max(1, len(ids)), room)]
+
+
+class ClipText:
+    """Text and patch embeddings in CLIP's common space, float32 unit vectors `[.., d]`.
+
+    Attributes
+    ----------
+    width : int
+        What the image projection reads, D_enc.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        self.name, self.device = name, device
+        if name.startswith(OPEN_CLIP):
+            self._open_clip(*name.removeprefix(OPEN_CLIP).partition("/")[::2])
+        else:
+            self._transformers()
+        self.width = int(self.projection.shape[0])
+
+    def _transformers(self) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        # loaded to the CPU first: the image tower is not needed
+        model = CLIPModel.from_pretrained(self.name, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(self.name)
+        self.post_norm: nn.Module = model.vision_model.post_layernorm.to(self.device)
+        self.projection = model.visual_projection.weight.detach().T.to(self.device)
+        text, output = model.text_model.to(self.device), model.text_projection.to(self.device)
+        self.length = int(model.config.text_config.max_position_embeddings)
+        self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+        # no mask: the towers are causal and read the end token, so padding behind it is never seen
+        self._encode: Any = lambda ids: output(text(input_ids=ids).pooler_output)
+        self._ids: Any = lambda words: tokenizer(words, add_special_tokens=False)["input_ids"]
+
+    def _open_clip(self, architecture: str, pretrained: str) -> None:
+        import open_clip
+
+        model = open_clip.create_model(architecture, pretrained=pretrained or None, precision="fp32").eval()
+        tokenizer = open_clip.get_tokenizer(architecture)
+        projection, post_norm = getattr(model.visual, "proj", None), getattr(model.visual, "ln_post", None)
+        if not isinstance(projection, Tensor) or post_norm is None or not hasattr(tokenizer, "sot_token_id"):
+            raise NotImplementedError(
+                f"text_encoder={self.name!r}: only open_clip's own ViT and text towers can embed patches and long texts"
+            )
+        self.post_norm, self.projection = post_norm.to(self.device), projection.detach().to(self.device)
+        del model.visual
+        model = model.to(self.device)
+        self.length = int(model.context_length)
+        self.ends = (tokenizer.sot_token_id, tokenizer.eot_token_id)
+        self._encode = lambda ids: model.encode_text(pad(ids, (0, self.length - ids.shape[1])))
+        self._ids = tokenizer.encode
+
+    @torch.no_grad()
+    def text(self, texts: Sequence[str]) -> Tensor:
+        """Mean of the unit embeddings of each text's segments, `[S, d]`."""
+        pieces = [segments(self._ids(text), self.length - 2) for text in texts]
+        rows = [torch.tensor([self.ends[0], *piece, self.ends[1]]) for found in pieces for piece in found]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        embedded = normalize(self._encode(ids.to(self.device)), dim=-1)
+        return torch.stack([part.mean(0) for part in embedded.split([len(found) for found in pieces])])
+
+    @torch.no_grad()
+    def patches(self, x: Tensor) -> Tensor:
+        """Unit embeddings of the image tower's states `[.., D_enc]`."""
+        if x.shape[-1] != self.width:
+            raise ValueError(
+                f"text_encoder={self.name!r} embeds image states of width {self.width}, this model's tower gives "
+                f"{x.shape[-1]}: it must be the CLIP that the tower was taken from; else use relevance='embeddings'"
+            )
+        return normalize(self.post_norm(x.float().to(self.device)) @ self.projection, dim=-1)
+
+
+@lru_cache(maxsize=2)
+def clip_text(name: str, device: torch.device) -> ClipText:
+    """The text encoder `name`: a transformers CLIP (folder or hub id), or ``open_clip:ARCHITECTURE/PRETRAINED``."""
+    return ClipText(name, device)

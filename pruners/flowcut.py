@@ -1,0 +1,265 @@
+"""FlowCut: inside the vision encoder, step by step, what little information flows to goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Pruner, Stop, VisualTokens
+from .partition import best, budgets_of, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .registry import register_pruner
+from .selection import top_k
+from .signals import DecoderAttention, DecoderValues, EncoderAttention, EncoderValues, Signal
+
+
+def flow_signals(layer: int | None = None) -> tuple[Signal, ...]:
+    """What ``encoder_flow`` reads of an encoder layer: attention, value similarity, head-mean values."""
+    return (
+        EncoderAttention(layer=layer, queries="global"),
+        EncoderAttention(layer=layer, queries="global", of="values"),
+        EncoderValues(layer=layer, heads="mean"),
+    )
+
+
+def flow_score(attention: Tensor, semantic: Tensor | None, value: Tensor, part: Tensor, count: int) -> Tensor:
+    """FlowCut's importance at one layer.
+
+    Parameters
+    ----------
+    attention : Tensor
+        `[B, N]`: a, mean over heads of the global token's attention.
+    semantic : Tensor or None
+        `[B, N]`: s, the same of values; None leaves it out.
+    value : Tensor
+        `[B, N, d]` mean over heads of the values.
+    part : Tensor
+        `[B, N]`: within each part a and s are normalised (``partition.parts_of``).
+    count : int
+        Number of parts.
+
+    Returns
+    -------
+    Tensor
+        `[B, N]` float32 ``(a / sum a + s / sum s) ||v||_1``; 0 where it is not finite.
+    """
+    flow = _share(attention, part, count)
+    if semantic is not None:
+        flow = flow + _share(semantic, part, count)
+    score = flow * value.float().abs().sum(-1)
+    return score.nan_to_num(0, 0, 0)
+
+
+def encoder_flow(
+    tokens: VisualTokens,
+    signals: Sequence[Signal],
+    semantic: bool = True,
+    part: Tensor | None = None,
+    count: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Importance of each token at one encoder layer, and the attention in it.
+
+    Parameters
+    ----------
+    tokens : VisualTokens
+        The candidates.
+    signals : sequence of Signal
+        What ``flow_signals(layer)`` gives, declared by the method that calls this.
+    semantic : bool
+        Whether the similarity of values counts.
+    part, count : Tensor, int
+        Parts in which to normalise; by default crops and frames.
+
+    Returns
+    -------
+    score, attention : Tensor
+        `[B, N]` float32 each; a token of several patches has their mean.
+    """
+    if part is None:
+        part, count = parts_of(tokens)
+    attention, similarity, value = signals
+    a = tokens.read(attention).float().mean(1)
+    s = tokens.read(similarity).float().mean(1) if semantic else None
+    v = tokens.read(value).float()
+    # a unit's density is the mean of its patches', not that of their mean
+    density = v.abs().sum(-1).mean(2, keepdim=True)
+    return flow_score(a, s, density, part, count), a
+
+
+def prune_counts(attention: Tensor, part: Tensor, sizes: Tensor, target: Tensor, left: int) -> Tensor:
+    """How many tokens each part loses: `round((n - T) / sqrt(left) (1 - H^2))`, `[B, P]` int64.
+
+    `H` is the entropy of the part's attention over ``log n``, T its `target [B, P]`, `sizes` n; `left` are the encoder
+    layers before the last cut, at 0 everything above the target goes.
+    """
+    surplus = sizes - target
+    if left == 0:
+        return surplus
+    p = _share(attention, part, sizes.shape[1])
+    entropy = -part_sums(torch.xlogy(p, p), part, sizes.shape[1]) / sizes.clamp(min=2).log()
+    return (surplus / left**0.5 * (1 - entropy**2)).round().long().clamp(min=0)
+
+
+def _share(x: Tensor, part: Tensor, count: int) -> Tensor:
+    """`x` over its sum within each part."""
+    x = x.float().nan_to_num(0, 0, 0).masked_fill(part == count, 0)
+    return x / per_token(part_sums(x, part, count), part).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@register_pruner("flowcut")
+@dataclass(kw_only=True)
+class FlowCut(Pruner):
+    """FlowCut (Tong et al., NeurIPS 2025, arXiv 2505.19536): redundancy seen through information flow.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens kept per span after the last step, exactly.
+    layer : int, optional
+        Decoder layer before which a last step prunes from ``tower * keep`` to `keep`; None leaves it out. The paper
+        uses 2 for LLaVA-NeXT and Qwen2-VL, None for LLaVA-1.5.
+    tower : float
+        With a `layer`: how many times `keep` the encoder keeps. The paper's is 2.
+    history : float
+        Weight of the importance so far; the paper's is 0.5.
+    every : int
+        Encoder layers between two cuts; the paper's is 2.
+    semantic : bool
+        Whether the similarity of values counts in the encoder. The authors' code for Qwen2-VL leaves it out there, the
+        paper does not.
+    official : bool
+        All crops of a picture lose the same number in a step, the largest of theirs, as in the authors' code, which
+        runs them as one batch; by default each loses its own.
+
+    Notes
+    -----
+    Stage: vision, before layers L, L - `every`, ... of the encoder, L the layer whose output the projector reads
+    (CLIP-L: 2, 4 ... 22), and decoder. Importance of token j at layer l: ``I_j = (a_j / sum a + s_j / sum s) d_j``:
+
+    - a `[H, N]`: the class token's attention; without one the mean query's, as the authors do for Qwen2-VL;
+    - s `[H, N]`: ``softmax(v_cls . v_j)`` over all tokens, unscaled (the paper divides by ``sqrt(d)``); without a class
+      token the mean value's, as the paper says;
+    - d: L1 norm of the value's mean over heads (the paper divides it by ``d_head``, which changes no choice).
+
+    Over heads means are taken. Cumulative: ``C = history C + (1 - history) I`` at every layer. A cut with `left` layers
+    to go drops ``round((n - T) / sqrt(left) (1 - H^2))`` tokens of n, H the relative entropy of a: much where attention
+    is concentrated; the last one drops all above the target T. So counts on the way are adaptive and the final one is
+    exact. Crops and frames have targets in proportion to their sizes and are normalised by themselves. O(N d) a layer.
+
+    Decoder step: a over visual keys, s with the last token's value, scaled; no history.
+
+    Deviations. Where a token is made of several patches (Qwen-VL, Gemma3), whole tokens go; the authors cut single
+    patches of Qwen2-VL and merge what is left over. There the last cut is before the last block, theirs behind it. In
+    windows (Qwen2.5-VL, untried by the authors) a and s are of the window's mean, weighted by its size. Their T for
+    LLaVA-NeXT's crops is ``int(target / 2)`` each, which with five crops is 2.5 times the target and not the paper's 2.
+    They renumber positions and insert no newlines; here positions stay.
+    """
+
+    layer: int | None = None
+    tower: float = 2.0
+    history: float = 0.5
+    every: int = 2
+    semantic: bool = True
+    official: bool = False
+
+    stage: ClassVar[str] = "vision"
+    paper: ClassVar[str] = "arXiv 2505.19536"
+    signals: ClassVar[tuple[Signal, ...]] = flow_signals()
+    adaptive_count: ClassVar[bool] = True
+    uses_attention: ClassVar[bool] = True
+    uses_cls: ClassVar[bool] = True
+    ragged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"flowcut.every={self.every!r} is out of range; it must be an int >= 1")
+        if not 0 <= self.history < 1:
+            raise ValueError(f"flowcut.history={self.history} is out of range: it must be in [0, 1)")
+        if not self.tower >= 1:
+            raise ValueError(f"flowcut.tower={self.tower} is out of range: the encoder keeps at least `keep`, so >= 1")
+
+    def stops(self, depth: int) -> tuple[Stop, ...]:
+        """The encoder, whose layers ``tower_stops`` gives, and the decoder's layer if there is one."""
+        if self.layer is None or self.keep is None:
+            return (Stop("vision", None, self.keep),)
+        scaled = self.keep * self.tower
+        first = min(1.0, scaled) if isinstance(self.keep, float) else int(scaled + 0.5)
+        return Stop("vision", None, first), Stop("decoder", self.layer, self.keep)
+
+    def tower_stops(self, stop: Stop, last: int) -> tuple[Stop, ...]:
+        """Every `every` layers, the last cut before layer `last`."""
+        if last < 1:
+            raise ValueError("flowcut needs an encoder of at least two layers, because it reads the layer before a cut")
+        return tuple(Stop("vision", layer, stop.keep) for layer in reversed(range(last, 0, -self.every)))
+
+    def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
+        """All layers since the last cut; of the decoder the layer before."""
+        if stop.stage == "decoder":
+            return DecoderAttention(), DecoderValues()
+        if stop.layer is None:
+            return self.signals
+        return tuple(s for layer in self._since(stop.layer) for s in flow_signals(layer))
+
+    def _since(self, layer: int) -> range:
+        """Encoder layers whose flow the cut before `layer` takes in."""
+        return range(max(0, layer - self.every), layer)
+
+    def select(self, tokens: VisualTokens, k: int) -> Tensor:
+        """In the encoder `[B, N]` with -1 behind what is kept now."""
+        if tokens.stage == "decoder":
+            return top_k(self._decoder_score(tokens), k, tokens.valid)
+        assert tokens.layer is not None
+        assert tokens.last is not None
+        part, score, target = self._carried(tokens)
+        count = target.shape[1]
+        for layer in self._since(tokens.layer):
+            now, attention = encoder_flow(tokens, flow_signals(layer), self.semantic, part, count)
+            score = now if score is None else self.history * score + (1 - self.history) * now
+        assert score is not None
+        sizes = part_sizes(part, count)
+        lost = prune_counts(attention, part, sizes, target, tokens.last - tokens.layer)
+        if self.official:
+            lost = lost.amax(1, keepdim=True)
+        kept = torch.maximum(sizes - lost, target)
+        chosen = (rank_in_part(score, part, count) < per_token(kept, part)) & tokens.valid
+        tokens.state.update(ids=tokens.ids, part=part, score=score, target=target, span=list(tokens.span))
+        return columns_of(chosen, part.shape[1], exact=False)
+
+    @staticmethod
+    def _carried(tokens: VisualTokens) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Part of each token, its importance so far (None before the first cut) and each part's target."""
+        state = tokens.state
+        if not state:
+            part, count = parts_of(tokens)
+            sizes, budget = part_sizes(part, count), budgets_of(tokens)
+            quota = budget * sizes / sizes.sum(1, keepdim=True)
+            rank = rank_in_part(torch.zeros_like(part), part, count)
+            shared = best(per_token(quota, part) - rank, budget, tokens.valid)
+            return part, None, part_sums(shared.long(), part, count)
+        rows = torch.tensor([state["span"].index(s) for s in tokens.span], device=tokens.ids.device)
+        before = state["ids"][rows]
+        before = torch.where(before < 0, torch.iinfo(before.dtype).max, before)
+        place = torch.searchsorted(before, tokens.ids.clamp(min=0).contiguous())
+        target = state["target"][rows]
+        part = state["part"][rows].gather(1, place).masked_fill(~tokens.valid, target.shape[1])
+        return part, state["score"][rows].gather(1, place), target
+
+    def _decoder_score(self, tokens: VisualTokens) -> Tensor:
+        """Importance at one decoder layer, `[B, N]` float32."""
+        rows, values = DecoderAttention(), DecoderValues()
+        valid = tokens.valid
+        part = (~valid).long()
+        attention = tokens.read(rows).float()[:, :, 0].masked_fill(~valid[:, None], 0)
+        attention = (attention / attention.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)).mean(1)
+        value = tokens.read(values).float()
+        text = tokens.text(values).float()
+        turn = torch.arange(text.shape[1], device=text.device)
+        at = torch.where(tokens.text_valid(), turn, -1).amax(1).clamp(min=0)
+        last = text[torch.arange(text.shape[0], device=text.device), at][tokens.sample]
+        logits = (value * last[:, None]).sum(-1) * value.shape[-1] ** -0.5
+        semantic = logits.masked_fill(~valid[..., None], float("-inf")).softmax(1).mean(-1)
+        return flow_score(attention, semantic, value.mean(2), part, 1)

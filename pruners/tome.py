@@ -1,0 +1,136 @@
+"""ToMe: merge the pairs of tokens that are most alike, again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import STAGES, Merged, Pruner, Stop, VisualTokens
+from .merging import Match, bipartite_match, merge_matched, take
+from .registry import register_pruner
+from .signals import EncoderKeys, Signal
+
+METRICS = ("features", "keys")
+
+
+@register_pruner("tome")
+@dataclass(kw_only=True)
+class Tome(Pruner):
+    """ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461): token merging, on the final features or inside the encoder.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens kept per span, exactly.
+    layer : int, optional
+        None merges before the language model, `k` before decoder layer `k`; with ``at="vision"`` before encoder layer
+        `k`, or, without one, a little before every encoder layer but the first.
+    at : {"vision", "input", "decoder"}, optional
+        The stage; by default ``decoder`` with a layer and ``input`` without.
+    r : int or float
+        Tokens merged away a round: a number, or a share of those present; never more than half.
+    metric : {"features", "keys"}, optional
+        What is compared: the features that are merged, or the keys of an encoder layer, all heads side by side (ToMe:
+        their mean over heads): of the layer before inside the encoder (the default there), elsewhere of the one whose
+        output the projector reads.
+
+    Notes
+    -----
+    Merges. A round: tokens at even places (A) and odd places (B) of reading order; each of A finds its most similar of
+    B by cosine, the `r` most similar merge into it: size-weighted mean `[N, D]`, in float32. Rounds follow until `k`
+    are left, the last one shorter; what is compared is merged along. A merged token stands at the position of its token
+    of B, the others keep theirs, and each round sees them in reading order. O(N^2 D / 4) a round, with an N/2 x N/2
+    matrix.
+
+    Inside the encoder (``at="vision"``, the paper's place) as many tokens go before each layer, the paper's constant r,
+    so that `keep`, a fraction, is left for the last one; attention logits get ``log(size)`` of the key (proportional
+    attention), the class token is not merged. For towers with one patch a token: CLIP and SigLIP in LLaVA and
+    LLaVA-NeXT, timm, open_clip. The paper merges between a layer's attention and its MLP by that layer's keys; here it
+    is done before the next layer by the same keys, so each MLP still sees the tokens of its attention, and the last
+    layer's merging is left out. LLaVA-NeXT's tiles are matched together.
+
+    The authors put unmerged tokens of A before those of B, in falling similarity; only the order differs. A token that
+    is not finite resembles nobody, and adds nothing to what it merges with.
+    """
+
+    layer: int | None = None
+    at: str | None = None
+    r: int | float = 0.5
+    metric: str | None = None
+
+    paper: ClassVar[str] = "arXiv 2210.09461"
+    merges: ClassVar[bool] = True
+    order_dependent: ClassVar[bool] = True
+    ragged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.r, bool) or not isinstance(self.r, (int, float)) or self.r <= 0:
+            raise ValueError(f"tome.r={self.r!r} is out of range: an int >= 1 or a share above 0")
+        if self.metric not in (None, *METRICS):
+            raise ValueError(f"tome.metric={self.metric!r} is unknown; allowed are {', '.join(METRICS)}")
+        if self.at is not None and self.at not in STAGES:
+            raise ValueError(f"tome.at={self.at!r} is no stage; allowed are {', '.join(STAGES)}")
+        if (self.at == "input" and self.layer is not None) or (self.at == "decoder" and self.layer is None):
+            raise ValueError(f"tome.at={self.at!r} does not go with layer={self.layer}")
+        if self.at == "vision" and self.layer is None and isinstance(self.keep, int):
+            raise ValueError(
+                f"tome.keep={self.keep}: merging before every encoder layer takes a fraction; give one, or a layer"
+            )
+
+    @property
+    def stage(self) -> str:  # type: ignore[override]
+        """As asked for; by default from the layer."""
+        return self.at or ("input" if self.layer is None else "decoder")
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """The encoder's keys, if they are compared."""
+        return (EncoderKeys(),) if (self.metric or METRICS[self.at == "vision"]) == "keys" else ()
+
+    def tower_stops(self, stop: Stop, last: int) -> tuple[Stop, ...]:
+        """Without a layer: as many tokens less before each layer from 1 on."""
+        if stop.layer is not None or stop.keep is None:
+            return (stop,)
+        shares = [1 - (1 - stop.keep) * i / last for i in range(1, last)]
+        return tuple(Stop("vision", i, share) for i, share in enumerate([*shares, stop.keep], 1))
+
+    def select(self, tokens: VisualTokens, k: int) -> Merged:
+        """What is left in reading order."""
+        x, valid = tokens.features, tokens.valid
+        column = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        keys = tokens.read(self.signals[0]).to(valid.device).flatten(2) if self.signals else None
+        size = valid.float() if tokens.size is None else tokens.size
+        counts = list(tokens.counts)
+        while any(n > b for n, b in zip(counts, tokens.budgets, strict=True)):
+            r = [min(self._round(n), n - b) for n, b in zip(counts, tokens.budgets, strict=True)]
+            match = self.match(x if keys is None else keys, r, valid)
+            gone = ~valid
+            gone[:, ::2] |= match.merged
+            counts = [n - less for n, less in zip(counts, r, strict=True)]
+            left = gone.to(torch.int8).sort(dim=1, stable=True).indices[:, : max(counts)]
+            keys = None if keys is None else self._merge(keys, size, match, left)[0]
+            x, size = self._merge(x, size, match, left)
+            column, valid = column.gather(1, left), (~gone).gather(1, left)
+        return Merged(column[:, :k], x[:, :k].to(tokens.features.dtype), size[:, :k])
+
+    def _round(self, n: int) -> int:
+        """How many of `n` tokens a round merges away at most."""
+        return min(n // 2, max(1, int(self.r * n) if isinstance(self.r, float) else self.r))
+
+    @staticmethod
+    def _merge(x: Tensor, size: Tensor, match: Match, left: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and sizes of the columns `left` behind a round."""
+        made, total = merge_matched(x, size, match)
+        odd, half = left % 2 == 1, (left // 2).clamp(max=max(0, made.shape[1] - 1))
+        size = torch.where(odd, total.gather(1, half), size.gather(1, left))
+        made = take(made, half)
+        return torch.where(odd[..., None], made, take(x, left)), size
+
+    @staticmethod
+    def match(metric: Tensor, r: list[int], valid: Tensor, protect: int = 0) -> Match:
+        """One round's matching; `protect` tokens in front stay (the paper: the class token)."""
+        return bipartite_match(metric, r, valid, protect)

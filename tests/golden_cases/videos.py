@@ -1,0 +1,88 @@
+"""Vectors of the video methods EVS, DyCoke, VidCom2 and FastVID."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from golden_support import Golden, Served, golden, tokens_of
+
+import vtc
+from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.video_frames import frames_of
+
+
+def video(frames: int, rows: int, cols: int) -> list[Layout]:
+    return [Layout((Grid(rows, cols, "frame"),) * frames)]
+
+
+def normal(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    return generator.standard_normal(shape, dtype=np.float32)
+
+
+@golden("evs")
+def evs(vector: Golden) -> None:
+    meta, g = vector.meta, vector.rng()
+    frames, (rows, cols), d = meta["frames"], meta["grid"], meta["d"]
+    x = normal(g, 1, rows * cols, d) + np.float32(0.5) * normal(g, frames, rows * cols, d)
+    tokens = tokens_of(x.reshape(-1, d), len(vector["kept_flat_sorted"]), layouts=video(frames, rows, cols))
+    for official in (True, False):
+        pruner = vtc.parse("evs", keep=1 - meta["q"], official=official)[0]
+        kept = pruner.select(tokens, tokens.budgets[0])[0]
+        assert sorted(kept[kept >= 0].tolist()) == vector["kept_flat_sorted"].tolist()
+
+
+@golden("dycoke")
+def dycoke(vector: Golden) -> None:
+    meta, g = vector.meta, vector.rng()
+    x = normal(g, 1, meta["n"], meta["d"]) + np.float32(0.7) * normal(g, meta["frames"], meta["n"], meta["d"])
+    tokens = tokens_of(x.reshape(-1, meta["d"]), 1, layouts=video(meta["frames"], 1, meta["n"]))
+    kept = vtc.parse("dycoke", official=True, ratio=meta["k"])[0].select(tokens, 1)[0]
+    assert kept[kept >= 0].tolist() == vector["kept_in_output_order"].tolist()
+
+
+@golden("vidcom2")
+def vidcom2(vector: Golden) -> None:
+    meta, g = vector.meta, vector.rng()
+    frames, n, d = meta["frames"], meta["n"], meta["d"]
+    x = normal(g, 1, n, d) + np.float32(0.5) * normal(g, frames, n, d) + np.float32(0.3) * normal(g, frames, 1, d)
+    expected = vector["kept_flat"].tolist()
+    tokens = tokens_of(x.reshape(-1, d), len(expected), layouts=video(frames, 1, n))
+    official = vtc.parse("vidcom2", keep=meta["ratio"], official=True)[0]
+    scores = official.scores(tokens, frames_of(tokens))
+    np.testing.assert_allclose(official.shares(tokens, scores)[0], vector["scales"], atol=1e-5)
+    np.testing.assert_allclose(scores.video.view(frames, n), vector["video_score"], atol=1e-5)
+    np.testing.assert_allclose(scores.frame.view(frames, n), vector["frame_score"], atol=1e-5)
+    kept = official.select(tokens, len(expected))[0]
+    assert kept[kept >= 0].tolist() == expected
+
+
+@golden("fastvid")
+def fastvid(vector: Golden) -> None:
+    meta, g = vector.meta, vector.rng()
+    frames, n, d, system = meta["frames"], meta["n"], meta["d"], meta["system"]
+    hidden = normal(g, 1, system + frames * n + meta["text"], d)
+    attention = torch.from_numpy(normal(g, frames, n)).softmax(-1)
+    whole = normal(g, frames, d)
+    for i in range(1, frames):
+        if i % 3:
+            whole[i] = whole[i - 1] + np.float32(0.2) * whole[i]
+    numbers = {"segments": meta["c"], "threshold": meta["tau"], "context": meta["d_ratio"], "every": meta["p"]}
+    pruner = vtc.parse("fastvid", keep=meta["ratio"], weight=meta["beta"], official=True, **numbers)[0]
+    # a frame's global feature is the mean over its tokens: every token gets it
+    read = torch.from_numpy(whole).repeat_interleave(n, 0)[None, :, None]
+    source = Served(dict(zip(pruner.signals, (attention.flatten()[None, None], read), strict=True)))
+    visual = torch.from_numpy(hidden[:, system : system + frames * n])
+    tokens = tokens_of(visual, round(meta["ratio"] * frames * n), source, video(frames, 1, n))
+
+    found = pruner.select(tokens, tokens.budgets[0])
+    kept = found.index[0][found.index[0] >= 0]
+    text = [i for i in range(hidden.shape[1]) if not system <= i < system + frames * n]
+    assert sorted([*text, *(kept + system).tolist()]) == vector["keep_positions"].tolist()
+    where = frames_of(tokens)
+    segment, _ = pruner.plan(pruner.similarities(tokens, where), torch.zeros(1, frames, dtype=torch.long), where)
+    assert segment[0].bincount().tolist() == vector["segment_sizes"].tolist()
+    out = torch.from_numpy(hidden[0].copy())
+    out[kept + system] = found.features[0, : len(kept)]
+    rows = out[torch.from_numpy(vector["keep_positions"]).long()]
+    np.testing.assert_allclose(rows.norm(dim=-1), vector["out_rownorm"], atol=1e-3)
+    np.testing.assert_allclose(rows[:, :8], vector["out_first8"], atol=1e-3)
