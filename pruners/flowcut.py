@@ -15,6 +15,8 @@ from .registry import register_pruner
 from .selection import top_k
 from .signals import DecoderAttention, DecoderValues, EncoderAttention, EncoderValues, Signal
 
+DECODER: tuple[Signal, ...] = (DecoderAttention(), DecoderValues())
+
 
 def flow_signals(layer: int | None = None) -> tuple[Signal, ...]:
     """What ``encoder_flow`` reads of an encoder layer: attention, value similarity, head-mean values."""
@@ -167,7 +169,6 @@ class FlowCut(Pruner):
 
     stage: ClassVar[str] = "vision"
     paper: ClassVar[str] = "arXiv 2505.19536"
-    signals: ClassVar[tuple[Signal, ...]] = flow_signals()
     adaptive_count: ClassVar[bool] = True
     uses_attention: ClassVar[bool] = True
     uses_cls: ClassVar[bool] = True
@@ -181,6 +182,12 @@ class FlowCut(Pruner):
             raise ValueError(f"flowcut.history={self.history} is out of range: it must be in [0, 1)")
         if not self.tower >= 1:
             raise ValueError(f"flowcut.tower={self.tower} is out of range: the encoder keeps at least `keep`, so >= 1")
+        self.uses_text = self.layer is not None  # type: ignore[misc]
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """Of every encoder layer; and of the decoder layer before the last step, if there is one."""
+        return flow_signals() if self.layer is None else (*flow_signals(), *DECODER)
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """The encoder, whose layers ``tower_stops`` gives, and the decoder's layer if there is one."""
@@ -199,9 +206,9 @@ class FlowCut(Pruner):
     def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
         """All layers since the last cut; of the decoder the layer before."""
         if stop.stage == "decoder":
-            return DecoderAttention(), DecoderValues()
+            return DECODER
         if stop.layer is None:
-            return self.signals
+            return flow_signals()
         return tuple(s for layer in self._since(stop.layer) for s in flow_signals(layer))
 
     def _since(self, layer: int) -> range:
@@ -250,7 +257,7 @@ class FlowCut(Pruner):
 
     def _decoder_score(self, tokens: VisualTokens) -> Tensor:
         """Importance at one decoder layer, `[B, N]` float32."""
-        rows, values = DecoderAttention(), DecoderValues()
+        rows, values = DECODER
         valid = tokens.valid
         part = (~valid).long()
         attention = tokens.read(rows).float()[:, :, 0].masked_fill(~valid[:, None], 0)

@@ -104,12 +104,14 @@ class VScan(Pruner):
             raise ValueError(f"vscan.window={self.window!r} is out of range; it must be an int >= 1")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]
+        self.uses_text = self.ratio != 1  # type: ignore[misc]
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
         """Attention of two encoder layers, and of the decoder layer where the second stage is."""
         shallow = SHALLOW if self.shallow is None else self.shallow
-        return EncoderAttention(layer=shallow), EncoderAttention(), AttentionAhead()
+        encoder = EncoderAttention(layer=shallow), EncoderAttention()
+        return encoder if self.ratio == 1 else (*encoder, AttentionAhead())
 
     def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
         """The encoder's at the input stage, the decoder's behind it."""

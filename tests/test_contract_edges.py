@@ -27,7 +27,9 @@ def test_text_only_input_is_untouched(setting: Setting, family: str) -> None:
     assert torch.equal(again.tokens, plain.generated.tokens[:, :4])
 
 
-@pytest.mark.parametrize(("setting", "family"), cells([*(m.with_keep(1) for m in METHODS if m.pruner not in NO_COUNTS), ONE_EACH], FAMILIES))
+@pytest.mark.parametrize(
+    ("setting", "family"), cells([*(m.with_keep(1) for m in METHODS if m.pruner not in NO_COUNTS), ONE_EACH], FAMILIES)
+)
 def test_one_token_per_picture(setting: Setting, family: str) -> None:
     pruned, plain = outcome(setting, family, "one"), baseline(family, "one")
     model, given = tiny(family), prompt(family, "one").inputs

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from contracts import outcome
+from fake import FakeDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from methods import NO_VISION_STAGE, Setting, asked
@@ -20,7 +21,9 @@ from zoo import FAMILIES, prompt, tiny
 
 import vtc
 from vtc.models.locate import locate
+from vtc.models.segments import Segments
 from vtc.models.vision import VisionSide
+from vtc.models.vision_rows import encoder_rows
 from vtc.pruners.base import SignalSource, Stop, VisualTokens
 from vtc.pruners.flowcut import encoder_flow, flow_signals
 from vtc.pruners.layout import Grid, Layout
@@ -325,3 +328,59 @@ def test_a_tower_of_one_layer_is_refused():
 def test_bad_parameters_are_named(spec, match):
     with pytest.raises(ValueError, match=rf"flowcut\.{match}"):
         vtc.parse(f"flowcut({spec}, keep=2)")
+
+
+def test_it_depends_on_the_question_only_with_a_decoder_step():
+    plain, both = vtc.parse("flowcut(keep=3)")[0], vtc.parse("flowcut(keep=3, layer=2)")[0]
+    assert (plain.uses_text, both.uses_text) == (False, True)
+    assert {s.part for s in plain.signals} == {"encoder"}
+    assert {s.part for s in both.signals} == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("llava_next", "sizes"),
+        ("qwen2_5_vl", "sizes"),
+        ("qwen2_vl", "video"),
+        ("qwen2_5_vl", "video"),
+        ("qwen3_vl", "video"),
+    ],
+)
+def test_crops_of_every_size_and_frames(family, shape):
+    setting = Setting("flowcut", 0.3)
+    pruned_equals_masked(setting, family, shape)
+    batch_equals_one_by_one(setting, family, shape)
+    report = outcome(setting, family, shape).report
+    for kept, span, layout in zip(report.steps[-1].kept, report.spans, report.layouts, strict=True):
+        budget = asked(0.3, len(span.columns))
+        assert len(kept) == budget
+        part = layout.parts()[~layout.newline.numpy()]
+        fair = np.bincount(part) * budget / layout.content
+        assert (abs(np.bincount(layout.parts()[kept], minlength=len(fair)) - fair) < 1).all(), "in proportion"
+
+
+def test_the_choice_itself_waits_for_nothing():
+    """On the pretended GPU; the number kept is read by the host, once a cut."""
+    gpu = FakeDevice()
+    layout = LAYOUTS[2]
+    n = layout.tokens
+    source = Layers([[tuple(gpu.put(x) for x in layer) for layer in drawn([n], 4, 0).given[0]]])
+    state: dict[str, Any] = {}
+    ids = gpu.put(torch.arange(n)[None])
+    pruner = vtc.parse("flowcut(keep=20)")[0]
+    with gpu:
+        for layer in (2, 4):
+            tokens = VisualTokens(
+                features=ids[..., None].float(), ids=ids, counts=[n], budgets=[20], layouts=[layout],
+                sample=gpu.put(torch.zeros(1, dtype=torch.long)), order=[0], span=[0], stage="vision", layer=layer,
+                last=4, state=state, source=source,
+            )  # fmt: skip
+            found = pruner.select(tokens, 20)
+            assert found.device.type == "cuda"
+            assert found.shape == (1, n)
+        q = torch.zeros(1, 2, 9, 4, device="cuda")
+        ends = torch.arange(9, device="cuda") // 3
+        for segments in (None, Segments(ends, 3, 3), Segments(ends, 3, 3, [3, 3, 3])):
+            for kind in ("mean", "mean of values", "cls of values", "mean values"):
+                assert encoder_rows(kind, q, q, q, None, 0.5, segments).device.type == "cuda"
