@@ -247,9 +247,9 @@ class VisionRun:
             if kwargs.get("max_seqlen") is not None:
                 kwargs["max_seqlen"] = len(self.present)
         if self.weight is not None:
-            found = self.segments[layer]
-            assert found is not None
-            found.bias = self.weight.log()[self.present]
+            segments = self.segments[layer]
+            assert segments is not None
+            segments.bias = self.weight.log()[self.present]
         kwargs["vtc_segments"] = self.segments[layer]
         return kwargs
 

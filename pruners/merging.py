@@ -11,23 +11,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CHANNELS = 1024  # taken to float32 together, so that half precision needs no second copy of the features
+
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index [B, K]` of `x [B, N, D]`, `[B, K, D]`."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def _blocks(width: int) -> list[slice]:
+    return [slice(start, start + CHANNELS) for start in range(0, width, CHANNELS)]
+
+
 def combine(weights: Tensor, x: Tensor) -> Tensor:
     """Weighted sums of the tokens `x [B, N, D]`, `[B, K, D]` float32; entries that are not finite count as 0."""
-    return weights @ x.to(torch.float32, copy=True).nan_to_num_(0, 0, 0)
+    parts = [weights @ x[..., c].to(torch.float32, copy=True).nan_to_num_(0, 0, 0) for c in _blocks(x.shape[-1])]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32; -1 where it is not finite."""
-    a, b = a.detach().float(), b.detach().float()
-    scale = a.norm(dim=-1)[..., None] * b.norm(dim=-1)[:, None]
-    found = (a @ b.transpose(1, 2)).div_(scale.clamp_(min=1e-12))
-    return found.nan_to_num_(-1, -1, -1)
+    found = left = right = a.new_zeros((), dtype=torch.float32)
+    for c in _blocks(a.shape[-1]):
+        u, v = a[..., c].detach().float(), b[..., c].detach().float()
+        found = u @ v.transpose(1, 2) + found
+        left, right = u.square().sum(-1) + left, v.square().sum(-1) + right
+    scale = left.sqrt()[..., None] * right.sqrt()[:, None]
+    return (found / scale.clamp_(min=1e-12)).nan_to_num_(-1, -1, -1)
 
 
 def nearest(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,5 +144,7 @@ def merge_matched(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor
     b, size_b = x[:, 1::2], size[:, 1::2]
     pull = membership(match.best, b.shape[1], match.merged, size[:, ::2])
     total = size_b + pull.sum(2)
-    made = combine(pull, x[:, ::2]).addcmul_(b.float(), size_b[..., None])
+    made = combine(pull, x[:, ::2])
+    for c in _blocks(b.shape[-1]):
+        made[..., c] += b[..., c].float() * size_b[..., None]
     return made.div_(total[..., None]), total

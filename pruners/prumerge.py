@@ -197,8 +197,8 @@ class PruMergePlus(PruMerge):
             grid = (columns % step == 0) & (columns < counts - 1)
         elif self.official:
             top = rank < self._official(tokens)
-            step = int(1 / self.keep) if self.keep else 1
-            grid = (columns >= step // 2) & ((columns - step // 2) % step == 0) & (columns < counts - 1)
+            apart = int(1 / (self.keep or 1))
+            grid = (columns >= apart // 2) & ((columns - apart // 2) % apart == 0) & (columns < counts - 1)
         else:
             share = torch.tensor([[int(self.outliers_share * (b - 1) + 0.5)] for b in tokens.budgets], device=device)
             top = rank < share

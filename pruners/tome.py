@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import STAGES, Merged, Pruner, Stop, VisualTokens
-from .merging import Match, bipartite_match, merge_matched, take
+from .merging import Match, bipartite_match, combine, membership, merge_matched, take
 from .registry import register_pruner
 from .signals import EncoderKeys, Signal
 
@@ -30,8 +30,10 @@ class Tome(Pruner):
         `k`, or, without one, a little before every encoder layer but the first.
     at : {"vision", "input", "decoder"}, optional
         The stage; by default ``decoder`` with a layer and ``input`` without.
-    r : int or float
-        Tokens merged away a round: a number, or a share of those present; never more than half.
+    r : int or float, optional
+        Tokens merged away a round: a number, or a share of those present; never more than half. By default half inside
+        the encoder (one round a layer, as the paper), elsewhere 0.1: in small rounds only near tokens merge (bundled
+        model, 63 of 576 tokens, 480 questions: 84.4% right with 0.1, 62.7% with 0.5, 87.7% unpruned).
     metric : {"features", "keys"}, optional
         What is compared: the features that are merged, or the keys of an encoder layer, all heads side by side (ToMe:
         their mean over heads): of the layer before inside the encoder (the default there), elsewhere of the one whose
@@ -40,10 +42,10 @@ class Tome(Pruner):
     Notes
     -----
     Merges. A round: tokens at even places (A) and odd places (B) of reading order; each of A finds its most similar of
-    B by cosine, the `r` most similar merge into it: size-weighted mean `[N, D]`, in float32. Rounds follow until `k`
-    are left, the last one shorter; what is compared is merged along. A merged token stands at the position of its token
-    of B, the others keep theirs, and each round sees them in reading order. O(N^2 D / 4) a round, with an N/2 x N/2
-    matrix.
+    B by cosine, the `r` most similar merge into it: size-weighted mean `[N, D]`, in float32 from the original tokens.
+    Rounds follow until `k` are left, the last one shorter; what is compared is merged along. A merged token stands at
+    the position of its token of B, the others keep theirs, and each round sees them in reading order. O(N^2 D / 4) a
+    round, with an N/2 x N/2 matrix.
 
     Inside the encoder (``at="vision"``, the paper's place) as many tokens go before each layer, the paper's constant r,
     so that `keep`, a fraction, is left for the last one; attention logits get ``log(size)`` of the key (proportional
@@ -58,7 +60,7 @@ class Tome(Pruner):
 
     layer: int | None = None
     at: str | None = None
-    r: int | float = 0.5
+    r: int | float | None = None
     metric: str | None = None
 
     paper: ClassVar[str] = "arXiv 2210.09461"
@@ -68,7 +70,7 @@ class Tome(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.r, bool) or not isinstance(self.r, (int, float)) or self.r <= 0:
+        if self.r is not None and (isinstance(self.r, bool) or not isinstance(self.r, (int, float)) or self.r <= 0):
             raise ValueError(f"tome.r={self.r!r} is out of range: an int >= 1 or a share above 0")
         if self.metric not in (None, *METRICS):
             raise ValueError(f"tome.metric={self.metric!r} is unknown; allowed are {', '.join(METRICS)}")
@@ -103,34 +105,55 @@ class Tome(Pruner):
         x, valid = tokens.features, tokens.valid
         column = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
         keys = tokens.read(self.signals[0]).to(valid.device).flatten(2) if self.signals else None
-        size = valid.float() if tokens.size is None else tokens.size
-        counts = list(tokens.counts)
+        before = valid.float() if tokens.size is None else tokens.size
+        owner, size, counts = column, before, list(tokens.counts)
         while any(n > b for n, b in zip(counts, tokens.budgets, strict=True)):
             r = [min(self._round(n), n - b) for n, b in zip(counts, tokens.budgets, strict=True)]
-            match = self.match(x if keys is None else keys, r, valid)
+            compared = (x if keys is None else keys).detach()
+            match = self.match(compared, r, valid)
             gone = ~valid
             gone[:, ::2] |= match.merged
             counts = [n - less for n, less in zip(counts, r, strict=True)]
             left = gone.to(torch.int8).sort(dim=1, stable=True).indices[:, : max(counts)]
-            keys = None if keys is None else self._merge(keys, size, match, left)[0]
-            x, size = self._merge(x, size, match, left)
-            column, valid = column.gather(1, left), (~gone).gather(1, left)
-        return Merged(column[:, :k], x[:, :k].to(tokens.features.dtype), size[:, :k])
+            place, to = places(left, match, valid.shape[1])
+            made, total = merge_matched(compared, size, match)
+            made = made.to(compared.dtype)
+            compared = replace_rows(compared, left, place[:, 1::2], made)
+            x, keys = (compared, None) if keys is None else (x, compared)
+            size = replace_rows(size[..., None], left, place[:, 1::2], total[..., None])[..., 0]
+            owner, column, valid = to.gather(1, owner), column.gather(1, left), (~gone).gather(1, left)
+            del made, compared
+        x = keys = None
+        # from the original tokens, so that half precision rounds once
+        inside = membership(owner, k, tokens.valid, before)
+        features = combine(inside, tokens.features) / inside.sum(2, keepdim=True).clamp(min=1)
+        return Merged(column[:, :k], features.to(tokens.features.dtype), size[:, :k])
 
     def _round(self, n: int) -> int:
         """How many of `n` tokens a round merges away at most."""
-        return min(n // 2, max(1, int(self.r * n) if isinstance(self.r, float) else self.r))
-
-    @staticmethod
-    def _merge(x: Tensor, size: Tensor, match: Match, left: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and sizes of the columns `left` behind a round."""
-        made, total = merge_matched(x, size, match)
-        odd, half = left % 2 == 1, (left // 2).clamp(max=max(0, made.shape[1] - 1))
-        size = torch.where(odd, total.gather(1, half), size.gather(1, left))
-        made = take(made, half)
-        return torch.where(odd[..., None], made, take(x, left)), size
+        r = self.r if self.r is not None else 0.5 if self.at == "vision" else 0.1
+        return min(n // 2, max(1, int(r * n) if isinstance(r, float) else r))
 
     @staticmethod
     def match(metric: Tensor, r: list[int], valid: Tensor, protect: int = 0) -> Match:
         """One round's matching; `protect` tokens in front stay (the paper: the class token)."""
         return bipartite_match(metric, r, valid, protect)
+
+
+def places(left: Tensor, match: Match, width: int) -> tuple[Tensor, Tensor]:
+    """Where each of `width` columns stands among the columns `left [B, K]`, `K` if it is gone, and where it ends up.
+
+    Both `[B, width]` int64; they differ where a token of A has merged.
+    """
+    gone = torch.full((left.shape[0], width), left.shape[1], device=left.device)
+    place = gone.scatter(1, left, torch.arange(left.shape[1], device=left.device).expand_as(left))
+    to = place.clone()
+    partner = place.gather(1, (2 * match.best + 1).clamp(max=width - 1))
+    to[:, ::2] = torch.where(match.merged, partner, place[:, ::2])
+    return place, to
+
+
+def replace_rows(x: Tensor, left: Tensor, place: Tensor, made: Tensor) -> Tensor:
+    """The rows `left [B, K]` of `x [B, N, D]` with rows `made [B, M, D]` put at `place [B, M]`; K is nowhere."""
+    kept = take(x, torch.nn.functional.pad(left, (0, 1)))
+    return kept.scatter_(1, place[..., None].expand_as(made), made.to(x.dtype))[:, :-1]

@@ -43,10 +43,10 @@ class VisionZip(Pruner):
     average, as in the authors' code. O(N c d_head + N c D).
 
     The authors' budgets count the class token, which they feed to the language model. Stock models cut it off: here all
-    of `keep` are patches, one more dominant one in its place. LLaVA-NeXT's views are one
-    span, chosen from jointly (the authors: each view alone). Where a token is made of several patches (Qwen-VL,
-    InternVL), attention and keys are their means, and merging goes patch by patch of the unit. A contextual token
-    stands at its anchor's position. Tokens whose attention is not finite come last.
+    of `keep` are patches, one more dominant one in its place. LLaVA-NeXT's views are one span here, chosen from jointly
+    (the authors: each view alone). Where a token is made of several patches (Qwen-VL, InternVL), attention and keys are
+    their means, and merging goes patch by patch of the unit. A contextual token stands at its anchor's position. Tokens
+    whose attention is not finite come last.
     """
 
     contextual: int | float = 10 / 64

@@ -35,7 +35,7 @@ SPECS = (
     "prumerge_plus",
     "tome",
     "tome(metric=keys, r=2)",
-    "tome(layer=3, r=0.1)",
+    "tome(layer=3, r=0.5)",
 )
 ADAPTIVE = (
     "prumerge(adaptive=True)",
@@ -380,7 +380,7 @@ def test_the_most_that_an_adaptive_count_keeps_can_be_given():
 # ---------------------------------------------------------------------- ToMe
 
 
-@pytest.mark.parametrize("spec", ["tome", "tome(r=0.1)", "tome(r=1)"])
+@pytest.mark.parametrize("spec", ["tome", "tome(r=0.5)", "tome(r=1)"])
 @pytest.mark.parametrize("n", [2, 5, 24])
 def test_tome_down_to_one_token_is_the_mean_of_all(spec, n):
     pruner = method(spec, 1)
@@ -389,7 +389,9 @@ def test_tome_down_to_one_token_is_the_mean_of_all(spec, n):
     assert torch.allclose(found.features[0, 0], spans.features[0].mean(0), atol=1e-5)
 
 
-@pytest.mark.parametrize(("r", "rounds"), [(3, [3, 3, 3, 2]), (0.5, [10, 1]), (0.2, [4, 3, 2, 2])])
+@pytest.mark.parametrize(
+    ("r", "rounds"), [(3, [3, 3, 3, 2]), (0.5, [10, 1]), (0.2, [4, 3, 2, 2]), (None, [2, 1, 1, 1])]
+)
 def test_tome_follows_its_formula(r, rounds):
     n, k = 20, 20 - sum(rounds)
     pruner = method(f"tome(r={r})", k)
