@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel
 import vtc.eval
 
 BUNDLED = Path(vtc.eval.__file__).parent / "bundled"
-TASKS = ("color", "shape", "exist", "spatial", "quadrant", "ocr", "ocr_color", "easyvqa")
+TASKS = ("color", "shape", "exist", "count", "count_more", "spatial", "quadrant", "ocr", "easyvqa")
 PER_TASK = 12
 LEAST_ACCURACY = 75.0
 
