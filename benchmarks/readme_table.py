@@ -1,4 +1,4 @@
-"""Puts a benchmark's table into the README: ``python benchmarks/readme_table.py DIR`` after ``vtc bench --output DIR``."""
+"""Puts the table of ``vtc bench --output DIR`` into the README: ``python benchmarks/readme_table.py DIR``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 HEAD = (
-    "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] | prefill time | FLOPs "
-    "| KV memory |\n|---|---|---|---|---|---|---|---|"
+    "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] | prefill time "
+    "| FLOPs | KV memory |\n|---|---|---|---|---|---|---|---|"
 )
 
 
