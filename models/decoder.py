@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import DecoderAttention, DecoderHidden, DecoderKeys, DecoderSignal, Signal
+from vtc.pruners.signals import DecoderAttention, DecoderHidden, DecoderKeys, Signal
 
 from .cache import is_pruned, push_slots, slot_layer
 from .local import Local
@@ -44,12 +44,19 @@ class DecoderSide:
         for entry in stops:
             if entry[1].stage == "decoder":
                 self.stops.setdefault(entry[1].layer or 0, []).append(entry)
-        self.signals = [s for s in signals if isinstance(s, DecoderSignal)]
+        # by the layer that gives them, sorted out once
+        self.hidden: dict[int, list[DecoderHidden]] = {}
+        self.attended: dict[int, list[DecoderAttention | DecoderKeys]] = {}
+        for signal in signals:
+            if isinstance(signal, DecoderHidden):
+                self.hidden.setdefault(signal.layer or 0, []).append(signal)
+            elif isinstance(signal, (DecoderAttention, DecoderKeys)):
+                self.attended.setdefault(signal.layer or 0, []).append(signal)
         self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
-        return sorted({s.layer or 0 for s in self.signals if isinstance(s, (DecoderAttention, DecoderKeys))})
+        return sorted(self.attended)
 
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
@@ -58,7 +65,7 @@ class DecoderSide:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if run.batch.spans:
-            capture_hidden(run, [s for s in self.signals if isinstance(s, DecoderHidden) and s.layer == i - 1], hidden)
+            capture_hidden(run, self.hidden.get(i - 1, ()), hidden)
             for pruner, stop in self.stops.get(i, ()):
                 hidden = self.steps.prune(run, pruner, stop, hidden)
         if not run.pruned and not is_pruned(run.cache, i):
@@ -81,7 +88,7 @@ class DecoderSide:
         """Attention of layer `i` as the tap sees it."""
         run = self.local.run
         if run is not None and run.batch.spans:
-            capture_attention(run, [s for s in self.signals if s.layer == i], query, key, mask, scaling)
+            capture_attention(run, self.attended[i], query, key, mask, scaling)
 
     @staticmethod
     def _rotary(run: Run, embeddings: Any) -> Any:
@@ -116,7 +123,7 @@ class DecoderSide:
         self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
     ) -> Any:
         config = self.parts.lm.config
-        given = None if run.mask_hidden and past else given
+        given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
             return gather_mask(given, run.columns.to(slots.device), config)
         mask = slot_mask(config, slots, keys, dtype, padded, window)

@@ -61,6 +61,10 @@ class Family:
         Rows of a dense tower that belong to each item; None: one.
     newlines : bool
         Whether separator tokens stand among an image's.
+    fed : callable or None
+        Tokens of each item as the forward feeds them, where it adds some to the features; None: it does not.
+    by_sample : bool
+        Whether a row of ``pixel_values`` is all that a sample has, and not one of its images.
     no_vision_stage : str
         Why the family can't be pruned inside its tower; empty if it can.
     """
@@ -75,6 +79,8 @@ class Family:
     packed: bool = False
     rows: Callable[[VisionCall], list[int]] | None = None
     newlines: bool = False
+    fed: Callable[[VisionCall], list[int]] | None = None
+    by_sample: bool = False
     no_vision_stage: str = ""
 
     @classmethod
@@ -107,6 +113,7 @@ FAMILIES: tuple[Family, ...] = (
         vision_align.anyres,
         rows=vision_align.tile_counts,
         newlines=True,
+        fed=layouts.onevision_fed,
         no_vision_stage="it resamples projected features, so that a token is no set of patches",
     ),
     Family(
@@ -134,10 +141,24 @@ FAMILIES: tuple[Family, ...] = (
         no_vision_stage="its tower's layers pass nothing on to their attention",
     ),
     Family(
-        "Idefics3", ("idefics3",), layouts.square, vision_align.idefics3, _scale, "connector", no_vision_stage=_MASKED
+        "Idefics3",
+        ("idefics3",),
+        layouts.square,
+        vision_align.idefics3,
+        _scale,
+        "connector",
+        by_sample=True,
+        no_vision_stage=_MASKED,
     ),
     Family(
-        "SmolVLM", ("smolvlm",), layouts.square, vision_align.idefics3, _scale, "connector", no_vision_stage=_MASKED
+        "SmolVLM",
+        ("smolvlm",),
+        layouts.square,
+        vision_align.idefics3,
+        _scale,
+        "connector",
+        by_sample=True,
+        no_vision_stage=_MASKED,
     ),
     Family("Gemma3", ("gemma3",), layouts.square, vision_align.gemma3, _gemma3_cell),
     Family(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -144,27 +145,31 @@ class HostSignals(SignalSource):
 
 
 def capture_attention(
-    run: Run, signals: list[DecoderSignal], query: Tensor, key: Tensor, mask: Any, scaling: float
+    run: Run,
+    signals: Sequence[DecoderAttention | DecoderKeys],
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    scaling: float,
 ) -> None:
     """Store what `signals` ask of one decoder layer's attention."""
     length = query.shape[2]
     for signal in signals:
         if isinstance(signal, DecoderKeys):
             run.captured[signal] = (key[:, :, key.shape[2] - length :], run.current())
-        elif isinstance(signal, DecoderAttention):
-            if signal.queries == "last":
-                slots = run.slots if run.prompt is None else run.slots.masked_fill(run.slots >= run.prompt, -1)
-                rows = slots.argmax(1, keepdim=True)
-            elif signal.queries == "text":
-                rows = run.current().gather(1, text_columns(run)[0])
-            else:
-                rows = torch.arange(length, device=query.device).expand(query.shape[0], -1)
-            weights = attention_rows(query, key, mask, scaling, rows)
-            run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
+            continue
+        if signal.queries == "last":
+            slots = run.slots if run.prompt is None else run.slots.masked_fill(run.slots >= run.prompt, -1)
+            rows = slots.argmax(1, keepdim=True)
+        elif signal.queries == "text":
+            rows = run.current().gather(1, text_columns(run)[0])
+        else:
+            rows = torch.arange(length, device=query.device).expand(query.shape[0], -1)
+        weights = attention_rows(query, key, mask, scaling, rows)
+        run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
 
 
-def capture_hidden(run: Run, signals: list[DecoderSignal], hidden: Tensor) -> None:
+def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -> None:
     """Store `hidden` for the signals that ask for it."""
     for signal in signals:
-        if isinstance(signal, DecoderHidden):
-            run.captured[signal] = (hidden, run.current())
+        run.captured[signal] = (hidden, run.current())

@@ -20,6 +20,7 @@ from vtc.pruners.signals import EncoderAttention, Signal
 
 from .families import Family
 from .layouts import VisionCall
+from .newlines import fill_with_newlines
 from .record import VisionStep
 from .segments import Segments
 from .select import select_tokens
@@ -124,22 +125,19 @@ class VisionRun:
         counts = [len(c) for c in self.content]
         active = [i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n]
         if active:
-            tokens = self._tokens(pruner, stop, layer, x, active, budgets)
+            tokens = self._tokens(pruner, layer, x, active, budgets)
             columns, _ = select_tokens(pruner, tokens)
             for row, i in enumerate(active):
                 ids = tokens.ids[row].gather(0, columns[row])
                 self.content[i] = self.kept[i] = ids.to(self._index[i].device)
                 self._memo["left"][i] = self._left(i)
         for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
-            if n <= k < len(self.kept[i]):  # newlines fill the budget, the first ones first
-                newline = self.layouts()[i].newline.nonzero()[: k - n, 0].to(self.content[i].device)
-                self.kept[i] = torch.cat([self.content[i], newline]).sort().values
+            if n <= k < len(self.kept[i]):
+                self.kept[i] = fill_with_newlines(self.content[i], self.layouts()[i], k)
         self.steps.append(VisionStep(layer, list(self.kept)))
         return self._drop(x) if active else x
 
-    def _tokens(
-        self, pruner: Pruner, stop: Stop, layer: int, x: Tensor, active: list[int], budgets: list[int]
-    ) -> VisualTokens:
+    def _tokens(self, pruner: Pruner, layer: int, x: Tensor, active: list[int], budgets: list[int]) -> VisualTokens:
         flat = x.reshape(-1, x.shape[-1])
         states = []
         for i in active:

@@ -18,7 +18,7 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
 
 from .layouts import pair
-from .local import ThreadState
+from .local import ThreadState, refuse_copy
 from .record import VisionStep
 from .report import Report
 from .segments import received_attention
@@ -78,7 +78,7 @@ class VitAdapter:
         self.timing = False
         self.steps: list[VisionStep] = []
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
-        self.needs: dict[int, list[Signal]] = {}
+        self.needs: dict[int, set[str]] = {}
         self._last: _VitRun | None = None
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
@@ -87,7 +87,8 @@ class VitAdapter:
                 layer = self._check(pruner, stop)
                 self.stops.setdefault(layer, []).append((pruner, stop))
                 for signal in pruner.signals:
-                    self.needs.setdefault(layer_of(signal, layer - 1, len(self.blocks)), []).append(signal)
+                    at = layer_of(signal, layer - 1, len(self.blocks))
+                    self.needs.setdefault(at, set()).add(kind_of(signal, self.prefix))
 
     def _check(self, pruner: Pruner, stop: Stop) -> int:
         name, depth = pruner.name or type(pruner).__name__, len(self.blocks)
@@ -122,24 +123,27 @@ class VitAdapter:
 
     def attach(self) -> VitAdapter:
         """Set the hooks."""
-        self._handles.append(self.vit.register_forward_pre_hook(self._open))
-        self._handles.append(self.vit.register_forward_hook(self._close, always_call=True))
+        self.vit.__dict__["__reduce_ex__"] = refuse_copy  # else pickle stumbles over some hook and names only that
+        eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
+        self._handles.append(self.vit.register_forward_pre_hook(eager(self._open)))
+        self._handles.append(self.vit.register_forward_hook(eager(self._close), always_call=True))
         # timm's forward_features and open_clip's inner parts can be called by themselves: the first block opens too
-        self._handles.append(self.blocks[0].register_forward_pre_hook(partial(self._enter, 0)))
+        self._handles.append(self.blocks[0].register_forward_pre_hook(eager(partial(self._enter, 0))))
         for i, block in enumerate(self.blocks):
             if i and i in self.stops:
-                self._handles.append(block.register_forward_pre_hook(partial(self._enter, i)))
-            signals = self.needs.get(i, [])
-            if any(kind_of(s, self.prefix) == "features" for s in signals):
-                self._handles.append(block.register_forward_hook(partial(self._leave, i)))
-            if any(kind_of(s, self.prefix) != "features" for s in signals):
+                self._handles.append(block.register_forward_pre_hook(eager(partial(self._enter, i))))
+            kinds = self.needs.get(i, set())
+            if "features" in kinds:
+                self._handles.append(block.register_forward_hook(eager(partial(self._leave, i))))
+            if kinds - {"features"}:
                 if not isinstance(block.attn, nn.MultiheadAttention) and not hasattr(block.attn, "qkv"):
                     raise NotImplementedError(f"vtc can't read keys and queries of {type(block.attn).__name__}")
-                self._handles.append(block.attn.register_forward_pre_hook(partial(self._attention, i)))
+                self._handles.append(block.attn.register_forward_pre_hook(eager(partial(self._attention, i))))
         return self
 
     def detach(self) -> None:
         """Remove every hook."""
+        self.vit.__dict__.pop("__reduce_ex__", None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -196,7 +200,7 @@ class VitAdapter:
             q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
             q, k = module.q_norm(q), module.k_norm(k)
         scale = q.shape[-1] ** -0.5
-        for kind in {kind_of(s, self.prefix) for s in self.needs[i]}:
+        for kind in self.needs[i]:
             if kind in ("keys", "values"):
                 run.capture(kind, i, (k if kind == "keys" else v).transpose(1, 2).flatten(2)[:, :, None])
             elif kind == "received":

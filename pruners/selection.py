@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -31,10 +30,3 @@ def top_k(score: Tensor, k: int, valid: Tensor | None = None) -> Tensor:
     if valid is not None:
         score = score.masked_fill(~valid, float("-inf"))
     return score.sort(dim=-1, descending=True, stable=True).indices[:, :k]
-
-
-def masked_arg_top(score: Tensor, valid: Tensor) -> Tensor:
-    """Column of the largest score of each row among the valid ones, the lowest on ties: `[B]` int64."""
-    # argmax of the boolean is the first True on every backend
-    score = score.masked_fill(~valid, float("-inf"))
-    return (score == score.amax(-1, keepdim=True)).to(torch.int8).argmax(-1)

@@ -37,7 +37,7 @@ def pretended(family: str, shape: str) -> Iterator[tuple[FakeDevice, nn.Module, 
             out = model.base_model.get_image_features(**given, return_dict=True)
             out = SimpleNamespace(pooler_output=[gpu.put(f) for f in out.pooler_output])
             model.base_model.get_image_features = lambda *_, **__: out
-        stack.enter_context(without_placeholder_check(model))
+        stack.enter_context(without_placeholder_check(model, gpu))
         stack.enter_context(sizes_on_device(model, gpu))
         gpu.put_model(model)
         inputs = gpu.put_inputs(inputs)

@@ -237,6 +237,29 @@ def test_two_models_in_one_process_are_independent() -> None:
 
 
 @no_grad
+def test_a_compiled_model_is_wrapped_and_restored() -> None:
+    """What ``torch.compile`` gives stands for the model inside it; so does a model compiled in place."""
+    model, inputs = tiny("llava"), prompt("llava", "one").inputs
+    plain = model(**inputs).logits
+    with vtc.compressed(model, READING.pruner):
+        pruned = model(**inputs).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    assert vtc.compress(compiled, READING.pruner) is compiled
+    assert torch.allclose(compiled(**inputs).logits, pruned, atol=TOLERANCE)
+    assert compiled.vtc is model.vtc
+    assert model.vtc.report.tokens_kept == 5
+    assert vtc.restore(compiled) is compiled
+    assert not hasattr(model, "vtc")
+    model.compile(backend="eager")
+    assert torch.allclose(model(**inputs).logits, plain, atol=TOLERANCE)
+    with vtc.compressed(model, READING.pruner):
+        assert torch.allclose(model(**inputs).logits, pruned, atol=TOLERANCE)
+    assert torch.allclose(model(**inputs).logits, plain, atol=TOLERANCE)
+    torch._dynamo.reset()
+
+
+@no_grad
 def test_a_copy_of_a_wrapped_model_is_refused_and_a_restored_one_can_be_copied() -> None:
     """A copy would share hooks with its original: mixed state is refused."""
     model, inputs = tiny("llava"), prompt("llava", "ragged").inputs
