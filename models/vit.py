@@ -139,6 +139,7 @@ class VitAdapter:
                 if not isinstance(block.attn, nn.MultiheadAttention) and not hasattr(block.attn, "qkv"):
                     raise NotImplementedError(f"vtc can't read keys and queries of {type(block.attn).__name__}")
                 self._handles.append(block.attn.register_forward_pre_hook(eager(partial(self._attention, i))))
+        torch.compiler.reset()  # a graph made without the hooks would be run on, and nothing pruned
         return self
 
     def detach(self) -> None:
@@ -147,6 +148,7 @@ class VitAdapter:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        torch.compiler.reset()
 
     def report(self) -> Report | None:
         """The last forward's spans (one per image) and steps; of this thread, or of any if this one ran none."""

@@ -33,8 +33,8 @@ HOST = (
 
 
 def on_device(x: Any) -> bool:
-    """Whether an argument is a fake tensor or names the pretended device."""
-    if isinstance(x, FakeTensor):
+    """Whether an argument is a fake tensor (perhaps inside vmap) or names the pretended device."""
+    if isinstance(x, FakeTensor) or (isinstance(x, Tensor) and x.device.type == "cuda"):
         return True
     return (isinstance(x, torch.device) and x.type == "cuda") or (isinstance(x, str) and x.startswith("cuda"))
 
@@ -94,7 +94,8 @@ def without_placeholder_check(model: nn.Module, gpu: FakeDevice) -> Iterator[Non
             gpu.checking = False
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(sys.modules[type(core).__module__], "torch_compilable_check"))
+        module = sys.modules[type(core).__module__]  # which does not import it in every version
+        stack.enter_context(mock.patch.object(module, "torch_compilable_check", create=True))
         if count is not None:
             stack.enter_context(mock.patch.object(core, "get_placeholder_mask", unread))
         yield

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,9 @@ def test_killed_and_resumed(tmp_path: Path):
 def test_an_interrupt_keeps_the_results(workers: int, tmp_path: Path):
     data, out = save_data(tmp_path / "data", images=24), tmp_path / "out"
     ask = [*command(out, data), "--workers", str(workers)]
-    process = subprocess.Popen(ask, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # a test run in the background ignores Ctrl-C, and so would its children
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(ask, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while process.poll() is None and not read_rows(out / "results.jsonl")[0]:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -238,9 +238,8 @@ def test_two_models_in_one_process_are_independent() -> None:
 
 @no_grad
 def test_a_compiled_model_is_wrapped_and_restored() -> None:
-    """What ``torch.compile`` gives stands for the model inside it; so does a model compiled in place."""
+    """What ``torch.compile`` gives stands for the model inside it."""
     model, inputs = tiny("llava"), prompt("llava", "one").inputs
-    plain = model(**inputs).logits
     with vtc.compressed(model, READING.pruner):
         pruned = model(**inputs).logits
     torch._dynamo.reset()
@@ -251,7 +250,18 @@ def test_a_compiled_model_is_wrapped_and_restored() -> None:
     assert model.vtc.report.tokens_kept == 5
     assert vtc.restore(compiled) is compiled
     assert not hasattr(model, "vtc")
-    model.compile(backend="eager")
+    torch._dynamo.reset()
+
+
+@no_grad
+def test_layers_compiled_before_wrapping_see_the_hooks() -> None:
+    """Compiled by region and run without hooks, then wrapped: the old graphs, which know no pruning, are not used."""
+    model, inputs = tiny("llava"), prompt("llava", "one").inputs
+    plain = model(**inputs).logits
+    with vtc.compressed(model, READING.pruner):
+        pruned = model(**inputs).logits
+    for layer in model.model.language_model.layers:
+        layer.compile(backend="eager")
     assert torch.allclose(model(**inputs).logits, plain, atol=TOLERANCE)
     with vtc.compressed(model, READING.pruner):
         assert torch.allclose(model(**inputs).logits, pruned, atol=TOLERANCE)

@@ -242,7 +242,12 @@ def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
 
 def _forget_compiled(model: nn.Module) -> None:
     """Have ``torch.compile`` look at a compiled model anew: compiled code may not notice hooks that come and go."""
-    if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules()):
+
+    def compiled(module: nn.Module) -> bool:
+        own = module._compiled_call_impl is not None or "_orig_mod" in module._modules
+        return own or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+
+    if any(map(compiled, model.modules())):
         torch.compiler.reset()
 
 
