@@ -114,4 +114,8 @@ def run(model: nn.Module, inputs: dict[str, Any], modality: str = "image") -> tu
     if hasattr(parts.core, "image_seq_len"):
         tokens = [t for f in tokens for t in f.split(parts.core.image_seq_len)]
     asked = call(parts, inputs, modality, [len(t) for t in tokens])
+    if parts.family.fed is not None:  # older transformers add a newline in their forward
+        asked.lengths = parts.family.fed(asked)
+        line = parts.core.image_newline[None]
+        tokens = [torch.cat([t, line]) if n > len(t) else t for t, n in zip(tokens, asked.lengths, strict=True)]
     return parts.family, asked, parts.family.layouts_of(asked), tokens
