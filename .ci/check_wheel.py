@@ -4,18 +4,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+DATA = ("eval/bundled", "eval/train/evidence")  # from the repository root, where this runs
 path = Path(sys.argv[1])
 names = zipfile.ZipFile(path).namelist()
 top = {n.split("/")[0] for n in names if ".dist-info" not in n.split("/")[0]}
 if top != {"vtc"}:
     sys.exit(f"the wheel's top-level packages are {sorted(top)}, not only vtc")
-for needed in (
-    "vtc/py.typed",
-    "vtc/pruners/dart.py",
-    "vtc/models/adapter.py",
-    "vtc/eval/bundled/model/model.safetensors",
-    "vtc/eval/bundled/data/questions.parquet",
-):
+data = [f"vtc/{file}" for folder in DATA for file in Path(folder).rglob("*") if file.is_file()]
+for needed in ("vtc/py.typed", "vtc/pruners/dart.py", "vtc/eval/bundled/model/model.safetensors", *data):
     if needed not in names:
         sys.exit(f"the wheel lacks {needed}")
 size = path.stat().st_size / 2**20

@@ -90,11 +90,18 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
         raise ValueError(f"no such model: {source!r} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
     try:
         processor = transformers.AutoProcessor.from_pretrained(path)
-        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=kind)
-        model = model.to(place).eval()
+        found: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            path, dtype=kind, output_loading_info=True
+        )
+        model, missing = found[0].to(place).eval(), sorted(found[1]["missing_keys"])
     except (OSError, ValueError, KeyError) as e:
         reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise ValueError(f"can't load the model {name!r}: {reason}") from None
+    if missing:  # transformers would put random numbers there, and only warn
+        raise ValueError(
+            f"can't load the model {name!r}: {len(missing)} weights are not in its files (such as {missing[0]}); were "
+            f"they saved by another version of transformers than this, {transformers.__version__}?"
+        )
     commit = getattr(model.config, "_commit_hash", None)
     identity = _identity(Path(path)) if Path(path).is_dir() else f"{source}@{commit}"
     return Loaded(model, processor, name, identity)

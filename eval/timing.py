@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,10 +40,6 @@ class PrefillTime:
     def lm_ratio(self) -> float | None:
         """Language-model prefill, cell over unpruned."""
         return None if self.lm_seconds is None or self.lm_reference is None else self.lm_seconds / self.lm_reference
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def _clock(model: nn.Module, call: Callable[[], Any]) -> float:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from vtc.pruners.base import STAGES, Pruner, Stop, check_keep
 from vtc.pruners.signals import AttentionAhead, DecoderSignal, Signal
 
+from .checkpoint import LayerHooks, arm
 from .decoder import DecoderSide
+from .expansion import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 from .forward import Forward
-from .local import Local
+from .local import Local, refuse_copy
 from .locate import Parts
 from .questions import Words
 from .report import Report
@@ -145,10 +147,18 @@ class Adapter:
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
         self._hook(lm.register_forward_pre_hook(eager(f.lm_pre), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
-        for i, layer in enumerate(layers):
-            self._hook(layer.register_forward_pre_hook(eager(functools.partial(d.layer_pre, i)), with_kwargs=True))
-            if i < d.deepstack_layers:
-                self._hook(layer.register_forward_hook(eager(functools.partial(d.layer_post, i))))
+        hooks = [
+            LayerHooks(
+                layer,
+                self.local,
+                functools.partial(d.layer_pre, i),
+                functools.partial(d.layer_post, i) if i < d.deepstack_layers else None,
+            ).attach()
+            for i, layer in enumerate(layers)
+        ]
+        self._undo += [h.detach for h in hooks]
+        if any(h.movable for h in hooks):
+            self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for i in d.tapped_layers():
             tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
@@ -158,6 +168,11 @@ class Adapter:
         self._undo.append(self.vision.detach)
         if hasattr(self.parts.model, "generate"):
             self._shadow(self.parts.model, "generate", functools.partial(_guarded_generate, self.local))
+            if repeats_pictures_one_by_one(self.parts):
+                self._shadow(self.parts.model, EXPAND, functools.partial(guarded_expansion, f.placeholders))
+        for owner in {id(m): m for m in (self.parts.model, core, lm)}.values():
+            # else pickle stumbles over some hook and names only that
+            self._shadow(owner, "__reduce_ex__", lambda _: refuse_copy)
 
     def detach(self) -> None:
         """Remove everything that ``attach`` set."""

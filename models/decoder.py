@@ -54,13 +54,19 @@ class DecoderSide:
         for entry in stops:
             if entry[1].stage == "decoder":
                 self.stops.setdefault(entry[1].layer or 0, []).append(entry)
-        self.signals = [s for s in signals if isinstance(s, DecoderSignal)]
+        # by the layer that gives them, sorted out once
+        self.hidden: dict[int, list[DecoderHidden]] = {}
+        self.attended: dict[int, list[DecoderSignal]] = {}
+        for signal in signals:
+            if isinstance(signal, DecoderHidden):
+                self.hidden.setdefault(signal.layer or 0, []).append(signal)
+            elif isinstance(signal, (DecoderAttention, DecoderKeys, DecoderValues, AttentionAhead)):
+                self.attended.setdefault(signal.layer or 0, []).append(signal)
         self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
-        kinds = (DecoderAttention, DecoderKeys, DecoderValues, AttentionAhead)
-        return sorted({s.layer or 0 for s in self.signals if isinstance(s, kinds)})
+        return sorted(self.attended)
 
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
@@ -69,7 +75,7 @@ class DecoderSide:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if run.batch.spans:
-            capture_hidden(run, [s for s in self.signals if isinstance(s, DecoderHidden) and s.layer == i - 1], hidden)
+            capture_hidden(run, self.hidden.get(i - 1, ()), hidden)
             for pruner, stop in self.stops.get(i, ()):
                 run.memo.pop("ahead", None)
                 run.ahead = partial(self._look_ahead, run, i, layer, hidden, kwargs)
@@ -100,7 +106,7 @@ class DecoderSide:
             weights = attention_rows(query, key, mask, scaling, last_columns(run))
             run.looking.append(weights[..., weights.shape[-1] - query.shape[2] :])
             return query.transpose(1, 2)
-        capture_attention(run, [s for s in self.signals if s.layer == i], query, key, value, mask, scaling)
+        capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 
     def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -159,7 +165,7 @@ class DecoderSide:
         self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
     ) -> Any:
         config = self.parts.lm.config
-        given = None if run.mask_hidden and past else given
+        given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
             return gather_mask(given, run.columns.to(slots.device), config)
         mask = slot_mask(config, slots, keys, dtype, padded, window)

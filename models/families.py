@@ -69,6 +69,10 @@ class Family:
         Rows of a dense tower that belong to each item; None: one.
     newlines : bool
         Whether separator tokens stand among an image's.
+    fed : callable or None
+        Tokens of each item as the forward feeds them, where it adds some to the features; None: it does not.
+    by_sample : bool
+        Whether a row of ``pixel_values`` is all that a sample has, and not one of its images.
     no_vision_stage : str
         Why the family can't be pruned inside its tower; empty if it can.
     no_project : str
@@ -86,6 +90,8 @@ class Family:
     packed: bool = False
     rows: Callable[[VisionCall], list[int]] | None = None
     newlines: bool = False
+    fed: Callable[[VisionCall], list[int]] | None = None
+    by_sample: bool = False
     no_vision_stage: str = ""
     no_project: str = ""
 
@@ -120,6 +126,7 @@ FAMILIES: tuple[Family, ...] = (
         rows=vision_align.tile_counts,
         newlines=True,
         project=None,
+        fed=layouts.onevision_fed,
         no_vision_stage=_RESAMPLED,
         no_project=_RESAMPLED,
     ),
@@ -170,6 +177,7 @@ FAMILIES: tuple[Family, ...] = (
         _scale,
         "connector",
         project.connector,
+        by_sample=True,
         no_vision_stage=_MASKED,
     ),
     Family(
@@ -180,6 +188,7 @@ FAMILIES: tuple[Family, ...] = (
         _scale,
         "connector",
         project.connector,
+        by_sample=True,
         no_vision_stage=_MASKED,
     ),
     Family("Gemma3", ("gemma3",), layouts.square, vision_align.gemma3, _gemma3_cell, project=project.gemma3),

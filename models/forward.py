@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class Forward:
         self.encoder_signals = [s for s in signals if s.part == "encoder"]
         self.words = words if any(p.uses_question for p, _ in stops) else None
         self.keep_embeddings = any(s.part == "input" for s in signals)
+        self.takes_features = "mm_encoder_outputs" in inspect.signature(type(parts.core).forward).parameters
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -69,13 +71,17 @@ class Forward:
         embeds = kwargs.get("inputs_embeds")
         given = kwargs.get("mm_encoder_outputs")
         has = given is not None and (isinstance(given, Tensor) or any(v is not None for v in given.values()))
+        if has and not self.takes_features:
+            raise NotImplementedError(
+                "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
+            )
         pixels = any(kwargs.get(k) is not None for k in ("pixel_values", "pixel_values_videos")) or (
             len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() > 2
         )
         if not (has or pixels):
             return
         self.local.fed = given if has else None
-        self.local.masks = self._placeholders(ids, embeds)
+        self.local.masks = self.placeholders(ids, embeds)
         self.local.attention_mask = kwargs.get("attention_mask")
         self.local.token_ids = ids if self.words is not None else None
 
@@ -83,7 +89,8 @@ class Forward:
         """Forget this forward, even when it raised."""
         self.local.clear()
 
-    def _placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+    def placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+        """Per modality `[B, L]` bool: where ids, or else embeddings, are its placeholder's."""
         masks = {}
         for modality in ("image", "video"):
             token = getattr(self.parts.config, f"{modality}_token_id", None)

@@ -184,6 +184,15 @@ def onevision(call: VisionCall) -> list[Layout]:
     return layouts
 
 
+def onevision_fed(call: VisionCall) -> list[int]:
+    """LLaVA-OneVision: older transformers add a video's newline behind ``get_video_features``."""
+    pixels = call.arguments.get("pixel_values_videos", call.arguments.get("pixel_values"))
+    if call.modality == "image" or not isinstance(pixels, Tensor):
+        return call.lengths
+    content = pixels.shape[1] * math.ceil(tile_side(call) / 2) ** 2
+    return [n + (n == content) for n in call.lengths]
+
+
 def lines(call: VisionCall) -> list[Layout]:
     """Nothing known."""
     return [Layout.line(n) for n in call.lengths]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -12,11 +12,19 @@ from .report import Report
 from .run import Run
 
 
+def refuse_copy(protocol: Any) -> NoReturn:
+    """Stands for ``__reduce_ex__`` of what can't be copied or pickled."""
+    raise TypeError(
+        "a model wrapped by vtc can't be copied or pickled, since its hooks would stay the original's; call "
+        "vtc.restore(model) first, and vtc.compress(...) on the copy"
+    )
+
+
 class ThreadState(threading.local):
     """Per-thread attributes; refuses to be copied or pickled with a model, whose hooks would stay the original's."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a model wrapped by vtc can't be copied or pickled; call vtc.restore(model) before")
+        refuse_copy(protocol)
 
 
 class Local(ThreadState):

@@ -20,7 +20,7 @@ class Parts:
     Attributes
     ----------
     model : nn.Module
-        The generating model, out of any PEFT wrapper.
+        The generating model, out of any wrapper of PEFT or ``torch.compile``.
     core : nn.Module
         The composite model that merges image features into text embeddings (``model.base_model``).
     lm : nn.Module
@@ -52,10 +52,15 @@ class Parts:
 
 
 def unwrap(model: Any) -> Any:
-    """The transformers model inside PEFT wrappers."""
-    while hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return model
+    """The transformers model inside PEFT wrappers and what ``torch.compile`` gives."""
+    while True:
+        compiled = getattr(model, "_modules", {}).get("_orig_mod")
+        if compiled is not None:
+            model = compiled
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
 
 
 def _first(owner: Any, *names: str) -> Any:
@@ -72,7 +77,7 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
     Parameters
     ----------
     model : nn.Module
-        A transformers VLM, with or without its generation head, bare or inside PEFT.
+        A transformers VLM, with or without its generation head, bare, inside PEFT or compiled.
     parts : mapping, optional
         Module paths for a family that vtc does not know: ``core``, ``lm``, ``layers``, ``tower``; those left out are
         looked for under the usual names.

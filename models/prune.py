@@ -1,8 +1,4 @@
-"""One pruning step of a run: candidates, budgets, the method's choice, and what becomes of newline tokens.
-
-Newline tokens (LLaVA-NeXT, LLaVA-OneVision) are no image content: no method sees them. They go as soon as their span
-is pruned, except that they fill up a budget that exceeds the number of content tokens, so that counts stay exact.
-"""
+"""One pruning step of a run: candidates, budgets, the method's choice, and what becomes of newline tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 
 from .locate import Parts
+from .newlines import fill_with_newlines
 from .run import Run, gather_columns
 from .select import select_tokens
 from .signals import HostSignals
@@ -46,17 +43,18 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
     if active:
         tokens = _tokens(run, pruner, stop, hidden, parts, content, counts, budgets, active)
-        columns, vectors, _ = select_tokens(pruner, tokens)
+        columns, merging, _ = select_tokens(pruner, tokens)
         for row, i in enumerate(active):
-            found[i] = (tokens.ids[row].gather(0, columns[row]), vectors[row])
+            found[i] = (tokens.ids[row].gather(0, columns[row]), merging[row])
     for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
         if i in found:
-            chosen.append(found[i][0])
-            features.append(found[i][1])
+            kept, vectors = found[i]
+        elif k == run.present[i]:
+            kept, vectors = run.ids[i, :k], None
         else:
-            # content first, then newlines in order
-            chosen.append(run.ids[i, : run.present[i]] if k == run.present[i] else _fill(run, content[i, :n], i, k - n))
-            features.append(None)
+            kept, vectors = fill_with_newlines(content[i, :n], run.layouts()[i], k), None
+        chosen.append(kept)
+        features.append(vectors)
     present = [len(c) for c in chosen]
     ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1)
     merged = _merged_vectors(run, hidden, ids, features)
@@ -95,12 +93,6 @@ def _content(run: Run) -> tuple[Tensor, list[int]]:
     ids = run.ids.gather(1, order)
     beyond = torch.arange(ids.shape[1], device=ids.device) >= torch.tensor(counts, device=ids.device)[:, None]
     return ids.masked_fill(beyond, -1), counts
-
-
-def _fill(run: Run, content: Tensor, span: int, extra: int) -> Tensor:
-    """Content ids of a span and its first `extra` newlines, ascending."""
-    newline = torch.tensor(run.layouts()[span].newline_ids[:extra], device=content.device, dtype=torch.long)
-    return torch.cat([content, newline]).sort().values
 
 
 def _tokens(

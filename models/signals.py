@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -179,7 +180,13 @@ def last_columns(run: Run) -> Tensor:
 
 
 def capture_attention(
-    run: Run, signals: list[DecoderSignal], query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
+    run: Run,
+    signals: Sequence[DecoderSignal],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    scaling: float,
 ) -> None:
     """Store what `signals` ask of one decoder layer's attention."""
     length = query.shape[2]
@@ -198,8 +205,7 @@ def capture_attention(
             run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
 
 
-def capture_hidden(run: Run, signals: list[DecoderSignal], hidden: Tensor) -> None:
+def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -> None:
     """Store `hidden` for the signals that ask for it."""
     for signal in signals:
-        if isinstance(signal, DecoderHidden):
-            run.captured[signal] = (hidden, run.current())
+        run.captured[signal] = (hidden, run.current())

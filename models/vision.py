@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
+from .checkpoint import LayerHooks, arm
 from .fed import item_lengths as entry_lengths
 from .layouts import VisionCall
 from .local import ThreadState
@@ -60,6 +60,7 @@ class VisionSide:
         self.done: dict[int, list[tuple[str, int]]] = {}
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
+        self._hooks: list[LayerHooks] = []
         self._taps: list[AttentionTap | SegmentedAttention] = []
         if not (stops or self.signals):
             return
@@ -91,9 +92,8 @@ class VisionSide:
         for i, layer in enumerate(self.layers):
             kinds = self.needs.get(i, set())
             if i >= first or kinds:
-                self._handles.append(layer.register_forward_pre_hook(partial(self._enter, i), with_kwargs=True))
-            if "features" in kinds:
-                self._handles.append(layer.register_forward_hook(partial(self._leave, i)))
+                after = partial(self._leave, i) if "features" in kinds else None
+                self._hooks.append(LayerHooks(layer, self._local, partial(self._enter, i), after).attach())
             attention = next(
                 m for n in ("self_attn", "attn", "attention") if (m := getattr(layer, n, None)) is not None
             )
@@ -115,9 +115,11 @@ class VisionSide:
         """Remove every hook."""
         for handle in self._handles:
             handle.remove()
+        for hooks in self._hooks:
+            hooks.detach()
         for tap in reversed(self._taps):
             tap.detach()
-        self._handles, self._taps = [], []
+        self._handles, self._hooks, self._taps = [], [], []
 
     # ------------------------------------------------------------------ one call
 
@@ -145,12 +147,7 @@ class VisionSide:
         """
         if getattr(self._local, "run", None) is not None:
             return call(), None
-        if self.stops and any(map(hooks_run_twice, self.layers)):
-            raise NotImplementedError(
-                "this version of transformers runs hooks again when it recomputes a checkpointed layer, where pruning "
-                "inside the vision tower can't follow: upgrade transformers, switch gradient checkpointing off for the "
-                "tower, or use the input stage"
-            )
+        arm(self._hooks)
         asked = VisionCall(self.parts.core, modality, arguments)
         run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers), self.last)
         self._local.run = run
@@ -162,6 +159,8 @@ class VisionSide:
         if run.steps and lengths != asked.lengths:
             raise RuntimeError(f"the tower's tokens {asked.lengths} are not what the model made of them, {lengths}")
         asked.lengths = lengths
+        if self.family.fed is not None:
+            asked.lengths = lengths = self.family.fed(asked)
         found = {s: run.aligned(s, layer_of(s, self.last, len(self.layers))) for s in self.signals}
         return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines)
 
@@ -224,12 +223,6 @@ class VisionSide:
         if run is None or run.present is None:
             return None
         return run.restore_units(output, self.family.unit(self.parts.config))
-
-
-def hooks_run_twice(layer: nn.Module) -> bool:
-    """Whether `layer` is about to be checkpointed together with its hooks, as older transformers did."""
-    on = getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
-    return on and any("__call__" in vars(c) for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
 
 
 def item_lengths(parts: Parts, output: Any) -> list[int]:

@@ -21,6 +21,7 @@ from vtc.pruners.signals import EncoderAttention, Signal
 
 from .families import Family
 from .layouts import VisionCall
+from .newlines import fill_with_newlines
 from .record import VisionStep
 from .segments import Segments
 from .select import select_tokens
@@ -137,9 +138,8 @@ class VisionRun:
                 self.content[i] = self.kept[i] = ids.to(self._index[i].device)
                 self._memo["left"][i] = self._left(i)
         for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
-            if n <= k < len(self.kept[i]):  # newlines fill the budget, the first ones first
-                newline = self.layouts()[i].newline.nonzero()[: k - n, 0].to(self.content[i].device)
-                self.kept[i] = torch.cat([self.content[i], newline]).sort().values
+            if n <= k < len(self.kept[i]):
+                self.kept[i] = fill_with_newlines(self.content[i], self.layouts()[i], k)
         self.steps.append(VisionStep(layer, list(self.kept)))
         if not active:
             return x

@@ -19,7 +19,7 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
 
 from .layouts import pair
-from .local import ThreadState
+from .local import ThreadState, refuse_copy
 from .record import VisionStep
 from .report import Report
 from .select import select_tokens
@@ -83,7 +83,7 @@ class VitAdapter:
         self.timing = False
         self.steps: list[VisionStep] = []
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
-        self.needs: dict[int, list[Signal]] = {}
+        self.needs: dict[int, set[str]] = {}
         self._last: _VitRun | None = None
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
@@ -93,7 +93,8 @@ class VitAdapter:
                 layer = self._check(pruner, stop)
                 self.stops.setdefault(layer, []).append((pruner, stop))
                 for signal in pruner.signals_at(stop):
-                    self.needs.setdefault(layer_of(signal, layer - 1, len(self.blocks)), []).append(signal)
+                    at = layer_of(signal, layer - 1, len(self.blocks))
+                    self.needs.setdefault(at, set()).add(kind_of(signal, self.prefix))
 
     def _check(self, pruner: Pruner, stop: Stop) -> int:
         name, depth = pruner.name or type(pruner).__name__, len(self.blocks)
@@ -128,29 +129,34 @@ class VitAdapter:
 
     def attach(self) -> VitAdapter:
         """Set the hooks."""
-        self._handles.append(self.vit.register_forward_pre_hook(self._open))
-        self._handles.append(self.vit.register_forward_hook(self._close, always_call=True))
+        self.vit.__dict__["__reduce_ex__"] = refuse_copy  # else pickle stumbles over some hook and names only that
+        eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
+        self._handles.append(self.vit.register_forward_pre_hook(eager(self._open)))
+        self._handles.append(self.vit.register_forward_hook(eager(self._close), always_call=True))
         # timm's forward_features and open_clip's inner parts can be called by themselves: the first block opens too
-        self._handles.append(self.blocks[0].register_forward_pre_hook(partial(self._enter, 0)))
+        self._handles.append(self.blocks[0].register_forward_pre_hook(eager(partial(self._enter, 0))))
         for i, block in enumerate(self.blocks):
             if i and i in self.stops:
-                self._handles.append(block.register_forward_pre_hook(partial(self._enter, i)))
-            signals = self.needs.get(i, [])
-            if any(kind_of(s, self.prefix) == "features" for s in signals):
-                self._handles.append(block.register_forward_hook(partial(self._leave, i)))
-            if any(kind_of(s, self.prefix) != "features" for s in signals):
+                self._handles.append(block.register_forward_pre_hook(eager(partial(self._enter, i))))
+            kinds = self.needs.get(i, set())
+            if "features" in kinds:
+                self._handles.append(block.register_forward_hook(eager(partial(self._leave, i))))
+            if kinds - {"features"}:
                 if not isinstance(block.attn, nn.MultiheadAttention) and not hasattr(block.attn, "qkv"):
                     raise NotImplementedError(f"vtc can't read keys and queries of {type(block.attn).__name__}")
-                self._handles.append(block.attn.register_forward_pre_hook(partial(self._attention, i)))
+                self._handles.append(block.attn.register_forward_pre_hook(eager(partial(self._attention, i))))
             if any(p.merges for j, entries in self.stops.items() if j <= i for p, _ in entries):
-                self._handles.append(block.attn.register_forward_pre_hook(self._bias, with_kwargs=True))
+                self._handles.append(block.attn.register_forward_pre_hook(eager(self._bias), with_kwargs=True))
+        torch.compiler.reset()  # a graph made without the hooks would be run on, and nothing pruned
         return self
 
     def detach(self) -> None:
         """Remove every hook."""
+        self.vit.__dict__.pop("__reduce_ex__", None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        torch.compiler.reset()
 
     def report(self) -> Report | None:
         """The last forward's spans (one per image) and steps; of this thread, or of any if this one ran none."""
@@ -214,11 +220,10 @@ class VitAdapter:
             q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
             q, k = module.q_norm(q), module.k_norm(k)
         scale = q.shape[-1] ** -0.5
-        for kind in {kind_of(s, self.prefix) for s in self.needs[i]}:
-            if kind != "features":
-                found = encoder_rows(kind, q, k, v, None, scale)
-                per_patch = kind.endswith(("queries", "keys", "values")) and " of " not in kind
-                run.capture(kind, i, found[:, :, None] if per_patch else found)
+        for kind in self.needs[i] - {"features"}:
+            found = encoder_rows(kind, q, k, v, None, scale)
+            per_patch = kind.endswith(("queries", "keys", "values")) and " of " not in kind
+            run.capture(kind, i, found[:, :, None] if per_patch else found)
 
 
 class _VitRun(SignalSource):

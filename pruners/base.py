@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -299,6 +299,3 @@ class ScorePruner(Pruner):
         from .selection import top_k
 
         return top_k(self.score(tokens), k, tokens.valid)
-
-
-SelectFn = Callable[[VisualTokens, int], "Tensor | Merged"]

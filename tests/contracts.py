@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from methods import Setting
-from reference import Baseline, Generated, baseline, greedy, hidden_per_layer, text_model, tokens_of
+from reference import Generated, baseline, greedy, hidden_per_layer, text_model, tokens_of
 from torch import Tensor, nn
 from zoo import prompt, tiny
 
@@ -139,6 +139,3 @@ def same_report(a: Any, b: Any) -> bool:
             for x, y in zip(a.steps, b.steps, strict=True)
         )
     )
-
-
-__all__ = ["TOLERANCE", "Baseline", "Outcome", "outcome", "recorded_states", "same_report"]

@@ -33,8 +33,8 @@ HOST = (
 
 
 def on_device(x: Any) -> bool:
-    """Whether an argument is a fake tensor or names the pretended device."""
-    if isinstance(x, FakeTensor):
+    """Whether an argument is a fake tensor (perhaps inside vmap) or names the pretended device."""
+    if isinstance(x, FakeTensor) or (isinstance(x, Tensor) and x.device.type == "cuda"):
         return True
     return (isinstance(x, torch.device) and x.type == "cuda") or (isinstance(x, str) and x.startswith("cuda"))
 
@@ -45,9 +45,12 @@ class FakeDevice(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.checking = False  # transformers counts placeholders
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.checking and func is Tensor.__getitem__ and isinstance(args[1], Tensor):
+            return args[0]  # older versions read the device for a number that the check compares, which is off
         if any(map(on_device, tree_leaves((args, kwargs)))):
             with self.fake:
                 return func(*args, **kwargs)
@@ -78,10 +81,23 @@ class FakeDevice(TorchFunctionMode):
 
 
 @contextmanager
-def without_placeholder_check(model: nn.Module) -> Iterator[None]:
+def without_placeholder_check(model: nn.Module, gpu: FakeDevice) -> Iterator[None]:
     """transformers compares the number of placeholders with that of the features, which reads the device."""
-    module = sys.modules[type(model.base_model).__module__]
-    with mock.patch.object(module, "torch_compilable_check"):
+    core: Any = model.base_model
+    count = getattr(core, "get_placeholder_mask", None)
+
+    def unread(*args: Any, **kwargs: Any) -> Any:
+        gpu.checking = True
+        try:
+            return count(*args, **kwargs)
+        finally:
+            gpu.checking = False
+
+    with contextlib.ExitStack() as stack:
+        module = sys.modules[type(core).__module__]  # which does not import it in every version
+        stack.enter_context(mock.patch.object(module, "torch_compilable_check", create=True))
+        if count is not None:
+            stack.enter_context(mock.patch.object(core, "get_placeholder_mask", unread))
         yield
 
 

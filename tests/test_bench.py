@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_world import TOKENS, png, save_data, world
 from PIL import Image
+from versions import TAKES_FEATURES
 
 from vtc.eval import runner
 from vtc.eval.bench import BenchOptions, run_bench
@@ -74,7 +76,9 @@ def test_counts_and_costs_are_measured(finished):
     ratios = [by_spec[s] for s in ("random(keep=3)", "fastv(keep=3)", "unpruned")]
     assert ratios[0].lm_flops_ratio < ratios[1].lm_flops_ratio < ratios[2].lm_flops_ratio
     assert ratios[0].lm_flops_ratio < ratios[0].flops_ratio < 1
-    assert all(cell.time.seconds > 0 and cell.time.lm_ratio > 0 for cell in summary)
+    assert all(cell.time.seconds > 0 for cell in summary)
+    # the language model alone can be timed where a forward takes features that are there already
+    assert all(cell.time.lm_ratio > 0 if TAKES_FEATURES else cell.time.lm_ratio is None for cell in summary)
     row = rows_of(out)["fastv(keep=3)", "i0-color-0"]
     assert (row["visual_total"], row["visual_kept"], row["answer"]) == (TOKENS, 3, "red")
 
@@ -161,7 +165,9 @@ def test_killed_and_resumed(tmp_path: Path):
 def test_an_interrupt_keeps_the_results(workers: int, tmp_path: Path):
     data, out = save_data(tmp_path / "data", images=24), tmp_path / "out"
     ask = [*command(out, data), "--workers", str(workers)]
-    process = subprocess.Popen(ask, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # a test run in the background ignores Ctrl-C, and so would its children
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(ask, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while process.poll() is None and not read_rows(out / "results.jsonl")[0]:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from bench_world import TOKENS, png, save_data, world
+from safetensors.torch import load_file, save_file
 
 import vtc
 from vtc.cli import main
@@ -113,6 +116,17 @@ def test_ask_applies_a_saved_setting(place: Path, capsys: pytest.CaptureFixture[
     code, out, _ = run(capsys, *ASK, "--image", "good.png", "--model", place / "saved")
     assert code == 0
     assert f"uniform(keep=2): 2 of {TOKENS}" in out
+
+
+def test_weights_under_other_names_are_no_model(place: Path, capsys: pytest.CaptureFixture[str]):
+    """Another version's names for the tower, say: transformers would go on with random numbers."""
+    shutil.copytree(world()[0], place / "renamed")
+    file = place / "renamed" / "model.safetensors"
+    weights = {name.replace("layer_norm1", "norm"): w for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    code, out, err = run(capsys, *ASK, "--image", "good.png", "--model", place / "renamed")
+    assert (code, out) == (2, "")
+    assert re.search(r"6 weights are not in its files \(such as .*layer_norm1", err)
 
 
 def test_bench_prints_tables_and_commas_inside_parentheses_hold(place: Path, capsys: pytest.CaptureFixture[str]):

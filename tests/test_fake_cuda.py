@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from fake import CAN_MOVE_SIZES, FakeDevice, sizes_on_device, without_placeholde
 from methods import BOTH_STAGES, IN_THE_TOWER, READING, SETTINGS, Setting, cells
 from reference import baseline
 from torch import nn
+from transformers import Idefics3Model
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
@@ -35,9 +37,14 @@ def pretended(family: str, shape: str) -> Iterator[tuple[FakeDevice, nn.Module, 
         if family in READ_THE_DEVICE:
             given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "pixel_attention_mask")}
             out = model.base_model.get_image_features(**given, return_dict=True)
-            out = SimpleNamespace(pooler_output=[gpu.put(f) for f in out.pooler_output])
+            made = out.pooler_output  # one tensor in older versions
+            out = SimpleNamespace(
+                pooler_output=gpu.put(made) if isinstance(made, torch.Tensor) else [gpu.put(f) for f in made]
+            )
             model.base_model.get_image_features = lambda *_, **__: out
-        stack.enter_context(without_placeholder_check(model))
+        if family == "smolvlm" and hasattr(model.base_model, "inputs_merger"):  # older versions: its own reads too
+            model.base_model.inputs_merger = functools.partial(Idefics3Model.inputs_merger, model.base_model)
+        stack.enter_context(without_placeholder_check(model, gpu))
         stack.enter_context(sizes_on_device(model, gpu))
         gpu.put_model(model)
         inputs = gpu.put_inputs(inputs)

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from reference import greedy
 from torch import nn
+from versions import ENCODES_FIRST
 from zoo import prompt, tiny
 
 import vtc
@@ -64,7 +65,12 @@ def test_offloaded_by_accelerate(family: str, how: str, setting: Setting, tmp_pa
         model = disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
     else:
         model = dispatch_model(model, split_map(model), main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
-    unpruned = greedy(model, inputs, 4)
+    try:
+        unpruned = greedy(model, inputs, 4)
+    except NotImplementedError:
+        if ENCODES_FIRST:
+            raise
+        pytest.skip("this version of transformers can't run it offloaded, unwrapped either")
     before = anatomy(model)
     vtc.compress(model, setting.pruner)
     given = greedy(model, inputs, 4)
@@ -234,6 +240,39 @@ def test_two_models_in_one_process_are_independent() -> None:
     assert torch.equal(second(**inputs).logits, two)
     assert torch.equal(third(**other).logits, three)
     assert not torch.equal(one, plain)
+
+
+@no_grad
+def test_a_compiled_model_is_wrapped_and_restored() -> None:
+    """What ``torch.compile`` gives stands for the model inside it."""
+    model, inputs = tiny("llava"), prompt("llava", "one").inputs
+    with vtc.compressed(model, READING.pruner):
+        pruned = model(**inputs).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    assert vtc.compress(compiled, READING.pruner) is compiled
+    assert torch.allclose(compiled(**inputs).logits, pruned, atol=TOLERANCE)
+    assert compiled.vtc is model.vtc
+    assert model.vtc.report.tokens_kept == 5
+    assert vtc.restore(compiled) is compiled
+    assert not hasattr(model, "vtc")
+    torch._dynamo.reset()
+
+
+@no_grad
+def test_layers_compiled_before_wrapping_see_the_hooks() -> None:
+    """Compiled by region and run without hooks, then wrapped: the old graphs, which know no pruning, are not used."""
+    model, inputs = tiny("llava"), prompt("llava", "one").inputs
+    plain = model(**inputs).logits
+    with vtc.compressed(model, READING.pruner):
+        pruned = model(**inputs).logits
+    for layer in model.model.language_model.layers:
+        layer.compile(backend="eager")
+    assert torch.allclose(model(**inputs).logits, plain, atol=TOLERANCE)
+    with vtc.compressed(model, READING.pruner):
+        assert torch.allclose(model(**inputs).logits, pruned, atol=TOLERANCE)
+    assert torch.allclose(model(**inputs).logits, plain, atol=TOLERANCE)
+    torch._dynamo.reset()
 
 
 @no_grad

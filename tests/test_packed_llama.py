@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from vtc.eval.scenes.questions import TRAINING_SHARES, sample_questions
+from vtc.eval.scenes.questions import FIRST_SHARES, sample_questions
 from vtc.eval.scenes.scene import DENSE, sample_scene
 from vtc.eval.scenes.vocabulary import ASSISTANT_ID, BOS_ID, IMAGE_ID, USER_ID, build_tokenizer
 from vtc.eval.train.language_stage import answer_logits
@@ -25,7 +25,7 @@ def test_packed_logits_equal_those_of_each_question_alone(kept_count: int) -> No
     model = build_llava(recipe.language, clip, build_tokenizer().get_vocab_size()).eval()
     rng = random.Random(0)
     scene = sample_scene(rng, DENSE)
-    asked = [sample_questions(rng, scene, TRAINING_SHARES)[:6] for _ in range(2)]
+    asked = [sample_questions(rng, scene, FIRST_SHARES)[:6] for _ in range(2)]
     kept = torch.tensor(sorted(rng.sample(range(576), kept_count)))
     features = torch.randn(2, kept_count, recipe.language.width)
     packed = pack(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from versions import beam_shape
 from zoo import prompt, tiny
 from zoo.tokens import SPECIAL
 
@@ -34,13 +35,14 @@ def pruned_embeddings(family: str, shape: str, report) -> tuple[torch.Tensor, to
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", ["llava", "llava_next", "mistral3", "internvl"])
 def test_compact_equals_a_prompt_of_the_pruned_embeddings(family, beams):
-    model, inputs = tiny(family), prompt(family, "ragged").inputs
+    shape = "ragged" if beams == 1 else beam_shape(family, "ragged")
+    model, inputs = tiny(family), prompt(family, shape).inputs
     options = {"max_new_tokens": NEW, "do_sample": False, "num_beams": beams, "suppress_tokens": list(SPECIAL)}
     with vtc.compressed(model, "random", keep=0.3, positions="compact"):
         found = model.generate(**inputs, **options)[:, -NEW:]
         model(**inputs, use_cache=False)  # the report of generate() has a row for each beam
         report = model.vtc.report
-    embeds, mask = pruned_embeddings(family, "ragged", report)
+    embeds, mask = pruned_embeddings(family, shape, report)
     expected = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)[:, -NEW:]
     assert torch.equal(found, expected)
     with vtc.compressed(model, "random", keep=0.3):

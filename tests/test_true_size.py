@@ -68,7 +68,7 @@ def test_llava_7b(pipeline: str, expected: list[int]) -> None:
     vtc.compress(model, pipeline)
     inputs = llava_prompt(gpu)
     inputs["pixel_values"] = gpu.put(torch.empty(1, 3, 336, 336, dtype=torch.float16))
-    with without_placeholder_check(model), gpu:
+    with without_placeholder_check(model, gpu), gpu:
         out = model(**inputs, use_cache=True)
     assert out.logits.shape == (1, 640, 32064)
     assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == expected
@@ -99,7 +99,7 @@ def test_qwen2_5_vl_7b(pipeline: str) -> None:
         "image_grid_thw": torch.tensor([grid]),
         "position_ids": gpu.put(torch.empty(3, 1, tokens + 50, dtype=torch.long)),
     }
-    with without_placeholder_check(model), sizes_on_device(model, gpu), gpu:
+    with without_placeholder_check(model, gpu), sizes_on_device(model, gpu), gpu:
         out = model(**inputs, use_cache=True)
     held = [layer.keys.shape[-2] - 50 for layer in out.past_key_values.layers]
     expected = []
@@ -112,7 +112,7 @@ def test_qwen2_5_vl_7b(pipeline: str) -> None:
 
 def text_flops(model: nn.Module, gpu: FakeDevice) -> int:
     """FLOPs of the text model in one forward over 640 tokens, 576 of them visual."""
-    with without_placeholder_check(model), gpu, FlopCounterMode(display=False, depth=4) as counter:
+    with without_placeholder_check(model, gpu), gpu, FlopCounterMode(display=False, depth=4) as counter:
         model(**llava_prompt(gpu), use_cache=True, logits_to_keep=1)
     counts = counter.get_flop_counts()
     name = next(k for k in counts if k.endswith("model.language_model"))

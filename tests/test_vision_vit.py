@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -232,3 +234,31 @@ def test_training_and_checkpointing() -> None:
         loss = model(IMAGES).sum()
         with pytest.raises(NotImplementedError, match="gradient checkpointing"):
             loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["timm", "open_clip"])
+def test_torch_compile_before_and_after_wrapping(kind: str) -> None:
+    model, spec = build(kind), "random(at=vision, layer=1, keep=6)"
+    plain = model(IMAGES)
+    with vtc.compressed(model, spec):
+        pruned = model(IMAGES)
+    torch._dynamo.reset()
+    before = torch.compile(model, backend="eager")
+    assert torch.allclose(before(IMAGES), plain, atol=1e-5)
+    assert vtc.compress(before, spec) is before
+    assert torch.allclose(before(IMAGES), pruned, atol=1e-5)  # not the graph that was made without hooks
+    assert model.vtc.report is not None
+    vtc.restore(before)
+    assert not hasattr(model, "vtc")
+    assert torch.allclose(before(IMAGES), plain, atol=1e-5)
+    after = torch.compile(vtc.compress(model, spec), backend="eager")
+    assert torch.allclose(after(IMAGES), pruned, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("kind", ["timm", "open_clip"])
+def test_a_wrapped_one_is_not_copied(kind: str, duplicate: Any) -> None:
+    model = vtc.compress(build(kind), "random(at=vision, layer=1, keep=6)")
+    with pytest.raises(TypeError, match=r"call vtc\.restore\(model\) first"):
+        duplicate(model)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from vtc.models.adapter import Adapter
@@ -86,8 +87,8 @@ def compress(
     Parameters
     ----------
     model : nn.Module
-        A transformers VLM of a known family (bare, inside PEFT, or dispatched by accelerate), or a timm or open_clip
-        ViT. Wrapping a wrapped model replaces its set-up.
+        A transformers VLM of a known family (bare, inside PEFT, compiled, or dispatched by accelerate), or a timm or
+        open_clip ViT. Wrapping a wrapped model replaces its set-up.
     pruner : str, Pruner, iterable of Pruner, VTCConfig or mapping
         A method's name (see ``vtc.list_pruners()``), a pipeline such as
         ``"uniform(keep=0.5) + random(layer=8, keep=0.1)"``, an instance, or a whole configuration.
@@ -153,6 +154,7 @@ def compress(
         raise
     target.__dict__[HANDLE] = handle
     _shadow_save(model)
+    _forget_compiled(model)
     return model
 
 
@@ -170,6 +172,7 @@ def restore(model: M) -> M:
     if handle is not None:
         handle.adapter.detach()
         del unwrap(model).__dict__[HANDLE]
+        _forget_compiled(model)
     for module in {id(m): m for m in (model, unwrap(model))}.values():
         if getattr(module.__dict__.get("save_pretrained"), "_vtc", False):
             del module.__dict__["save_pretrained"]
@@ -189,6 +192,7 @@ def compressed(model: M, pruner: Any, **kwargs: Any) -> Iterator[M]:
             before.adapter.attach()
             unwrap(model).__dict__[HANDLE] = before
             _shadow_save(model)
+            _forget_compiled(model)
 
 
 def load(
@@ -262,6 +266,17 @@ def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
         return VTCConfig.of(pipeline, **kwargs)
     except (TypeError, ValueError):  # an instance of a class that is not registered
         return None
+
+
+def _forget_compiled(model: nn.Module) -> None:
+    """Have ``torch.compile`` look at a compiled model anew: compiled code may not notice hooks that come and go."""
+
+    def compiled(module: nn.Module) -> bool:
+        own = module._compiled_call_impl is not None or "_orig_mod" in module._modules
+        return own or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+
+    if any(map(compiled, model.modules())):
+        torch.compiler.reset()
 
 
 def _shadow_save(model: nn.Module) -> None:

@@ -19,8 +19,9 @@ from vtc.eval.scenes import easyvqa
 from vtc.eval.scenes.questions import (
     Question,
     ask_color,
+    ask_count,
     ask_exist,
-    ask_ocr,
+    ask_more,
     ask_quadrant,
     ask_reading,
     ask_shape,
@@ -29,9 +30,9 @@ from vtc.eval.scenes.questions import (
 from vtc.eval.scenes.render import compress, render
 from vtc.eval.scenes.scene import DENSE, Scene, sample_scene
 
-VERSION = "1.0.0"
-SEED = 2026
-NUM_SCENES = 220
+VERSION = "2.0.0"
+SEED = 2027
+NUM_SCENES = 280
 NUM_EASY_IMAGES = 110
 QUALITY = 82
 QUESTIONS_PER_SCENE = 2
@@ -39,10 +40,11 @@ SCENE_TASKS = {
     "color": ask_color,
     "shape": ask_shape,
     "exist": ask_exist,
+    "count": ask_count,
+    "count_more": ask_more,
     "spatial": ask_spatial,
     "quadrant": ask_quadrant,
     "ocr": ask_reading,
-    "ocr_color": ask_ocr,
 }
 """Task of the evaluation set -> function that lists its questions about a scene."""
 QUESTIONS_PER_EASY_IMAGE = 4
@@ -53,37 +55,41 @@ DESCRIPTIONS = {
     "color": "attribute: the colour of the object with a given letter (8 colours)",
     "shape": "attribute: the shape of the object with a given letter (6 shapes)",
     "exist": "existence (POPE-like): is a letter there (yes/no, half each)",
+    "count": "counting: how often a kind of symbol is there (1 or 4)",
+    "count_more": "counting: which of two kinds of symbols is there more often",
     "spatial": "spatial relation: the colour of the plate farthest to the left, right, top or bottom",
     "quadrant": "localisation: the quarter of the image in which a letter lies",
     "ocr": "number reading: the two-digit number of which the left digit is given",
-    "ocr_color": "number reading: the two-digit number on the plate of a given colour",
     easyvqa.TASK: "outside data: easy-vqa 1.0, test split, original 64 px PNG files (MIT)",
 }
 
 
-def evaluation_scenes(count: int = NUM_SCENES) -> list[Scene]:
+def evaluation_scenes(count: int = NUM_SCENES, seed: int = SEED) -> list[Scene]:
     """Return the scenes of the evaluation set.
 
     Their random sources are named "evaluation/...", those of training "train/...".
     """
-    return [sample_scene(random.Random(f"evaluation/{SEED}/scene/{index}"), DENSE) for index in range(count)]
+    return [sample_scene(random.Random(f"evaluation/{seed}/scene/{index}"), DENSE) for index in range(count)]
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, seed: int = SEED) -> None:
     """Write images, questions and the record of the evaluation set.
 
     Parameters
     ----------
     folder : Path
         Where the three files go; same code and library versions give the same bytes.
+    seed : int
+        Another seed gives another set of the same kind: choices are made on one, figures
+        reported on the bundled one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images, questions = _scene_rows()
-    easy_images, easy_questions = _easy_rows()
+    images, questions = _scene_rows(seed)
+    easy_images, easy_questions = _easy_rows(seed)
     images, questions = images + easy_images, questions + easy_questions
     _write(folder / IMAGES_FILE, images)
     _write(folder / QUESTIONS_FILE, questions)
-    record = _record(folder, questions)
+    record = _record(folder, questions, seed)
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -107,13 +113,13 @@ def prior_accuracy(questions: Sequence[Row]) -> dict[str, float]:
     return {task: round(100 * sum(h) / len(h), 1) for task, h in hits.items()}
 
 
-def _scene_rows() -> tuple[list[Row], list[Row]]:
+def _scene_rows(seed: int = SEED) -> tuple[list[Row], list[Row]]:
     images, questions = [], []
     used: dict[str, Counter[str]] = defaultdict(Counter)
-    for index, scene in enumerate(evaluation_scenes()):
+    for index, scene in enumerate(evaluation_scenes(seed=seed)):
         name = f"scene-{index:03d}"
         images.append({"image_id": name, "image": compress(render(scene), QUALITY)})
-        rng = random.Random(f"evaluation/{SEED}/questions/{index}")
+        rng = random.Random(f"evaluation/{seed}/questions/{index}")
         questions += _rows(name, _ask_evenly(rng, scene, used))
     return images, questions
 
@@ -132,8 +138,8 @@ def _ask_evenly(rng: random.Random, scene: Scene, used: dict[str, Counter[str]])
     return chosen
 
 
-def _easy_rows() -> tuple[list[Row], list[Row]]:
-    rng = random.Random(f"evaluation/{SEED}/easyvqa")
+def _easy_rows(seed: int) -> tuple[list[Row], list[Row]]:
+    rng = random.Random(f"evaluation/{seed}/easyvqa")
     images, questions = [], []
     for image in rng.sample(easyvqa.load_split("test"), NUM_EASY_IMAGES):
         name = f"easyvqa-{image.path.stem}"
@@ -169,12 +175,12 @@ def _write(path: Path, rows: list[Row]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
 
 
-def _record(folder: Path, questions: list[Row]) -> Row:
+def _record(folder: Path, questions: list[Row], seed: int) -> Row:
     counts = Counter(row["task"] for row in questions)
     prior = prior_accuracy(questions)
     return {
         "version": VERSION,
-        "seed": SEED,
+        "seed": seed,
         "licence": "Apache-2.0 (scenes); MIT (easy-vqa images and questions)",
         "sha256": {
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (IMAGES_FILE, QUESTIONS_FILE)
@@ -195,7 +201,9 @@ def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(prog="python -m vtc.eval.scenes.build", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    build(parser.parse_args().out)
+    parser.add_argument("--seed", type=int, default=SEED, help="another set of the same kind")
+    options = parser.parse_args()
+    build(options.out, options.seed)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vtc.eval.scenes.palette import COLORS, EXTREMES, IMAGE_SIZE, LETTERS, SYMBOL_SHAPES
+from vtc.eval.scenes.palette import EXTREMES, IMAGE_SIZE, LETTERS, SYMBOL_SHAPES
 from vtc.eval.scenes.scene import Entity, Scene
 
 _MIDDLE = IMAGE_SIZE / 2
 _LEAST_FROM_MIDDLE = 12.0
 _LEAST_GAP = 14.0
+_LEAST_MORE = 2
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,6 @@ def ask_exist(rng: random.Random, scene: Scene) -> list[Question]:
     return [Question("exist", f"is {name} in the image?", answer) for name, answer in letters]
 
 
-def ask_exist_or_pair(rng: random.Random, scene: Scene) -> list[Question]:
-    """Ask like :func:`ask_exist`, and also whether a symbol of some colour is there."""
-    letters = ask_exist(rng, scene)
-    pairs = sorted({(e.color, e.shape) for e in scene.of_kind("symbol")})
-    colors, shapes = {c for c, _ in pairs}, {s for _, s in pairs}
-    missing = [(c, s) for c in COLORS for s in SYMBOL_SHAPES if (c, s) not in pairs and (c in colors or s in shapes)]
-    count = min(len(pairs), len(missing), 3)
-    symbols = [(pair, "yes") for pair in rng.sample(pairs, count)]
-    symbols += [(pair, "no") for pair in rng.sample(missing, count)]
-    return letters + [Question("exist", f"is there any {color} {shape}?", answer) for (color, shape), answer in symbols]
-
-
 def ask_count(rng: random.Random, scene: Scene) -> list[Question]:
     """Ask how many rings, hearts and moons there are."""
     symbols = [e.shape for e in scene.of_kind("symbol")]
@@ -82,6 +73,16 @@ def ask_count(rng: random.Random, scene: Scene) -> list[Question]:
         Question("count", f"how many shapes are {shape}?", str(symbols.count(shape)))
         for shape in SYMBOL_SHAPES
         if symbols.count(shape) > 0
+    ]
+
+
+def ask_more(rng: random.Random, scene: Scene) -> list[Question]:
+    """Ask which of two kinds of symbols is there often, the other only once or so."""
+    counts = Counter(e.shape for e in scene.of_kind("symbol"))
+    return [
+        Question("more", f"which are many, {first} shapes or {second}?", max((first, second), key=lambda s: counts[s]))
+        for first, second in itertools.permutations(SYMBOL_SHAPES, 2)
+        if abs(counts[first] - counts[second]) >= _LEAST_MORE
     ]
 
 
@@ -120,8 +121,8 @@ ASKERS: dict[str, Callable[[random.Random, Scene], list[Question]]] = {
     "color": ask_color,
     "shape": ask_shape,
     "exist": ask_exist,
-    "exist_or_pair": ask_exist_or_pair,
     "count": ask_count,
+    "more": ask_more,
     "spatial": ask_spatial,
     "quadrant": ask_quadrant,
     "ocr": ask_ocr,
@@ -130,11 +131,12 @@ ASKERS: dict[str, Callable[[random.Random, Scene], list[Question]]] = {
 }
 """Task name -> function that lists all its questions about a scene."""
 
-TRAINING_SHARES = {
+FIRST_SHARES = {
     "color": 7,
     "shape": 7,
-    "exist_or_pair": 10,
+    "exist": 8,
     "count": 3,
+    "more": 4,
     "spatial": 4,
     "quadrant": 8,
     "ocr": 6,
@@ -142,22 +144,19 @@ TRAINING_SHARES = {
 }
 """How many questions of each task one training image gets (fewer if the scene has fewer)."""
 
-
-LATER_SHARES = {**TRAINING_SHARES, "color": 4, "shape": 4, "quadrant": 5, "side": 3}
-"""Shares once look-ups by letter are learnt."""
-
-LAST_SHARES = {
-    "color": 3,
-    "shape": 3,
+LATER_SHARES = {
+    "color": 4,
+    "shape": 4,
     "exist": 6,
     "count": 3,
+    "more": 4,
     "spatial": 4,
-    "quadrant": 4,
+    "quadrant": 5,
     "ocr": 6,
     "reading": 4,
-    "side": 2,
+    "side": 3,
 }
-"""Shares of the last steps."""
+"""Shares once look-ups by letter are learnt."""
 
 _EARLY_WORDINGS = {
     "count": ("how many shapes are {}?", "how many {} shapes are there?"),

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 _PANELS = {
     "vision": ("color", "shape", "letter", "first_digit", "second_digit", "phrase"),
     "align": ("position_r2", "color", "shape", "letter", "first_digit", "second_digit"),
-    "language": ("color", "shape", "exist", "count", "spatial", "quadrant", "ocr", "side", "easyvqa"),
+    "language": ("color", "shape", "exist", "count", "more", "spatial", "quadrant", "ocr", "reading", "easyvqa"),
 }
 
 

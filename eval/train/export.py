@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessor,
     CLIPModel,
@@ -45,10 +46,19 @@ def export(model: LlavaForConditionalGeneration, clip: CLIPModel, folder: Path) 
         Receives ``model/`` and ``clip/``.
     """
     model.to(torch.bfloat16).save_pretrained(folder / "model")
+    use_old_names(folder / "model" / "model.safetensors")
     build_processor().save_pretrained(folder / "model")
     clip.to(torch.bfloat16).save_pretrained(folder / "clip")
     fast_tokenizer().save_pretrained(folder / "clip")
     image_processor().save_pretrained(folder / "clip")
+
+
+def use_old_names(path: Path) -> None:
+    """Rename the tower's weights as published LLaVA checkpoints do; all versions of transformers read those names."""
+    new, old = "vision_tower.", "vision_tower.vision_model."
+    weights = load_file(path)
+    renamed = {n if n.startswith(old) else n.replace(new, old, 1): weights[n] for n in weights}
+    save_file(renamed, path, metadata={"format": "pt"})
 
 
 def build_processor() -> LlavaProcessor:

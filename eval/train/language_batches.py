@@ -10,9 +10,8 @@ from torch import Tensor
 
 from vtc.eval.scenes.palette import NUM_PATCHES
 from vtc.eval.scenes.questions import (
-    LAST_SHARES,
+    FIRST_SHARES,
     LATER_SHARES,
-    TRAINING_SHARES,
     Question,
     early_wording,
     sample_questions,
@@ -24,7 +23,7 @@ from vtc.eval.train.packing import NO_TARGET, PackedQuestions
 from vtc.eval.train.recipe import Recipe
 
 _END_WEIGHT = 0.05
-_TASK_WEIGHTS = {"count": 2.0, "spatial": 2.0}
+_TASK_WEIGHTS = {"count": 3.0, "more": 2.0, "spatial": 2.0}
 _PART_EVERY = 3
 _PART_SIZES = (192, 480)
 
@@ -37,8 +36,7 @@ def draw_batch(recipe: Recipe, step: int, rng: random.Random) -> tuple[list[Trai
         return images, [list(image.easy.questions) for image in images if image.easy]
     images = [draw_scene(rng, density_at(step)) for _ in range(sizes.images_per_rank)]
     early = step < sizes.later_questions_from
-    late = step >= sizes.last_questions_from
-    shares = LAST_SHARES if late else TRAINING_SHARES if early else LATER_SHARES
+    shares = FIRST_SHARES if early else LATER_SHARES
     asked = [sample_questions(rng, image.scene, shares) for image in images if image.scene]
     if early:
         asked = [[early_wording(question) for question in questions] for questions in asked]
@@ -48,21 +46,21 @@ def draw_batch(recipe: Recipe, step: int, rng: random.Random) -> tuple[list[Trai
 def density_at(step: int) -> Density:
     """Return how dense scenes are at a step.
 
-    Few entities come first, then many. Plates and symbols, which share their colours with other
-    entities, come back to sparse scenes in every second step for a while: there it pays at once
-    to look at the plate of the right colour.
+    Few entities come first, then many. Sparse scenes come back in every second step for a while:
+    there it pays at once to look at the plate of the right colour. A kind of symbol is there once
+    or four times from the start: heads that look up the one right token first do not unlearn it.
     """
     if step < 190:
-        return Density(letters=(3, 8), plates=(2, 3), symbols=(0, 2))
-    if step < 418:
-        return Density(letters=(6, 16), plates=(2, 5), symbols=(0, 3))
-    if step < 700:
-        return Density(letters=(10, 20), plates=(3, 6), symbols=(1, 4))
-    many = step >= 960
-    if 746 <= step < 1150 and step % 2 == 0:
-        symbols = (1, 4) if many else (0, 2)
-        return Density(letters=(2, 6), plates=(2, 3), symbols=symbols, few_or_many=many)
-    return Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4), few_or_many=many)
+        letters, plates = (3, 8), (2, 3)
+    elif step < 418:
+        letters, plates = (6, 16), (2, 5)
+    elif step < 700:
+        letters, plates = (10, 20), (3, 6)
+    elif 746 <= step < 1150 and step % 2 == 0:
+        letters, plates = (2, 6), (2, 3)
+    else:
+        letters, plates = (16, 20), (5, 6)
+    return Density(letters=letters, plates=plates, symbols=(1, 4), few_or_many=True)
 
 
 def choose_tokens(recipe: Recipe, step: int, rng: random.Random) -> Tensor:

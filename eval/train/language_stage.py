@@ -20,7 +20,7 @@ from vtc.eval.train.language_batches import (
     choose_tokens,
     draw_batch,
 )
-from vtc.eval.train.llava import build_llava
+from vtc.eval.train.llava import bare_tower, build_llava
 from vtc.eval.train.loop import Place, rate_factor, run_steps
 from vtc.eval.train.optimizer import MixedOptimizer
 from vtc.eval.train.packed_llama import run_packed
@@ -112,7 +112,7 @@ def align_projector(recipe: Recipe, place: Place, model: LlavaForConditionalGene
 def tower_features(model: LlavaForConditionalGeneration, images: Sequence[TrainingImage]) -> Tensor:
     """Return the penultimate features of the frozen tower, without the class token."""
     patches = to_patches(np.stack([image.pixels for image in images]))
-    tower = model.model.vision_tower
+    tower = bare_tower(model)
     layers = len(tower.encoder.layers) - 1
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         return encode(tower, patches, layers)[:, 1:]

@@ -80,12 +80,18 @@ def build_llava(recipe: LanguageRecipe, clip: CLIPModel, vocabulary_size: int) -
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+    bare_tower(model).load_state_dict(clip.vision_model.state_dict())
     model.model.vision_tower.requires_grad_(False)
     with torch.no_grad():
         _init_embeddings(model)
         _init_layers(model.model.language_model)
     return model
+
+
+def bare_tower(model: LlavaForConditionalGeneration) -> nn.Module:
+    """Return the vision transformer itself, which older transformers wrap once more."""
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower)
 
 
 def word_ids(words: tuple[str, ...] | list[str]) -> Tensor:

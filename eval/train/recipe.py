@@ -46,7 +46,6 @@ class LanguageRecipe:
     warmup: int = 100
     hold: float = 0.635
     later_questions_from: int = 525
-    last_questions_from: int = 960
     images_per_rank: int = 2
     learning_rate: float = 9e-4
     matrix_learning_rate: float = 0.012

@@ -21,6 +21,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "right": ("i", "i.i", "i"),
     "text": ("", ""),
     "pair": ("i", "i"),
+    "singles": ("i", "", "i"),
     "clip": ("v",),
 }
 BATCHES = ("ragged", "text_row", "touching", "sizes", "video")
@@ -84,6 +85,7 @@ def make_prompt(family: Family, shape: str, seed: int = 0) -> Prompt:
                 continue
             sizes = family.sizes if mark == "i" else family.clips
             size = sizes[seen[mark] % len(sizes)] if several or mark == "v" else sizes[0]
+            size = min(sizes) if shape == "singles" else size  # InternVL: one tile
             seen[mark] += 1
             own.append(family.picture(size, plan.count("i") == 1, g) if mark == "i" else family.video(size, g))
             row += own[-1].ids

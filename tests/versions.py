@@ -1,0 +1,23 @@
+"""What older transformers does wrong in unwrapped models too: tests step around exactly that."""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers import GenerationMixin, LlavaModel
+
+# since 5.18: pictures are encoded before beams are made of a prompt, and a forward takes what came out
+TAKES_FEATURES = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
+ENCODES_FIRST = hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
+# these always expanded by sample
+EXPANDED_BY_SAMPLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm")
+
+
+def mixes_pictures(family: str) -> bool:
+    """Whether beams and several returned sequences get wrong pictures where a sample has several, or tiles."""
+    return not ENCODES_FIRST and family not in EXPANDED_BY_SAMPLE
+
+
+def beam_shape(family: str, shape: str) -> str:
+    """`shape`, or where its pictures would be mixed up one with a picture of one tile in a sample."""
+    return "singles" if mixes_pictures(family) else shape
