@@ -218,8 +218,9 @@ class Pruner:
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
     unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``uses_cls`` (reads the class token's attention
     where the tower has one), ``uses_question`` (reads the words behind the picture, ``VisualTokens.questions``),
-    ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles
-    rows of different ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
+    ``projects`` (runs the projector on single tokens, ``VisualTokens.project``), ``order_dependent`` (the choice
+    depends on the order of the tokens), ``ragged`` (handles rows of different ``counts`` and ``budgets`` in one call;
+    otherwise the host calls it once per group of equal rows).
     """
 
     keep: int | float | None = None
@@ -234,6 +235,7 @@ class Pruner:
     uses_attention: ClassVar[bool] = False
     uses_cls: ClassVar[bool] = False
     uses_question: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 

@@ -21,6 +21,7 @@ FLAGS = (
     "uses_attention",
     "uses_cls",
     "uses_question",
+    "projects",
     "order_dependent",
     "ragged",
 )

@@ -38,9 +38,10 @@ class EncoderAttention(EncoderSignal):
     """Attention of an encoder layer towards each token, per head: `[B, H, N]`.
 
     ``queries="cls"`` is the class token's row (refused on towers without one), ``"received"`` the mean over queries,
-    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere. ``"mean"`` is the row
-    of the mean query (of each attention window or frame), as a multiple of the average key's so that windows of
-    different sizes compare; ``"global"`` is the class token's row where there is one and that elsewhere.
+    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere, ``"cls_or_none"`` that
+    row or zeros, `[B, 1, N]`. ``"mean"`` is the row of the mean query (of each attention window or frame), as a
+    multiple of the average key's so that windows of different sizes compare; ``"global"`` is the class token's row
+    where there is one and that elsewhere.
 
     ``of="values"`` puts the values in the place of queries and keys, unscaled (not with ``"received"``).
 
@@ -67,7 +68,16 @@ class EncoderQueries(EncoderSignal):
 
 @dataclass(frozen=True)
 class EncoderKeys(EncoderSignal):
-    """Keys of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token)."""
+    """Keys of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token).
+
+    ``heads="mean"`` is their mean over heads, `[B, N, U, d]`.
+    """
+
+    heads: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads not in (None, "mean"):
+            raise ValueError(f"EncoderKeys.heads must be None or 'mean', got {self.heads!r}")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def reads_of(pruner: Pruner, sizes: list[int], dtype: torch.dtype, g: torch.Gene
             heads = 1 if signal.joint_heads else HEADS
             reads[signal] = [torch.randn(heads, n, generator=g).softmax(-1).to(dtype) for n in sizes]
         elif isinstance(signal, EncoderKeys):
-            reads[signal] = [torch.randn(n, UNIT, HEADS * 4, generator=g).to(dtype) for n in sizes]
+            width = 4 if signal.heads else HEADS * 4
+            reads[signal] = [torch.randn(n, UNIT, width, generator=g).to(dtype) for n in sizes]
         else:
             assert isinstance(signal, PreProjector)
             reads[signal] = [torch.randn(n, UNIT, WIDTH, generator=g).to(dtype) for n in sizes]
@@ -251,7 +252,7 @@ def test_visionzip_follows_its_formula(n, keep, contextual):
     dominant = sorted(sorted(range(n), key=lambda i: -score[i])[: keep - c])
     rest = [i for i in range(n) if i not in dominant]
     anchors = rest[:: max(1, len(rest) // max(1, c))][:c]
-    metric = keys.mean(1).reshape(n, HEADS, -1).mean(1)
+    metric = keys.mean(1)
     metric /= np.linalg.norm(metric, axis=1, keepdims=True)
     rows = [spans.features[0][i].numpy() for i in dominant]
     for a in anchors:
@@ -430,10 +431,10 @@ def merge_round(x: Tensor, keys: Tensor, size: Tensor, place: list[int], less: i
 
 
 def attend(x: Tensor, project: Any, heads: int, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Proportional attention `[T, D]` over tokens of the sizes `[T]`, before the output projection, and the keys."""
+    """Proportional attention `[T, D]` over tokens of the sizes `[T]`, before the output projection; head-mean keys."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(0, 1) for t in project(x))
     logits = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5 + size.log()
-    return (logits.softmax(-1) @ v).transpose(0, 1).flatten(1), k.transpose(0, 1).flatten(1)
+    return (logits.softmax(-1) @ v).transpose(0, 1).flatten(1), k.mean(0)
 
 
 def sizes_after(n: int, keep: float, last: int) -> list[int]:

@@ -24,9 +24,9 @@ from zoo import FAMILIES, shapes_of
 
 import vtc
 from vtc.pruners.base import VisualTokens
+from vtc.pruners.frames import frames_of, spread_order
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, PreProjector
-from vtc.pruners.video_frames import frames_of, spread_order
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 NAMES = ("evs", "dycoke", "vidcom2", "fastvid")
@@ -64,7 +64,8 @@ def test_every_choice_is_exact_unique_and_the_same_alone(spec, cases, seed, dtyp
     budgets = [max(1, int(share * x.tokens)) for x, (*_, share) in zip(layouts, cases, strict=True)]
     pruner = method(spec, 4)
     spans = made_up(pruner, [x.tokens for x in layouts], budgets, seed, dtype, copies, layouts)
-    check_selection(pruner, spans, alone=not copies and dtype is torch.float32)
+    # VidCom2: the two tokens of an image of two are equally far from their mean, and rounding decides
+    check_selection(pruner, spans, alone=not copies and dtype is torch.float32 and all(x.tokens != 2 for x in layouts))
 
 
 @pytest.mark.parametrize("spec", OFFICIAL)
@@ -75,7 +76,8 @@ def test_the_authors_counts_are_unique_and_the_same_alone(spec, cases, seed):
     pruner = method(spec, None if "dycoke" in spec else 0.4)
     sizes = [x.tokens for x in layouts]
     spans = made_up(pruner, sizes, [max(1, int(0.4 * n)) for n in sizes], seed, layouts=layouts)
-    check_selection(pruner, spans)
+    # VidCom2: the two tokens of an image of two are equally far from their mean, and rounding decides
+    check_selection(pruner, spans, alone=2 not in sizes)
 
 
 @pytest.mark.parametrize("spec", SPECS)
