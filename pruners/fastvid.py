@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from .base import Merged, Pruner, VisualTokens
-from .frames import Frames, frames_of
+from .frames import BLOCK, Frames, frames_of
 from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
 from .partition import best, budgets_of, columns_of, per_token, rank_in_part
 from .registry import register_pruner
@@ -18,7 +18,6 @@ from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
-BLOCK = 1024  # tokens whose distances are looked at together
 
 
 @register_pruner("fastvid")

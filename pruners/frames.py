@@ -19,6 +19,8 @@ from .base import VisualTokens
 from .layout import Layout
 from .merging import channel_blocks
 
+BLOCK = 1024  # tokens of a video at a time in float32
+
 
 def equal_shares(total: int, sizes: Sequence[int]) -> list[int]:
     """Split `total` equally, none above its size; what is left over goes to the first ones."""
@@ -195,16 +197,18 @@ def similarity(x: Tensor, reference: Sequence[int], there: Tensor) -> Tensor:
     Tensor
         `[B, T, P]` float32; -1 (nothing in common) where either token is missing or nothing is compared.
     """
-    found = []
-    for t, r in enumerate(reference):  # frame by frame: no float32 copy of the whole video
-        if r == t:
-            found.append(x.new_full(x.shape[:1] + x.shape[2:3], -1.0, dtype=torch.float32))
-            continue
-        product, left, right = (x.new_zeros((), dtype=torch.float32) for _ in range(3))
+    compared = [t for t, r in enumerate(reference) if r != t]
+    found = x.new_full(there.shape, -1.0, dtype=torch.float32)
+    some = max(1, BLOCK // there.shape[2])  # frames at a time: no float32 copy of the whole video
+    for start in range(0, len(compared), some):
+        here = torch.tensor(compared[start : start + some], device=x.device)
+        other = torch.tensor([reference[t] for t in compared[start : start + some]], device=x.device)
+        product = left = right = x.new_zeros((), dtype=torch.float32)
         for c in channel_blocks(x.shape[-1]):
-            a, b = x[:, t, :, c].float(), x[:, r, :, c].float()
+            a, b = (x.detach()[..., c].index_select(1, at).float() for at in (here, other))
             product = product + (a * b).sum(-1)
             left, right = left + a.square().sum(-1), right + b.square().sum(-1)
         cosine = product / (left.sqrt() * right.sqrt()).clamp(min=1e-12)
-        found.append(torch.where(there[:, t] & there[:, r], cosine, -1.0))
-    return torch.stack(found, 1)
+        both = there.index_select(1, here) & there.index_select(1, other)
+        found.index_copy_(1, here, torch.where(both, cosine, -1.0))
+    return found

