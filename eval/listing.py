@@ -17,7 +17,7 @@ from vtc.models.support import DEPTH, support
 from vtc.pruners import list_pruners, make_pruner, pruner_class
 from vtc.pruners.base import STAGES, Pruner
 from vtc.pruners.registry import nearest
-from vtc.pruners.signals import AttentionAhead, DecoderAttention, EncoderAttention, Signal
+from vtc.pruners.signals import Signal
 from vtc.spec import format_pipeline, parse
 
 from .cells import takes_keep
@@ -82,13 +82,8 @@ def signals_of(pruner: Pruner) -> list[Signal]:
 
 
 def flags_of(pruner: Pruner) -> dict[str, bool]:
-    """The flags of an instance; what its signals say about attention goes before what its class says."""
-    flags = {flag: bool(getattr(pruner, flag)) for flag in FLAGS}
-    signals = signals_of(pruner)
-    rows = [s for s in signals if isinstance(s, EncoderAttention)]
-    flags["uses_attention"] = bool(rows) or any(isinstance(s, DecoderAttention | AttentionAhead) for s in signals)
-    flags["uses_cls"] = any(s.queries not in ("received", "mean") for s in rows)
-    return flags
+    """The flags of an instance."""
+    return {flag: bool(getattr(pruner, flag)) for flag in FLAGS}
 
 
 def summary_of(pruner: Pruner) -> str:

@@ -68,7 +68,6 @@ class CDPruner(Pruner):
     official: bool = False
 
     paper: ClassVar[str] = "arXiv 2506.10967"
-    uses_text: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -85,6 +84,11 @@ class CDPruner(Pruner):
         if self.relevance == "auto":
             return "embeddings" if self.text_encoder is None else "clip"
         return self.relevance
+
+    @property
+    def uses_text(self) -> bool:  # type: ignore[override]
+        """Unless there is no relevance."""
+        return self._by != "none"
 
     @property
     def uses_question(self) -> bool:  # type: ignore[override]

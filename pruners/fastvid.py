@@ -71,8 +71,6 @@ class FastVid(Pruner):
     paper: ClassVar[str] = "arXiv 2503.11187"
     merges: ClassVar[bool] = True
     signals: ClassVar[tuple[Signal, ...]] = (EncoderAttention(), PreProjector())
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 

@@ -171,8 +171,6 @@ class FlowCut(Pruner):
     stage: ClassVar[str] = "vision"
     paper: ClassVar[str] = "arXiv 2505.19536"
     adaptive_count: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -74,8 +74,6 @@ class IDPruner(Pruner):
     parallel: int = 1
 
     paper: ClassVar[str] = "arXiv 2602.13315"
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

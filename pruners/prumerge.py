@@ -59,8 +59,6 @@ class PruMerge(Pruner):
         EncoderKeys(layer=-1),
         PreProjector(),
     )
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     projects: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 

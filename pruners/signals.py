@@ -16,6 +16,7 @@ class Signal:
     """One thing that a method reads beside the tokens' own features."""
 
     part: ClassVar[str] = ""
+    is_attention: ClassVar[bool] = False
 
     def __str__(self) -> str:
         fields = ", ".join(f"{k}={v}" for k, v in vars(self).items() if v is not None)
@@ -48,9 +49,15 @@ class EncoderAttention(EncoderSignal):
     ``joint_heads=True`` leaves the heads of queries and keys side by side, ``softmax(q k^T / sqrt(H d))``: `[B, 1, N]`.
     """
 
+    is_attention: ClassVar[bool] = True
     queries: str = "auto"
     of: str | None = None
     joint_heads: bool = False
+
+    @property
+    def reads_cls(self) -> bool:
+        """Whether it is the class token's row where there is one."""
+        return self.queries not in ("received", "mean")
 
     def __post_init__(self) -> None:
         if self.of not in (None, "values"):
@@ -136,6 +143,7 @@ class DecoderAttention(DecoderSignal):
     ``VisualTokens.text_valid``), ``"all"`` every column that the layer has.
     """
 
+    is_attention: ClassVar[bool] = True
     queries: str = "last"
 
     def __post_init__(self) -> None:
@@ -149,6 +157,8 @@ class AttentionAhead(DecoderSignal):
 
     One extra attention of layer K on the states that enter it; ``layer`` stays None.
     """
+
+    is_attention: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

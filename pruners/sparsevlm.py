@@ -85,7 +85,6 @@ class SparseVLM(Pruner):
     signals: ClassVar[tuple[Signal, ...]] = (DecoderAttention(queries="text"), Projected(), TextEmbeddings())
     merges: ClassVar[bool] = True
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

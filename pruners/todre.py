@@ -54,8 +54,6 @@ class ToDREDiversity(Pruner):
     pivot_seed: int = 0
 
     paper: ClassVar[str] = "arXiv 2505.18757"
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -134,7 +132,6 @@ class ToDRERemoval(Pruner):
     signals: ClassVar[tuple[Signal, ...]] = (DecoderAttention(queries="text"),)
     adaptive_count: ClassVar[bool] = True
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

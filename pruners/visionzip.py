@@ -55,8 +55,6 @@ class VisionZip(Pruner):
 
     paper: ClassVar[str] = "arXiv 2412.04467"
     merges: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 

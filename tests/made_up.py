@@ -31,7 +31,6 @@ from vtc.pruners.signals import (
     TextEmbeddings,
 )
 
-ATTENTION = (EncoderAttention, DecoderAttention, AttentionAhead)
 LAST = 4  # the tower's layer that the projector reads
 
 
@@ -131,7 +130,7 @@ def made_up(
 
     def per_token(signal: Signal, n: int) -> Tensor:
         x = make(*shape_of(signal, n, sizes))
-        return (x.softmax(-1) if isinstance(signal, ATTENTION) and draw is None else x).to(dtype)
+        return (x.softmax(-1) if signal.is_attention and draw is None else x).to(dtype)
 
     signals = [s for s in pruner.signals_at(stop) if not isinstance(s, TextEmbeddings)]
     features = [make(n, sizes.decoder).to(dtype) for n in counts]
@@ -141,9 +140,9 @@ def made_up(
             twin = torch.randint(0, 1 + n // 3, (n,), generator=g)
             features[i] = features[i][twin]
             for s, rows in reads.items():
-                rows[i] = rows[i][..., twin] if isinstance(s, ATTENTION) else rows[i][twin]
+                rows[i] = rows[i][..., twin] if s.is_attention else rows[i][twin]
     said = [s for s in pruner.signals_at(stop) if isinstance(s, (DecoderSignal, TextEmbeddings))]
-    said = [s for s in said if not isinstance(s, ATTENTION)] or [TextEmbeddings()]
+    said = [s for s in said if not s.is_attention] or [TextEmbeddings()]
     width = sizes.unit * sizes.encoder
     inner, outer = nn.Linear(width, 7, dtype=dtype), nn.Linear(7, sizes.decoder, dtype=dtype)
     return Spans(
@@ -165,9 +164,7 @@ def moved(spans: Spans, order: Tensor) -> Spans:
     return replace(
         spans,
         features=[spans.features[0][order]],
-        reads={
-            s: [rows[0][..., order] if isinstance(s, ATTENTION) else rows[0][order]] for s, rows in spans.reads.items()
-        },
+        reads={s: [rows[0][..., order] if s.is_attention else rows[0][order]] for s, rows in spans.reads.items()},
     )
 
 

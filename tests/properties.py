@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from vtc.pruners.base import Merged, Pruner, VisualTokens
 from vtc.pruners.layout import Layout
-from vtc.pruners.signals import AttentionAhead, DecoderAttention, EncoderAttention, Signal
+from vtc.pruners.signals import Signal
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Spans:
         ids = torch.arange(width).expand(len(rows), -1)
         read_of = {}
         for signal, values in self.reads.items():
-            if isinstance(signal, (EncoderAttention, DecoderAttention, AttentionAhead)):
+            if signal.is_attention:
                 read_of[signal] = torch.stack([pad(values[i], (0, width - values[i].shape[-1])) for i in rows])
             else:
                 read_of[signal] = pad_sequence([values[i] for i in rows], batch_first=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import ATTENTION, Place, Sizes, layout_of, made_up, moved, places_of
+from made_up import Place, Sizes, layout_of, made_up, moved, places_of
 from methods import METHODS, VARIANTS
 from properties import check_selection, chosen, peak_bytes
 
@@ -34,7 +34,7 @@ def test_every_method_that_chooses_is_here() -> None:
 
 @everywhere
 @given(spans_with_gone, st.floats(0.01, 0.99), st.integers(0, 9999), st.sampled_from(DTYPES), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_exact_unique_in_range_and_the_same_alone(place, cases, keep, seed, dtype, copies) -> None:
     pruner, stop = place.at(keep)
     layouts, gone = zip(*cases, strict=True)
@@ -59,7 +59,7 @@ def test_numbers_that_are_not_finite_cost_neither_count_nor_uniqueness(place: Pl
     spans = made_up(pruner, stop, [layout_of("image", 4, 5), layout_of("crops", 2, 2)], seed=5)
     for signal, rows in spans.reads.items():
         for row in rows if where != "features" else ():
-            if isinstance(signal, ATTENTION):
+            if signal.is_attention:
                 row[..., 2:4] = bad
             else:
                 row[2:4] = bad
@@ -73,7 +73,7 @@ def test_numbers_that_are_not_finite_cost_neither_count_nor_uniqueness(place: Pl
     "place", [p for p in PLACES if not p.at()[0].order_dependent and p.setting.pruner not in TIED], ids=str
 )
 @given(st.integers(2, 24), st.integers(0, 999))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_the_tokens_plays_no_part(place: Place, n: int, seed: int) -> None:
     pruner, stop = place.at(0.5)
     spans = made_up(pruner, stop, [Layout.line(n)], seed)

@@ -63,7 +63,7 @@ def slow_vispruner(x: np.ndarray, attention: np.ndarray, keep: int, important: f
 
 
 @given(st.integers(2, 40), st.integers(0, 9999), st.floats(0.05, 1), st.floats(0, 1), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_vispruner_is_its_formula(n, seed, share, important, step):
     keep = max(1, int(share * n))
     spans = spans_of([Layout.line(n)], seed, share)

@@ -168,7 +168,7 @@ def test_the_schedule_is_the_formula_for_every_span_of_a_batch(seed, last, every
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_end_is_exact_and_a_span_is_the_same_alone(shapes, keep, last, seed, dtype, equal):
     layouts = [Layout((Grid(r, c),) * parts) for r, c, parts in shapes]
     source = drawn([x.tokens for x in layouts], last, seed, dtype)

@@ -102,7 +102,7 @@ cases = st.lists(st.tuples(st.integers(1, 24), st.floats(0.01, 1)), min_size=1, 
 
 @pytest.mark.parametrize("spec", SPECS)
 @given(cases, st.integers(0, 9999), st.sampled_from(DTYPES), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_choice_is_exact_unique_and_the_same_alone(spec, cases, seed, dtype, copies):
     budgets = [max(1, int(share * n)) for n, share in cases]
     pruner = method(spec, 4)
@@ -124,7 +124,7 @@ def test_merged_vectors_of_a_ragged_batch_are_those_of_its_spans(spec):
 
 @pytest.mark.parametrize("spec", ADAPTIVE)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(0, 9999), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_adaptive_counts_are_unique_and_the_same_alone(spec, sizes, seed, copies):
     pruner = method(spec, 0.25 if "official" in spec else None)
     spans = made_up(pruner, sizes, [max(1, n // 2) for n in sizes], seed, copies=copies)
@@ -210,7 +210,7 @@ def test_sums_over_some_channels_at_a_time_are_pytorchs(channels, monkeypatch):
 
 
 @given(st.integers(2, 24), st.integers(0, 12), st.integers(0, 2), st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bipartite_matching_is_the_papers(n, r, protect, seed):
     metric = torch.randn(1, n, 4, generator=torch.Generator().manual_seed(seed))
     match = bipartite_match(metric, [r], torch.ones(1, n, dtype=torch.bool), protect)
@@ -345,7 +345,7 @@ def test_prumerge_plus_keeps_the_authors_fixed_count():
 
 
 @given(st.integers(2, 40), st.floats(0, 1), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_prumerge_plus_spaces_the_others_evenly(n, share, data):
     keep = data.draw(st.integers(1, n - 1))
     pruner = method(f"prumerge_plus(outliers_share={share})", keep)

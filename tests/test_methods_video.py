@@ -59,7 +59,7 @@ shapes = st.lists(
 
 @pytest.mark.parametrize("spec", SPECS)
 @given(shapes, st.integers(0, 9999), st.sampled_from(DTYPES), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_choice_is_exact_unique_and_the_same_alone(spec, cases, seed, dtype, copies):
     layouts = [video(t, h, w) if t else Layout((Grid(h, w, "base"), Grid(2 * h, w, "mosaic"))) for t, h, w, _ in cases]
     budgets = [max(1, int(share * x.tokens)) for x, (*_, share) in zip(layouts, cases, strict=True)]
@@ -71,7 +71,7 @@ def test_every_choice_is_exact_unique_and_the_same_alone(spec, cases, seed, dtyp
 
 @pytest.mark.parametrize("spec", OFFICIAL)
 @given(shapes, st.integers(0, 9999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_authors_counts_are_unique_and_the_same_alone(spec, cases, seed):
     layouts = [video(t, h, w) if t else Layout((Grid(h, w),)) for t, h, w, _ in cases]
     pruner = method(spec, None if "dycoke" in spec else 0.4)
