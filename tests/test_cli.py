@@ -188,6 +188,12 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert run(capsys, "--version") == (0, f"vtc {vtc.__version__}\n", "")
 
 
+@pytest.mark.parametrize("command", ["bench", "horizon"])
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str], command: str):
+    text = " ".join(re.sub("[│╭╰─]", " ", run(capsys, command, "--help")[1]).split())
+    assert "default: vtc-" in text  # square brackets would be markup
+
+
 def test_help_does_not_import_torch():
     code = "import sys\nfrom vtc.cli import main\ntry:\n main(['--help'])\nfinally:\n print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout

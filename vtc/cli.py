@@ -54,14 +54,14 @@ def bench(
         str | None,
         typer.Option(
             help="Methods, comma-separated: names, pipelines such as 'random(layer=2, seed=3)', or all for every one "
-            "that can run [default: random,uniform,pool,dart,fastv]."
+            "that can run (default: random,uniform,pool,dart,fastv)."
         ),
     ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
-            help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them [default: "
-            "0.5,0.25,0.11,0.05]."
+            help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them (default: "
+            "0.5,0.25,0.11,0.05)."
         ),
     ] = None,
     recipe: Annotated[
@@ -76,13 +76,13 @@ def bench(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Questions per task, always the same ones [default: 150 on the bundled model and tasks, else all]."
+            help="Questions per task, always the same ones (default: 150 on the bundled model and tasks, else all)."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the results; the same command resumes there [default: vtc-bench/<model>-<data>-<hash>]."
+            help="Folder for the results; the same command resumes there (default: vtc-bench/<model>-<data>-<hash>)."
         ),
     ] = None,
     data: Annotated[
@@ -93,7 +93,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes [default: one per core for a small model on the CPU, else 1].")
+        int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -208,7 +208,7 @@ def horizon(
     eta: Annotated[float, typer.Option(help="KL divergence that --search vtw allows.")] = 0.003,
     tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Questions per task [default: 5 on the bundled model and tasks, else all].")
+        int | None, typer.Option(help="Questions per task (default: 5 on the bundled model and tasks, else all).")
     ] = None,
     start: Annotated[int | None, typer.Option(help="First layer to look at.")] = None,
     model: Model = None,
@@ -218,7 +218,7 @@ def horizon(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the results; the same command resumes there [default: vtc-horizon/<model>-<data>-<hash>]."
+            help="Folder for the results; the same command resumes there (default: vtc-horizon/<model>-<data>-<hash>)."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per batch.")] = 64,
