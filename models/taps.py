@@ -78,8 +78,9 @@ class AttentionTap:
 
 
 def attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, rows: Tensor, causal: bool = True
-) -> Tensor:
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, rows: Tensor, causal: bool = True,
+    softmax: bool = True,
+) -> Tensor:  # fmt: skip
     """Softmax attention of the asked queries only.
 
     Parameters
@@ -94,6 +95,8 @@ def attention_rows(
         `[B, R]` query columns.
     causal : bool
         Whether a missing mask means causal.
+    softmax : bool
+        Else the logits, -inf where masked.
 
     Returns
     -------
@@ -119,7 +122,7 @@ def attention_rows(
         logits = logits.masked_fill(future, float("-inf"))
         if isinstance(mask, Tensor):  # 2D padding mask
             logits = logits.masked_fill(~mask[:, None, None, :n_key].bool(), float("-inf"))
-    return logits.softmax(-1)
+    return logits.softmax(-1) if softmax else logits
 
 
 def _block_mask_rows(mask: Any, rows: Tensor, n_key: int) -> Tensor:

@@ -49,11 +49,20 @@ def encoder_rows(
         scaling = 1.0
     if queries == "none":
         return query.new_zeros(query.shape[0], query.shape[2], 1)
-    rows = {"received": received_attention, "cls": cls_attention, "mean": mean_attention}[queries]
+    rows = {
+        "received": received_attention, "cls": cls_attention, "cls logits": cls_logits, "mean": mean_attention,
+    }[queries]  # fmt: skip
     return rows(query, key, mask, scaling, segments).transpose(1, 2)
 
 
-def cls_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, segments: Segments | None = None) -> Tensor:
+def cls_logits(query: Tensor, key: Tensor, mask: Any, scaling: float, segments: Segments | None = None) -> Tensor:
+    """The same as ``cls_attention`` before the softmax."""
+    return cls_attention(query, key, mask, scaling, segments, softmax=False)
+
+
+def cls_attention(
+    query: Tensor, key: Tensor, mask: Any, scaling: float, segments: Segments | None = None, softmax: bool = True
+) -> Tensor:
     """The class token's attention row, `[B, H, T]`, or `[1, H, M]` of a packed row whose segments begin with theirs."""
     if segments is None:
         chunks = [(query, key)]
@@ -64,7 +73,7 @@ def cls_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, segment
     for q, k in chunks:
         first = torch.zeros(q.shape[0], 1, dtype=torch.long, device=q.device)
         seen = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)
-        found.append(attention_rows(q, k, seen, scaling, first, causal=False)[:, :, 0])
+        found.append(attention_rows(q, k, seen, scaling, first, causal=False, softmax=softmax)[:, :, 0])
     return found[0] if segments is None else segments.join([f[..., None] for f in found])[..., 0]
 
 

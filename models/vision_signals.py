@@ -23,6 +23,7 @@ def kind_of(signal: Signal, prefix: int) -> str:
         substitute = {"auto": "received", "global": "mean", "cls_or_none": "none"}.get(signal.queries)
         queries = signal.queries if substitute is None else "cls" if prefix else substitute
         kind = f"{queries} of values" if signal.of else queries
+        kind = "cls logits" if signal.logits and queries == "cls" else kind
         return f"joint {kind}" if signal.joint_heads else kind
     if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads:
         return "mean keys" if isinstance(signal, EncoderKeys) else "mean values"

@@ -47,12 +47,15 @@ class EncoderAttention(EncoderSignal):
     ``of="values"`` puts the values in the place of queries and keys, unscaled (not with ``"received"``).
 
     ``joint_heads=True`` leaves the heads of queries and keys side by side, ``softmax(q k^T / sqrt(H d))``: `[B, 1, N]`.
+
+    ``logits=True`` gives the class token's row before the softmax (``queries="cls"`` or ``"cls_or_none"``).
     """
 
     is_attention: ClassVar[bool] = True
     queries: str = "auto"
     of: str | None = None
     joint_heads: bool = False
+    logits: bool = False
 
     @property
     def reads_cls(self) -> bool:
@@ -65,6 +68,10 @@ class EncoderAttention(EncoderSignal):
         if self.of and self.queries not in ("cls", "mean", "global"):
             raise ValueError(
                 f"EncoderAttention(of='values') needs queries 'cls', 'mean' or 'global', not {self.queries!r}"
+            )
+        if self.logits and (self.queries not in ("cls", "cls_or_none") or self.of):
+            raise ValueError(
+                f"EncoderAttention(logits=True) needs queries 'cls' or 'cls_or_none', not {self.queries!r}"
             )
 
 
