@@ -13,17 +13,10 @@ from typing import Any
 
 from rich.table import Table
 
-from .cells import UNPRUNED
+from .matching import keep_text
 from .store import write_atomic
 from .summary import CellSummary
 from .tasks import TaskSet
-
-
-def keep_text(keep: int | float | None) -> str:
-    """A keep as people write it: ``25%``, ``64``."""
-    if keep is None:
-        return ""
-    return f"{keep:.4g}" if isinstance(keep, int) else f"{100 * keep:.4g}%"
 
 
 def _percent(value: float) -> str:
@@ -121,8 +114,8 @@ def write_json(path: Path, cells: Sequence[CellSummary], about: dict[str, Any]) 
     listed = []
     for cell in cells:
         row = asdict(cell)
-        row["mean"] = cell.mean._asdict()
-        row["difference"] = cell.difference._asdict() if cell.difference else None
+        for name in ("mean", "difference", "against_random", "rank"):
+            row[name] = gap._asdict() if (gap := getattr(cell, name)) else None
         row["difference_by_task"] = {task: gap._asdict() for task, gap in cell.difference_by_task.items()}
         row["time"] = (
             {**asdict(cell.time), "ratio": cell.time.ratio, "lm_ratio": cell.time.lm_ratio} if cell.time else None
@@ -133,4 +126,4 @@ def write_json(path: Path, cells: Sequence[CellSummary], about: dict[str, Any]) 
 
 def unpruned_of(cells: Sequence[CellSummary]) -> CellSummary | None:
     """The reference among the summaries."""
-    return next((cell for cell in cells if cell.spec == UNPRUNED.spec), None)
+    return next((cell for cell in cells if cell.is_unpruned), None)

@@ -1,0 +1,210 @@
+"""``python -m lmms_eval --model vtc``: real runs of the command line, offline, on local folders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from bench_world import TOKENS, png, save_model
+from lmms_world import require_lmms_eval, result, run_lmms_eval, samples, token_files, write_pope
+
+from vtc.eval.bundled import bundled_data, bundled_model_path
+from vtc.eval.cells import make_cells
+from vtc.eval.loading import load_model
+from vtc.eval.metrics import official
+from vtc.eval.metrics.base import metric
+from vtc.eval.runner import Sweep, run_sweep
+from vtc.eval.tasks import load_tasks
+
+require_lmms_eval()
+
+PIPELINE = "random(keep=0.05,seed=5) + random(layer=2,keep=0.02,seed=5)"
+FIGURES = {"pope_accuracy": "accuracy", "pope_f1_score": "f1", "pope_precision": "precision", "pope_recall": "recall"}
+
+
+def yes_no_questions(count: int) -> list[tuple[bytes, str, str]]:
+    """Questions of the bundled set with yes and no in turn, several about one image."""
+    tasks = load_tasks(bundled_data())
+    found = {a: [q for q in tasks.questions if q.answer == a] for a in ("yes", "no")}
+    chosen = [found[a][i] for i in range(count // 2) for a in ("yes", "no")]
+    return [(tasks.images[q.image_id], q.question, q.answer) for q in chosen]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks on the bundled set's pictures and on noise, and a tiny random model."""
+    root = tmp_path_factory.mktemp("lmms")
+    write_pope(root / "tasks", yes_no_questions(6))
+    noise = [(png(i), "is there a red square in the image?", ("yes", "no")[i % 2]) for i in range(5)]
+    write_pope(root / "tasks", noise, "pope_noise")
+    save_model(root / "tiny")
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(world: Path) -> str:
+    """What one process printed that did all the runs below; their results are in folders of their names."""
+    bundled, tiny = (f"pretrained={path},dtype=float32" for path in (bundled_model_path(), world / "tiny"))
+    cells: dict[str, tuple[str, str, str]] = {
+        "stock": ("llava_hf", f"{bundled},device=cpu,device_map=cpu", "pope_local"),
+        "none": ("vtc", f"base=llava_hf,method=none,{bundled}", "pope_local"),
+        "dart": ("vtc", f"base=llava_hf,method=dart,keep=0.25,{bundled}", "pope_local"),
+        "wrong": ("vtc", f"base=llava_hf,method=dartt,keep=0.25,{bundled}", "pope_local"),
+        "pipeline": ("vtc", f'base=llava_hf,pruner="{PIPELINE}",{bundled}', "pope_local"),
+        "cached_stock": ("llava_hf", f"{tiny},device=cpu,device_map=cpu", "pope_noise"),
+        "cached_none": ("vtc", f"base=llava_hf,method=none,{tiny}", "pope_noise"),
+        "cached_two": ("vtc", f"base=llava_hf,method=uniform,keep=2,{tiny}", "pope_noise"),
+        "cached_again": ("vtc", f"base=llava_hf,method=uniform,keep=2,{tiny}", "pope_noise"),
+        "single": ("vtc", f"base=llava_hf,method=uniform,keep=4,{tiny}", "pope_noise"),
+    }
+    listed = [
+        {
+            "model": model, "model_args": arguments, "tasks": task, "include_path": str(world / "tasks"),
+            "batch_size": 1, "output_path": str(world / name), "log_samples": True, "verbosity": "INFO",
+            **({"use_cache": str(world / "cache")} if name.startswith("cached") else {}),
+        }
+        for name, (model, arguments, task) in cells.items()
+    ]  # fmt: skip
+    path = world / "runs.yaml"
+    path.write_text(yaml.safe_dump(listed))
+    return run_lmms_eval("--config", str(path))
+
+
+def test_the_entry_point_is_installed() -> None:
+    (point,) = entry_points(group="lmms_eval.models", name="vtc")
+    (manifest,) = point.load()()
+    assert manifest.model_id == "vtc"
+    from lmms_eval import models
+
+    assert models.get_model("vtc").__name__ == "VtcChat"
+    assert models.get_model("vtc", force_simple=True).__name__ == "VtcSimple"
+
+
+@pytest.mark.usefixtures("runs")
+def test_unpruned_it_is_the_stock_backend(world: Path) -> None:
+    stock, ours = samples(world / "stock"), samples(world / "none")
+    assert [s["filtered_resps"] for s in ours] == [s["filtered_resps"] for s in stock]
+    assert [s["input"] for s in ours] == [s["input"] for s in stock]
+    scores = result(world / "stock")["results"]["pope_local"]
+    assert scores["pope_accuracy,none"] > 0.5
+    assert result(world / "none")["results"]["pope_local"] == scores
+
+
+@pytest.mark.usefixtures("runs")
+def test_scores_agree_between_lmms_eval_the_sweep_runner_and_our_pope_metric(world: Path) -> None:
+    """The task in our runner: same prompts and answers as in lmms-eval's, and one score from three metrics."""
+    from vtc.integrations.lmms_eval import load_lmms_task
+
+    tasks = load_lmms_task("pope_local", str(world / "tasks"))
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+
+    class Store(dict[tuple[str, str], dict[str, Any]]):
+        def append(self, rows: Any) -> None:
+            found.update({(row["cell"], row["question_id"]): row for row in rows})
+
+    cells = make_cells(["dart"], [0.25])
+    run_sweep(Sweep(load_model(None, "cpu"), tasks, cells, max_new_tokens=4), Store())
+    for name, cell in (("none", cells[0]), ("dart", cells[1])):
+        rows = {q.question_id: found[cell.spec, q.question_id] for q in tasks.questions}
+        predictions = [rows[q.question_id]["prediction"] for q in tasks.questions]
+        assert predictions == [s["filtered_resps"].strip() for s in samples(world / name)]
+        assert [q.question for q in tasks.questions] == [s["input"] for s in samples(world / name)]
+        theirs = result(world / name)["results"]["pope_local"]
+        scored = {}
+        for kind in (tasks.questions[0].metric, "pope"):
+            asked = [replace(q, metric=kind) for q in tasks.questions]
+            parsed = {
+                q.question_id: {
+                    **rows[q.question_id],
+                    "score": metric(kind).score(q, rows[q.question_id]["prediction"]),
+                    "parsed": metric(kind).parse(q, rows[q.question_id]["prediction"]),
+                }
+                for q in asked
+            }
+            scored[kind] = official(asked, parsed)["pope_local"]
+            assert sum(row["score"] for row in parsed.values()) / len(parsed) == theirs["pope_accuracy,none"]
+        for figure, ours in FIGURES.items():
+            values = (theirs[f"{figure},none"], scored[tasks.questions[0].metric][figure], scored["pope"][ours])
+            assert values == pytest.approx([values[0]] * 3)
+
+
+@pytest.mark.usefixtures("runs")
+def test_token_savings_lie_beside_the_results(world: Path) -> None:
+    count = len(samples(world / "dart"))
+    (told,) = token_files(world / "dart")
+    assert told["method"].startswith("dart(keep=0.25")
+    assert told["requests"] == count == 6
+    assert (told["visual_tokens"], told["visual_tokens_kept"], told["kept_share"]) == (576 * count, 144 * count, 0.25)
+    assert told["failed"] == 0
+    assert sorted(r["doc_id"] for r in told["per_request"]) == list(range(count))
+    for sample, request in zip(
+        samples(world / "dart"), sorted(told["per_request"], key=lambda r: r["doc_id"]), strict=True
+    ):
+        (counts,) = sample["token_counts"]
+        assert counts["input_tokens"] == request["prompt_tokens"] > 576
+        assert (counts["visual_tokens"], counts["visual_tokens_kept"]) == (576, 144)
+        assert (
+            counts["visual_tokens_mean_per_layer"] == request["visual_tokens_mean_per_layer"] == (2 * 576 + 6 * 144) / 8
+        )
+    assert result(world / "stock")["efficiency"]["overall"]["total_input_tokens"] == 0
+    assert result(world / "dart")["efficiency"]["overall"]["total_input_tokens"] == told["prompt_tokens"]
+    (plain,) = token_files(world / "none")
+    assert plain["method"] == "unpruned"
+    assert plain["visual_tokens"] == plain["visual_tokens_kept"] == 576 * count
+    names = {path.name.split("_vtc")[0][:9] for path in (world / "dart").rglob("*_vtc_tokens.json")}
+    assert names == {path.name[:9] for path in (world / "dart").rglob("*_results.json")}
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_pipeline_with_commas_in_the_model_arguments(world: Path) -> None:
+    (told,) = token_files(world / "pipeline")
+    assert told["method"] == "random(keep=0.05, seed=5) + random(keep=0.02, layer=2, seed=5)"
+    assert {(r["visual_tokens_kept"], r["visual_tokens_mean_per_layer"]) for r in told["per_request"]} == {
+        (12, (2 * 29 + 6 * 12) / 8)
+    }
+    assert PIPELINE in result(world / "pipeline")["config"]["model_args"]
+
+
+def test_a_wrong_run_of_several_says_why_and_the_next_goes_on(world: Path, runs: str) -> None:
+    assert "unknown pruner 'dartt'. Did you mean 'dart'?" in runs
+    assert not list(world.glob("wrong/**/*_results.json"))
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_response_cache_keeps_compressed_and_unpruned_answers_apart(world: Path) -> None:
+    answers = {
+        name: [s["filtered_resps"] for s in samples(world / f"cached_{name}")]
+        for name in ("stock", "none", "two", "again")
+    }
+    assert all(answers["stock"])
+    assert answers["none"] == answers["stock"]
+    assert answers["two"] != answers["stock"]
+    assert answers["again"] == answers["two"]
+    (told,) = token_files(world / "cached_two")  # its own requests, none from the cache of the runs before
+    assert (told["requests"], told["visual_tokens_kept"]) == (5, 5 * 2)
+    assert token_files(world / "cached_again") == []  # all answers came from the cache
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo")
+def test_two_processes_share_the_samples(world: Path) -> None:
+    run_lmms_eval(
+        "--model", "vtc",
+        "--model_args", f"base=llava_hf,method=uniform,keep=4,pretrained={world / 'tiny'},dtype=float32",
+        "--tasks", "pope_noise", "--include_path", str(world / "tasks"), "--batch_size", "1",
+        "--output_path", str(world / "two"), "--log_samples", processes=2,
+    )  # fmt: skip
+    one, two = samples(world / "single"), samples(world / "two")
+    assert [s["filtered_resps"] for s in two] == [s["filtered_resps"] for s in one]
+    assert result(world / "two")["results"]["pope_noise"] == result(world / "single")["results"]["pope_noise"]
+    parts = token_files(world / "two")
+    assert [(part["rank"], part["world_size"]) for part in parts] == [(0, 2), (1, 2)]
+    shares = [{r["doc_id"] for r in part["per_request"]} for part in parts]
+    assert shares == [{0, 2, 4}, {1, 3}]
+    assert [part["requests"] for part in parts] == [3, 2]  # not the one that keeps both processes in step
+    assert sum(part["visual_tokens"] for part in parts) == 5 * TOKENS
