@@ -11,6 +11,7 @@ top = {n.split("/")[0] for n in names if ".dist-info" not in n.split("/")[0]}
 if top != {"vtc"}:
     sys.exit(f"the wheel's top-level packages are {sorted(top)}, not only vtc")
 data = [f"vtc/{file}" for folder in DATA for file in Path(folder).rglob("*") if file.is_file()]
+data += [str(file) for file in Path("vtc/recipes").iterdir()]
 for needed in ("vtc/py.typed", "vtc/pruners/dart.py", "vtc/eval/bundled/model/model.safetensors", *data):
     if needed not in names:
         sys.exit(f"the wheel lacks {needed}")

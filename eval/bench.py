@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .bundled import bundled_data
-from .cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, UNPRUNED, Cell, make_cells
+from .cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, UNPRUNED, Cell
 from .console import make_console
 from .cost import LMCost, lm_cost, vision_flops
 from .loading import Loaded, config_hash, hardware, load_model, software
+from .plan import Plan, leave_out, plan_cells
 from .plot import draw_pareto
 from .prompt import make_row
+from .published import measured, published_table, recipe_json
+from .recipes import Recipe
 from .report import accuracy_table, cost_table, write_csv, write_json
 from .runner import Sweep, pruned, run_sweep
 from .store import ResultStore
@@ -39,6 +42,7 @@ class BenchOptions:
     ``limit`` is the number of questions per task (None: ``DEFAULT_LIMIT`` with the bundled model on its own tasks, else
     all), ``timing`` the measured turns of the prefill timing (0: none), ``share`` lets methods that don't read the
     question answer all questions of an image behind one prefill, ``workers`` is the number of processes (None: chosen).
+    A ``recipe`` stands for pruners and keeps, and for the model where none is given.
     """
 
     pruners: Sequence[str] = DEFAULT_PRUNERS
@@ -56,6 +60,7 @@ class BenchOptions:
     timing: int = 5
     share: bool = True
     workers: int | None = 1
+    recipe: Recipe | None = None
 
 
 def configuration(options: BenchOptions, loaded: Loaded, tasks: TaskSet) -> dict[str, Any]:
@@ -151,15 +156,27 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     everything = load_tasks(options.data or bundled_data())
     if options.data is None:
         everything = replace(everything, name="bundled")
-    own = options.model is None and options.data is None
+    recipe = options.recipe
+    own = options.model is None and options.data is None and recipe is None
     tasks = everything.subset(options.tasks, DEFAULT_LIMIT if options.limit is None and own else options.limit)
-    cells = make_cells(options.pruners, options.keeps, options.seed or None)
+    asked = recipe.bench_cells(options.seed or None) if recipe else {}
+    if recipe:
+        options = replace(options, model=options.model or recipe.model)
+        plan = Plan([UNPRUNED, *asked.values()])
+    else:
+        plan = plan_cells(options.pruners, options.keeps, options.seed or None)
     loaded = load_model(options.model, options.device, options.dtype)
     config = configuration(options, loaded, tasks)
     folder = _folder(options, loaded, everything, config_hash(config))
+    plan = leave_out(plan, loaded, tasks)
+    cells = plan.cells
     made = _prepare(folder)
     console.print(_stated(tasks, everything, options.seed), highlight=False)
     console.print(f"{len(cells)} cells, model {loaded.name}; results in {folder}", highlight=False, soft_wrap=True)
+    for line in plan.remarks():
+        console.print(line, highlight=False, soft_wrap=True)
+    if recipe and options.model != recipe.model:
+        console.print(f"the recipe's model is {recipe.model}", highlight=False, soft_wrap=True)
     try:
         cost: LMCost | None = lm_cost(loaded.model)
     except NotImplementedError as e:
@@ -188,6 +205,11 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
             "interval": {"level": 0.95, "method": "percentile bootstrap over images", "reps": REPS},
             "seconds": round(time.time() - started, 1),
         }  # fmt: skip
+        found = measured(recipe, asked, summary, tasks) if recipe else {}
+        if recipe:
+            about["recipe"] = recipe_json(recipe, found)
+        if plan.left_out:
+            about["left_out"] = plan.left_out
         write_csv(folder / "summary.csv", summary)
         write_json(folder / "summary.json", summary, about)
         title = (
@@ -203,6 +225,8 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
         remove_empty(made)
     console.print(accuracy_table(summary, tasks))
     console.print(cost_table(summary))
+    if recipe:
+        console.print(published_table(recipe, found, tasks))
     console.print(
         f"{time.time() - started:.0f} s. Written: {folder}/results.jsonl, summary.csv, summary.json, pareto.png",
         highlight=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,24 +116,3 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
     )
     spec = format_pipeline(pipeline)
     return Cell(method, keep, spec, reads_text, spec if reads_tower else "", "vision" in stages)
-
-
-def make_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int | None = None) -> list[Cell]:
-    """All cells of a sweep, the unpruned model first.
-
-    A method whose text sets every keep itself is one cell, whatever `keeps` says.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For an unknown method, parameter or keep.
-    """
-    from vtc.spec import parse
-
-    cells = [UNPRUNED]
-    for method in methods:
-        if method in ("unpruned", "none"):
-            continue
-        own = not any(map(takes_keep, parse(method)))
-        cells += [make_cell(method, keep, seed) for keep in ([None] if own else keeps)]
-    return list({cell.spec: cell for cell in cells}.values())

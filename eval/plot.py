@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cells import UNPRUNED
 from .report import keep_text, unpruned_of
 from .store import write_atomic
 from .summary import CellSummary
@@ -13,6 +14,8 @@ from .summary import CellSummary
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers differ as well
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", ":", "--", "-.")  # after eight methods colours and markers begin anew
+MANY = 10  # methods; the legend of more stands beside the plot
 
 
 def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
@@ -35,7 +38,9 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
     def place(cell: CellSummary) -> float:
         return cell.lm_flops_ratio if counted else cell.tokens_kept / cell.tokens_total  # type: ignore[return-value]
 
-    figure = Figure(figsize=(8.2, 5.2), dpi=150, layout="constrained")
+    methods = dict.fromkeys(cell.method for cell in cells if cell.spec != UNPRUNED.spec)
+    many = len(methods) > MANY
+    figure = Figure(figsize=(10.4, 6.6) if many else (8.2, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     reference = unpruned_of(cells)
     if reference is not None:
@@ -46,17 +51,17 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
             f"unpruned {height:.1f}%", (0.995, height), color="0.25", fontsize=9,
             xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
         )  # fmt: skip
-    methods = dict.fromkeys(cell.method for cell in cells if cell is not reference)
+    apart = min(3.0, 24 / max(1, len(methods))) / 72  # in inches
     for i, method in enumerate(methods):
         line = sorted((cell for cell in cells if cell.method == method), key=place)
         x, y = [place(cell) for cell in line], [100 * cell.mean.value for cell in line]
         below = [100 * (cell.mean.value - cell.mean.low) for cell in line]
         above = [100 * (cell.mean.high - cell.mean.value) for cell in line]
-        # methods of equal cost would hide each other's bars: a few points (1/72 inch) apart, whatever the scale
-        aside = (i - (len(methods) - 1) / 2) * 3 / 72
+        # methods of equal cost would hide each other's bars: a few points apart, whatever the scale
+        aside = (i - (len(methods) - 1) / 2) * apart
         axes.errorbar(
             x, y, yerr=[below, above], label=method, color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=6,
-            linewidth=1.6, elinewidth=1, capsize=2.5, linestyle="-" if i < 8 else ":", zorder=3,
+            linewidth=1.6, elinewidth=1, capsize=2.5, linestyle=LINES[i // 8 % len(LINES)], zorder=3,
             transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
         )  # fmt: skip
     if methods:
@@ -66,7 +71,10 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
                 keep_text(cell.keep), (place(cell), 100 * cell.mean.low), xytext=(0, -11), textcoords="offset points",
                 ha="center", fontsize=7.5, color="0.35",
             )  # fmt: skip
-        axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+        if many:
+            figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=4)
+        else:
+            axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
     what = "prefill FLOPs of the language model" if counted else "visual tokens kept"
     axes.set_xlabel(f"{what}, relative to unpruned")
     axes.set_ylabel("mean accuracy over tasks (%), 95% interval")

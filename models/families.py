@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -38,6 +38,21 @@ def _gemma3_cell(config: Any) -> int:
 _UNKNOWN = "vtc does not know how its tower's patches become tokens"
 _MASKED = "its tower masks padding patches, which pruning inside the tower does not support"
 _RESAMPLED = "it resamples projected features, so that a token is no set of patches"
+
+
+class Tower(NamedTuple):
+    """A vision tower that a family's checkpoints come with.
+
+    ``class_token`` says whether it has one, ``prunable`` whether vtc can prune inside it where the family can.
+    """
+
+    name: str
+    class_token: bool = False
+    prunable: bool = True
+
+
+CLIP, SIGLIP, PIXTRAL = Tower("CLIP", class_token=True), Tower("SigLIP"), Tower("Pixtral", prunable=False)
+OWN = Tower("own")
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,8 @@ class Family:
         Why the family can't be pruned inside its tower; empty if it can.
     no_project : str
         Why ``project`` is None.
+    towers : tuple of Tower
+        The vision towers of its checkpoints.
     """
 
     name: str
@@ -94,6 +111,12 @@ class Family:
     by_sample: bool = False
     no_vision_stage: str = ""
     no_project: str = ""
+    towers: tuple[Tower, ...] = (OWN,)
+
+    @property
+    def one_patch(self) -> bool:
+        """Whether a token is one patch, whatever the configuration says."""
+        return self.unit is _one
 
     @classmethod
     def unknown(cls, model_type: str) -> Family:
@@ -114,9 +137,15 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("LLaVA-1.5", ("llava",), layouts.llava, vision_align.one_to_one),
+    Family("LLaVA-1.5", ("llava",), layouts.llava, vision_align.one_to_one, towers=(CLIP, SIGLIP, PIXTRAL)),
     Family(
-        "LLaVA-NeXT", ("llava_next",), layouts.anyres, vision_align.anyres, rows=vision_align.tile_counts, newlines=True
+        "LLaVA-NeXT",
+        ("llava_next",),
+        layouts.anyres,
+        vision_align.anyres,
+        rows=vision_align.tile_counts,
+        newlines=True,
+        towers=(CLIP,),
     ),
     Family(
         "LLaVA-OneVision",
@@ -129,6 +158,7 @@ FAMILIES: tuple[Family, ...] = (
         fed=layouts.onevision_fed,
         no_vision_stage=_RESAMPLED,
         no_project=_RESAMPLED,
+        towers=(SIGLIP,),
     ),
     Family(
         "Qwen2-VL",
@@ -168,6 +198,7 @@ FAMILIES: tuple[Family, ...] = (
         lambda config: int(1 / config.downsample_ratio) ** 2,
         reads_units=True,
         no_vision_stage="its tower's layers pass nothing on to their attention",
+        towers=(Tower("InternViT", class_token=True),),
     ),
     Family(
         "Idefics3",
@@ -191,7 +222,15 @@ FAMILIES: tuple[Family, ...] = (
         by_sample=True,
         no_vision_stage=_MASKED,
     ),
-    Family("Gemma3", ("gemma3",), layouts.square, vision_align.gemma3, _gemma3_cell, project=project.gemma3),
+    Family(
+        "Gemma3",
+        ("gemma3",),
+        layouts.square,
+        vision_align.gemma3,
+        _gemma3_cell,
+        project=project.gemma3,
+        towers=(SIGLIP,),
+    ),
     Family(
         "Mistral3 / Pixtral",
         ("mistral3",),
@@ -201,6 +240,7 @@ FAMILIES: tuple[Family, ...] = (
         project=project.mistral3,
         packed=True,
         no_vision_stage="its tower masks the images of a packed row, which pruning inside the tower does not support",
+        towers=(PIXTRAL,),
     ),
 )
 

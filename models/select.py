@@ -43,7 +43,8 @@ def select_tokens(
     for group in _groups(pruner, tokens):
         part = take_rows(tokens, group)
         k = max(part.budgets)
-        found = pruner.select(part, k)
+        with torch.autocast(part.ids.device.type, enabled=False):  # methods say themselves what they compute in
+            found = pruner.select(part, k)
         index, merged = (found.index, found.features) if isinstance(found, Merged) else (found, None)
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise TypeError(

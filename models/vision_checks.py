@@ -15,7 +15,7 @@ from .vision_signals import layer_of
 
 PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks")
 DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model")
-QUERIES = ("auto", "cls", "received", "mean", "global")
+QUERIES = ("auto", "cls", "received", "mean", "global", "cls_or_none")
 
 
 def vision_layers(tower: nn.Module) -> Sequence[nn.Module]:

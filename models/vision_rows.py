@@ -37,8 +37,8 @@ def encoder_rows(
     side_by_side = {"queries": query, "keys": key, "values": value}.get(kind)
     if side_by_side is not None:
         return side_by_side.transpose(1, 2).flatten(2)
-    if kind == "mean values":
-        return value.float().mean(1)
+    if kind in ("mean keys", "mean values"):
+        return (key if kind == "mean keys" else value).float().mean(1)
     if kind.startswith("joint "):
         kind = kind.removeprefix("joint ")
         query, key, value = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key, value))
@@ -47,6 +47,8 @@ def encoder_rows(
     if of_values:
         query = key = value.float()
         scaling = 1.0
+    if queries == "none":
+        return query.new_zeros(query.shape[0], query.shape[2], 1)
     rows = {"received": received_attention, "cls": cls_attention, "mean": mean_attention}[queries]
     return rows(query, key, mask, scaling, segments).transpose(1, 2)
 

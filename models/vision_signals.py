@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.pruners.base import SignalSource, VisualTokens
-from vtc.pruners.signals import EncoderAttention, EncoderSignal, EncoderValues, PreProjector, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderKeys, EncoderSignal, EncoderValues, PreProjector, Signal
 
 if TYPE_CHECKING:
     from .vision_run import VisionRun
@@ -20,12 +20,12 @@ def kind_of(signal: Signal, prefix: int) -> str:
     if isinstance(signal, PreProjector):
         return "projector"
     if isinstance(signal, EncoderAttention):
-        substitute = {"auto": "received", "global": "mean"}.get(signal.queries)
+        substitute = {"auto": "received", "global": "mean", "cls_or_none": "none"}.get(signal.queries)
         queries = signal.queries if substitute is None else "cls" if prefix else substitute
         kind = f"{queries} of values" if signal.of else queries
         return f"joint {kind}" if signal.joint_heads else kind
-    if isinstance(signal, EncoderValues) and signal.heads:
-        return "mean values"
+    if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads:
+        return "mean keys" if isinstance(signal, EncoderKeys) else "mean values"
     return type(signal).__name__.removeprefix("Encoder").lower()
 
 

@@ -65,8 +65,6 @@ class ClsTopK(ScorePruner):
     encoder_layer: int | None = None
 
     paper: ClassVar[str] = "ablation: class token's attention"
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]

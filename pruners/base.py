@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from .layout import Layout
-from .signals import Signal
+from .signals import EncoderAttention, Signal
 
 STAGES = ("vision", "input", "decoder")
 
@@ -216,10 +216,10 @@ class Pruner:
     -----
     Class attributes say what a method is: ``stage`` (or override ``stops``), ``signals`` (beside the features),
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
-    unused columns), ``merges``, ``uses_text``, ``uses_attention``, ``uses_cls`` (reads the class token's attention
-    where the tower has one), ``uses_question`` (reads the words behind the picture, ``VisualTokens.questions``),
-    ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles
-    rows of different ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
+    unused columns), ``merges``, ``uses_text``, ``uses_question`` (reads the words behind the picture,
+    ``VisualTokens.questions``), ``projects`` (runs the projector on single tokens, ``VisualTokens.project``),
+    ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different
+    ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
     """
 
     keep: int | float | None = None
@@ -231,15 +231,24 @@ class Pruner:
     adaptive_count: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     uses_text: ClassVar[bool] = False
-    uses_attention: ClassVar[bool] = False
-    uses_cls: ClassVar[bool] = False
     uses_question: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.keep is not None:
             self.keep = check_keep(self.keep, f"{self.name or type(self).__name__}.keep")
+
+    @property
+    def uses_attention(self) -> bool:
+        """Whether it reads attention weights."""
+        return any(signal.is_attention for signal in self.signals)
+
+    @property
+    def uses_cls(self) -> bool:
+        """Whether it reads the class token's attention where the tower has such a token."""
+        return any(isinstance(signal, EncoderAttention) and signal.reads_cls for signal in self.signals)
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """Where this method prunes in a decoder of `depth` layers; ``tokens.stage`` and ``.layer`` tell them apart."""

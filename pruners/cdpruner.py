@@ -30,12 +30,14 @@ class CDPruner(Pruner):
         Tokens kept per span, exactly.
     text_encoder : str, optional
         The CLIP that the model's vision tower was taken from: a folder or hub id of transformers, or
-        ``"open_clip:ARCHITECTURE/PRETRAINED"``. For LLaVA ``"openai/clip-vit-large-patch14-336"``.
+        ``"open_clip:ARCHITECTURE/PRETRAINED"`` (see ``clip_text``). For LLaVA ``"openai/clip-vit-large-patch14-336"``
+        or ``"open_clip:ViT-L-14-336/openai"``. Read when first used.
     relevance : {"auto", "clip", "embeddings", "none"}
         By CLIP; by the language model's own embeddings, for towers without a text side (Qwen, SigLIP); or none, plain
         diversity. "auto" is CLIP where there is a `text_encoder`, else the embeddings.
     theta : float, optional
-        In [0, 1): sharpens the relevance to ``exp(theta / (2 (1 - theta)) rho)``. The authors leave it out by default.
+        In [0, 0.99], beyond which it overflows: sharpens the relevance to ``exp(theta / (2 (1 - theta)) rho)``. The
+        authors leave it out by default.
     encoder_layer : int, optional
         Layer of the tower whose patches CLIP embeds. Default: the one that the projector reads, as the authors do.
     negate : bool
@@ -43,7 +45,7 @@ class CDPruner(Pruner):
         say, patches match a text the less the more it is about them. False for a CLIP trained on its patches. The
         embeddings' similarity is never negated.
     official : bool
-        Scale relevance over the whole batch, as the authors' code does, and not span by span.
+        Scale relevance over all pictures of a sample, as the authors' code does over its views, and not span by span.
 
     Notes
     -----
@@ -66,7 +68,6 @@ class CDPruner(Pruner):
     official: bool = False
 
     paper: ClassVar[str] = "arXiv 2506.10967"
-    uses_text: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -75,14 +76,19 @@ class CDPruner(Pruner):
             raise ValueError(f"cdpruner.relevance={self.relevance!r}; allowed are {', '.join(RELEVANCES)}")
         if self.relevance == "clip" and self.text_encoder is None:
             raise ValueError("cdpruner(relevance='clip') needs text_encoder, the CLIP of the model's vision tower")
-        if self.theta is not None and not 0 <= self.theta < 1:
-            raise ValueError(f"cdpruner.theta={self.theta!r} is out of range; it must be a number in [0, 1)")
+        if self.theta is not None and not 0 <= self.theta <= 0.99:
+            raise ValueError(f"cdpruner.theta={self.theta!r} is out of range; it must be a number in [0, 0.99]")
 
     @property
     def _by(self) -> str:
         if self.relevance == "auto":
             return "embeddings" if self.text_encoder is None else "clip"
         return self.relevance
+
+    @property
+    def uses_text(self) -> bool:  # type: ignore[override]
+        """Unless there is no relevance."""
+        return self._by != "none"
 
     @property
     def uses_question(self) -> bool:  # type: ignore[override]
@@ -99,9 +105,11 @@ class CDPruner(Pruner):
         """Relevance scaled to about [0, 1], `[B, N]` float32."""
         rho = self._clip(tokens) if self._by == "clip" else self._embeddings(tokens)
         use = tokens.valid & rho.isfinite()
-        dims = (0, 1) if self.official else (1,)
-        low = torch.where(use, rho, float("inf")).amin(dims, keepdim=True)
-        high = torch.where(use, rho, float("-inf")).amax(dims, keepdim=True)
+        low, high = torch.where(use, rho, float("inf")).amin(1), torch.where(use, rho, float("-inf")).amax(1)
+        if self.official:
+            same = tokens.sample[:, None] == tokens.sample
+            low, high = torch.where(same, low, float("inf")).amin(1), torch.where(same, high, float("-inf")).amax(1)
+        low, high = low[:, None], high[:, None]
         rho = (rho - low + 1e-6) / (high - low).clamp(min=1e-6)
         return rho if self.theta is None else (self.theta / (2 * (1 - self.theta)) * rho).exp()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,17 +30,26 @@ class ClipText:
     def __init__(self, name: str, device: torch.device):
         self.name, self.device = name, device
         if name.startswith(OPEN_CLIP):
-            self._open_clip(*name.removeprefix(OPEN_CLIP).partition("/")[::2])
+            self._open_clip(name.removeprefix(OPEN_CLIP))
         else:
             self._transformers()
         self.width = int(self.projection.shape[0])
+
+    def _loaded(self, load: Callable[[], Any]) -> Any:
+        try:
+            return load()
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"text_encoder={self.name!r} can't be loaded; without a network it must be there already, cached or "
+                f"as a local folder or file. relevance='embeddings' needs no CLIP. The loader says: {error}"
+            ) from error
 
     def _transformers(self) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
         # loaded to the CPU first: the image tower is not needed
-        model = CLIPModel.from_pretrained(self.name, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(self.name)
+        model = self._loaded(lambda: CLIPModel.from_pretrained(self.name, dtype=torch.float32)).eval()
+        tokenizer = self._loaded(lambda: AutoTokenizer.from_pretrained(self.name))
         self.post_norm: nn.Module = model.vision_model.post_layernorm.to(self.device)
         self.projection = model.visual_projection.weight.detach().T.to(self.device)
         text, output = model.text_model.to(self.device), model.text_projection.to(self.device)
@@ -51,11 +60,17 @@ class ClipText:
         self._encode: Any = lambda ids: output(text(input_ids=ids).pooler_output)
         self._ids: Any = lambda words: tokenizer(words, add_special_tokens=False)["input_ids"]
 
-    def _open_clip(self, architecture: str, pretrained: str) -> None:
-        import open_clip
-
-        model = open_clip.create_model(architecture, pretrained=pretrained or None, precision="fp32").eval()
-        tokenizer = open_clip.get_tokenizer(architecture)
+    def _open_clip(self, given: str) -> None:
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ImportError(f"text_encoder={self.name!r} needs open_clip: pip install open_clip_torch") from error
+        # "hf-hub:ORG/REPO" and "local-dir:PATH" are names of their own
+        architecture, _, pretrained = (given, "", "") if ":" in given.partition("/")[0] else given.partition("/")
+        # required, or else open_clip would go on with random weights
+        options = {"pretrained": pretrained or None, "precision": "fp32", "require_pretrained": True}
+        model = self._loaded(lambda: open_clip.create_model(architecture, **options)).eval()
+        tokenizer = self._loaded(lambda: open_clip.get_tokenizer(architecture))
         projection, post_norm = getattr(model.visual, "proj", None), getattr(model.visual, "ln_post", None)
         if not isinstance(projection, Tensor) or post_norm is None or not hasattr(tokenizer, "sot_token_id"):
             raise NotImplementedError(
@@ -91,5 +106,14 @@ class ClipText:
 
 @lru_cache(maxsize=2)
 def clip_text(name: str, device: torch.device) -> ClipText:
-    """The text encoder `name`: a transformers CLIP (folder or hub id), or ``open_clip:ARCHITECTURE/PRETRAINED``."""
+    """The text encoder `name`: a transformers CLIP (folder or hub id), or an open_clip model.
+
+    Those are named ``open_clip:ARCHITECTURE/PRETRAINED`` (a tag, or the path of a file), ``open_clip:hf-hub:ORG/REPO``
+    or ``open_clip:local-dir:PATH``.
+
+    Raises
+    ------
+    ImportError, OSError
+        Without open_clip, or where the weights can't be had.
+    """
     return ClipText(name, device)

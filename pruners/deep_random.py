@@ -18,9 +18,8 @@ FLAGS = (
     "adaptive_count",
     "merges",
     "uses_text",
-    "uses_attention",
-    "uses_cls",
     "uses_question",
+    "projects",
     "order_dependent",
     "ragged",
 )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
+from .frames import Frames, frames_of, similarity
 from .partition import rank_in_part
 from .registry import register_pruner
-from .video_frames import Frames, frames_of, similarity
 
 LAST = torch.iinfo(torch.int64).max
 
@@ -26,7 +26,8 @@ class DyCoke(Pruner):
     keep : int or float, optional
         Tokens kept per span, exactly. `official` does without.
     ratio : float
-        The paper's K, with `official` only: what is dropped of a compared frame. The authors' flag says 0.7.
+        The paper's K, with `official` only: what is dropped of a compared frame. The authors' command line says 0.7,
+        which is the default here; their model builder, asked without one, 0.3.
     official : bool
         As the authors' code counts: ``int((1 - ratio) P)`` tokens of every compared frame and all of the others.
 
@@ -40,8 +41,9 @@ class DyCoke(Pruner):
     The authors keep what the ratio gives, 0.25 + 0.75 (1 - ratio) of the tokens, at least a quarter, and their loop
     leaves out the third frame of the last group. Here the count is exact for every `keep`: frames that are not compared
     come first, the compared ones share the rest equally (the first ones one more). A budget below the uncompared frames
-    is shared equally by those, each sampled evenly (``video_frames.spread_order``). An image is one frame that is not
-    compared: it is sampled evenly, for which ``uniform`` is the plain way. Ties go to the lowest index; a token whose
+    is shared equally by those, each sampled evenly (``frames.spread_order``). An image is one frame that is not
+    compared: it is sampled evenly, for which ``uniform`` is the plain way, and kept whole with `official`; so is each
+    frame of a video that the model takes as single pictures (InternVL). Ties go to the lowest index; a token whose
     cosine is not finite is dropped first. Left out: DyCoke's second stage, which changes the visible part of the cache
     at every decode step.
     """

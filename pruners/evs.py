@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .base import ScorePruner, VisualTokens
+from .frames import frames_of, similarity
 from .registry import register_pruner
 from .selection import rankable, top_k
-from .video_frames import frames_of, similarity
 
 
 @register_pruner("evs")
@@ -24,7 +24,8 @@ class Evs(ScorePruner):
     keep : int or float
         Tokens kept per span, exactly. vLLM's pruning rate is ``q = 1 - keep``.
     official : bool
-        As in vLLM: ``max(P, int(T P keep))`` tokens of `T` frames with `P` tokens each, never less than a whole frame.
+        As in vLLM: ``max(P, int(T P keep))`` tokens of `T` frames with `P` tokens each, never less than a whole frame
+        (so all of an image).
 
     Notes
     -----
@@ -33,9 +34,10 @@ class Evs(ScorePruner):
     best are kept, ties go to the lowest index. O(N D), no text, no attention. Positions stay, M-RoPE's too.
 
     vLLM never splits the first frame. Here the count is exact: where it is smaller than the first frame, that frame's
-    tokens are sampled evenly (``video_frames.spread_order``). An image is one frame, so all of it is new: it is sampled
-    evenly, for which ``uniform`` is the plain way. A token whose predecessor an earlier method dropped counts as new;
-    one whose cosine is not finite comes last.
+    tokens are sampled evenly (``frames.spread_order``). An image is one frame, so all of it is new: it is sampled
+    evenly, for which ``uniform`` is the plain way; so is each frame of a video that the model takes as single pictures
+    (InternVL). A token whose predecessor an earlier method dropped counts as new; one whose cosine is not finite comes
+    last.
     """
 
     official: bool = False
@@ -64,8 +66,8 @@ class Evs(ScorePruner):
         frames = frames_of(tokens)
         counts = []
         for n, k_i, t, p in zip(tokens.counts, tokens.budgets, frames.sizes, frames.places, strict=True):
-            share = self.keep if isinstance(self.keep, float) else k_i / n
-            counts.append(min(n, max(p, int(t * p * share))))
+            asked = int(t * p * self.keep) if isinstance(self.keep, float) else k_i
+            counts.append(min(n, max(p, asked)))
         most = max(k, *counts)
         columns = top_k(self.score(tokens), most, tokens.valid)
         used = torch.arange(most, device=columns.device) < torch.tensor(counts, device=columns.device)[:, None]

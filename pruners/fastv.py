@@ -39,7 +39,6 @@ class FastV(ScorePruner):
     paper: ClassVar[str] = "arXiv 2403.06764"
     signals: ClassVar[tuple[Signal, ...]] = (DecoderAttention(queries="last"),)
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Mean attention over heads, `[B, N]` float32."""

@@ -10,16 +10,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from .base import Merged, Pruner, VisualTokens
-from .clustering import density_peaks, pair_distances
-from .merging import combine, cosine, membership, nearest, take
+from .frames import BLOCK, Frames, frames_of
+from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
 from .partition import best, budgets_of, columns_of, per_token, rank_in_part
 from .registry import register_pruner
 from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
-from .video_frames import Frames, frames_of
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
-BLOCK = 1024  # tokens whose distances are looked at together
 
 
 @register_pruner("fastvid")
@@ -52,14 +50,15 @@ class FastVid(Pruner):
     its anchor frames in equal parts: among their other tokens those with the highest density peaks, ``exp(-mean of the
     4 smallest d^2) * distance to the nearest denser``, d = Euclidean / sqrt(D) of features `[P, D]`. Every other token
     of the segment joins the anchor of largest cosine: ``x = w x_anchor + (1 - w) mean(anchor and joined)``, ``w = max(1
-    / (joined + 1), beta)``. O(T P^2 D) and the matrices `[T, P, P]` and `[N, anchors]`.
+    / (joined + 1), beta)``. O(T P^2 D), a matrix `[N, anchors]`, and distances for some rows of `[T, P, P]` at a time.
 
     Exact counts: the budget is divided equally over the frames (the first ones one more), and what an anchor frame is
     too small for goes to the most attended tokens that are left. Attention is the class token's, or the mean received
     where the tower has none. (The authors: SigLIP's pooling head for LLaVA-OneVision, which stock models leave out; the
     frame's global feature comes from there too. Here it is the mean of what the projector reads.) An image is one frame
-    and one segment. Ties go to the lowest index (the authors add noise to the densities); what is not finite comes
-    last.
+    and one segment: its most attended tokens, and density peaks that the others merge into; so is each frame of a video
+    that the model takes as single pictures (InternVL). Ties go to the lowest index (the authors add noise to the
+    densities); what is not finite comes last.
     """
 
     segments: int = 8
@@ -72,17 +71,19 @@ class FastVid(Pruner):
     paper: ClassVar[str] = "arXiv 2503.11187"
     merges: ClassVar[bool] = True
     signals: ClassVar[tuple[Signal, ...]] = (EncoderAttention(), PreProjector())
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low, high in (("segments", 1, None), ("every", 1, None), ("context", 0, 1), ("weight", 0, 1)):
+        for name in ("segments", "every"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= (high or value):
-                raise ValueError(f"fastvid.{name}={value!r} is out of range; it must be at least {low}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"fastvid.{name}={value!r} is out of range: an int >= 1")
+        for name, low in (("threshold", -1), ("context", 0), ("weight", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
+                raise ValueError(f"fastvid.{name}={value!r} is out of range; it must be in [{low}, 1]")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]  # of this instance only
 
@@ -107,8 +108,8 @@ class FastVid(Pruner):
         columns = (~anchor).to(torch.int8).sort(dim=1, stable=True).indices[:, :room]
         made = self._merge(tokens, columns, anchor.gather(1, columns), valid & ~kept, per_token(segment, frame))
         slots = torch.arange(room, device=frame.device).expand_as(columns)
-        made = take(made, torch.zeros_like(frame).scatter(1, columns, slots).gather(1, there))
-        return Merged(index, torch.where(anchor.gather(1, there)[..., None], made.to(features.dtype), features))
+        made = take(made.to(features.dtype), torch.zeros_like(frame).scatter(1, columns, slots).gather(1, there))
+        return Merged(index, torch.where(anchor.gather(1, there)[..., None], made, features))
 
     def _shares(self, tokens: VisualTokens, frames: Frames) -> tuple[Tensor, int]:
         """Tokens of each frame, `[B, T]` int64, and the most that a row keeps."""
@@ -119,7 +120,7 @@ class FastVid(Pruner):
             return (budget // size + (turn < budget % size)) * (turn < size), max(tokens.budgets)
         each = []
         for p, b, n in zip(frames.places, tokens.budgets, tokens.counts, strict=True):
-            each.append(int(p * (self.keep if isinstance(self.keep, float) else b / n)))
+            each.append(int(p * self.keep) if isinstance(self.keep, float) else p * b // n)
         most = max(m * t for m, t in zip(each, frames.sizes, strict=True))
         return torch.tensor(each, device=device)[:, None] * (turn < size), max(most, *tokens.budgets)
 
@@ -153,12 +154,10 @@ class FastVid(Pruner):
     def _peaks(self, tokens: VisualTokens, frames: Frames, salient: Tensor) -> Tensor:
         """Rank of each token as a density peak among its frame's tokens that are not salient, `[B, N]`."""
         free = frames.there & ~frames.spread(salient[..., None])[..., 0]
-        x, scores = frames.spread(tokens.features.detach()), []
+        x = frames.spread(tokens.features.detach())
         block = max(1, BLOCK // free.shape[2])  # some frames at a time: no float32 copy of the whole video
-        for mask, part in zip(free.split(block, 1), x.split(block, 1), strict=True):
-            flat = mask.flatten(0, 1)
-            score = density_peaks(pair_distances(part.flatten(0, 1).float(), flat), NEIGHBOURS, flat)
-            scores.append(rankable(score.view(mask.shape), mask))
+        parts = zip(x.split(block, 1), free.split(block, 1), strict=True)
+        scores = [peaks(part.flatten(0, 1), mask.flatten(0, 1)).view(mask.shape) for part, mask in parts]
         return rank_in_part(frames.collect(torch.cat(scores, 1)), frames.frame, free.shape[1])
 
     def _merge(self, tokens: VisualTokens, columns: Tensor, used: Tensor, others: Tensor, segment: Tensor) -> Tensor:
@@ -168,6 +167,37 @@ class FastVid(Pruner):
         likeness, group = nearest(cosine(tokens.features, anchors), allowed)
         inside = membership(group, columns.shape[1], others & ~likeness.isinf())
         size = inside.sum(2, keepdim=True) + 1
-        mean = (combine(inside, tokens.features) + anchors) / size
-        weight = (1 / size).clamp(min=self.weight)
-        return weight * anchors + (1 - weight) * mean
+        own = (1 / size).clamp(min=self.weight)
+        mean = (1 - own) / size
+        return add_weighted(combine(inside, tokens.features).mul_(mean), anchors, own + mean)
+
+
+def peaks(x: Tensor, free: Tensor) -> Tensor:
+    """Score of each `free [F, P]` token of a frame as a density peak, from its features `[F, P, D]`.
+
+    `[F, P]` float32, the logarithm of density times distance (the density alone would vanish for large distances); the
+    lowest for what is not finite, -inf for what is not free. Some rows at a time: no P x P matrix is kept.
+    """
+    starts = range(0, x.shape[1], BLOCK)
+
+    def rows(start: int) -> Tensor:
+        """Squared distances over D of `BLOCK` tokens and all, `[F, BLOCK, P]`; inf where one is not free."""
+        stop = min(start + BLOCK, x.shape[1])
+        distance = squared_distances(x[:, start:stop], x)
+        distance.diagonal(start, 1, 2).zero_()
+        return distance.masked_fill_(~(free[:, start:stop, None] & free[:, None]), float("inf"))
+
+    width = min(NEIGHBOURS, x.shape[1])
+    near = torch.cat([rows(start).topk(width, dim=-1, largest=False).values for start in starts], 1)
+    counted = near.isfinite()
+    density = -near.masked_fill(~counted, 0).sum(-1) / counted.sum(-1).clamp(min=1)
+    least, most = [], []
+    for start in starts:
+        distance = rows(start)
+        most.append(distance.masked_fill(distance.isinf(), 0).amax(2))
+        denser = density[:, None] > density[:, start : start + BLOCK, None]
+        least.append(distance.masked_fill_(~denser, float("inf")).amin(2))
+    separation = torch.cat(least, 1)
+    # the densest: as far as any two of the frame
+    separation = torch.where(separation.isinf(), torch.cat(most, 1).amax(1, keepdim=True), separation)
+    return rankable(density + separation.log() / 2, free)

@@ -100,14 +100,15 @@ def prune_counts(attention: Tensor, part: Tensor, sizes: Tensor, target: Tensor,
     surplus = sizes - target
     if left == 0:
         return surplus
-    p = _share(attention, part, sizes.shape[1])
-    entropy = -part_sums(torch.xlogy(p, p), part, sizes.shape[1]) / sizes.clamp(min=2).log()
+    # of flat attention 1 - H^2 is small: float32 sums would move it across a half
+    p = _share(attention, part, sizes.shape[1], torch.float64)
+    entropy = -part_sums(torch.xlogy(p, p), part, sizes.shape[1]) / sizes.clamp(min=2).double().log()
     return (surplus / left**0.5 * (1 - entropy**2)).round().long().clamp(min=0)
 
 
-def _share(x: Tensor, part: Tensor, count: int) -> Tensor:
+def _share(x: Tensor, part: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """`x` over its sum within each part."""
-    x = x.float().nan_to_num(0, 0, 0).masked_fill(part == count, 0)
+    x = x.to(dtype).nan_to_num(0, 0, 0).masked_fill(part == count, 0)
     return x / per_token(part_sums(x, part, count), part).clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -170,8 +171,6 @@ class FlowCut(Pruner):
     stage: ClassVar[str] = "vision"
     paper: ClassVar[str] = "arXiv 2505.19536"
     adaptive_count: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -52,25 +52,30 @@ class Similarities:
     ----------
     bar : Tensor
         `[B, N]` to be added to scores: 0, ``LAST`` for vectors that are not finite, -inf for padding.
+    own : Tensor
+        `[B, N]` similarity of each token to itself: 1, but 0 for a vector of zeros or one that is not finite.
 
     Notes
     -----
     A column is one pass over the unit vectors, O(N D). The N x N matrix costs N such passes, but as a matrix product,
-    which runs many times faster: it is made when at least N / ``WHOLE_FROM`` columns are asked for and it is not larger
-    than the features (N <= D).
+    which runs many times faster: it is made, in place of the unit vectors, when at least N / ``WHOLE_FROM`` columns are
+    asked for and it is not larger than the features (N <= D).
     """
 
     def __init__(self, x: Tensor, valid: Tensor | None, steps: int):
         x = x.float() if x.dtype == torch.float64 else x
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         self.usable = norm.isfinite()[..., 0]
-        self.unit: Tensor = (x / norm.clamp(min=1e-8)).masked_fill_(~self.usable[..., None], 0)
+        length = norm.clamp(min=1e-8)
+        unit = (x / length).masked_fill_(~self.usable[..., None], 0)
+        self.own = (norm / length)[..., 0].square().masked_fill_(~self.usable, 0)
         self.bar = torch.zeros_like(norm[..., 0]).masked_fill_(~self.usable, LAST)
         if valid is not None:
             self.bar.masked_fill_(~valid, float("-inf"))
             self.usable = self.usable & valid
         rows, width = x.shape[1:]
-        self.whole = self.unit @ self.unit.mT if rows <= width and steps * WHOLE_FROM >= rows else None
+        self.is_matrix = rows <= width and steps * WHOLE_FROM >= rows
+        self.table: Tensor = unit @ unit.mT if self.is_matrix else unit
 
     def column(self, chosen: Tensor) -> Tensor:
         """Similarity of every token to the token `chosen` `[B]` of its row: `[B, N]`."""
@@ -78,18 +83,17 @@ class Similarities:
 
     def columns(self, chosen: Tensor) -> Tensor:
         """Similarity of every token to the tokens `chosen` `[B, p]` of its row: `[B, p, N]`."""
-        table = self.unit if self.whole is None else self.whole
-        found = table.gather(1, chosen[..., None].expand(-1, -1, table.shape[-1]))
-        return found @ self.unit.mT if self.whole is None else found
+        found = self.table.gather(1, chosen[..., None].expand(-1, -1, self.table.shape[-1]))
+        return found if self.is_matrix else found @ self.table.mT
 
     def nearest(self) -> Tensor:
         """Similarity of each token to the most similar other one, `[B, N]`; -2 where there is none."""
-        width = self.unit.shape[1]
+        width = self.table.shape[1]
         rows, columns = [], torch.full_like(self.bar, -2.0)
         for start in range(0, width, BLOCK):
             stop = min(start + BLOCK, width)
-            block = self.unit[:, start:stop]
-            block = block @ self.unit.mT if self.whole is None else self.whole[:, start:stop].clone()
+            block = self.table[:, start:stop]
+            block = block.clone() if self.is_matrix else block @ self.table.mT
             block.masked_fill_(~self.usable[:, None], -2.0).masked_fill_(~self.usable[:, start:stop, None], -2.0)
             block.diagonal(start, 1, 2).fill_(-2.0)
             rows.append(block.amax(-1))
@@ -223,8 +227,9 @@ def mmr(
 def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
     """Greedy MAP of a determinantal point process with kernel ``L_ij = w_i cos(x_i, x_j) w_j``.
 
-    Each step takes the token that raises ``det L`` of the chosen set most, by the incremental Cholesky factor:
-    with ``d2 = diag L`` at first, ``j = argmax d2``, ``e = (L_j - sum_t c_t[j] c_t) / sqrt(d2_j)``, ``d2 -= e^2``.
+    Each step takes the token that raises ``det L`` of the chosen set most, by the incremental Cholesky factor. With
+    ``d_i = cos(x_i, x_i)`` at first: ``j = argmax w_i^2 d_i``, ``e_i = (cos(x_i, x_j) - sum_t c_ti c_tj) / sqrt(d_j)``,
+    ``d -= e^2``, and e is the next c.
 
     Parameters
     ----------
@@ -240,26 +245,27 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | Non
 
     Notes
     -----
-    O(k N (D + k)) and `[B, k, N]` memory. Where what is left of a token's own ``L_jj`` is below 1e-6 of it, which is
-    rounding, the chosen set spans it: such a step changes nothing, and the choice goes on by what the others have left.
+    O(k N (D + k)) and `[B, k, N]` memory. The weights stay outside the factor, whose rows and columns they only scale:
+    neither large nor small ones cost precision. Where `d_j` is below 1e-6, which is rounding, the chosen set spans the
+    token: such a step changes nothing, and the choice goes on by what the others have left.
     """
     similar = Similarities(x, valid, k)
     bar, weight = _finite(similar.bar, torch.ones_like(similar.bar) if weight is None else weight)
-    whole = weight.square() * torch.linalg.vector_norm(similar.unit, dim=-1).square()
-    left, order = whole, []
-    factor = x.new_zeros(x.shape[0], k, x.shape[1], dtype=torch.float32)
+    weight = torch.where(bar == 0, weight, 0)
+    # as shares of the largest, whose squares can't overflow
+    weight = (weight / weight.amax(-1, keepdim=True).clamp(min=1e-30)).square()
+    left, order = similar.own, []
+    factor = x.new_zeros(x.shape[0], k - 1, x.shape[1], dtype=torch.float32)
     for step in range(k):
-        best = (bar + left).argmax(-1, keepdim=True)
+        best = (bar + weight * left).argmax(-1, keepdim=True)
         order.append(best)
         if step + 1 == k:
             break
         _take(bar, best)
-        row = weight * weight.gather(1, best) * similar.column(best[:, 0])
         before = factor[:, :step]
         known = before.gather(2, best[:, None].expand(-1, step, -1))
+        row = similar.column(best[:, 0]) - (known.mT @ before)[:, 0]
         mine = left.gather(1, best)
-        degenerate = mine <= 1e-6 * whole.gather(1, best)
-        row = row - (known.mT @ before)[:, 0]
-        factor[:, step] = torch.where(degenerate, 0, row * mine.clamp(min=1e-30).rsqrt())
+        factor[:, step] = torch.where(mine <= 1e-6, 0, row * mine.clamp(min=1e-30).rsqrt())
         left = left - factor[:, step].square()
     return torch.cat(order, 1)

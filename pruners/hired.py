@@ -78,8 +78,6 @@ class HiRED(Pruner):
     official: bool = False
 
     paper: ClassVar[str] = "arXiv 2408.10945"
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

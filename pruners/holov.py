@@ -57,8 +57,6 @@ class HoloV(Pruner):
 
     paper: ClassVar[str] = "arXiv 2510.02912"
     signals: ClassVar[tuple[Signal, ...]] = (EncoderAttention(),)
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 

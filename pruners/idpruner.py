@@ -74,8 +74,6 @@ class IDPruner(Pruner):
     parallel: int = 1
 
     paper: ClassVar[str] = "arXiv 2602.13315"
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -118,35 +116,46 @@ class IDPruner(Pruner):
 SCORER_KEYS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 
 
-def read_scorer(path: str) -> dict[str, Tensor]:
+def read_scorer(path: str, device: torch.device) -> dict[str, Tensor]:
     """VisionSelector's weights `[h, D]` and biases `[h]` as float32, out of its own checkpoint or a whole model's.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, or it holds no scorer.
+        If there is no such file, or it holds no scorer, or one whose shapes don't belong together.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"idpruner.scorer={path!r} is no file or folder here; fetch the scorer first, e.g. 'hf download "
             "AngelSlim/Qwen2.5-VL-7B-Instruct-Selector --local-dir ...'"
         )
-    return _read_scorer(path, os.stat(path).st_mtime)
+    return _read_scorer(path, os.stat(path).st_mtime, device)
 
 
 @lru_cache(maxsize=2)
-def _read_scorer(path: str, changed: float) -> dict[str, Tensor]:
+def _read_scorer(path: str, changed: float, device: torch.device) -> dict[str, Tensor]:
     found = dict(_scorer_weights(path))
     if sorted(found) != sorted(SCORER_KEYS):
         raise ValueError(f"{path!r} holds no VisionSelector scorer ({', '.join(SCORER_KEYS)}); it has {sorted(found)}")
-    return found
+    shapes = [list(found[key].shape) for key in SCORER_KEYS]
+    matrix = shapes[0]
+    if len(matrix) != 2 or shapes != [matrix, matrix[:1]] * 2:
+        raise ValueError(
+            f"{path!r}: the scorer's shapes don't belong together; expected [h, D], [h], [h, D], [h] for "
+            f"{', '.join(SCORER_KEYS)}, got {', '.join(map(str, shapes))}"
+        )
+    return {key: weight.to(device) for key, weight in found.items()}
 
 
 def _scorer_weights(path: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for file in sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [Path(path)]:
-        with safe_open(file, framework="pt") as stored:
+        try:
+            stored = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"idpruner.scorer: {str(file)!r} is no safetensors file ({error})") from error
+        with stored:
             for key in stored.keys():  # noqa: SIM118 (no mapping)
                 name = key
                 for prefix in ("_orig_mod.", "module.", "model.", "visual.", "importance_scorer."):
@@ -156,11 +165,21 @@ def _scorer_weights(path: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def trained_score(x: Tensor, valid: Tensor, path: str) -> Tensor:
-    """``mean_j q(x_i).k(x_j) / sqrt(h)`` over the valid tokens j of each row, `[B, N]` float32."""
-    weight = {name: w.to(x.device) for name, w in read_scorer(path).items()}
-    x = x.float()
-    mean = (x * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+    """``mean_j q(x_i).k(x_j) / sqrt(h)`` over the valid tokens j of each row, `[B, N]` float32.
+
+    Tokens that are not finite count for no mean and have the score NaN.
+    """
+    weight = read_scorer(path, x.device)
+    hidden, width = weight["q_proj.weight"].shape
+    if x.shape[-1] != width:
+        raise ValueError(
+            f"idpruner.scorer={path!r} scores features of width {width}, this model's have {x.shape[-1]}: it belongs "
+            "to another model"
+        )
+    usable = valid & vector_norm(x, dim=-1, dtype=torch.float32).isfinite()
+    x = x.masked_fill(~usable[..., None], 0).float()
+    mean = x.sum(1) / usable.sum(1, keepdim=True).clamp(min=1)
     # the mean over keys goes inside: k(mean x), and q's matrix to its other side
     key = mean @ weight["k_proj.weight"].T + weight["k_proj.bias"]
     score = (x @ (key @ weight["q_proj.weight"])[..., None])[..., 0] + (key @ weight["q_proj.bias"])[:, None]
-    return score / weight["q_proj.bias"].shape[0] ** 0.5
+    return (score / hidden**0.5).masked_fill(~usable, float("nan"))

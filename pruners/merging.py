@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHANNELS = 1024  # taken to float32 together, so that half precision needs no second copy of the features
+FAR = 1e9  # a distance that is not finite
+CHANNELS = 1024  # at a time in float32, so that half precision needs no second copy of the features
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -19,25 +20,48 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _blocks(width: int) -> list[slice]:
+def channel_blocks(width: int) -> list[slice]:
+    """Slices of `width` channels that are taken to float32 together."""
     return [slice(start, start + CHANNELS) for start in range(0, width, CHANNELS)]
 
 
 def combine(weights: Tensor, x: Tensor) -> Tensor:
     """Weighted sums of the tokens `x [B, N, D]`, `[B, K, D]` float32; entries that are not finite count as 0."""
-    parts = [weights @ x[..., c].to(torch.float32, copy=True).nan_to_num_(0, 0, 0) for c in _blocks(x.shape[-1])]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    made = weights.new_empty(*weights.shape[:2], x.shape[-1], dtype=torch.float32)
+    for c in channel_blocks(x.shape[-1]):
+        made[..., c] = weights @ x[..., c].to(torch.float32, copy=True).nan_to_num_(0, 0, 0)
+    return made
+
+
+def add_weighted(made: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`made [B, K, D]` float32, to which the tokens `x [B, K, D]` are added by `weight [B, K, 1]`."""
+    for c in channel_blocks(x.shape[-1]):
+        made[..., c] += x[..., c].float() * weight
+    return made
+
+
+def inner(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32, and the squared norms of each."""
+    found = left = right = a.new_zeros((), dtype=torch.float32)
+    for c in channel_blocks(a.shape[-1]):
+        u, v = a[..., c].detach().float(), b[..., c].detach().float()
+        found = torch.baddbmm(found.expand(*u.shape[:2], v.shape[1]), u, v.transpose(1, 2))
+        left, right = u.square().sum(-1) + left, v.square().sum(-1) + right
+    return found, left, right
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32; -1 where it is not finite."""
-    found = left = right = a.new_zeros((), dtype=torch.float32)
-    for c in _blocks(a.shape[-1]):
-        u, v = a[..., c].detach().float(), b[..., c].detach().float()
-        found = u @ v.transpose(1, 2) + found
-        left, right = u.square().sum(-1) + left, v.square().sum(-1) + right
+    found, left, right = inner(a, b)
     scale = left.sqrt()[..., None] * right.sqrt()[:, None]
-    return (found / scale.clamp_(min=1e-12)).nan_to_num_(-1, -1, -1)
+    return found.div_(scale.clamp_(min=1e-12)).nan_to_num_(-1, -1, -1)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distances over D of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32; 1e9 if not finite."""
+    found, left, right = inner(a, b)
+    found.mul_(-2).add_(left[..., None]).add_(right[:, None])
+    return found.clamp_(min=0).div_(a.shape[-1]).nan_to_num_(FAR, FAR)
 
 
 def nearest(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +168,5 @@ def merge_matched(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor
     b, size_b = x[:, 1::2], size[:, 1::2]
     pull = membership(match.best, b.shape[1], match.merged, size[:, ::2])
     total = size_b + pull.sum(2)
-    made = combine(pull, x[:, ::2])
-    for c in _blocks(b.shape[-1]):
-        made[..., c] += b[..., c].float() * size_b[..., None]
-    return made.div_(total[..., None]), total
+    made = add_weighted(combine(pull, x[:, ::2]), b, size_b[..., None])
+    return made.div_(total[..., None].clamp(min=1)), total  # padding has none

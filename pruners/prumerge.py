@@ -22,7 +22,7 @@ LAST = torch.iinfo(torch.int64).max
 @register_pruner("prumerge")
 @dataclass(kw_only=True)
 class PruMerge(Pruner):
-    """LLaVA-PruMerge (Shang et al., ICCV 2025, arXiv 2403.15388): adaptive token reduction.
+    """LLaVA-PruMerge (Shang et al., ICCV 2025, arXiv 2403.15388): what the class token looks at, its like merged in.
 
     Parameters
     ----------
@@ -59,8 +59,7 @@ class PruMerge(Pruner):
         EncoderKeys(layer=-1),
         PreProjector(),
     )
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
+    projects: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -137,13 +136,13 @@ class PruMerge(Pruner):
         """The vectors of the tokens `index`, before the projector, `[B, K, U, D_enc]`."""
         weight = torch.where(attention.isfinite() & tokens.valid, attention, 0.0)
         keys = tokens.read(self.signals[1]).to(index.device).float().mean(2)
-        near = cosine(take(keys, index), keys).masked_fill(~tokens.valid[:, None], float("-inf"))
-        near = near.scatter(2, index[..., None], float("-inf"))
+        near = cosine(take(keys, index), keys).masked_fill_(~tokens.valid[:, None], float("-inf"))
+        near = largest(near.scatter_(2, index[..., None], float("-inf")), NEIGHBOURS)
         mine = kept.gather(1, index)[..., None]
-        share = torch.where(mine, largest(near, NEIGHBOURS), rest[:, None]) * weight[:, None]
+        share = torch.where(mine, near, rest[:, None]) * weight[:, None]
         patches = tokens.read(self.signals[2]).to(index.device)
-        x = patches.flatten(2).float()
-        made = combine(share, x) + take(x, index) * mine
+        x = patches.flatten(2)
+        made = combine(share, x) + take(x, index).masked_fill(~mine, 0)
         return made.unflatten(-1, patches.shape[2:]).to(patches.dtype)
 
 

@@ -49,7 +49,6 @@ class PyramidDrop(ScorePruner):
     paper: ClassVar[str] = "arXiv 2410.17247"
     signals: ClassVar[tuple[Signal, ...]] = (AttentionAhead(),)
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,6 +61,8 @@ class Random(Pruner):
     official: bool = False
 
     paper: ClassVar[str] = "baseline; deep layers: information horizon, arXiv 2512.07580"
+    order_dependent: ClassVar[bool] = True
+    ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +77,6 @@ class Random(Pruner):
     def stage(self) -> str:  # type: ignore[override]
         """As asked for; by default from the layer."""
         return self.at or ("input" if self.layer is None else "decoder")
-
-    ragged: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """`k` random columns per row."""

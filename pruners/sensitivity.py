@@ -3,6 +3,9 @@
 The directions are the same for all tokens, and the first layer is linear: ``W1 (x_i +- h u_j)`` costs one row for each
 token and one for each direction. The second is linear, too, so the difference is taken before it. Norms in front of the
 first layer scale by a number that follows from ``|x|^2``, ``x.u`` and ``|u|^2``.
+
+Everything is computed in float32, the difference of activations in float64 (where there is one: not on MPS); weights
+stay as they were loaded and are widened a few rows at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .base import VisualTokens
 from .signals import PreProjector
 
-CHUNK = 2**21  # numbers of a state at a time
+CHUNK = 2**20  # numbers of a state at a time
+ROWS = 1024  # of a weight at a time
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projector:
-    """``W2 act(sum_p W1_p norm(x_p) + b)`` in float32; what a projector's output depends on up to a constant.
+    """``W2 act(sum_p W1_p norm(x_p) + b)``, what a projector's output depends on up to a constant.
 
-    ``first`` is `[P, H, D]`, one matrix for each part p of a token (patch, or all patches side by side: P = 1).
+    ``first`` is `[P, H, D]`, one matrix for each part p of a token (patch, or all patches side by side: P = 1), and
+    ``second`` `[D_out, H]`, both in their own dtype.
     ``pooled`` says that the token is the mean of its patches.
     """
 
@@ -74,13 +79,13 @@ def read_projector(module: nn.Module, patches: int, width: int, rank: int | None
     if any(p.is_meta or not p.is_floating_point() or p.dtype.itemsize < 2 for p in weights):
         raise NotImplementedError(_REFUSED.format(type(module).__name__, "has quantised or offloaded weights"))
     if pooled is not None:
-        return Projector(pooled.float().T[None], norm=_norm(norms[0]), pooled=True)
+        return Projector(pooled.T[None], norm=_norm(norms[0]), pooled=True)
     merging = len(linear) == 3
     if kinds.removeprefix("n") not in ("l", "lal", "llal"):
         raise NotImplementedError(_REFUSED.format(type(module).__name__, "has layers that vtc does not know"))
-    matrix = linear[0].weight.float()
+    matrix = linear[0].weight
     if merging:  # its input runs over the patches first, inside each channel
-        matrix = matrix.unflatten(1, (width, patches)).transpose(1, 2).flatten(1)
+        matrix = matrix.float().unflatten(1, (width, patches)).transpose(1, 2).flatten(1)
         matrix = linear[1].weight.float() @ matrix
     norm = _norm(norms[0]) if norms else None
     split = norm is not None and norm.scale.numel() == width
@@ -113,7 +118,7 @@ _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def _second(weight: Tensor, rank: int | None) -> Tensor:
     """The second matrix, or `[rank, H]` with which all products have the norms of its best approximation of `rank`."""
     if rank is None or rank >= min(weight.shape):
-        return weight.float()
+        return weight
     version = 0 if weight.is_inference() else weight._version
     known = _factors.get(weight)
     if known is None or known[0] != (version, rank):
@@ -145,55 +150,75 @@ def sensitivity(x: Tensor, projector: Projector, directions: Tensor, step: float
     Tensor
         `[M]` float32.
     """
-    patches = x.shape[1]
-    x = x.float()
-    u = directions.to(x) / (directions.to(x).norm(dim=-1, keepdim=True) + 1e-12)
-    u = u.unflatten(1, (patches, -1))
-    if projector.pooled:
-        x, u = x.mean(1, keepdim=True), u.mean(1, keepdim=True)
-    elif projector.first.shape[0] == 1:
-        x, u = x.flatten(1)[:, None], u.flatten(1)[:, None]
     norm, first = projector.norm, projector.first
-    hidden = first.shape[1]
-    bias = x.new_zeros(hidden) if projector.bias is None else projector.bias
-    if norm is not None:
-        if norm.centred:
-            x, u = x - x.mean(-1, keepdim=True), u - u.mean(-1, keepdim=True)
-        if norm.shift is not None:
-            bias = bias + (first @ norm.shift).sum(0)
-        first = first * norm.scale
-    along = torch.einsum("mpd,phd->mph", u, first)
-    widest = max(hidden, 0 if projector.second is None else len(projector.second))
+    u = directions.to(x.device, torch.float32)
+    u = _parts((u / (u.norm(dim=-1, keepdim=True) + 1e-12)).unflatten(1, (x.shape[1], -1)), projector)
+    bias = x.new_zeros(first.shape[1], dtype=torch.float32) if projector.bias is None else projector.bias
+    if norm is not None and norm.shift is not None:
+        bias = bias + sum(_times(norm.shift[None], w) for w in first)[0]  # type: ignore[index]
+    along = _first(u, projector)
+    widest = max(first.shape[1], 0 if projector.second is None else min(ROWS, len(projector.second)))
     size = max(1, CHUNK // (len(u) * widest))
-    return torch.cat([_moves(part, u, along, first, bias, projector, step) for part in x.split(size)])
+    return torch.cat([_moves(_parts(some, projector), u, along, bias, projector, step) for some in x.split(size)])
 
 
-def _moves(
-    x: Tensor, u: Tensor, along: Tensor, first: Tensor, bias: Tensor, projector: Projector, step: float
-) -> Tensor:
-    """``sensitivity`` of a few tokens `[c, P, D]`; `along` `[m, P, H]` are the directions behind the first layer."""
-    at = torch.einsum("cpd,phd->cph", x, first)
-    norm = projector.norm
-    if norm is None:
-        base, move = at.sum(1)[:, None] + bias, step * along.sum(1)
-        # a linear map moves all tokens alike: rounding must not make a difference between them
-        base = torch.zeros_like(base) if projector.act is None else base
-        ends = [base + move, base - move]
+def _parts(x: Tensor, projector: Projector) -> Tensor:
+    """`x` `[M, U, D]` in the parts that the first layer tells apart, `[M, P, D]`; a LayerNorm's without their means."""
+    x = x.float()
+    if projector.pooled:
+        x = x.mean(1, keepdim=True)
+    elif len(projector.first) == 1:
+        x = x.flatten(1)[:, None]
+    return x - x.mean(-1, keepdim=True) if projector.norm is not None and projector.norm.centred else x
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` in float32."""
+    if weight.dtype == torch.float32:
+        return x @ weight.T
+    return torch.cat([x @ rows.float().T for rows in weight.split(ROWS)], -1)
+
+
+def _first(x: Tensor, projector: Projector) -> Tensor:
+    """What the first matrices make of each part, `[M, P, D]` to `[M, P, H]`, before the norm's number is known."""
+    x = x if projector.norm is None else x * projector.norm.scale
+    return torch.stack([_times(x[:, p], weight) for p, weight in enumerate(projector.first)], 1)
+
+
+def _moves(x: Tensor, u: Tensor, along: Tensor, bias: Tensor, projector: Projector, step: float) -> Tensor:
+    """``sensitivity`` of a few tokens `[c, P, D]`; `along` `[m, P, H]` are the directions behind the first layer.
+
+    Between the two ends ``centre +- half`` the difference is taken so that what they share never cancels out.
+    """
+    at = _first(x, projector)
+    if projector.norm is None:
+        centre, half = at.sum(1)[:, None] + bias, step * along.sum(1)[None]
     else:
-        square, across = x.square().sum(-1)[:, None], 2 * step * torch.einsum("cpd,mpd->cmp", x, u)
-        far = step**2 * u.square().sum(-1)
-        ends = []
-        for sign in (1, -1):
-            power = (square + sign * across + far) / x.shape[-1]
-            scale = (power + norm.epsilon).rsqrt()
-            end = torch.einsum("cmp,cph->cmh", scale, at) + bias
-            ends.append(end.add_(torch.einsum("cmp,mph->cmh", scale, along), alpha=sign * step))
-    if projector.act is not None:
-        ends = [projector.act(end) for end in ends]
-    change = ends[0].sub_(ends[1])
-    if projector.second is not None:
-        change = change @ projector.second.T
-    return change.norm(dim=-1).mean(-1) / (2 * step)
+        width = x.shape[-1]
+        across = 2 * step * torch.einsum("cpd,mpd->cmp", x, u) / width
+        power = x.square().sum(-1)[:, None] / width + step**2 * u.square().sum(-1) / width + projector.norm.epsilon
+        more, less = (power + across).rsqrt(), (power - across).rsqrt()
+        mean, change = (more + less) / 2, -across * (more * less).square() / (more + less)
+        # one number for each token, direction and part
+        of_tokens, of_directions = "cmp,cph->cmh", "cmp,mph->cmh"
+        centre = torch.einsum(of_tokens, mean, at) + step * torch.einsum(of_directions, change, along) + bias
+        half = torch.einsum(of_tokens, change, at) + step * torch.einsum(of_directions, mean, along)
+    act = projector.act
+    if act is None:
+        moved = 2 * half
+    else:  # float32 would leave three digits of the difference, and its noise decide close choices
+        wide = torch.float32 if half.device.type == "mps" else torch.float64
+        centre, half = centre.to(wide), half.to(wide)
+        moved = act(centre + half).sub_(act(centre - half)).float()
+    return (_lengths(moved, projector.second).mean(-1) / (2 * step)).expand(len(x))
+
+
+def _lengths(moved: Tensor, second: Tensor | None) -> Tensor:
+    """Lengths of `moved` `[.., H]` behind the second layer."""
+    if second is None:
+        return moved.norm(dim=-1)
+    lengths = [(moved @ rows.float().T).norm(dim=-1) for rows in second.split(ROWS)]
+    return torch.stack(lengths).norm(dim=0)
 
 
 def drawn_directions(count: int, width: int, seed: int = 0) -> Tensor:
@@ -201,6 +226,7 @@ def drawn_directions(count: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
+@torch.no_grad()
 def projector_sensitivity(tokens: VisualTokens, directions: Tensor, step: float, rank: int | None = None) -> Tensor:
     """``sensitivity`` of the model's own projector at each token, `[B, N]`; needs the signal ``PreProjector()``."""
     x = tokens.read(PreProjector())

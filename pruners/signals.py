@@ -16,6 +16,7 @@ class Signal:
     """One thing that a method reads beside the tokens' own features."""
 
     part: ClassVar[str] = ""
+    is_attention: ClassVar[bool] = False
 
     def __str__(self) -> str:
         fields = ", ".join(f"{k}={v}" for k, v in vars(self).items() if v is not None)
@@ -38,18 +39,25 @@ class EncoderAttention(EncoderSignal):
     """Attention of an encoder layer towards each token, per head: `[B, H, N]`.
 
     ``queries="cls"`` is the class token's row (refused on towers without one), ``"received"`` the mean over queries,
-    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere. ``"mean"`` is the row
-    of the mean query (of each attention window or frame), as a multiple of the average key's so that windows of
-    different sizes compare; ``"global"`` is the class token's row where there is one and that elsewhere.
+    ``"auto"`` the class token's row where there is one and the mean over all queries elsewhere, ``"cls_or_none"`` that
+    row or zeros, `[B, 1, N]`. ``"mean"`` is the row of the mean query (of each attention window or frame), as a
+    multiple of the average key's so that windows of different sizes compare; ``"global"`` is the class token's row
+    where there is one and that elsewhere.
 
     ``of="values"`` puts the values in the place of queries and keys, unscaled (not with ``"received"``).
 
     ``joint_heads=True`` leaves the heads of queries and keys side by side, ``softmax(q k^T / sqrt(H d))``: `[B, 1, N]`.
     """
 
+    is_attention: ClassVar[bool] = True
     queries: str = "auto"
     of: str | None = None
     joint_heads: bool = False
+
+    @property
+    def reads_cls(self) -> bool:
+        """Whether it is the class token's row where there is one."""
+        return self.queries not in ("received", "mean")
 
     def __post_init__(self) -> None:
         if self.of not in (None, "values"):
@@ -67,7 +75,16 @@ class EncoderQueries(EncoderSignal):
 
 @dataclass(frozen=True)
 class EncoderKeys(EncoderSignal):
-    """Keys of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token)."""
+    """Keys of an encoder layer, heads side by side: `[B, N, U, H*d]` (`U` patches per token).
+
+    ``heads="mean"`` is their mean over heads, `[B, N, U, d]`.
+    """
+
+    heads: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads not in (None, "mean"):
+            raise ValueError(f"EncoderKeys.heads must be None or 'mean', got {self.heads!r}")
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,7 @@ class DecoderAttention(DecoderSignal):
     ``VisualTokens.text_valid``), ``"all"`` every column that the layer has.
     """
 
+    is_attention: ClassVar[bool] = True
     queries: str = "last"
 
     def __post_init__(self) -> None:
@@ -139,6 +157,8 @@ class AttentionAhead(DecoderSignal):
 
     One extra attention of layer K on the states that enter it; ``layer`` stays None.
     """
+
+    is_attention: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

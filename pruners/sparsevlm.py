@@ -85,7 +85,6 @@ class SparseVLM(Pruner):
     signals: ClassVar[tuple[Signal, ...]] = (DecoderAttention(queries="text"), Projected(), TextEmbeddings())
     merges: ClassVar[bool] = True
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -145,13 +144,13 @@ class SparseVLM(Pruner):
         x = tokens.features.gather(1, columns[..., None].expand(-1, -1, tokens.features.shape[-1])).float()
         x = x.masked_fill(~real[..., None], 0)
         found = dpc_knn(x, split.clusters, split.clusters, clusters, real)
-        means = cluster_means(x, found.owner, found.centres.shape[1])
+        means = cluster_means(x, found.owner, found.centres.shape[1]).to(tokens.features.dtype)
         turn = (rank - split.kept[:, None]).clamp(0, found.centres.shape[1] - 1)
         is_merged = rank >= split.kept[:, None]
         index = torch.where(is_merged, columns.gather(1, found.centres.gather(1, turn)), kept)
         wide = (-1, -1, tokens.features.shape[-1])
         own = tokens.features.gather(1, index[..., None].expand(wide))
-        means = means.gather(1, turn[..., None].expand(wide)).to(own.dtype)
+        means = means.gather(1, turn[..., None].expand(wide))
         features = torch.where(is_merged[..., None], means, own)
         return Merged(index.masked_fill(beyond, -1) if self.adaptive_count else index, features)
 

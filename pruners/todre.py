@@ -15,6 +15,8 @@ from .registry import register_pruner
 from .selection import top_k
 from .signals import DecoderAttention, EncoderAttention, Signal
 
+PIVOT = EncoderAttention(layer=-1, queries="cls_or_none")
+
 
 @register_pruner("todre_diversity")
 @dataclass(kw_only=True)
@@ -29,11 +31,10 @@ class ToDREDiversity(Pruner):
         What is made large: the paper's second version sums distances, its first names the k-center problem (the least
         distance). They are different objectives.
     pivot : {"auto", "random"}
-        The first token: the one that the class token of the tower's last layer attends to most (on towers without one
-        the one that receives most), or a random one, the paper's choice for such towers. In its ablation it makes
-        little difference.
+        The first token: the one that the class token of the tower's last layer attends to most, and on towers without a
+        class token a random one, as in the paper; or always a random one. In its ablation it makes little difference.
     pivot_seed : int
-        Seed of a random pivot.
+        Seed of a random pivot, which depends on it, on the number of tokens and on the picture's place in its sample.
 
     Notes
     -----
@@ -53,8 +54,6 @@ class ToDREDiversity(Pruner):
     pivot_seed: int = 0
 
     paper: ClassVar[str] = "arXiv 2505.18757"
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -64,20 +63,26 @@ class ToDREDiversity(Pruner):
                 raise ValueError(f"{self.name}.{name}={getattr(self, name)!r}; allowed are {', '.join(allowed)}")
         if isinstance(self.pivot_seed, bool) or not isinstance(self.pivot_seed, int):
             raise TypeError(f"{self.name}.pivot_seed must be an int, got {self.pivot_seed!r}")
+        if self.pivot == "random":
+            self.order_dependent = True  # type: ignore[misc]  # of this instance only
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
-        """The last encoder layer's attention, unless the pivot is random."""
-        return (EncoderAttention(layer=-1),) if self.pivot == "auto" else ()
+        """The class token's attention in the last encoder layer, unless the pivot is random."""
+        return (PIVOT,) if self.pivot == "auto" else ()
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The pivot, then what is least like the chosen, `[B, k]` in the order chosen."""
-        start = self._random(tokens) if self.pivot == "random" else tokens.read(EncoderAttention(layer=-1)).mean(1)
+        start = self._random(tokens)
+        if self.pivot == "auto":
+            attention = tokens.read(PIVOT).float().mean(1)
+            # all zero: there is no class token
+            start = torch.where((attention > 0).any(1, keepdim=True), attention, start)
         # a cropped image begins with its whole image
         firsts = [layout.grids[0] for layout in tokens.layouts]
         ends = [g.tokens if g.kind == "base" else t.tokens for g, t in zip(firsts, tokens.layouts, strict=True)]
         crops = tokens.ids >= torch.tensor(ends, device=tokens.ids.device)[:, None]
-        start = start.float().masked_fill(crops, -1)
+        start = start.masked_fill(crops, -1)
         if self.objective == "kcenter":
             return farthest_point(tokens.features, k, tokens.valid, start=start)
         return max_sum(tokens.features, k, start, tokens.valid)
@@ -103,7 +108,7 @@ class ToDRERemoval(Pruner):
     layer : int, optional
         Prune before this decoder layer. Default (and the paper): seven eighths of the depth, 28 of 32.
     tau : float
-        Threshold of the test. The paper's default is 0.1.
+        Threshold of the test, in [0, 1]. The paper's default is 0.1.
 
     Notes
     -----
@@ -127,8 +132,11 @@ class ToDRERemoval(Pruner):
     signals: ClassVar[tuple[Signal, ...]] = (DecoderAttention(queries="text"),)
     adaptive_count: ClassVar[bool] = True
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_tau(self)
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """At the layer; what is kept there is decided by the test."""
@@ -141,6 +149,11 @@ class ToDRERemoval(Pruner):
         return _remove(tokens, looks, self.tau, [0 if self.keep is None else b for b in tokens.budgets])
 
 
+def _check_tau(pruner: ToDRE | ToDRERemoval) -> None:
+    if not 0 <= pruner.tau <= 1:
+        raise ValueError(f"{pruner.name}.tau={pruner.tau!r} is out of range; it must be a number in [0, 1]")
+
+
 def _remove(tokens: VisualTokens, looks: Tensor, tau: float, left: list[int]) -> Tensor:
     """Apply the test to attention `looks` `[B, T, N]`; `left` tokens stay of a row that fails it."""
     behind = tokens.text_valid(after=True)
@@ -151,7 +164,7 @@ def _remove(tokens: VisualTokens, looks: Tensor, tau: float, left: list[int]) ->
     looks = looks.masked_fill(~question[tokens.sample][..., None], 0)  # rows of padding may hold anything
     count = question.sum(1)
     alpha = samples.index_add(0, tokens.sample, looks.sum(-1)).sum(1) / count.clamp(min=1)
-    stays = ((alpha >= tau) | (count == 0))[tokens.sample]
+    stays = (~(alpha < tau) | (count == 0))[tokens.sample]  # attention that is not finite removes nothing
     width = tokens.ids.shape[1]
     order = top_k(looks.sum(1), width, tokens.valid)
     limit = torch.tensor([list(tokens.counts), left], device=order.device)
@@ -184,6 +197,10 @@ class ToDRE(ToDREDiversity):
 
     adaptive_count: ClassVar[bool] = True
     uses_text: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_tau(self)
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]

@@ -58,6 +58,7 @@ class Uniform(Pruner):
     layer: int | None = None
 
     paper: ClassVar[str] = "baseline: grid sampling"
+    order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     @property

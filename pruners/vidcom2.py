@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, VisualTokens
+from .frames import Frames, frames_of
 from .partition import per_token, rank_in_part
 from .registry import register_pruner
 from .selection import rankable
-from .video_frames import Frames, frames_of
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # the authors' Gaussian kernels
 TEMPERATURE = 0.01
@@ -52,9 +52,10 @@ class VidCom2(Pruner):
 
     The authors round frame by frame and cut a frame's share at all its tokens. Here the count is exact: the budget is
     divided over the frames by the weights as seats in a parliament (Webster: the `k` smallest of ``(j + 1/2) / w_t``, j
-    the place of a token in its frame), which is their rounding wherever that adds up. An image is one frame, whose
-    score is used as it is. A token whose score is not finite comes last in its frame. LLaVA-Video's newline tokens,
-    which the authors keep, are no candidates here.
+    the place of a token in its frame), which is their rounding wherever that adds up. An image is one frame: its tokens
+    farthest from its mean stay; so it is with each frame of a video that the model takes as single pictures (InternVL).
+    What is not finite counts as 0 in the means, and its token comes last in its frame. LLaVA-Video's newline tokens,
+    which the authors keep, are no candidates here. Ties go to the lowest index.
     """
 
     official: bool = False
@@ -71,12 +72,12 @@ class VidCom2(Pruner):
     def scores(self, tokens: VisualTokens, frames: Frames) -> Scores:
         """Nearness of the tokens and weights of the frames."""
         x, valid = tokens.features.detach(), tokens.valid[..., None]
-        counts = valid.sum(1, keepdim=True)
-        centred = x.to(torch.float32, copy=True)  # changed in place below: a video is long
+        whole, counts = x.isfinite().all(-1), valid.sum(1, keepdim=True)
+        centred = x.to(torch.float32, copy=True).nan_to_num_(0, 0, 0)  # in place: a video is long
         variance = centred.sub_(centred.sum(1, keepdim=True) / counts).mul_(valid).square_().sum(1)
         del centred
         calm = rankable(-variance).sort(dim=1, descending=True, stable=True).indices[:, : max(1, x.shape[2] // 2)]
-        used = x.gather(2, calm[:, None].expand(-1, x.shape[1], -1)).float()
+        used = x.gather(2, calm[:, None].expand(-1, x.shape[1], -1)).float().nan_to_num_(0, 0, 0)
         used = used.div_(used.norm(dim=-1, keepdim=True).clamp(min=1e-12)).mul_(valid)
         video = _nearness(used - used.sum(1, keepdim=True) / counts)
         there = frames.there[..., None]
@@ -88,7 +89,7 @@ class VidCom2(Pruner):
         rarity = rankable(-total / frames.there.sum(2).clamp(min=1)).masked_fill(~real, float("-inf"))
         share = ((rarity - rarity.amax(1, keepdim=True)) / TEMPERATURE).softmax(1)
         weight = (1 + share - 1 / real.sum(1, keepdim=True)).masked_fill(~real, 0)
-        return Scores(video, frame, weight)
+        return Scores(video.masked_fill(~whole, float("inf")), frame, weight)
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """`[B, k]`; official: another number, frame by frame, -1 in unused columns."""

@@ -44,9 +44,10 @@ class VisionZip(Pruner):
 
     The authors' budgets count the class token, which they feed to the language model. Stock models cut it off: here all
     of `keep` are patches, one more dominant one in its place. LLaVA-NeXT's views are one span here, chosen from jointly
-    (the authors: each view alone). Where a token is made of several patches (Qwen-VL, InternVL), attention and keys are
-    their means, and merging goes patch by patch of the unit. A contextual token stands at its anchor's position. Tokens
-    whose attention is not finite come last.
+    (the authors: each view alone), and so are a video's frames. Where a token is made of several patches (Qwen-VL,
+    InternVL), attention and keys are their means, and merging goes patch by patch of the unit. A contextual token
+    stands at its anchor's position. Ties go to the lowest index; tokens whose attention is not finite come last, and
+    what is not finite is left out of the means. The question plays no part.
     """
 
     contextual: int | float = 10 / 64
@@ -54,8 +55,6 @@ class VisionZip(Pruner):
 
     paper: ClassVar[str] = "arXiv 2412.04467"
     merges: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
@@ -72,8 +71,13 @@ class VisionZip(Pruner):
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
         """Attention and keys, and what is averaged unless that is projected."""
-        read = (EncoderAttention(), EncoderKeys())
+        read = (EncoderAttention(), EncoderKeys(heads="mean"))
         return (*read, PreProjector()) if self.merge == "encoder" else read
+
+    @property
+    def projects(self) -> bool:  # type: ignore[override]
+        """Only what is averaged before the projector."""
+        return self.merge == "encoder"
 
     def _split(self, budget: int) -> int:
         """How many of a row's tokens are contextual."""
@@ -98,21 +102,21 @@ class VisionZip(Pruner):
         most = max(map(self._split, tokens.budgets))
         if most == 0:
             return Merged(index, features)
-        made = self._contextual(tokens, attention.shape[1], anchor, rest, most)
+        made = self._contextual(tokens, anchor, rest, most)
         turn = rank[:k] - dominant  # from 0 on: a contextual token
-        made = take(made, turn.clamp(0, most - 1)).to(features.dtype)
+        made = take(made.to(features.dtype), turn.clamp(0, most - 1))
         return Merged(index, torch.where((turn >= 0)[..., None], made, features))
 
-    def _contextual(self, tokens: VisualTokens, heads: int, anchor: Tensor, rest: Tensor, most: int) -> Tensor:
+    def _contextual(self, tokens: VisualTokens, anchor: Tensor, rest: Tensor, most: int) -> Tensor:
         """Contextual tokens of each row in anchor order, `[B, most, D]`."""
         columns = (~anchor).to(torch.int8).sort(dim=1, stable=True).indices[:, :most]
         device = anchor.device  # a tower may be spread over devices
-        keys = tokens.read(self.signals[1]).to(device).float().mean(2).unflatten(-1, (heads, -1)).mean(2)
+        keys = tokens.read(self.signals[1]).to(device).float().mean(2)
         _, owner = nearest(cosine(keys, take(keys, columns)), anchor.gather(1, columns))
         inside = membership(owner, most, rest & ~anchor)
         patches = tokens.read(self.signals[2]) if self.merge == "encoder" else tokens.features[:, :, None]
-        x = patches.to(device).flatten(2).float()
-        others = combine(inside, x) / inside.sum(2, keepdim=True).clamp(min=1)
+        x = patches.to(device).flatten(2)
+        others = combine(inside, x).div_(inside.sum(2, keepdim=True).clamp(min=1))
         made = (take(x, columns) + others).unflatten(-1, patches.shape[2:]).to(patches.dtype)
         if self.merge == "projected":
             return made[:, :, 0]

@@ -49,8 +49,6 @@ class VisPruner(Pruner):
 
     paper: ClassVar[str] = "arXiv 2412.01818"
     signals: ClassVar[tuple[Signal, ...]] = (EncoderAttention(), PreProjector())
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

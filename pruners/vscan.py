@@ -89,8 +89,6 @@ class VScan(Pruner):
     paper: ClassVar[str] = "arXiv 2505.22654"
     merges: ClassVar[bool] = True
     uses_text: ClassVar[bool] = True
-    uses_attention: ClassVar[bool] = True
-    uses_cls: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 

@@ -36,8 +36,8 @@ class ZooPrune(Pruner):
     step : float
         h of the central difference. The paper's default is 0.01.
     rank : int, optional
-        Take the projector's second matrix at this rank: the sensitivity's cost falls by that much. The authors use 128
-        on LLaVA-NeXT. Default: the whole matrix.
+        Take the projector's second matrix at this rank, by an SVD of the loaded one that is made once: the
+        sensitivity's cost falls by that much. The authors use 128 on LLaVA-NeXT. Default: the whole matrix.
     per_frame : bool
         Choose inside each picture of a span (whole image, crops; frames of a video), an equal share each, as the
         authors' code does. False chooses in the whole span at once, as the paper describes.
@@ -53,10 +53,10 @@ class ZooPrune(Pruner):
         s_i = (S_i - min S) / (max S - min S + 1e-8)        (1 where all are equal)
         first argmax s_i, then argmax_i s_i min_{j chosen} (1 - cos(z_i, z_j))
 
-    S is computed in float32 whatever the model's dtype: in half precision h u is below the rounding of x. It is exact
-    algebra for the projectors of all families (see ``sensitivity``): the first layer costs a row per token and one per
-    direction, the second one row per pair, O(m N H D) instead of twice that and both layers; low rank is computed from
-    the loaded weights. Selection is O(k N D).
+    S is computed in float32 (the difference of activations in float64) whatever the model's dtype: in half precision
+    h u is below the rounding of x. It is exact algebra for the projectors of all families (see ``sensitivity``): the
+    first layer costs a row per token and one per direction, the second one row per pair, O(m N H D) instead of twice
+    that and both layers; low rank is computed from the loaded weights. Selection is O(k N D).
 
     The authors draw fresh directions for every image; a seed is used here. Their LLaVA-NeXT code makes its low-rank
     projector before the weights are loaded (a random network), keeps newline tokens by positions that are off by the

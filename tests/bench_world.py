@@ -31,15 +31,15 @@ def png(seed: int, size: tuple[int, int] = (56, 56)) -> bytes:
     return data.getvalue()
 
 
-def save_model(folder: Path) -> Path:
-    """A random LLaVA with `TOKENS` visual tokens and four decoder layers."""
+def save_model(folder: Path, tower: str = "clip") -> Path:
+    """A random LLaVA with `TOKENS` visual tokens and four decoder layers; a SigLIP `tower` has no class token."""
     quiet_transformers()
     processor = AutoProcessor.from_pretrained(bundled_model_path())
     processor.image_processor.size = {"shortest_edge": 56}
     processor.image_processor.crop_size = {"height": 56, "width": 56}
     tokenizer = processor.tokenizer
     vision = {
-        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "model_type": f"{tower}_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "image_size": 56, "patch_size": 14,
     }  # fmt: skip
     text = {
@@ -51,8 +51,11 @@ def save_model(folder: Path) -> Path:
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_token, image_seq_length=TOKENS)
-    )
+        LlavaConfig(
+            vision_config=vision, text_config=text, image_token_id=image_token, image_seq_length=TOKENS,
+            vision_feature_select_strategy="default" if tower == "clip" else "full",
+        )
+    )  # fmt: skip
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -100,7 +100,7 @@ def merged_vectors(
     return out
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def outcome(setting: Setting, family: str, shape: str, impl: str = "sdpa") -> Outcome:
     """Prune `family` with `setting` on its prompt of `shape`: one prefill over all logits, and greedy tokens."""
     model, inputs, plain = tiny(family, impl), prompt(family, shape).inputs, baseline(family, shape, impl)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ CLAIMS: dict[str, Callable[[Golden], None]] = {}
 
 
 def golden(*methods: str) -> Callable[[Callable[[Golden], None]], Callable[[Golden], None]]:
-    """Decorator of a function that checks the vectors whose ``meta["method"]`` is one of `methods`."""
+    """Decorator of a function that checks the vectors whose ``meta["method"]`` is one of `methods` (or ``name*``)."""
 
     def add(check: Callable[[Golden], None]) -> Callable[[Golden], None]:
         for method in methods:
@@ -31,6 +33,11 @@ def golden(*methods: str) -> Callable[[Callable[[Golden], None]], Callable[[Gold
         return check
 
     return add
+
+
+def claimant(method: str) -> Callable[[Golden], None] | None:
+    """The function that claims `method`: by its name, or by the beginning of it."""
+    return CLAIMS.get(method) or next((CLAIMS[name] for name in CLAIMS if fnmatchcase(method, name)), None)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,9 @@ class Golden:
         """Read a ``.npz`` file."""
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        return cls(path, json.loads(str(arrays.pop("meta"))), arrays)
+        meta = json.loads(str(arrays.pop("meta", "{}")))
+        assert "method" in meta, f"{path}: its `meta` names no method"
+        return cls(path, meta, arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -54,6 +63,20 @@ class Golden:
     def rng(self) -> np.random.Generator:
         """The generator of ``meta["seed"]``; draw from it in the order that ``meta["recipe"]`` gives."""
         return np.random.default_rng(self.meta["seed"])
+
+    def draws(self) -> Callable[..., np.ndarray]:
+        """Draws of a shape from ``rng()``, normal float32, each times the factor the recipe has before it (``0.7*r.``).
+
+        The authors of the vectors name such factors only there.
+        """
+        generator = self.rng()
+        pattern = r"(?:(\d[\d.]*)\s*\*\s*)?(?:r|default_rng\(\d+\))\.standard_normal"
+        factors = iter(re.findall(pattern, self.meta.get("recipe", "")))
+
+        def draw(*shape: int) -> np.ndarray:
+            return np.float32(next(factors, "") or 1) * generator.standard_normal(shape, dtype=np.float32)
+
+        return draw
 
     def input(self, name: str) -> np.ndarray:
         """An input that ``meta`` gives as a call of a recipe, its hash checked."""

@@ -1,139 +1,180 @@
-"""Made-up sweeps of any size: what the statistics and the report are tested on without a model."""
+"""Random spans with all that a method reads, whatever it is: what the property tests hand to methods."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-from PIL import Image
+import torch
+from methods import Setting
+from properties import Spans
+from torch import Tensor, nn
+from zoo.models import DEPTH
 
-from vtc.eval.cells import UNPRUNED, Cell
-from vtc.eval.store import ResultStore
-from vtc.eval.summary import CellSummary, summarise
-from vtc.eval.tasks import Question, TaskSet
-from vtc.eval.timing import PrefillTime
+import vtc
+from vtc.pruners.base import Pruner, Stop, resolve_keep
+from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.signals import (
+    AttentionAhead,
+    DecoderAttention,
+    DecoderHidden,
+    DecoderKeys,
+    DecoderSignal,
+    DecoderValues,
+    EncoderAttention,
+    EncoderKeys,
+    EncoderSignal,
+    EncoderValues,
+    PreProjector,
+    Projected,
+    Signal,
+    TextEmbeddings,
+)
 
-DEPTH, TOKENS, TEXT = 32, 576, 60
-VQA = np.array([0.0, 0.3, 0.6, 0.9, 1.0])
+LAST = 4  # the tower's layer that the projector reads
 
 
 @dataclass(frozen=True)
-class SeedCell(Cell):
-    """A cell with the fields that pool seeds."""
+class Sizes:
+    """Heads, patches per token, channels of a patch, of the decoder and of a head, and text tokens."""
 
-    seed: int | None = None
-    line: str = ""
-
-
-@dataclass
-class MadeUp:
-    """A sweep's results."""
-
-    tasks: TaskSet
-    cells: list[Cell]
-    store: ResultStore
-    times: dict[str, PrefillTime]
-    vision: dict[str, int]
-
-    def summarise(self, **more: Any) -> list[CellSummary]:
-        """Its summary."""
-        return summarise(self.store, self.tasks, self.cells, self.times, self.vision, **{"reps": 300, **more})
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Its result rows."""
-        return list(self.store.rows.values())
+    heads: int = 2
+    unit: int = 2
+    encoder: int = 6
+    decoder: int = 32
+    head: int = 4
+    text: int = 5
 
 
-def picture(seed: int) -> bytes:
-    """A JPEG of soft blocks."""
-    blocks = np.random.default_rng(seed).integers(40, 230, (6, 6, 3), dtype=np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(blocks).resize((336, 336), Image.Resampling.BICUBIC).save(data, "JPEG")
-    return data.getvalue()
+SMALL = Sizes()
 
 
-def task_set(tasks: Sequence[str], images: int, per_image: int = 1) -> TaskSet:
-    """Each image has `per_image` questions of each task."""
-    questions = [
-        Question(f"q{i}-{task}-{k}", task, f"i{i}", f"what is thing {k} of {task} here?", "yes")
-        for i in range(images)
-        for task in tasks
-        for k in range(per_image)
-    ]
-    pictures = {f"i{i}": picture(i % 7) for i in range(images)}
-    return TaskSet("made-up", "1.0", "0123456789abcdef", tuple(tasks), tuple(questions), pictures)
+@dataclass(frozen=True)
+class Place:
+    """A method at one of its stops."""
+
+    setting: Setting
+    index: int
+    stage: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}@{self.stage}"
+
+    def at(self, keep: int | float | None = None) -> tuple[Pruner, Stop]:
+        """The method with this keep, and the stop."""
+        [pruner] = vtc.parse(self.setting.pruner, keep=keep or self.setting.keep, **self.setting.params)
+        return pruner, stops_of(pruner)[self.index]
 
 
-def cells_of(methods: Sequence[str], keeps: Sequence[int | float], seeds: int = 3) -> list[Cell]:
-    """The unpruned cell, and each method at each keep; random with `seeds` seeds."""
-    cells: list[Cell] = [UNPRUNED]
-    for method in methods:
-        for keep in keeps:
-            for seed in range(seeds) if method == "random" else [None]:
-                of_seed = "" if seed is None else f", seed={seed}"
-                line = f"{method} keep={keep}"
-                cells.append(SeedCell(method, keep, f"{method}(keep={keep}{of_seed})", seed=seed, line=line))
-    return cells
+def stops_of(pruner: Pruner) -> list[Stop]:
+    """All stops in a model of the tests' depth."""
+    return [stop for given in pruner.stops(DEPTH) for stop in pruner.tower_stops(given, LAST)]
 
 
-def make_sweep(
-    folder: Path, methods: Mapping[str, float], *, keeps: Sequence[int | float] = (0.5, 0.25, 0.1),
-    tasks: Sequence[str] = ("pope", "gqa"), images: int = 60, per_image: int = 2, seeds: int = 3, flops: bool = True,
-    timing: bool = True, layers: Mapping[str, int] | None = None, graded: Sequence[str] = (), unfinished: Sequence[str] = (),
+def places_of(setting: Setting) -> list[Place]:
+    """The first stop of each stage at which a method is asked."""
+    [pruner] = vtc.parse(setting.pruner, keep=setting.keep, **setting.params)
+    first: dict[str, int] = {}
+    for i, stop in enumerate(stops_of(pruner)):
+        if stop.keep != 0:
+            first.setdefault(stop.stage, i)
+    return [Place(setting, i, stage) for stage, i in first.items()]
+
+
+def shape_of(signal: Signal, n: int, sizes: Sizes = SMALL) -> tuple[int, ...]:
+    """What `signal` is for `n` tokens of one span."""
+    if isinstance(signal, EncoderAttention):
+        return (1 if signal.joint_heads else sizes.heads, n)
+    if isinstance(signal, (DecoderAttention, AttentionAhead)):
+        return (sizes.heads, sizes.text if getattr(signal, "queries", "last") == "text" else 1, n)
+    if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads == "mean":
+        return (n, sizes.unit, sizes.head)
+    if isinstance(signal, PreProjector):
+        return (n, sizes.unit, sizes.encoder)
+    if isinstance(signal, EncoderSignal):  # queries, keys, values; features are as wide
+        return (n, sizes.unit, sizes.heads * sizes.head)
+    if isinstance(signal, DecoderValues):
+        return (n, sizes.heads, sizes.head)
+    if isinstance(signal, DecoderKeys):
+        return (n, sizes.heads * sizes.head)
+    assert isinstance(signal, (DecoderHidden, Projected, TextEmbeddings)), f"say what {signal} looks like"
+    return (n, sizes.decoder)
+
+
+def made_up(
+    pruner: Pruner,
+    stop: Stop,
+    layouts: Sequence[Layout],
     seed: int = 0,
-) -> MadeUp:  # fmt: skip
-    """Answers by chance.
+    dtype: torch.dtype = torch.float32,
+    copies: bool = False,
+    sizes: Sizes = SMALL,
+    draw: Callable[..., Tensor] | None = None,
+    gone: Sequence[int] = (),
+) -> Spans:
+    """Spans of these layouts for `pruner` at `stop`, one per sample.
 
     Parameters
     ----------
-    methods : mapping
-        What each adds to the probability of a right answer over random's, which falls with what is kept.
-    layers : mapping, optional
-        Decoder layers that a method leaves unpruned.
-    graded : sequence
-        Tasks whose scores are those of VQA accuracy.
-    unfinished : sequence
-        Methods that have answered a third of the questions.
+    copies : bool
+        Whether many tokens are equal in everything.
+    draw : callable, optional
+        Makes a tensor of a shape; normal numbers by default.
+    gone : sequence of int, optional
+        Tokens that each span has lost already, which its budget counts.
     """
-    questions = task_set(tasks, images, per_image)
-    cells = cells_of(list(methods), keeps, seeds)
-    rng = np.random.default_rng(seed)
-    ids = questions.questions
-    of_image = {f"i{i}": d for i, d in enumerate(rng.normal(size=images) * 0.12)}
-    hard = rng.random(len(ids)) + np.array([of_image[q.image_id] for q in ids])
-    rows, times = [], {}
-    for cell in cells:
-        share = 1.0 if cell.keep is None else (cell.keep if isinstance(cell.keep, float) else cell.keep / TOKENS)
-        chance = 0.86 - (0.30 * (1 - share) ** 2) + (methods.get(cell.method, 0.0) if cell.keep is not None else 0.0)
-        given = hard + 0.1 * rng.normal(size=len(ids))
-        kept = round(share * TOKENS)
-        full = (layers or {}).get(cell.method, 0)
-        mean = (full * TOKENS + (DEPTH - full) * kept) / DEPTH
-        for i, q in enumerate(ids):
-            if cell.method in unfinished and i % 3:
-                continue
-            score = float(given[i] < chance)
-            if q.task in graded:
-                score = float(VQA[min(4, int(4.4 * np.clip(1.15 * chance - given[i] + 0.5, 0, 0.99)))])
-            row: dict[str, Any] = {
-                "cell": cell.spec, "method": cell.method, "keep": cell.keep, "question_id": q.question_id,
-                "task": q.task, "image_id": q.image_id, "question": q.question, "answer": q.answer,
-                "prediction": "yes" if score else "no", "score": score, "prompt_tokens": TOKENS + TEXT,
-                "visual_total": TOKENS, "visual_kept": kept, "visual_mean_per_layer": round(mean, 3),
-            }  # fmt: skip
-            if flops:
-                row |= {"lm_flops": 1e9 * (mean + TEXT), "lm_flops_unpruned": 1e9 * (TOKENS + TEXT)}
-                row |= {"kv_bytes": 1e4 * (mean + TEXT), "kv_bytes_unpruned": 1e4 * (TOKENS + TEXT)}
-            rows.append(row)
-        if timing:
-            seconds = 0.02 + 0.1 * (mean + TEXT) / (TOKENS + TEXT)
-            times[cell.spec] = PrefillTime(seconds, 0.12, seconds - 0.02, 0.1, 5)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ResultStore(folder / "results.jsonl", "made-up") as store:
-        store.append(rows)
-    return MadeUp(questions, cells, store, times, {"unpruned": 10**11} if flops else {})
+    g = torch.Generator().manual_seed(seed)
+    make = draw or (lambda *shape: torch.randn(*shape, generator=g))
+    counts = [layout.tokens for layout in layouts]
+    lost_of = gone or [0] * len(counts)
+
+    def per_token(signal: Signal, n: int) -> Tensor:
+        x = make(*shape_of(signal, n, sizes))
+        return (x.softmax(-1) if signal.is_attention and draw is None else x).to(dtype)
+
+    signals = [s for s in pruner.signals_at(stop) if not isinstance(s, TextEmbeddings)]
+    features = [make(n, sizes.decoder).to(dtype) for n in counts]
+    reads = {s: [per_token(s, n) for n in counts] for s in signals}
+    if copies:
+        for i, n in enumerate(counts):
+            twin = torch.randint(0, 1 + n // 3, (n,), generator=g)
+            features[i] = features[i][twin]
+            for s, rows in reads.items():
+                rows[i] = rows[i][..., twin] if s.is_attention else rows[i][twin]
+    said = [s for s in pruner.signals_at(stop) if isinstance(s, (DecoderSignal, TextEmbeddings))]
+    said = [s for s in said if not s.is_attention] or [TextEmbeddings()]
+    width = sizes.unit * sizes.encoder
+    inner, outer = nn.Linear(width, 7, dtype=dtype), nn.Linear(7, sizes.decoder, dtype=dtype)
+    return Spans(
+        features,
+        [min(n, resolve_keep(stop.keep or 1.0, n + lost)) for n, lost in zip(counts, lost_of, strict=True)],
+        reads,
+        {s: [make(*shape_of(s, sizes.text, sizes)).to(dtype) for _ in counts] for s in said},
+        layouts=layouts,
+        stage=stop.stage,
+        layer=stop.layer,
+        last=LAST if stop.stage == "vision" else None,
+        projector=nn.Sequential(inner, nn.GELU(), outer),
+        questions=["what is it?"] * len(counts),
+    )
+
+
+def moved(spans: Spans, order: Tensor) -> Spans:
+    """The only span of `spans` with its tokens in another order."""
+    return replace(
+        spans,
+        features=[spans.features[0][order]],
+        reads={s: [rows[0][..., order] if s.is_attention else rows[0][order]] for s, rows in spans.reads.items()},
+    )
+
+
+def layout_of(kind: str, rows: int, cols: int) -> Layout:
+    """A line, a picture, frames, or a picture with crops of which padding was cut off."""
+    if kind == "line":
+        return Layout.line(rows * cols)
+    if kind == "image":
+        return Layout((Grid(rows, cols),))
+    if kind == "frames":
+        return Layout((Grid(rows, cols, "frame"),) * 3)
+    mosaic = Grid(2 * rows - 1, 3 * cols, "mosaic", cuts=((rows - 1,), (cols, 2 * cols)))
+    return Layout((Grid(rows, cols, "base"), mosaic))

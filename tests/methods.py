@@ -68,6 +68,49 @@ def setting(name: str, keep: int | float = KEEP) -> Setting:
 NO_COUNTS = ("vtw",)
 
 METHODS = [setting(name) for name in vtc.list_pruners()]
+# the methods' options that change what is chosen, for the property tests
+VARIANTS = [
+    Setting(spec, KEEP)
+    for spec in (
+        "cdpruner(relevance=none)",
+        "cdpruner(theta=0.5)",
+        "dart(official=True)",
+        "dart(pivots=1)",
+        "dart(variant=angelslim, layer=1)",
+        "dart(variant=angelslim, layer=3)",
+        "dycoke(official=True)",
+        "evs(official=True)",
+        "fastvid(official=True)",
+        "fastvid(segments=2, context=0.7, every=2, weight=0)",
+        "flowcut(official=True)",
+        "holov(crops=4)",
+        "idpruner(importance=flowcut)",
+        "idpruner(importance=norm, lam=0.3)",
+        "idpruner(importance=uniform, parallel=3)",
+        "idpruner(importance=zoo)",
+        "norm(shortest=True)",
+        "pool(layer=2)",
+        "prumerge(adaptive=True)",
+        "prumerge(official=True)",
+        "prumerge_plus(adaptive=True)",
+        "prumerge_plus(official=True)",
+        "random(layer=2)",
+        "random(official=True)",
+        "sparsevlm(official=True)",
+        "sparsevlm(rank_scale=0.6)",
+        "sparsevlm(recycle=False)",
+        "todre_diversity(objective=kcenter, pivot=random)",
+        "tome(layer=1, r=0.5)",
+        "tome(at=vision, layer=2)",
+        "tome(metric=keys, r=0.3)",
+        "uniform(layer=2)",
+        "vidcom2(official=True)",
+        "vispruner(step=3)",
+        "visionzip(contextual=3)",
+        "visionzip(merge=projected)",
+        "zoo_prune(per_frame=False, rank=2)",
+    )
+]
 ONE_LAYER = Setting("random(layer=2, keep=0.3, seed=1)")
 TWO_LAYERS = Setting("random(layer=1, keep=0.6) + random(layer=4, keep=0.3)")
 BOTH_STAGES = Setting("random(keep=0.6, seed=5) + random(layer=3, keep=0.2, seed=5)")

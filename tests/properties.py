@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from vtc.pruners.base import Merged, Pruner, VisualTokens
 from vtc.pruners.layout import Layout
-from vtc.pruners.signals import AttentionAhead, DecoderAttention, EncoderAttention, Signal
+from vtc.pruners.signals import Signal
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Spans:
         Per signal and sample what is read at the text, `[T_i, ...]` each; all of it stands behind the span.
     layouts : sequence of Layout, optional
         Of each span; a line by default.
-    stage, layer, projector, questions
+    stage, layer, last, projector, questions
         As in ``VisualTokens``.
     """
 
@@ -48,6 +49,7 @@ class Spans:
     layouts: Sequence[Layout] | None = None
     stage: str = "input"
     layer: int | None = None
+    last: int | None = None
     projector: nn.Module | None = None
     questions: Sequence[str] | None = None
 
@@ -59,7 +61,7 @@ class Spans:
         ids = torch.arange(width).expand(len(rows), -1)
         read_of = {}
         for signal, values in self.reads.items():
-            if isinstance(signal, (EncoderAttention, DecoderAttention, AttentionAhead)):
+            if signal.is_attention:
                 read_of[signal] = torch.stack([pad(values[i], (0, width - values[i].shape[-1])) for i in rows])
             else:
                 read_of[signal] = pad_sequence([values[i] for i in rows], batch_first=True)
@@ -80,6 +82,7 @@ class Spans:
             span=list(range(len(rows))),
             stage=self.stage,
             layer=self.layer,
+            last=self.last,
             source=Served(read_of, text_of, behind, self.projector, asked),
         )
 
@@ -139,21 +142,25 @@ class _Watch(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._note((args, kwargs), False)  # what comes from outside is given, and so are views of it
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
+        self._note(out, True)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+    def _note(self, values: Any, made: bool) -> None:
+        for x in tree_leaves(values):
             if isinstance(x, Tensor):
                 storage = x.untyped_storage()
                 key = storage._cdata
                 if key not in self.live:
-                    self.live[key] = storage.nbytes()
+                    self.live[key] = storage.nbytes() if made else 0
                     weakref.finalize(storage, self.live.pop, key, None)
-        self.peak = max(self.peak, sum(self.live.values()))
-        return out
 
 
-def peak_bytes(prepare: Callable[[], Any], run: Callable[[Any], Any]) -> int:
-    """Most bytes of tensors that `run` held at a time beyond what `prepare` gave it; nothing is computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+def peak_bytes(prepare: Callable[[], Any], run: Callable[[Any], Any], fake: bool = True) -> int:
+    """Most bytes of tensors that `run` held at a time beyond what `prepare` gave it; if `fake`, nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         given = prepare()
         with _Watch() as watch:
             run(given)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_world import TOKENS, png, save_data, world
+from bench_world import TOKENS, png, save_data, save_model, world
 from PIL import Image
+from rich.console import Console
 from versions import TAKES_FEATURES
 
+import vtc
 from vtc.eval import runner
 from vtc.eval.bench import BenchOptions, run_bench
+from vtc.eval.plan import plan_cells
 from vtc.eval.store import ResultStore, read_rows
 from vtc.eval.tasks import Question, save_tasks
 
@@ -239,3 +244,38 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         store.append([{"cell": "x", "question_id": "r"}])
     assert path.read_bytes() == before
     assert ("x", "r") not in store
+
+
+def test_all_methods_run_and_what_can_not_is_told(tmp_path: Path):
+    model = str(save_model(tmp_path / "model", "siglip"))
+    settings = {"pruners": ["all", "random(layer=2)"], "keeps": [0.5, 3], "limit": 1, "max_new_tokens": 2}
+    console = Console(width=120, record=True, file=io.StringIO())
+    summary = run_bench(replace(options(tmp_path / "out", **settings), model=model), console)
+    told = console.export_text()
+    lines = [line for line in told.splitlines() if line.startswith("left out: ")]
+    assert any("prumerge at 0.5, prumerge at 3, prumerge_plus at 0.5" in line and "class" in line for line in lines)
+    assert any(line.startswith("left out: vtw at 3: vtw.keep=3 must be a fraction") for line in lines)
+    left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
+    assert set(left_out) == {f"{m} at {k}" for m in ("prumerge", "prumerge_plus") for k in (0.5, 3)} | {"vtw at 3"}
+    ran = {(cell.method, cell.keep) for cell in summary if cell.complete}
+    wanted = {(name, keep) for name in [*vtc.list_pruners(), "random(layer=2)"] for keep in (0.5, 3)}
+    assert ran == wanted - {(n, k) for n in ("prumerge", "prumerge_plus") for k in (0.5, 3)} - {("vtw", 3)} | {
+        ("unpruned", None)
+    }
+    assert {cell.tokens_kept for cell in summary if cell.method == "vtw"} == {0}
+    assert {cell.tokens_per_layer for cell in summary if cell.method == "vtw"} == {TOKENS / 2}
+    # who asks for a method by its name is told why it can't run
+    with pytest.raises(NotImplementedError, match="class"):
+        run_bench(replace(options(tmp_path / "one", pruners=["prumerge"]), model=model))
+
+
+def test_methods_that_say_what_they_keep_are_one_cell():
+    plan = plan_cells(["prumerge(adaptive=True)", "vtw(layer=2)", "sparsevlm(budget=64)", "dart"], [0.5, 3])
+    assert [(cell.method, cell.keep) for cell in plan.cells] == [
+        ("unpruned", None), ("prumerge(adaptive=True)", 0.5), ("prumerge(adaptive=True)", 3), ("vtw(layer=2)", None),
+        ("sparsevlm(budget=64)", None), ("dart", 0.5), ("dart", 3),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="must be a fraction"):
+        plan_cells(["vtw"], [3])
+    assert plan_cells(["dart", "all"], [0.5]).cells[1].method == "dart"
+    assert len(plan_cells(["dart", "all"], [0.5]).cells) == 1 + len(vtc.list_pruners())

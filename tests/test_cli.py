@@ -60,6 +60,11 @@ BAD = {
     "No such option": (*ASK, "--image", "good.png", "--loud"),
     "--keep=-3": ("bench", "--keep", "0.5,-3"),
     "--keep is empty": ("bench", "--keep", ","),
+    "--pruners is empty": ("bench", "--pruners", " ,"),
+    "Did you mean 'dart-llava-1.5-7b'": ("bench", "--recipe", "dart-llava-1.5-7"),
+    "no such file: mine.yaml": ("bench", "--recipe", "mine.yaml"),
+    "leave out --keep": ("bench", "--recipe", "dart-llava-1.5-7b", "--keep", "0.5"),
+    "leave out --pruners": ("bench", "--recipe", "dart-llava-1.5-7b", "--pruners", "dart"),
     "unknown pruner 'dort'": ("bench", "--pruners", "random,dort"),
     "unknown task 'colour'": ("bench", "--tasks", "colour"),
     "--limit 0": ("bench", "--limit", "0"),
@@ -148,9 +153,9 @@ def test_pruners(capsys: pytest.CaptureFixture[str]):
     listed = {row["name"]: row for row in json.loads(out)}
     assert code == 0
     assert set(listed) == set(vtc.list_pruners())
-    assert listed["fastv"]["stage"] == "decoder"
+    assert listed["fastv"]["stages"] == ["decoder"]
     assert "2403.06764" in listed["fastv"]["paper"]
-    assert "uses_text" in listed["fastv"]["flags"]
+    assert listed["fastv"]["uses_text"]
     assert listed["fastv"]["signals"] == ["DecoderAttention(queries=last)"]
     assert listed["fastv"]["parameters"] == {"layer": 2}
     code, out, _ = run(capsys, "pruners", "r*")
@@ -159,8 +164,34 @@ def test_pruners(capsys: pytest.CaptureFixture[str]):
     assert "fastv" not in out
 
 
+def test_pruners_with_parameters(capsys: pytest.CaptureFixture[str]):
+    code, out, _ = run(capsys, "pruners", "dart(official=True)", "--json")
+    assert code == 0
+    assert [(row["name"], row["adaptive_count"]) for row in json.loads(out)] == [("dart", True)]
+    code, out, _ = run(capsys, "pruners", "prumerge")
+    assert "parameters: keep, adaptive=False, official=False" in out
+    assert "families: with a class token: LLaVA-1.5 (CLIP), LLaVA-NeXT, InternVL" in out
+    assert "not on Gemma3: its vision tower has no class token" in out
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]):
+    code, table, _ = run(capsys, "recipes")
+    assert code == 0
+    assert "dart-llava-1.5-7b" in table
+    assert run(capsys, "bench", "--recipe", "list") == (0, table, "")
+    found = json.loads(run(capsys, "recipes", "--json")[1])
+    assert found[0]["cells"]
+    assert len(found) == len(list((Path(vtc.__file__).parent / "recipes").glob("*.yaml")))
+
+
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert run(capsys, "--version") == (0, f"vtc {vtc.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["bench", "horizon"])
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str], command: str):
+    text = " ".join(re.sub("[│╭╰─]", " ", run(capsys, command, "--help")[1]).split())
+    assert "default: vtc-" in text  # square brackets would be markup
 
 
 def test_help_does_not_import_torch():

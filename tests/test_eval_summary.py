@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from made_up import TOKENS, MadeUp, make_sweep
+from made_up_sweeps import TOKENS, MadeUp, make_sweep
 
 from vtc.eval.significance import holm, mcnemar
 from vtc.eval.summary import CellSummary

@@ -25,7 +25,7 @@ from vtc.models.segments import Segments
 from vtc.models.vision import VisionSide
 from vtc.models.vision_rows import encoder_rows
 from vtc.pruners.base import SignalSource, Stop, VisualTokens
-from vtc.pruners.flowcut import encoder_flow, flow_signals
+from vtc.pruners.flowcut import encoder_flow, flow_signals, prune_counts
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderValues, Signal
 
@@ -124,6 +124,19 @@ def slow(source: Layers, span: int, layout: Layout, budget: int, last: int, ever
     return steps
 
 
+def test_rounding_moves_no_count():
+    """Of 2,880 tokens float32 sums move the number by about 1e-3, and some of these are that close to a half."""
+    n, rows = 2880, 1000
+    attention = 0.05 + torch.rand(rows, n, generator=torch.Generator().manual_seed(1))
+    share = attention.double().numpy()
+    share /= share.sum(1, keepdims=True)
+    entropy = -(share * np.log(share)).sum(1) / np.log(n)
+    part, sizes, target = torch.zeros(rows, n).long(), torch.full((rows, 1), n), torch.full((rows, 1), 320)
+    for left in (2, 4, 6):
+        expected = np.round((n - 320) / left**0.5 * (1 - entropy**2))
+        assert prune_counts(attention, part, sizes, target, left)[:, 0].tolist() == expected.tolist()
+
+
 LAYOUTS = [
     Layout((Grid(5, 6),)),
     Layout((Grid(4, 4, "frame"),) * 3),
@@ -155,7 +168,7 @@ def test_the_schedule_is_the_formula_for_every_span_of_a_batch(seed, last, every
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_end_is_exact_and_a_span_is_the_same_alone(shapes, keep, last, seed, dtype, equal):
     layouts = [Layout((Grid(r, c),) * parts) for r, c, parts in shapes]
     source = drawn([x.tokens for x in layouts], last, seed, dtype)

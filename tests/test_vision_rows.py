@@ -21,7 +21,7 @@ from vtc.models.vision import VisionSide
 from vtc.models.vision_rows import cls_attention, encoder_rows, mean_attention
 from vtc.models.vision_signals import layer_of
 from vtc.pruners.base import Stop, VisualTokens
-from vtc.pruners.signals import DecoderValues, EncoderAttention, EncoderValues, Signal
+from vtc.pruners.signals import DecoderValues, EncoderAttention, EncoderKeys, EncoderValues, Signal
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 CELLS = [
@@ -44,15 +44,16 @@ def brute(query: Tensor, key: Tensor, seen: Tensor, scaling: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "shape", "modality"), CELLS)
-def test_mean_queries_and_values_of_every_tower(name: str, shape: str, modality: str) -> None:
+def test_mean_queries_keys_and_values_of_every_tower(name: str, shape: str, modality: str) -> None:
     parts, inputs = locate(ready(name)), prompt(name, shape).inputs
     signals: list[Signal] = [
         EncoderAttention(layer=0, queries="mean"),
         EncoderAttention(layer=0, queries="mean", of="values"),
         EncoderValues(layer=0, heads="mean"),
         EncoderAttention(layer=0, queries="global"),
+        EncoderKeys(layer=0, heads="mean"),
     ]
-    rows: list[list[Tensor]] = [[], [], [], []]
+    rows: list[list[Tensor]] = [[] for _ in signals]
     prefix = parts.config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
 
     def attend(i: int, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float) -> Tensor:
@@ -69,6 +70,7 @@ def test_mean_queries_and_values_of_every_tower(name: str, shape: str, modality:
                 rows[1].append(brute(v[b], v[b], seen[b], 1.0).T)
                 rows[2].append(v[b].mean(0))
                 rows[3].append(weights[b, :, 0].T if prefix else mean)
+                rows[4].append(k[b].mean(0))
         return (weights @ v).transpose(1, 2)
 
     with own_attention(parts, attend):
@@ -119,6 +121,7 @@ def test_the_mean_rows_average_is_one_whatever_the_window() -> None:
     [
         (lambda: EncoderAttention(of="keys"), "of must be"),
         (lambda: EncoderAttention(of="values"), "needs queries"),
+        (lambda: EncoderKeys(heads="all"), "heads must be"),
         (lambda: EncoderValues(heads="all"), "heads must be"),
     ],
 )

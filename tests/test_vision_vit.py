@@ -115,6 +115,7 @@ def test_signals(kind: str) -> None:
             EncoderAttention(),
             EncoderAttention(queries="received"),
             EncoderKeys(layer=0),
+            EncoderKeys(layer=0, heads="mean"),
             EncoderValues(),
             EncoderFeatures(),
         )
@@ -154,6 +155,8 @@ def test_signals(kind: str) -> None:
     keys = heads(0)[1].transpose(1, 2).flatten(2)[:, prefix:]  # of all patches, before the first stop
     keys = keys.gather(1, seen["ids"][..., None].expand(-1, -1, 48))
     assert torch.allclose(seen[EncoderKeys(layer=0)][:, :, 0], keys, atol=1e-5)
+    mean = keys.unflatten(-1, (4, 12)).mean(2)
+    assert torch.allclose(seen[EncoderKeys(layer=0, heads="mean")][:, :, 0], mean, atol=1e-5)
     assert torch.equal(seen["ids"], torch.stack(adapter.steps[0].kept))
 
 

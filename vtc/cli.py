@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``vtc ask``, ``vtc show``, ``vtc horizon``, ``vtc pruners``.
+"""The command line: ``vtc bench``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -51,24 +51,38 @@ def options(
 @app.command()
 def bench(
     pruners: Annotated[
-        str, typer.Option(help="Methods, comma-separated: names or pipelines such as 'random(layer=2, seed=3)'.")
-    ] = "random,uniform,pool,dart,fastv",
+        str | None,
+        typer.Option(
+            help="Methods, comma-separated: names, pipelines such as 'random(layer=2, seed=3)', or all for every one "
+            "that can run (default: random,uniform,pool,dart,fastv)."
+        ),
+    ] = None,
     keep: Annotated[
-        str,
-        typer.Option(help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them."),
-    ] = "0.5,0.25,0.11,0.05",
+        str | None,
+        typer.Option(
+            help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them (default: "
+            "0.5,0.25,0.11,0.05)."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A paper's setting instead: model, pruner and keeps of a recipe (a name, a YAML file, or list), whose "
+            "published numbers are shown beside the measured ones."
+        ),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
     model: Model = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Questions per task, always the same ones [default: 150 on the bundled model and tasks, else all]."
+            help="Questions per task, always the same ones (default: 150 on the bundled model and tasks, else all)."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the results; the same command resumes there [default: vtc-bench/<model>-<data>-<hash>]."
+            help="Folder for the results; the same command resumes there (default: vtc-bench/<model>-<data>-<hash>)."
         ),
     ] = None,
     data: Annotated[
@@ -79,7 +93,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes [default: one per core for a small model on the CPU, else 1].")
+        int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -89,20 +103,31 @@ def bench(
     ] = True,
 ) -> None:
     """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
-    from vtc.eval.cells import parse_keep, split_list
+    from vtc.eval.cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
 
-    keeps = [parse_keep(part) for part in split_list(keep)]
+    if recipe == "list":
+        recipes()
+        return
+    if recipe is not None and (pruners is not None or keep is not None):
+        raise ValueError(f"--recipe says itself what is run: leave out {'--keep' if pruners is None else '--pruners'}")
+    keeps = DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep))
     if not keeps:
         raise ValueError("--keep is empty: say for example --keep 0.25,64")
+    methods = DEFAULT_PRUNERS if pruners is None else tuple(split_list(pruners))
+    if not methods:
+        raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
     if data is not None and not data.is_dir():
         raise ValueError(f"--data: no such folder: {data}")
+    from vtc.eval.recipes import load_recipe
+
+    followed = None if recipe is None else load_recipe(recipe)
     from vtc.eval.bench import BenchOptions, run_bench
 
     run_bench(
         BenchOptions(
-            pruners=split_list(pruners), keeps=keeps, tasks=split_list(tasks) if tasks else None, model=model,
+            pruners=methods, keeps=keeps, recipe=followed, tasks=split_list(tasks) if tasks else None, model=model,
             data=data, limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens,
             device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
             workers=workers,
@@ -183,7 +208,7 @@ def horizon(
     eta: Annotated[float, typer.Option(help="KL divergence that --search vtw allows.")] = 0.003,
     tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Questions per task [default: 5 on the bundled model and tasks, else all].")
+        int | None, typer.Option(help="Questions per task (default: 5 on the bundled model and tasks, else all).")
     ] = None,
     start: Annotated[int | None, typer.Option(help="First layer to look at.")] = None,
     model: Model = None,
@@ -193,7 +218,7 @@ def horizon(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the results; the same command resumes there [default: vtc-horizon/<model>-<data>-<hash>]."
+            help="Folder for the results; the same command resumes there (default: vtc-horizon/<model>-<data>-<hash>)."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per batch.")] = 64,
@@ -218,10 +243,12 @@ def horizon(
 @app.command()
 def pruners(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-    pattern: Annotated[str, typer.Argument(help="Shell-style pattern of names.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(help="Shell-style pattern of names, or methods with parameters: 'dart(official=True)'.")
+    ] = "*",
 ) -> None:
-    """List the methods: where they prune, what they read, their paper."""
-    from vtc.eval.listing import describe, listing_table
+    """List the methods: where they prune, what they read, their paper, the families they run on."""
+    from vtc.eval.listing import describe, listing
 
     rows = describe(pattern)
     if as_json:
@@ -229,7 +256,23 @@ def pruners(
         return
     from vtc.eval.console import make_console
 
-    make_console().print(listing_table(rows))
+    make_console().print(listing(rows))
+
+
+@app.command()
+def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """List the papers' settings for vtc bench --recipe: model, pruner, what is kept, published tables."""
+    from vtc.eval.recipes import list_recipes, load_recipe, recipe_table
+
+    found = [load_recipe(name) for name in list_recipes()]
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps([asdict(recipe) for recipe in found], indent=1))
+        return
+    from vtc.eval.console import make_console
+
+    make_console().print(recipe_table(found))
 
 
 def _cell(pruner: str | None, keep: str | None) -> Any:

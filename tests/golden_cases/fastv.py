@@ -12,7 +12,7 @@ import vtc
 @golden("fastv")
 def check(vector: Golden) -> None:
     meta = vector.meta
-    logits = vector.rng().standard_normal((meta["heads"], meta["length"]), dtype=np.float32)
+    logits = vector.draws()(meta["heads"], meta["length"])
     rows = torch.softmax(torch.from_numpy(logits), -1)[None, :, None, meta["system"] : meta["system"] + meta["n"]]
     pruner = vtc.parse("fastv", keep=meta["keep"])[0]
     source = Served({pruner.signals[0]: rows})

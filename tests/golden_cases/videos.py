@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from golden_support import Golden, Served, golden, tokens_of
 
 import vtc
+from vtc.pruners.frames import frames_of
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.video_frames import frames_of
 
 
 def video(frames: int, rows: int, cols: int) -> list[Layout]:
     return [Layout((Grid(rows, cols, "frame"),) * frames)]
 
 
-def normal(generator: np.random.Generator, *shape: int) -> np.ndarray:
-    return generator.standard_normal(shape, dtype=np.float32)
-
-
 @golden("evs")
 def evs(vector: Golden) -> None:
-    meta, g = vector.meta, vector.rng()
+    meta, draw = vector.meta, vector.draws()
     frames, (rows, cols), d = meta["frames"], meta["grid"], meta["d"]
-    x = normal(g, 1, rows * cols, d) + np.float32(0.5) * normal(g, frames, rows * cols, d)
+    x = draw(1, rows * cols, d) + draw(frames, rows * cols, d)
     tokens = tokens_of(x.reshape(-1, d), len(vector["kept_flat_sorted"]), layouts=video(frames, rows, cols))
     for official in (True, False):
         pruner = vtc.parse("evs", keep=1 - meta["q"], official=official)[0]
@@ -33,8 +31,8 @@ def evs(vector: Golden) -> None:
 
 @golden("dycoke")
 def dycoke(vector: Golden) -> None:
-    meta, g = vector.meta, vector.rng()
-    x = normal(g, 1, meta["n"], meta["d"]) + np.float32(0.7) * normal(g, meta["frames"], meta["n"], meta["d"])
+    meta, draw = vector.meta, vector.draws()
+    x = draw(1, meta["n"], meta["d"]) + draw(meta["frames"], meta["n"], meta["d"])
     tokens = tokens_of(x.reshape(-1, meta["d"]), 1, layouts=video(meta["frames"], 1, meta["n"]))
     kept = vtc.parse("dycoke", official=True, ratio=meta["k"])[0].select(tokens, 1)[0]
     assert kept[kept >= 0].tolist() == vector["kept_in_output_order"].tolist()
@@ -42,9 +40,9 @@ def dycoke(vector: Golden) -> None:
 
 @golden("vidcom2")
 def vidcom2(vector: Golden) -> None:
-    meta, g = vector.meta, vector.rng()
+    meta, draw = vector.meta, vector.draws()
     frames, n, d = meta["frames"], meta["n"], meta["d"]
-    x = normal(g, 1, n, d) + np.float32(0.5) * normal(g, frames, n, d) + np.float32(0.3) * normal(g, frames, 1, d)
+    x = draw(1, n, d) + draw(frames, n, d) + draw(frames, 1, d)
     expected = vector["kept_flat"].tolist()
     tokens = tokens_of(x.reshape(-1, d), len(expected), layouts=video(frames, 1, n))
     official = vtc.parse("vidcom2", keep=meta["ratio"], official=True)[0]
@@ -58,14 +56,15 @@ def vidcom2(vector: Golden) -> None:
 
 @golden("fastvid")
 def fastvid(vector: Golden) -> None:
-    meta, g = vector.meta, vector.rng()
+    meta, draw = vector.meta, vector.draws()
     frames, n, d, system = meta["frames"], meta["n"], meta["d"], meta["system"]
-    hidden = normal(g, 1, system + frames * n + meta["text"], d)
-    attention = torch.from_numpy(normal(g, frames, n)).softmax(-1)
-    whole = normal(g, frames, d)
+    hidden = draw(1, system + frames * n + meta["text"], d)
+    attention = torch.from_numpy(draw(frames, n)).softmax(-1)
+    whole = draw(frames, d)
+    scene, step = re.search(r"i%(\d+)!=0: gf\[i\]=gf\[i-1\]\+([\d.]+)\*gf\[i\]", meta["recipe"]).groups()
     for i in range(1, frames):
-        if i % 3:
-            whole[i] = whole[i - 1] + np.float32(0.2) * whole[i]
+        if i % int(scene):
+            whole[i] = whole[i - 1] + np.float32(step) * whole[i]
     numbers = {"segments": meta["c"], "threshold": meta["tau"], "context": meta["d_ratio"], "every": meta["p"]}
     pruner = vtc.parse("fastvid", keep=meta["ratio"], weight=meta["beta"], official=True, **numbers)[0]
     # a frame's global feature is the mean over its tokens: every token gets it
