@@ -126,10 +126,11 @@ def load_benchmarks(names: Sequence[str], data_dir: str | Path | None = None, on
         _taskset([d], Path(data_dir) if data_dir else (d.path.parent if not d.hub else None), d.task, on_error)
         for d in found
     ]
-    return sets[0] if len(sets) == 1 else _joined(sets)
+    return sets[0] if len(sets) == 1 else joined(sets)
 
 
-def _joined(sets: Sequence[TaskSet]) -> TaskSet:
+def joined(sets: Sequence[TaskSet]) -> TaskSet:
+    """Several sets whose tasks and images differ, as one; their media are in ``MediaStore``s."""
     store = MediaStore({}, {})
     for s in sets:
         assert isinstance(s.images, MediaStore)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .power import MARGIN, detectable_difference, discordant_rate, needed_sample
 from .significance import exchange_test, mcnemar
-from .stats import Interval, Resamples, percentile
+from .stats import Floats, Interval, Resamples, percentile
 
 Scores = Mapping[str, float]
 CHANGE = 1e-9
@@ -62,28 +62,44 @@ class Questions:
         ids = self.common(scores, reference) if reference is not None else tuple(sorted(scores))
         return self.draw(ids).interval([scores[q] - (reference[q] if reference is not None else 0.0) for q in ids])
 
-    def compare(self, treated: Scores, runs: Sequence[Scores], margin: float = MARGIN) -> Comparison | None:
-        """Compare with the mean of `runs`, the seeds of a reference; None where no question has all their answers.
+    def compare(
+        self, treated: Sequence[Scores], reference: Sequence[Scores], margin: float = MARGIN
+    ) -> Comparison | None:
+        """Compare the means of two methods' seeds; None where no question has all their answers.
 
         With two seeds or more the interval holds their luck too: images and seeds are drawn, independently.
+
+        Parameters
+        ----------
+        treated, reference : sequence of mappings
+            Scores of each question, one mapping per seed.
+        margin : float
+            The difference that ``needed`` is about.
         """
-        ids = self.common(treated, *runs)
+        ids = self.common(*treated, *reference)
         if not ids:
             return None
         drawn = self.draw(ids)
-        scores = np.array([[run[q] for q in ids] for run in (treated, *runs)])
+        ours, theirs = (np.array([[run[q] for q in ids] for run in runs]) for runs in (treated, reference))
         rng = np.random.default_rng((self.seed, 1))  # not the stream that draws the images
-        share = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=self.reps) / len(runs)
-        reference = sum(share[:, i] * drawn.means(run) for i, run in enumerate(scores[1:]))
-        gaps = scores[0] - scores[1:].mean(axis=0)
+        gaps = ours.mean(axis=0) - theirs.mean(axis=0)
         rate = discordant_rate(gaps, self.images(ids), self.tasks(ids))
         return Comparison(
             n=len(ids),
-            difference=percentile(drawn.value(gaps), drawn.means(scores[0]) - reference),
-            p_value=exchange_test(scores, self.images(ids), self.tasks(ids), seed=self.seed),
+            difference=percentile(drawn.value(gaps), _over_seeds(drawn, ours, rng) - _over_seeds(drawn, theirs, rng)),
+            p_value=exchange_test(
+                np.concatenate([ours, theirs]), self.images(ids), self.tasks(ids), treated=len(ours), seed=self.seed
+            ),
             detectable=detectable_difference(rate, len(ids)),
             needed=needed_sample(rate, margin),
         )
+
+
+def _over_seeds(drawn: Resamples, runs: Floats, rng: np.random.Generator) -> Floats:
+    """Replicates of the mean of `runs`, themselves drawn with replacement."""
+    n = len(runs)
+    share = rng.multinomial(n, np.full(n, 1 / n), size=drawn.reps) / n
+    return np.sum([share[:, i] * drawn.means(run) for i, run in enumerate(runs)], axis=0)
 
 
 def flips(treated: Scores, reference: Scores) -> tuple[int, int]:

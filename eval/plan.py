@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .answer import answer_plain
-from .cells import UNPRUNED, Cell, make_cell, takes_keep
+from .cells import UNPRUNED, Cell, make_seeds, takes_keep
 from .loading import Loaded
 from .prompt import make_row
 from .runner import pruned
 from .tasks import TaskSet
 
+RANDOM = "random"
 ALL = "all"  # every registered method that can run
 
 
@@ -35,10 +36,21 @@ class Plan:
         return [f"left out: {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
-def plan_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int | None = None) -> Plan:
+def plan_cells(
+    methods: Sequence[str], keeps: Sequence[int | float], seeds: Sequence[int] = (0,), random: bool = False
+) -> Plan:
     """All cells of a sweep, the unpruned model first; the method ``"all"`` stands for every registered one.
 
     A method whose text sets every keep itself is one cell, whatever `keeps` says.
+
+    Parameters
+    ----------
+    methods, keeps : sequence
+        What is asked for.
+    seeds : sequence of int
+        Methods that take a seed are run under each.
+    random : bool
+        Put ``random`` in front where it was not asked for: what the methods are compared with.
 
     Raises
     ------
@@ -49,13 +61,15 @@ def plan_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int |
     from vtc.spec import parse
 
     named = [m for m in methods if m not in ("unpruned", "none", ALL)]
+    if random and named and RANDOM not in named and ALL not in methods:
+        named.insert(0, RANDOM)
     optional = [m for m in list_pruners() if m not in named] if ALL in methods else []
     cells, left_out = [UNPRUNED], {}
     for method in [*named, *optional]:
         own = not any(map(takes_keep, parse(method)))
         for keep in [None] if own else keeps:
             try:
-                cells.append(make_cell(method, keep, seed))
+                cells += make_seeds(method, keep, seeds)
             except (ValueError, TypeError) as error:
                 if method in named:
                     raise
@@ -71,7 +85,7 @@ def leave_out(plan: Plan, loaded: Loaded, tasks: TaskSet) -> Plan:
     if not plan.optional:
         return plan
     first = tasks.questions[0]
-    row = make_row(loaded.processor, loaded.model.config, tasks.image(first.image_id), first)
+    row = make_row(loaded.processor, loaded.model.config, tasks.visuals(first), first)
     cells, left_out, ran = [], dict(plan.left_out), set()
     for cell in plan.cells:
         try:

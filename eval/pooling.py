@@ -33,7 +33,7 @@ class Line:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the cells that have any."""
-        return tuple(seed for cell in self.cells if (seed := getattr(cell, "seed", None)) is not None)
+        return tuple(seed for cell in self.cells if (seed := cell.seed) is not None)
 
     @cached_property
     def runs(self) -> list[dict[str, float]]:
@@ -71,5 +71,5 @@ def pool_lines(cells: Sequence[Cell], rows_of: Mapping[str, Rows]) -> list[Line]
     """
     lines: dict[str, list[Cell]] = {}
     for cell in cells:
-        lines.setdefault(getattr(cell, "line", "") or cell.spec, []).append(cell)
+        lines.setdefault(cell.line or cell.spec, []).append(cell)
     return [Line(tuple(same), tuple(rows_of.get(cell.spec, {}) for cell in same)) for same in lines.values()]

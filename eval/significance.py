@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,39 +35,44 @@ def exchange_test(
     clusters: Sequence[Hashable],
     groups: Sequence[Hashable] | None = None,
     *,
+    treated: int = 1,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value that the first run is exchangeable with the others, image by image.
+    """Two-sided p-value that the first runs are exchangeable with the others, image by image.
 
-    McNemar's test for several reference runs, any scores and questions that share images: under the null hypothesis
-    each of an image's runs was equally likely to be the first one, so the mean is recomputed with the first run's place
-    drawn anew for every image; all ways where they are few, else `draws` of them at random, and where hardly any draw is
+    McNemar's test for several runs, any scores and questions that share images: under the null hypothesis any of an
+    image's runs were equally likely to be the method's, so its mean is recomputed with its places drawn anew for every
+    image; all ways where they are few, else `draws` of them at random, and where hardly any draw is
     as extreme ``saddlepoint_tail``. With one reference, 0/1 scores, one task and one question per image it is McNemar's.
 
     Parameters
     ----------
     runs : array_like
-        `[runs, n]` scores, the method first, then the seeds of its reference.
+        `[runs, n]` scores, the method (its seeds, if it has several) first, then the seeds of its reference.
     clusters, groups : sequence
         `[n]` image and task of each question; see ``Resamples``.
+    treated : int
+        How many of the runs are the method's.
     draws, seed
         Number of random assignments, where listing all of them takes more, and their seed.
     """
     x = np.asarray(runs, dtype=float)
-    if x.ndim != 2 or len(x) < 2 or x.shape[1] != len(clusters):
-        raise ValueError(f"runs must be [at least 2, {len(clusters)}], got {x.shape}")
+    if x.ndim != 2 or not 0 < treated < len(x) or x.shape[1] != len(clusters):
+        raise ValueError(f"runs must be [more than {treated}, {len(clusters)}], got {x.shape}")
     c, n_clusters = codes(clusters)
     g = codes(groups)[0] if groups is not None else np.zeros(len(c), dtype=np.int64)
     share = 1 / np.bincount(g)[g] if len(g) else np.zeros(0)  # of a question in the mean of its task
     sums = np.stack([np.bincount(c, run * share, n_clusters) for run in x], axis=1)
-    gain = sums - sums[:, :1]  # what the mean gains when another run takes the first one's place
+    places = [list(chosen) for chosen in combinations(range(len(x)), treated)]  # the observed ones first
+    means = np.stack([sums[:, chosen].mean(axis=1) for chosen in places], axis=1)
+    gain = means - means[:, :1]  # of the mean when other runs are the method's
     gain = gain[np.abs(gain).max(axis=1, initial=0) > TIE]
     if len(gain) == 0:
         return 1.0
     if len(x) == 2 and np.ptp(np.abs(gain[:, 1])) < TIE:  # every image counts the same: the binomial distribution
         return mcnemar(int((gain[:, 1] < 0).sum()), int((gain[:, 1] > 0).sum()))
-    every = len(x) ** len(gain) <= draws if len(gain) < 14 else False
+    every = len(gain) < 14 and len(places) ** len(gain) <= draws
     change = _all_changes(gain) if every else _drawn_changes(gain, draws, seed)
     lower, upper = int((change <= TIE).sum()), int((change >= -TIE).sum())
     if every:

@@ -120,6 +120,7 @@ class CellSummary:
         row |= {"prefill_ratio": self.time.ratio if self.time else None}
         row |= {"lm_prefill_ratio": self.time.lm_ratio if self.time else None}
         row |= {"prefill_seconds": self.time.seconds if self.time else None}
+        row |= self.cost.flat() if self.cost else {}
         figures = ((task, name, value) for task, found in self.official.items() for name, value in found.items())
         row |= {f"{task}_{name}": value for task, name, value in figures if "/" not in name}  # not of each category
         return {name: ("" if value is None else value) for name, value in row.items()}

@@ -36,7 +36,7 @@ def compare_all(
     randoms, compared = [s for s in summaries if s.is_random], []
     for s in summaries:
         partner = None if s.is_random or s.is_unpruned else random_partner(s, randoms, match)
-        found = questions.compare(line_of[s.spec].scores, line_of[partner.spec].runs, margin) if partner else None
+        found = questions.compare(line_of[s.spec].runs, line_of[partner.spec].runs, margin) if partner else None
         if partner is not None and found is not None:
             compared.append((s, found))
             s.against = f"{partner.label}, {partner.tokens_per_layer:.4g} tokens per layer to {s.tokens_per_layer:.4g}"

@@ -21,14 +21,6 @@ DEPTH, TOKENS, TEXT = 32, 576, 60
 VQA = np.array([0.0, 0.3, 0.6, 0.9, 1.0])
 
 
-@dataclass(frozen=True)
-class SeedCell(Cell):
-    """A cell with the fields that pool seeds."""
-
-    seed: int | None = None
-    line: str = ""
-
-
 @dataclass
 class MadeUp:
     """A sweep's results."""
@@ -77,7 +69,7 @@ def cells_of(methods: Sequence[str], keeps: Sequence[int | float], seeds: int = 
             for seed in range(seeds) if method == "random" else [None]:
                 of_seed = "" if seed is None else f", seed={seed}"
                 line = f"{method} keep={keep}"
-                cells.append(SeedCell(method, keep, f"{method}(keep={keep}{of_seed})", seed=seed, line=line))
+                cells.append(Cell(method, keep, f"{method}(keep={keep}{of_seed})", seed=seed, line=line))
     return cells
 
 

@@ -25,7 +25,7 @@ import vtc
 from vtc.eval import runner
 from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.plan import plan_cells
-from vtc.eval.store import ResultStore, read_rows
+from vtc.eval.store import ResultStore, read_all, read_rows
 from vtc.eval.tasks import Question, save_tasks
 
 
@@ -37,6 +37,8 @@ def options(out: Path, **more: Any) -> BenchOptions:
         "keeps": [0.5, 3],
         "timing": 0,
         "max_new_tokens": 3,
+        "seeds": 1,
+        "random": False,
     }
     return BenchOptions(model=str(model), output=out, **{**given, **more})
 
@@ -46,11 +48,12 @@ def command(out: Path, data: Path) -> list[str]:
     return [
         sys.executable, "-m", "vtc", "bench", "--model", str(model), "--data", str(data), "--output", str(out),
         "--pruners", "random,uniform", "--keep", "0.5,3", "--no-timing", "--batch-size", "2", "--max-new-tokens", "3",
+        "--seeds", "1",
     ]  # fmt: skip
 
 
 def rows_of(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(r["cell"], r["question_id"]): r for r in read_rows(out / "results.jsonl")[0]}
+    return {(r["cell"], r["question_id"]): r for r in read_all(out / "results.jsonl")}
 
 
 @pytest.fixture(scope="module")

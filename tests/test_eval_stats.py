@@ -157,7 +157,7 @@ def test_the_luck_of_the_seeds_is_in_the_interval():
         runs = [dict(zip(image, (rng.random(200) < p).astype(float), strict=True)) for p in luck]
         questions = Questions(image, dict.fromkeys(image, "t"), reps=300, seed=trial)
         truth = luck[0] - 0.70
-        found = questions.compare(runs[0], runs[1:]).difference
+        found = questions.compare(runs[:1], runs[1:]).difference
         hits += found.low <= truth <= found.high
         pooled = {q: float(np.mean([run[q] for run in runs[1:]])) for q in image}
         found = questions.interval(runs[0], pooled)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from bench_world import TOKENS, png, save_model
 from lmms_world import require_lmms_eval, write_pope
 
@@ -130,23 +129,3 @@ def test_a_backend_without_a_torch_model_is_refused() -> None:
 
     with pytest.raises(ValueError, match="holds a str, no torch model"):
         compress_backend(Remote(), read_setup("base=llava_hf,method=uniform,keep=3"), "")
-
-
-def test_loglikelihood_runs_compressed(world: Path) -> None:
-    from lmms_eval.api.instance import Instance
-
-    found = {}
-    for method in ("none", "uniform,keep=3"):
-        lm = backend(world, f"method={method}", VtcSimple)
-        task = load_tasks("pope_local", str(world / "tasks"))["pope_local"]
-        lm.task_dict["pope_local"] = task.dataset
-        lm._image_processor.tokenizer.chat_template = (
-            "{{ messages[0]['content'] }}{{ messages[1:] and messages[1]['content'] }}"
-        )
-        arguments = ("is there a red square?", " yes", task.doc_to_visual, 0, "pope_local", "test")
-        told = {"task": "pope_local", "doc_id": 0, "repeats": 1}
-        with torch.no_grad():
-            ((loss, _),) = lm.loglikelihood([Instance("loglikelihood", arguments, 0, told)])
-        found[method] = loss
-    assert all(loss > 0 for loss in found.values())
-    assert found["none"] != found["uniform,keep=3"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from bench_world import png
 from lmms_world import installed_task, pope_rows, require_lmms_eval, write_pope, write_task
-from PIL import ImageFile
+from PIL import Image
 
 require_lmms_eval()
 
@@ -69,15 +72,11 @@ def own_task(folder: Path, task: str, rows: list[dict[str, Any]], **config: Any)
     """A task with functions of its own; gives the path of its YAML file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "utils.py").write_text(UTILS)
-    base = {"test_split": "test", "output_type": "generate_until", "doc_to_target": "answer"}
-    marked = {
-        "doc_to_text": "text",
-        "doc_to_visual": "visual",
-        "process_results": "share",
-        "metric_list": LISTED,
-        **config,
-    }
-    path = write_task(folder, task, rows, **base, **marked)
+    usual = {
+        "test_split": "test", "output_type": "generate_until", "doc_to_target": "answer", "doc_to_text": "text",
+        "doc_to_visual": "visual", "process_results": "share", "metric_list": LISTED,
+    }  # fmt: skip
+    path = write_task(folder, task, rows, **{**usual, **config})
     content = path.read_text()
     for name in ("doc_to_text", "doc_to_visual", "process_results", "aggregation", "doc_to_messages"):
         content = content.replace(f"{name}: ", f"{name}: !function utils.")
@@ -264,8 +263,8 @@ def test_several_images_videos_and_rows_without_any(tmp_path: Path) -> None:
     ]
     found = load_lmms_task(own_task(tmp_path / "c", "mixed_local", mixed))
     assert [q.question for q in found.questions] == ["1?"]
-    assert found.skipped == ("mixed_local row 1: has no image",)
-    with pytest.raises(ValueError, match="'blind_local' has no question with an image"):
+    assert found.skipped == ("lmms-eval's task mixed_local row 1: has no image",)
+    with pytest.raises(ValueError, match=r"'blind_local' has no question .*blind_local row 0: has no image"):
         load_lmms_task(own_task(tmp_path / "d", "blind_local", rows(1), doc_to_visual="nothing"))
 
 
@@ -309,15 +308,30 @@ def test_unknown_names_and_broken_data_are_named(tmp_path: Path, folder: Path) -
         load_lmms_task(str(tmp_path / "group.yaml"))
     with pytest.raises(ValueError, match=r"has no task 'x'\. There is: pope_local"):
         metric(f"lmms:pope_local@{folder}#x")
-    broken = pope_rows([(png(1)[:200], "is it?", "yes")])
-    path = write_task(tmp_path, "pope_torn", broken, include=installed_task("pope/pope.yaml"))
-    with pytest.raises(ValueError, match=r"'pope_torn'|pope_torn row 0"):
-        load_lmms_task(str(path))
+
+
+def test_rows_that_cant_be_read_stop_or_are_skipped(tmp_path: Path) -> None:
+    """lmms-eval would have Pillow fill up a broken picture."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "PNG")
+    broken = pope_rows([(png(1), "is it?", "yes"), (data.getvalue()[:6000], "is it?", "no"), (png(2), "is it?", "no")])
+    path = str(write_task(tmp_path, "pope_torn", broken, include=installed_task("pope/pope.yaml")))
+    with pytest.raises(ValueError, match="task pope_torn row 1: image file is truncated"):
+        load_lmms_task(path)
+    found = load_lmms_task(path, on_error="skip")
+    assert [q.question_id for q in found.questions] == ["pope_torn-0", "pope_torn-2"]
+    (line,) = found.skipped
+    assert "pope_torn row 1" in line
 
 
 def test_lmms_eval_leaves_no_setting_behind(folder: Path) -> None:
-    """It lets Pillow fill up broken pictures; our own tasks name them."""
-    load_lmms_task("pope_local", str(folder))
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
-    with pytest.raises(ValueError, match="cannot be read as an image"):
-        open_image(png(1, (400, 400))[:-300])
+    """In a fresh process, where it is imported for the first time: our own broken pictures must still be errors."""
+    code = f"""if True:
+        from PIL import ImageFile
+        from vtc.integrations.lmms_eval import load_lmms_task
+        print(len(load_lmms_task({str(folder / "pope_local.yaml")!r}).questions), ImageFile.LOAD_TRUNCATED_IMAGES)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4", "False"]
+    assert done.stderr == ""

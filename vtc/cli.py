@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_arguments: list[str] = []  # what main was called with
 
 app = typer.Typer(
     help="Visual-token compression for vision-language models: measure it, try it, look at it.",
@@ -71,7 +72,13 @@ def bench(
             "published numbers are shown beside the measured ones."
         ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks, comma-separated; all if left out. Beside the bundled ones: public benchmarks (pope, mme, gqa, "
+            "...), a definition's .yaml, lmms:NAME for a task of lmms-eval."
+        ),
+    ] = None,
     model: Model = None,
     limit: Annotated[
         int | None,
@@ -87,20 +94,55 @@ def bench(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with images.parquet and questions.parquet of your own instead of the bundled tasks."),
+        typer.Option(
+            help="Folder of your own instead of the bundled tasks: images.parquet and questions.parquet, or "
+            "definitions (.yaml) with their data."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of methods that take one.")] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of the public benchmarks (default: the hub).")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with more tasks for lmms:NAME.")] = None,
+    on_error: Annotated[
+        str, typer.Option(help="stop at a row or an image that can't be used, or skip it; skipped ones are listed.")
+    ] = "stop",
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")] = 3,
+    random: Annotated[
+        bool, typer.Option(help="Always run random too: what the other methods are compared with.")
+    ] = True,
+    match: Annotated[
+        str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")
+    ] = "keep",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer (default: as the task says, else 16).")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video (default: as the task says, else 8).")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
     ] = None,
+    cache_mb: Annotated[int, typer.Option(min=0, help="Memory for vision features that are used again.")] = 2048,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    timing: Annotated[bool, typer.Option(help="Measure prefill times.")] = True,
+    timing: Annotated[bool, typer.Option(help="Measure times and memory.")] = True,
     share_prefix: Annotated[
         bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
     ] = True,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer this cell of the sweep alone, such as 'random(keep=0.25)'; may be said several times."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Answer a part of the questions alone: 2/4 is the second of four.")
+    ] = None,
+    emit: Annotated[
+        Path | None, typer.Option(help="Write the commands of all cells to this YAML file, for a scheduler, and stop.")
+    ] = None,
 ) -> None:
     """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
     from vtc.eval.cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
@@ -118,8 +160,9 @@ def bench(
         raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
-    if data is not None and not data.is_dir():
-        raise ValueError(f"--data: no such folder: {data}")
+    for option, folder in (("--data", data), ("--data-dir", data_dir), ("--include-path", include_path)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option}: no such folder: {folder}")
     from vtc.eval.recipes import load_recipe
 
     followed = None if recipe is None else load_recipe(recipe)
@@ -128,9 +171,11 @@ def bench(
     run_bench(
         BenchOptions(
             pruners=methods, keeps=keeps, recipe=followed, tasks=split_list(tasks) if tasks else None, model=model,
-            data=data, limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens,
-            device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
-            workers=workers,
+            data=data, data_dir=data_dir, include_path=include_path, on_error=on_error, limit=limit, output=output,
+            seed=seed, seeds=seeds, random=random, match=match, batch_size=batch_size, max_new_tokens=max_new_tokens,
+            num_frames=num_frames, device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
+            workers=workers, cache_bytes=cache_mb << 20, only=cell, shard=shard, emit=emit,
+            arguments=_arguments,
         )
     )  # fmt: skip
 
@@ -304,6 +349,8 @@ def main(args: list[str] | None = None) -> None:
     """
     # threads that wait should sleep: spinning costs several times the work itself where cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    global _arguments
+    _arguments = list(sys.argv[1:] if args is None else args)
     code: Any = None
     try:
         code = app(args, standalone_mode=False)

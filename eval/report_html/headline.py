@@ -38,12 +38,12 @@ def headline(cells: Sequence[CellSummary]) -> str:
     if not better:
         worse = [m for m, k in kinds.items() if k == {"worse"}]
         if worse and len(worse) == n:
-            return "Every method is worse than random pruning" if n > 1 else f"{worse[0]} is worse than random pruning"
-        return "No method is shown to beat random pruning" if n > 1 else f"{next(iter(kinds))} is not shown to beat random"
+            return "Every method is worse than random pruning" if n > 1 else f"{words.short(worse[0])} is worse than random pruning"
+        return "No method is shown to beat random pruning" if n > 1 else f"{words.short(next(iter(kinds)))} is not shown to beat random"
     many = len({c.keep for c in pruned if c.verdict}) > 1
     where = "" if not many else " at every budget" if all(kinds[m] == {"better"} for m in better) else " at some budgets"
     if n == 1:
-        return f"{better[0]} beats random pruning{where}"
+        return f"{words.short(better[0])} beats random pruning{where}"
     if len(better) == n:
         return f"{'Both' if n == 2 else f'All {n}'} methods beat random pruning{where}"
     return f"{len(better)} of {n} methods beat{'s' if len(better) == 1 else ''} random pruning{where}"
@@ -57,7 +57,8 @@ def beaten(cells: Sequence[CellSummary]) -> str:
         for c in cells:
             if verdict_kind(c.verdict) == kind:
                 keeps.setdefault(c.method, []).append(keep_text(c.keep))
-        named = [f"{m} ({', '.join(filter(None, k))})" if any(k) else m for m, k in keeps.items()]
+        names = [(words.short(m), [x for x in k if x]) for m, k in keeps.items()]
+        named = [f"{m} ({', '.join(k)})" if k else m for m, k in names]
         if named:
             parts.append(f"{words_of}: {words.listed(named, 6)}.")
     return " ".join(parts)
@@ -88,14 +89,14 @@ def lede(cells: Sequence[CellSummary], margin: float = MARGIN) -> str:
     gaps = [c for c in cells if c.difference is not None]
     if found is not None and found.difference is not None:
         return (
-            f"The cheapest setting that stays within {close} of the unpruned model (95% confidence) is {found.label}: "
+            f"The cheapest setting that stays within {close} of the unpruned model (95% confidence) is {words.short(found.label, 60)}: "
             f"{words.points(found.difference)} points {words.ends(found.difference)} at {spends(found)}."
         )
     if not gaps:
         return "There is no paired difference to the unpruned model yet."
     best = max(gaps, key=lambda c: c.difference.value if c.difference else 0.0)
     return (
-        f"No setting is shown to stay within {close} of the unpruned model; the closest is {best.label}: "
+        f"No setting is shown to stay within {close} of the unpruned model; the closest is {words.short(best.label, 60)}: "
         f"{words.points(best.difference)} points {words.ends(best.difference)} at {spends(best)}."
     )
 
@@ -118,7 +119,7 @@ def notices(cells: Sequence[CellSummary], about: dict[str, Any], images: int) ->
     apart = [c for c in pruned if c.against_ratio is not None and abs(c.against_ratio - 1) > APART]
     if apart:
         found.append(
-            f"{words.listed(list(dict.fromkeys(c.method for c in apart)))} spend other visual tokens per layer than "
+            f"{words.listed(list(dict.fromkeys(words.short(c.method) for c in apart)))} spend other visual tokens per layer than "
             "the random cells beside them (marked in the table); --match mean-tokens or --match flops compares at "
             "equal compute."
         )

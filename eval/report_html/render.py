@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,15 @@ def _environment(html: bool) -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals |= {"words": words, "view": view, "headline": headline, "MARKERS": MARKERS, "GLYPHS": GLYPHS}
-    environment.filters |= {"cell": _cell, "fence": _fence}
+    environment.filters |= {"cell": _cell, "fence": _fence, "breaks": _breaks}
     return environment
+
+
+def _breaks(text: object) -> Any:
+    """A method's text that may be broken after its signs."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[+,(=_-])", str(text)))
 
 
 def _cell(text: object) -> str:
@@ -88,7 +96,7 @@ def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet
         "cells": cells, "about": about, "tasks": [t for t in names if any(t in c.accuracy for c in cells)],
         "rows": view.table_rows(cells, questions), "span": view.span_of(cells), "plain": plain, "images": images,
         "questions": questions, "facts": view.facts(about), "notices": headline.notices(cells, about, images),
-        "title": headline.headline(cells), "lede": headline.lede(cells), "beaten": headline.beaten(cells),
+        "long": " long" if any(len(c.method) > 18 for c in cells) else "", "title": headline.headline(cells), "lede": headline.lede(cells), "beaten": headline.beaten(cells),
         "sweep": headline.sweep_line(cells, about), "safe": headline.cheapest(cells),
         "detectable": sorted(known)[len(known) // 2] if known else None, "compared": len(known),
         "budgets": view.budgets_of(cells, rule), "rule": RULES[rule], "official": view.official_rows(cells),

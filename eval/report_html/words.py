@@ -62,6 +62,11 @@ def rank(interval: Interval | None) -> str:
     return value if low == high == value else f"{value} [{low}–{high}]"
 
 
+def short(name: str, most: int = 34) -> str:
+    """A name for running text: of a long one the beginning."""
+    return name if len(name) <= most else name[: most - 1].rstrip(" ,(+=") + "…"
+
+
 def listed(names: list[str], most: int = 4) -> str:
     """``a, b and c``; of many the first and how many more."""
     if len(names) > most:

@@ -24,7 +24,9 @@ def manifests() -> list[Any]:
     ]
 
 
-def load_lmms_task(name: str, include_path: str | None = None, limit: int | None = None) -> TaskSet:
+def load_lmms_task(
+    name: str, include_path: str | None = None, limit: int | None = None, on_error: str = "stop"
+) -> TaskSet:
     """An lmms-eval task, or group or tag of tasks, as an evaluation set.
 
     Parameters
@@ -35,6 +37,9 @@ def load_lmms_task(name: str, include_path: str | None = None, limit: int | None
         Folder with more tasks, as lmms-eval's ``--include_path``.
     limit : int, optional
         Only the first questions of each task, as lmms-eval's ``--limit``.
+    on_error : str
+        "stop" at the first row that can't be read, or "skip" such rows: ``TaskSet.skipped`` names them, and in either
+        case those without an image.
 
     Raises
     ------
@@ -43,7 +48,7 @@ def load_lmms_task(name: str, include_path: str | None = None, limit: int | None
     """
     from .loader import load
 
-    return load(name, include_path, limit)
+    return load(name, include_path, limit, on_error)
 
 
 def load_metric(name: str) -> Metric:

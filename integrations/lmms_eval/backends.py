@@ -45,7 +45,7 @@ def accepted_names(backend: type) -> list[str]:
         name
         for cls in backend.__mro__
         if "__init__" in vars(cls)
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
         if parameter.kind in named and name != "self"
     ]
     return list(dict.fromkeys(found))

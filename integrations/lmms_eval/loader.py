@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from vtc.eval.media import MediaStore
+from vtc.eval.skips import Problems
 from vtc.eval.tasks import Question, TaskInfo, TaskSet
 
 from .manager import PREFIX, Source, load_tasks, named
@@ -26,30 +27,38 @@ def _fingerprint(questions: tuple[Question, ...], tasks: Mapping[str, Any]) -> s
     return hashlib.sha256(json.dumps([asked, about, version("lmms-eval")]).encode()).hexdigest()[:16]
 
 
-def load(name: str, include_path: str | None = None, limit: int | None = None) -> TaskSet:
+def load(name: str, include_path: str | None = None, limit: int | None = None, on_error: str = "stop") -> TaskSet:
     """See ``vtc.integrations.lmms_eval.load_lmms_task``."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} is out of range: it is the number of questions per task, at least 1")
     request, folder = named(name, include_path)
     tasks = load_tasks(request, folder)
     questions: list[Question] = []
-    skipped: list[str] = []
+    problems = Problems(on_error)
     media = MediaStore({}, {})
     info = {}
     for leaf, task in tasks.items():
         reader = Reader(Source(request, folder, leaf), task)
         count = len(docs_of(task))
-        found = [reader.question(i) for i in range(count if limit is None else min(count, limit))]
-        questions += filter(None, found)
-        skipped += [f"{leaf} row {i}: has no image" for i, q in enumerate(found) if q is None]
+        for i in range(count if limit is None else min(count, limit)):
+            try:
+                found = reader.question(i)
+            except ValueError as error:
+                problems.add("", error)
+                continue
+            if found is None:  # not broken: tasks with some questions of text alone are usual
+                problems.skipped.append(f"lmms-eval's task {leaf} row {i}: has no image")
+            else:
+                questions.append(found)
         media = media.joined(MediaStore(reader.readers, reader.places))
         longest = (task.config.generation_kwargs or {}).get("max_new_tokens")
         info[leaf] = TaskInfo(title=leaf, source=str(task.config.dataset_path), max_new_tokens=longest)
     if not questions:
-        raise ValueError(f"lmms-eval's task {request!r} has no question with an image")
+        first = f"; the first problem: {problems.skipped[0]}" if problems.skipped else ""
+        raise ValueError(f"lmms-eval's task {request!r} has no question with an image that can be read{first}")
     present = {q.task for q in questions}
     return TaskSet(
         name=f"{PREFIX}:{request}", version=f"lmms-eval {version('lmms-eval')}",
         fingerprint=_fingerprint(tuple(questions), tasks), tasks=tuple(leaf for leaf in tasks if leaf in present),
-        questions=tuple(questions), images=media, limit=limit, info=info, skipped=tuple(skipped),
+        questions=tuple(questions), images=media, limit=limit, info=info, skipped=tuple(problems.skipped),
     )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,30 @@ class Source:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """lmms-eval without its debug lines and progress bars, and without a setting that it leaves behind in Pillow."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from loguru import logger
+def quiet() -> Iterator[None]:
+    """lmms-eval without its debug lines and progress bars, and without a setting that it leaves behind in Pillow.
+
+    Raises
+    ------
+    ValueError
+        If it is not installed.
+    """
     from PIL import ImageFile
 
+    if find_spec("lmms_eval") is None:
+        raise ValueError("lmms-eval's tasks need it installed: pip install 'vtc[lmms]'")
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from loguru import logger
+
     truncated, silent = ImageFile.LOAD_TRUNCATED_IMAGES, are_progress_bars_disabled()
-    logger.disable("lmms_eval")
+    logger.disable("")  # its tasks' own functions log under all kinds of names
     disable_progress_bars()
     try:
         yield
     finally:
         # with it, Pillow fills up broken pictures, also those of our own tasks, instead of naming them
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated
-        logger.enable("lmms_eval")
+        logger.enable("")
         if not silent:
             enable_progress_bars()
 
@@ -92,22 +102,20 @@ def load_tasks(request: str, include_path: str | None) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        For an unknown name, and where lmms-eval can't load a task or its data.
+        Without lmms-eval, for an unknown name, and where it can't load a task or its data.
     """
-    try:
-        import lmms_eval.tasks as theirs
-    except ImportError as error:
-        raise ValueError(f"lmms-eval's tasks need it installed ({error}): pip install 'vtc[lmms]'") from None
     if include_path is not None and not Path(include_path).is_dir():
         raise ValueError(f"no such folder of lmms-eval tasks: {include_path}")
     known: list[str] = []
-    with _quiet():
+    with quiet():
+        from lmms_eval.tasks import get_task_dict
+
         for manager in _managers(include_path):
             if request not in manager.all_tasks:
                 known = manager.all_tasks
                 continue
             try:
-                return _leaves(theirs.get_task_dict([request], manager, "chat"))
+                return _leaves(get_task_dict([request], manager, "chat"))
             except Exception as error:
                 raise ValueError(f"lmms-eval can't load the task {request!r}: {_reason(error)}") from error
     raise ValueError(f"lmms-eval has no task {request!r}. {nearest(request, known)}")
@@ -120,9 +128,10 @@ def named(name: str, include_path: str | None) -> tuple[str, str | None]:
         return name, str(Path(include_path).resolve()) if include_path is not None else None
     if not path.is_file():
         raise ValueError(f"no such task file: {name}")
-    from lmms_eval.utils import load_yaml_config
+    with quiet():
+        from lmms_eval.utils import load_yaml_config
 
-    task = load_yaml_config(str(path), mode="simple").get("task")
+        task = load_yaml_config(str(path), mode="simple").get("task")
     if not isinstance(task, str):
         raise ValueError(f"{name} defines no single task of lmms-eval: it has no 'task: NAME'")
     return task, str(path.resolve().parent)

@@ -116,7 +116,7 @@ class Reader:
             parts, text = content_of(self.task, doc)
             ids = tuple(map(media_id, parts))
             references = references_of(self.task, doc)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, SyntaxError, KeyError, ValueError) as error:  # SyntaxError: of Pillow
             raise ValueError(f"lmms-eval's task {place}: {error}") from error
         for item, name in enumerate(ids):
             self.readers.setdefault(name, partial(read_media, self.source, doc_id, item))

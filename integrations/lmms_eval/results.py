@@ -24,7 +24,7 @@ from .tokens import Spent, TokenLog
 
 
 @dataclass
-class VisualTokenCounts(TokenCounts):  # type: ignore[misc]
+class VisualTokenCounts(TokenCounts):
     """lmms-eval's counts of a request, with its visual tokens in the samples that it logs."""
 
     spent: Spent | None = None

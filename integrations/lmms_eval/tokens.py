@@ -47,6 +47,10 @@ class TokenLog:
         """A backend read a row of a task's data."""
         self._read.append((task, doc_id))
 
+    def forget(self) -> None:
+        """What was read was not answered."""
+        self._read.clear()
+
     def generated(self, model: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         """A backend called ``generate`` with these token ids ``[B, L]`` and this mask."""
         count = len(ids)
@@ -55,7 +59,8 @@ class TokenLog:
             measured = counts[row]
             prompt = int(mask[row].sum()) if mask is not None else ids.shape[1]
             mean = round(measured.mean, 3)
-            spent = Spent(*(place or (None, None)), prompt, measured.total, measured.kept, mean)
+            task, doc_id = place or (None, None)
+            spent = Spent(task, doc_id, prompt, measured.total, measured.kept, mean)
             self.rows.append(spent)
             if place is not None:
                 self._answers[place].append(spent)

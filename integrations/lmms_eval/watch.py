@@ -53,6 +53,7 @@ def watch_generate(model: Any, log: TokenLog, on_error: str, failed: list[str]) 
             output = generate(*args, **kwargs)
         except Exception as error:
             failed.append(f"{type(error).__name__}: {error}")
+            log.forget()
             if on_error == "skip":
                 raise
             raise Failed from error
