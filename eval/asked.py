@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .benchmarks import joined, load_benchmarks, load_folder
 from .bundled import bundled_data
-from .definition import list_definitions
+from .definition import definition, list_definitions
 from .media import MediaStore
 from .tasks import TaskSet, load_tasks
 
@@ -66,8 +66,11 @@ def load_asked(
     if own_names == names:
         return bundled, names
     sets = [_as_store(bundled.subset(own_names))] if own_names else []
-    if public:
-        sets.append(load_benchmarks(public, data_dir, on_error))
+    beside = [n for n in public if n not in list_definitions() and definition(n).hub is None]
+    if ours := [n for n in public if n not in beside]:
+        sets.append(load_benchmarks(ours, data_dir, on_error))
+    if beside:  # their data lie beside them
+        sets.append(load_benchmarks(beside, None, on_error))
     if theirs:
         from vtc.integrations.lmms_eval import load_lmms_task
 

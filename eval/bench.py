@@ -169,8 +169,10 @@ def _measure_cost(sweep: Sweep, repeats: int, progress: Progress, store: ResultS
         lengths = [len(row.ids) - row.visual + n for n in per_layer]
         found = count_flops(sweep.model, cell, row, lengths, lm, None if cell.vision_stage else plain)
         plain = plain if cell.vision_stage else found
-        parts = {"vision_flops": found.vision, "projector_flops": found.projector, "lm_flops": found.lm}
-        costs[cell.spec] = replace(costs[cell.spec], **parts, head_flops=found.head)
+        costs[cell.spec] = replace(
+            costs[cell.spec], vision_flops=found.vision, projector_flops=found.projector, lm_flops=found.lm,
+            head_flops=found.head,
+        )  # fmt: skip
     return costs
 
 

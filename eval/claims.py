@@ -58,6 +58,12 @@ class Claims:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte(part))
 
+    def tidy(self) -> None:
+        """Remove what processes have left that were ended, if nobody works here."""
+        if self.path.exists():
+            self.take("tidy")
+            self.close()
+
     def close(self) -> None:
         """Drop all claims; the file goes with the last process that has any."""
         if self._file is None:

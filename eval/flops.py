@@ -122,10 +122,11 @@ class LMFlops:
     def __init__(self, model: nn.Module):
         core = core_of(model)
         self.model: Any = model
-        self.lm = getattr(core, "language_model", None) or core.text_model
+        self.lm: Any = getattr(core, "language_model", None) or core.text_model
         self.layers = list(self.lm.layers)
         self._known: dict[int, list[int]] = {}
-        head, width = self.model.get_output_embeddings(), core.config.get_text_config().hidden_size
+        head: Any = self.model.get_output_embeddings()
+        width = core.config.get_text_config().hidden_size
         with fake_weights(model), counting() as counter:
             head(torch.empty(1, 1, width, dtype=head.weight.dtype, device=head.weight.device))
             self.head = int(counter.get_total_flops())

@@ -109,7 +109,7 @@ class ResultStore:
                 continue
             rows, self._read[path] = read_rows(path, self._read.get(path, 0))
             for row in rows:
-                key = (row.get("cell"), row.get("question_id"))
+                key = (str(row.get("cell")), str(row.get("question_id")))
                 if row.get("config") == self.config and key not in self.rows:
                     self.rows[key] = row
                     new.append(row)

@@ -168,9 +168,9 @@ def measure_costs(
             advance()
     found = {}
     for cell in cells:
-        seconds = {part: spread(values) for part, values in readings[cell.spec].items()}
+        spreads = {part: spread(values) for part, values in readings[cell.spec].items()}
         peak, of = prompt.memory(cell)
-        found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **seconds)
+        found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **spreads)
     return found
 
 

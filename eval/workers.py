@@ -145,3 +145,4 @@ def run_workers(
         for process in processes:
             if process.pid is not None:
                 process.join(timeout=10)
+        Claims(store.path.parent).tidy()

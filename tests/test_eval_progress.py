@@ -34,14 +34,13 @@ def test_right_within_a_quarter_from_a_tenth_on(share: float, rising: float):
     clock, work = Clock(), steps(rising)
     estimator = Estimator(dict.fromkeys(SECONDS, IMAGES), clock)
     whole, spent = sum(s for _, s in work), 0.0
-    for i, (cell, seconds) in enumerate(work):
+    for cell, seconds in work:
         if spent >= share * whole:
             break
         clock.now += seconds
         spent += seconds
         estimator.done(cell, 1)
-    left = sum(s for _, s in work[i:])
-    assert estimator.seconds_left() == pytest.approx(left, rel=0.25)
+    assert estimator.seconds_left() == pytest.approx(whole - spent, rel=0.25)
     before = estimator.seconds_left()
     clock.now += 0.1
     assert estimator.seconds_left() == pytest.approx(before - 0.1)

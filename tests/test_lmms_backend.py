@@ -129,3 +129,40 @@ def test_a_backend_without_a_torch_model_is_refused() -> None:
 
     with pytest.raises(ValueError, match="holds a str, no torch model"):
         compress_backend(Remote(), read_setup("base=llava_hf,method=uniform,keep=3"), "")
+
+
+def test_requests_stay_as_they_were(world: Path) -> None:
+    """The backend changes its generation options, by which lmms-eval would look for the answer in its cache."""
+    for kind in (VtcChat, VtcSimple):
+        lm = backend(world, "method=uniform,keep=3", kind)
+        requests = requests_of(world, lm, lm.is_simple)
+        before = copy.deepcopy([[a for a in request.args if isinstance(a, dict)] for request in requests])
+        lm.generate_until(requests)
+        assert [[a for a in request.args if isinstance(a, dict)] for request in requests] == before
+
+
+def test_prompts_of_its_own_for_the_backend_are_warned_of(world: Path) -> None:
+    """The task gives them by the name of the model, which is vtc."""
+    from loguru import logger
+
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
+    try:
+        lm = backend(world, "method=uniform,keep=3")
+        requests = requests_of(world, lm)
+        for _ in range(2):
+            lm.generate_until(requests)
+        assert said == []
+        task = load_tasks("pope_local", str(world / "tasks"))["pope_local"]
+        for request in requests:
+            own = copy.copy(task)
+            own._config = copy.copy(task.config)
+            own._config.lmms_eval_specific_kwargs = {"default": {}, "llava_hf": {"post_prompt": "Answer:"}}
+            request.arguments = tuple(own.doc_to_messages if callable(a) else a for a in request.args)
+        for _ in range(2):
+            lm.generate_until(requests)
+    finally:
+        logger.remove(sink)
+    (line,) = said
+    assert "pope_local has prompts or options of its own for llava_hf, none for vtc" in line
+    assert "method=none" in line

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from bench_world import TOKENS, png, save_model
 from lmms_world import require_lmms_eval, result, run_lmms_eval, samples, token_files, write_pope
+from rich.console import Console
 
+from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.bundled import bundled_data, bundled_model_path
-from vtc.eval.cells import make_cells
-from vtc.eval.loading import load_model
-from vtc.eval.metrics import official
-from vtc.eval.metrics.base import metric
-from vtc.eval.runner import Sweep, run_sweep
+from vtc.eval.metrics import metric, official
 from vtc.eval.tasks import load_tasks
+from vtc.integrations.lmms_eval import load_lmms_task
 
 require_lmms_eval()
 
@@ -96,41 +95,35 @@ def test_unpruned_it_is_the_stock_backend(world: Path) -> None:
 
 
 @pytest.mark.usefixtures("runs")
-def test_scores_agree_between_lmms_eval_the_sweep_runner_and_our_pope_metric(world: Path) -> None:
-    """The task in our runner: same prompts and answers as in lmms-eval's, and one score from three metrics."""
-    from vtc.integrations.lmms_eval import load_lmms_task
-
+def test_scores_agree_between_lmms_eval_our_sweep_and_our_pope_metric(world: Path) -> None:
+    """``vtc bench`` on the task: prompts and answers are those of lmms-eval's run, and three metrics give one score."""
+    output = world / "bench"
+    run_bench(
+        BenchOptions(
+            pruners=["dart"], keeps=[0.25], tasks=["lmms:pope_local"], include_path=world / "tasks", output=output,
+            random=False, timing=0, device="cpu", dtype="float32",
+        ),
+        Console(quiet=True),
+    )  # fmt: skip
     tasks = load_lmms_task("pope_local", str(world / "tasks"))
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-
-    class Store(dict[tuple[str, str], dict[str, Any]]):
-        def append(self, rows: Any) -> None:
-            found.update({(row["cell"], row["question_id"]): row for row in rows})
-
-    cells = make_cells(["dart"], [0.25])
-    run_sweep(Sweep(load_model(None, "cpu"), tasks, cells, max_new_tokens=4), Store())
-    for name, cell in (("none", cells[0]), ("dart", cells[1])):
-        rows = {q.question_id: found[cell.spec, q.question_id] for q in tasks.questions}
-        predictions = [rows[q.question_id]["prediction"] for q in tasks.questions]
-        assert predictions == [s["filtered_resps"].strip() for s in samples(world / name)]
-        assert [q.question for q in tasks.questions] == [s["input"] for s in samples(world / name)]
-        theirs = result(world / name)["results"]["pope_local"]
-        scored = {}
-        for kind in (tasks.questions[0].metric, "pope"):
-            asked = [replace(q, metric=kind) for q in tasks.questions]
-            parsed = {
-                q.question_id: {
-                    **rows[q.question_id],
-                    "score": metric(kind).score(q, rows[q.question_id]["prediction"]),
-                    "parsed": metric(kind).parse(q, rows[q.question_id]["prediction"]),
-                }
-                for q in asked
-            }
-            scored[kind] = official(asked, parsed)["pope_local"]
-            assert sum(row["score"] for row in parsed.values()) / len(parsed) == theirs["pope_accuracy,none"]
-        for figure, ours in FIGURES.items():
-            values = (theirs[f"{figure},none"], scored[tasks.questions[0].metric][figure], scored["pope"][ours])
-            assert values == pytest.approx([values[0]] * 3)
+    lines = [json.loads(line) for path in output.glob("results*.jsonl") for line in path.read_text().splitlines()]
+    figures = {cell["method"]: cell["official"] for cell in json.loads((output / "summary.json").read_text())["cells"]}
+    for name, method in (("none", "unpruned"), ("dart", "dart")):
+        rows = {row["question_id"]: row for row in lines if row["method"] == method}
+        logged, theirs = samples(world / name), result(world / name)["results"]["pope_local"]
+        asked = [rows[q.question_id] for q in tasks.questions]
+        assert [row["question"] for row in asked] == [sample["input"] for sample in logged]
+        assert [row["prediction"] for row in asked] == [sample["filtered_resps"].strip() for sample in logged]
+        assert [row["score"] for row in asked] == [sample["pope_accuracy"]["score"] for sample in logged]
+        own = metric("pope")
+        again = {
+            q.question_id: {"score": own.score(q, row["prediction"]), "parsed": own.parse(q, row["prediction"])}
+            for q, row in zip(tasks.questions, asked, strict=True)
+        }
+        ours = official([replace(q, metric="pope") for q in tasks.questions], again)["pope_local"]
+        for figure, same in FIGURES.items():
+            assert figures[method]["pope_local"][figure] == pytest.approx(theirs[f"{figure},none"])
+            assert ours[same] == pytest.approx(theirs[f"{figure},none"])
 
 
 @pytest.mark.usefixtures("runs")
@@ -163,7 +156,7 @@ def test_token_savings_lie_beside_the_results(world: Path) -> None:
 @pytest.mark.usefixtures("runs")
 def test_a_pipeline_with_commas_in_the_model_arguments(world: Path) -> None:
     (told,) = token_files(world / "pipeline")
-    assert told["method"] == "random(keep=0.05, seed=5) + random(keep=0.02, layer=2, seed=5)"
+    assert told["method"] == "random(keep=0.05, seed=5) + random(keep=0.02, seed=5, layer=2)"
     assert {(r["visual_tokens_kept"], r["visual_tokens_mean_per_layer"]) for r in told["per_request"]} == {
         (12, (2 * 29 + 6 * 12) / 8)
     }

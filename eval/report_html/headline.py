@@ -125,12 +125,10 @@ def notices(cells: Sequence[CellSummary], about: dict[str, Any], images: int) ->
         )
     if 0 < images < IMAGES:
         found.append(f"There are only {images} images: intervals over so few are rough.")
-    missing = [what for what, has in (
-        ("FLOPs were not counted", any(c.lm_flops_ratio is not None for c in pruned)),
-        ("times were not measured", any(c.time is not None for c in pruned)),
-    ) if not has and pruned]  # fmt: skip
-    if missing:
-        found.append(f"{' and '.join(missing)}.".capitalize().replace("flops", "FLOPs"))
+    counted, timed = (any(x is not None for x in (getattr(c, name) for c in pruned)) for name in ("lm_flops_ratio", "time"))
+    if pruned and not (counted and timed):
+        flops, times = "FLOPs were not counted", "times were not measured"
+        found.append(f"{flops}." if timed else f"{times.capitalize()}." if counted else f"{flops} and {times}.")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,16 @@ def watch_generate(model: Any, log: TokenLog, on_error: str, failed: list[str]) 
     model.generate = watched
 
 
+def own_options(request: Any) -> Any:
+    """A copy of a request with generation options of its own: backends change them.
+
+    lmms-eval's cache keys a response by the options as they are behind it: changed, it is never found again.
+    """
+    twin = copy.copy(request)
+    twin.arguments = tuple(dict(a) if isinstance(a, dict) else a for a in request.args)
+    return twin
+
+
 def stop(failure: Failed) -> BaseException:
     """What ends the run: an error, and among several processes the end of this one, for which the others don't wait."""
     cause = failure.__cause__
@@ -83,7 +94,7 @@ def watch_requests(lm: Any, log: TokenLog, done: Callable[[Sequence[Any], list[A
         def answer(requests: Sequence[Any]) -> Any:
             data, lm.task_dict = lm.task_dict, watched_data(lm.task_dict, log)
             try:
-                answers = method(requests)
+                answers = method([own_options(request) for request in requests])
             except Failed as failure:
                 raise stop(failure) from failure.__cause__
             finally:
