@@ -89,7 +89,7 @@ def run_lmms_eval(*arguments: str, processes: int = 1) -> str:
     launcher = [sys.executable, "-m"]
     if processes > 1:
         offline["ACCELERATE_USE_CPU"] = "true"
-        launcher += ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "-m"]
+        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     command = [*launcher, "lmms_eval", *arguments]
     done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
