@@ -13,7 +13,7 @@ from typing import Any
 from vtc.eval.bundled import bundled_data
 from vtc.eval.listing import describe
 from vtc.eval.stats import Interval, paired_difference
-from vtc.eval.store import read_rows
+from vtc.eval.store import read_all
 from vtc.eval.tasks import load_tasks
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "all-methods.md"
@@ -73,7 +73,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     about = json.loads((folder / "summary.json").read_text())
     scores: dict[str, dict[str, float]] = {}
-    for row in read_rows(folder / "results.jsonl")[0]:
+    for row in read_all(folder / "results.jsonl"):
         scores.setdefault(row["cell"], {})[row["question_id"]] = row["score"]
     stages = {row["name"]: ", ".join(row["stages"]) for row in describe()}
     cells = [cell for cell in about["cells"] if cell["difference"] is not None]

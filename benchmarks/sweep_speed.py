@@ -46,7 +46,7 @@ def estimate(cells: list[str], limit: int) -> tuple[float, float]:
     from vtc.eval.cells import make_cell
     from vtc.eval.loading import load_model
     from vtc.eval.progress import Estimator
-    from vtc.eval.runner import Sweep, run_sweep
+    from vtc.eval.runner import ENCODING, Sweep, run_sweep
     from vtc.eval.tasks import load_tasks
 
     class Store(dict[tuple[str, str], Any]):
@@ -55,7 +55,8 @@ def estimate(cells: list[str], limit: int) -> tuple[float, float]:
 
     tasks = load_tasks(bundled_data()).subset(None, limit)
     sweep = Sweep(load_model(None, "cpu"), tasks, [make_cell(cell, None) for cell in cells])
-    estimator = Estimator({cell.spec: len(tasks.questions) for cell in sweep.cells})
+    parts = {cell.spec: len(tasks.questions) for cell in sweep.cells}
+    estimator = Estimator({**parts, ENCODING: len(tasks.groups())})
     start, said = time.perf_counter(), [(0.0, 0.0)]
 
     def advance(cell: str, count: int, found: bool) -> None:

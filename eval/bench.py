@@ -33,7 +33,7 @@ from .published import measured, published_table, recipe_json
 from .recipes import Recipe
 from .report import accuracy_table, cost_table, write_csv, write_json
 from .report_html import kept_finder, write_report
-from .runner import Sweep, run_sweep
+from .runner import ENCODING, Sweep, run_sweep
 from .skips import ON_ERROR, check_media
 from .store import ResultStore
 from .summary import REPS, CellSummary, summarise
@@ -233,14 +233,17 @@ def _say(console: Console, *lines: str) -> None:
 
 def _answer(sweep: Sweep, store: ResultStore, options: BenchOptions, rank: Rank, progress: Progress) -> None:
     """Compute what is missing, with as many processes as it is worth."""
-    estimator = Estimator({cell.spec: len(sweep.tasks.questions) for cell in sweep.cells})
+    workers = 1 if rank.world > 1 else useful_workers(sweep, options.workers)
+    parts = {cell.spec: len(sweep.tasks.questions) for cell in sweep.cells}
+    if workers == 1:  # of its workers it sees the answers only
+        parts[ENCODING] = len(sweep.tasks.groups())
+    estimator = Estimator(parts)
     bar = progress.add_task("answering", total=sweep.total(), estimator=estimator)
 
     def advance(cell: str, count: int, found: bool) -> None:
         (estimator.found if found else estimator.done)(cell, count)
-        progress.advance(bar, count)
+        progress.advance(bar, 0 if cell == ENCODING else count)
 
-    workers = 1 if rank.world > 1 else useful_workers(sweep, options.workers)
     if workers > 1:
         run_workers(sweep, store, workers, (options.model, options.device, options.dtype), advance)
         return

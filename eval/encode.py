@@ -73,10 +73,9 @@ def join_outputs(outputs: Sequence[Any]) -> Any:
     """One encoder output that holds the items of several, in order; the same one may occur more than once."""
     first = outputs[0]
     fields: dict[str, Any] = {"pooler_output": _join([o.pooler_output for o in outputs])}
-    if getattr(first, "deepstack_features", None) is not None:  # one tensor per layer, the items' rows in a line
-        fields["deepstack_features"] = [
-            torch.cat(layer) for layer in zip(*(o.deepstack_features for o in outputs), strict=True)
-        ]
+    if getattr(first, "deepstack_features", None) is not None:  # by layer
+        layers = zip(*(o.deepstack_features for o in outputs), strict=True)
+        fields["deepstack_features"] = [_join(layer) for layer in layers]
     joined = type(first)(**fields)
     if hasattr(first, RECORD):
         setattr(joined, RECORD, join_records([getattr(o, RECORD) for o in outputs]))

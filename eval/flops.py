@@ -125,7 +125,7 @@ class LMFlops:
         self.lm: Any = getattr(core, "language_model", None) or core.text_model
         self.layers = list(self.lm.layers)
         self._known: dict[int, list[int]] = {}
-        head: Any = self.model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
         width = core.config.get_text_config().hidden_size
         with fake_weights(model), counting() as counter:
             head(torch.empty(1, 1, width, dtype=head.weight.dtype, device=head.weight.device))

@@ -23,7 +23,8 @@ from .prompt import Row, make_row
 from .store import Key
 from .tasks import Question, TaskSet
 
-IMAGES_PER_CHUNK = 16
+IMAGES_PER_CHUNK, CHUNKS = 16, 20  # at most, about
+ENCODING = "encoding"  # counted like a cell, one per image
 Advance = Callable[[str, int, bool], None]
 
 
@@ -65,8 +66,13 @@ class Sweep:
         return self.longest.get(question.task, self.max_new_tokens)
 
     def chunks(self) -> list[list[list[Question]]]:
-        """The questions of a few images each."""
-        return [list(chunk) for chunk in _batches(self.tasks.groups(), IMAGES_PER_CHUNK)]
+        """The questions of a few images each: many chunks, each like the whole, but no smaller than a batch."""
+        groups = self.tasks.groups()
+        full = -(-self.batch_size * len(groups) // max(1, len(self.tasks.questions)))
+        size = min(IMAGES_PER_CHUNK, max(full, len(groups) // CHUNKS, 1))
+        count = -(-len(groups) // size)
+        dealt = sorted(groups, key=len, reverse=True)  # images with many questions and with few in every chunk
+        return [dealt[i::count] for i in range(count)]
 
 
 def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, Any]:
@@ -150,6 +156,7 @@ def _answers(
     reuse = reuses_encoder(model)
     if reuse:  # before wrapping for this cell: the tower runs under another wrapper
         encoded = {id(row): features.get(cell, row) for group in groups for row in group}
+        yield []  # a moment to look at the clock
     share = reuse and sweep.share and not cell.reads_text and shares_prefix(model)
     with pruned(model, cell) as wrapped:
         for (limit, _), same in _alike(sweep, groups).items():
@@ -199,7 +206,8 @@ def run_sweep(
     store : Results
         Receives a row per sample and cell, batch by batch, and knows which are done.
     advance : callable
-        Called with a cell's spec, a number of its answers, and whether they were found done (else just computed).
+        Called with a cell's spec, a number of its answers, and whether they were found done (else just computed); and
+        with ``ENCODING`` and the number of images whose features were computed or found not to be needed.
     claims : Claims, optional
         Shares the work with other processes that write to the same folder.
     wait : bool
@@ -219,6 +227,7 @@ def _pass(
 ) -> list[tuple[int, Cell]]:  # fmt: skip
     """Go through the work once; returns what others were at."""
     busy: list[tuple[int, Cell]] = []
+    encoded: set[int] = set()
     chunk, at = _Chunk(sweep), -1
     for groups, i, cell in work:
         name = f"{getattr(store, 'config', '')} {cell.spec} {groups[0][0].question_id}"
@@ -230,11 +239,19 @@ def _pass(
                 store.refresh()  # type: ignore[attr-defined]
             if i != at:
                 chunk, at = _Chunk(sweep), i
+                if all((c.spec, q.question_id) in store for c in sweep.cells for g in groups for q in g):
+                    encoded.add(i)
+                    advance(ENCODING, len(groups), True)
             todo = [[q for q in g if (cell.spec, q.question_id) not in store] for g in groups]
             advance(cell.spec, sum(map(len, groups)) - sum(map(len, todo)), True)
             rows = [chunk.rows(g) for g in todo if g]
             for answered in _answers(sweep, cell, features, rows) if rows else ():
                 orphaned(sweep)
+                if not answered:
+                    if not cell.vision_stage and i not in encoded:
+                        encoded.add(i)
+                        advance(ENCODING, len(groups), False)
+                    continue
                 store.append(result_row(sweep, cell, row, answer) for row, answer in answered)
                 advance(cell.spec, len(answered), False)
         finally:

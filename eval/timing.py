@@ -168,7 +168,7 @@ def measure_costs(
             advance()
     found = {}
     for cell in cells:
-        spreads = {part: spread(values) for part, values in readings[cell.spec].items()}
+        spreads: dict[str, Any] = {part: spread(values) for part, values in readings[cell.spec].items()}
         peak, of = prompt.memory(cell)
         found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **spreads)
     return found

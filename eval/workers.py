@@ -16,7 +16,7 @@ from typing import Any
 
 from .claims import Claims
 from .loading import load_model
-from .runner import IMAGES_PER_CHUNK, Advance, Sweep, _nothing, run_sweep
+from .runner import Advance, Sweep, _nothing, run_sweep
 from .store import ResultStore
 
 SMALL = 200_000_000  # parameters; larger models are not held more than once
@@ -62,12 +62,11 @@ def cores() -> int:
 
 def useful_workers(sweep: Sweep, asked: int | None) -> int:
     """How many processes to use: as asked, else one per core for a small model on the CPU, never more than chunks."""
-    chunks = -(-len(sweep.tasks.groups()) // IMAGES_PER_CHUNK)
     if asked is None:
         first = next(sweep.model.parameters())
         small = sum(p.numel() for p in sweep.model.parameters()) <= SMALL
         asked = min(cores(), MOST) if first.device.type == "cpu" and small else 1
-    return max(1, min(asked, chunks))
+    return max(1, min(asked, len(sweep.chunks())))
 
 
 @dataclass(frozen=True)

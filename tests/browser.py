@@ -98,7 +98,7 @@ class Page:
     @property
     def problems(self) -> list[str]:
         """Script errors, console errors and everything that the browser complains about."""
-        self.run("0") if not any(e.get("method") == "x" for e in self.events) else None
+        self.run("0")  # what happened before its answer has been received by then
         found = []
         for event in self.events:
             method, params = event.get("method"), event.get("params", {})

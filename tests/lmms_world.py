@@ -91,7 +91,7 @@ def run_lmms_eval(*arguments: str, processes: int = 1) -> str:
         offline["ACCELERATE_USE_CPU"] = "true"
         launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     command = [*launcher, "lmms_eval", *arguments]
-    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
@@ -110,5 +110,5 @@ def samples(folder: Path) -> list[dict[str, Any]]:
 
 def token_files(folder: Path) -> list[dict[str, Any]]:
     """What vtc wrote beside them, one per process."""
-    found = [(path, json.loads(path.read_text())) for path in sorted(folder.rglob("*_vtc_tokens*.json"))]
-    return [content for _, content in found]
+    found = [json.loads(path.read_text()) for path in folder.rglob("*_vtc_tokens*.json")]
+    return sorted(found, key=lambda told: told["rank"])

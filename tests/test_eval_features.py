@@ -6,14 +6,15 @@ import pytest
 import torch
 from bench_world import world
 from versions import TAKES_FEATURES
+from zoo import prompt, tiny
 
 from vtc.eval.answer import answer_plain
 from vtc.eval.cells import UNPRUNED, make_cell
-from vtc.eval.encode import RECORD
+from vtc.eval.encode import RECORD, encoder_inputs
 from vtc.eval.features import Features, encoder_signals, pruned, size_of
 from vtc.eval.loading import load_model
-from vtc.eval.prompt import make_row
-from vtc.eval.tasks import load_tasks
+from vtc.eval.prompt import Row, make_row
+from vtc.eval.tasks import Question, load_tasks
 
 pytestmark = pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
 CELLS = [UNPRUNED] + [make_cell(m, 4) for m in ("random", "visionzip", "cls", "prumerge_plus", "fastv", "vispruner")]
@@ -72,3 +73,19 @@ def test_the_limit_holds_and_the_least_recently_used_goes(prepared):
     nothing = Features(loaded.model, CELLS, limit=0)
     nothing.get(CELLS[1], rows[0])
     assert nothing.bytes == 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "gemma3"])
+def test_given_features_stand_where_the_pixels_would(family: str):
+    """Multi-axis positions are laid out by the grids, which the features alone don't tell; newlines stay newlines."""
+    model, inputs = tiny(family), dict(prompt(family, "one").inputs)
+    ids = inputs.pop("input_ids")[0]
+    tokens = {n: inputs.pop(n)[0] for n in ("attention_mask", "token_type_ids", "mm_token_type_ids") if n in inputs}
+    row = Row(Question("q", "t", "i", "what?", "a"), ids, tokens, inputs, 0, 0)
+    text = {"input_ids": ids[None], **{n: v[None] for n, v in tokens.items()}}
+    for cell in (UNPRUNED, make_cell("random", 3)):
+        features = Features(model, [UNPRUNED, cell]).get(cell, row)
+        with pruned(model, cell) as wrapped, torch.no_grad():
+            expected = wrapped(**text, **inputs).logits[0, -1]
+            found = wrapped(**text, **encoder_inputs([row], [features], model)).logits[0, -1]
+        assert torch.allclose(found, expected, atol=1e-5), cell.spec

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bench_world import TOKENS, png, save_model
+from filelock import FileLock
 from lmms_world import require_lmms_eval, result, run_lmms_eval, samples, token_files, write_pope
 from rich.console import Console
 
@@ -36,18 +37,32 @@ def yes_no_questions(count: int) -> list[tuple[bytes, str, str]]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks on the bundled set's pictures and on noise, and a tiny random model."""
-    root = tmp_path_factory.mktemp("lmms")
-    write_pope(root / "tasks", yes_no_questions(6))
-    noise = [(png(i), "is there a red square in the image?", ("yes", "no")[i % 2]) for i in range(5)]
-    write_pope(root / "tasks", noise, "pope_noise")
-    save_model(root / "tiny")
+    """A folder with all of this, made by the first of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lmms"
+    with FileLock(f"{root}.lock"):
+        if not (root / "printed").exists():
+            make_world(root)
+            (root / "printed").write_text(run_all(root))
     return root
 
 
 @pytest.fixture(scope="module")
 def runs(world: Path) -> str:
-    """What one process printed that did all the runs below; their results are in folders of their names."""
+    """What the process printed that did all the runs of ``run_all``."""
+    return (world / "printed").read_text()
+
+
+def make_world(root: Path) -> None:
+    """Tasks on the bundled set's pictures and on noise, and a tiny random model."""
+    write_pope(root / "tasks", yes_no_questions(6))
+    noise = [(png(i), "is there a red square in the image?", ("yes", "no")[i % 2]) for i in range(5)]
+    write_pope(root / "tasks", noise, "pope_noise")
+    save_model(root / "tiny")
+
+
+def run_all(world: Path) -> str:
+    """One process for all runs, as its start takes longer than they; their results are in folders of their names."""
     bundled, tiny = (f"pretrained={path},dtype=float32" for path in (bundled_model_path(), world / "tiny"))
     cells: dict[str, tuple[str, str, str]] = {
         "stock": ("llava_hf", f"{bundled},device=cpu,device_map=cpu", "pope_local"),
@@ -84,7 +99,6 @@ def test_the_entry_point_is_installed() -> None:
     assert models.get_model("vtc", force_simple=True).__name__ == "VtcSimple"
 
 
-@pytest.mark.usefixtures("runs")
 def test_unpruned_it_is_the_stock_backend(world: Path) -> None:
     stock, ours = samples(world / "stock"), samples(world / "none")
     assert [s["filtered_resps"] for s in ours] == [s["filtered_resps"] for s in stock]
@@ -94,7 +108,6 @@ def test_unpruned_it_is_the_stock_backend(world: Path) -> None:
     assert result(world / "none")["results"]["pope_local"] == scores
 
 
-@pytest.mark.usefixtures("runs")
 def test_scores_agree_between_lmms_eval_our_sweep_and_our_pope_metric(world: Path) -> None:
     """``vtc bench`` on the task: prompts and answers are those of lmms-eval's run, and three metrics give one score."""
     output = world / "bench"
@@ -126,7 +139,6 @@ def test_scores_agree_between_lmms_eval_our_sweep_and_our_pope_metric(world: Pat
             assert ours[same] == pytest.approx(theirs[f"{figure},none"])
 
 
-@pytest.mark.usefixtures("runs")
 def test_token_savings_lie_beside_the_results(world: Path) -> None:
     count = len(samples(world / "dart"))
     (told,) = token_files(world / "dart")
@@ -153,7 +165,6 @@ def test_token_savings_lie_beside_the_results(world: Path) -> None:
     assert names == {path.name[:9] for path in (world / "dart").rglob("*_results.json")}
 
 
-@pytest.mark.usefixtures("runs")
 def test_a_pipeline_with_commas_in_the_model_arguments(world: Path) -> None:
     (told,) = token_files(world / "pipeline")
     assert told["method"] == "random(keep=0.05, seed=5) + random(keep=0.02, seed=5, layer=2)"
@@ -168,7 +179,6 @@ def test_a_wrong_run_of_several_says_why_and_the_next_goes_on(world: Path, runs:
     assert not list(world.glob("wrong/**/*_results.json"))
 
 
-@pytest.mark.usefixtures("runs")
 def test_the_response_cache_keeps_compressed_and_unpruned_answers_apart(world: Path) -> None:
     answers = {
         name: [s["filtered_resps"] for s in samples(world / f"cached_{name}")]
@@ -183,7 +193,6 @@ def test_the_response_cache_keeps_compressed_and_unpruned_answers_apart(world: P
     assert token_files(world / "cached_again") == []  # all answers came from the cache
 
 
-@pytest.mark.usefixtures("runs")
 @pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo")
 def test_two_processes_share_the_samples(world: Path) -> None:
     run_lmms_eval(

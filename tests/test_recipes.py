@@ -120,7 +120,7 @@ def shown(table: Any) -> str:
 
 def follow(path: Path, out: Path, **more: Any) -> tuple[str, dict[str, Any], list[Any]]:
     model, data = world()
-    options = {"model": str(model), "data": data, "timing": 0, "max_new_tokens": 3, "limit": 4, **more}
+    options = {"model": str(model), "data": data, "timing": 0, "max_new_tokens": 3, "limit": 4, "random": False, **more}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     summary = run_bench(BenchOptions(output=out, recipe=load_recipe(str(path)), **options), console)
     return console.export_text(), json.loads((out / "summary.json").read_text()), summary

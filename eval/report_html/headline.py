@@ -64,9 +64,18 @@ def beaten(cells: Sequence[CellSummary]) -> str:
     return " ".join(parts)
 
 
+def lower_end(cell: CellSummary) -> float:
+    """The lower end of the difference to unpruned, never nearer than the rule of three allows.
+
+    Where no answer differs the bootstrap has nothing to draw from and its interval no width; of `n` such questions a
+    loss of ``3 / n`` is still within 95%.
+    """
+    return min(cell.difference.low, cell.difference.value - 3 / cell.n) if cell.difference and cell.n else -1.0
+
+
 def cheapest(cells: Sequence[CellSummary], margin: float = MARGIN) -> CellSummary | None:
     """The finished cell of fewest tokens per layer that loses less than `margin` with 95% confidence."""
-    safe = [c for c in cells if c.complete and c.difference is not None and c.difference.low >= -margin]
+    safe = [c for c in cells if c.complete and c.difference is not None and lower_end(c) >= -margin]
     return min(safe, key=lambda c: c.tokens_per_layer / c.tokens_total if c.tokens_total else 1.0, default=None)
 
 

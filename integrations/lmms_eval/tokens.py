@@ -92,10 +92,10 @@ class TokenLog:
 def measure(model: Any, ids: torch.Tensor) -> list[Measured]:
     """Visual tokens of each row of a batch that `model` has just answered."""
     report = getattr(getattr(model, "vtc", None), "report", None)
-    depth = model.config.get_text_config().num_hidden_layers
     if report is None:
-        visual = torch.isin(ids, torch.tensor(visual_token_ids(model.config), device=ids.device)).sum(1)
-        return [Measured.unpruned(n, depth) for n in visual.tolist()]
+        known = torch.tensor(visual_token_ids(model.config), dtype=ids.dtype, device=ids.device)
+        visual = torch.isin(ids, known).sum(1)
+        return [Measured.unpruned(n, 1) for n in visual.tolist()]  # the same in every layer
     rows = 1 + max((span.sample for span in report.spans), default=0)
     beams = max(1, rows // len(ids))  # beams and several sequences repeat each prompt
-    return [Measured.from_report(report, row * beams, depth) for row in range(len(ids))]
+    return [Measured.from_report(report, row * beams, report.depth) for row in range(len(ids))]

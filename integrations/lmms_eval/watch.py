@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .tokens import TokenLog
@@ -27,6 +27,9 @@ class Rows:
         if isinstance(row, int):
             self._note(row)
         return self._docs[row]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._docs)
 
     def __len__(self) -> int:
         return len(self._docs)
