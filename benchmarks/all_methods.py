@@ -24,8 +24,9 @@ HEAD = (
 )
 TEXT = """# Every method on the bundled model
 
-Measured by `{command}`: {questions} questions in {tasks} tasks, the same for every row; accuracy is the mean of the
-tasks in percent; differences are in points, paired per question, with 95% intervals bootstrapped over images.
+Measured by `{command}`:
+{questions} questions in {tasks} tasks, the same for every row; accuracy is the mean of the tasks in percent;
+differences are in points, paired per question, with 95% intervals bootstrapped over images.
 {versions}; {hardware}. Written by `benchmarks/all_methods.py`.
 
 Unpruned: {unpruned:.1f}. `random` is one seed. What this small model can tell about a method and what not stands in the

@@ -14,6 +14,7 @@ from test_contract_batch import batch_equals_one_by_one
 from test_contract_exact import pruned_equals_masked
 from test_generation import beams, extend
 from torch import Tensor
+from versions import second_turn_shape
 from zoo import FAMILIES, SPECIAL, prompt, tiny
 
 import vtc
@@ -136,7 +137,7 @@ def test_several_stops_of_a_method_are_asked_and_reported_one_by_one(family: str
 @pytest.mark.parametrize("setting", [LEAVE, STAIRS], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beams_and_a_second_turn(family: str, setting: Setting) -> None:
-    model, inputs = tiny(family), prompt(family, "text_row").inputs
+    model, inputs = tiny(family), prompt(family, second_turn_shape(family)).inputs
     with vtc.compressed(model, setting.pruner):
         cached, uncached = beams(model, inputs), beams(model, inputs, use_cache=False)
         assert torch.equal(cached.sequences, uncached.sequences)

@@ -21,3 +21,8 @@ def mixes_pictures(family: str) -> bool:
 def beam_shape(family: str, shape: str) -> str:
     """`shape`, or where its pictures would be mixed up one with a picture of one tile in a sample."""
     return "singles" if mixes_pictures(family) else shape
+
+
+def second_turn_shape(family: str) -> str:
+    """A batch with a row of text, unless the model itself misplaces that row's second turn (Qwen on 5.5.0)."""
+    return "ragged" if not ENCODES_FIRST and family.startswith("qwen") else beam_shape(family, "text_row")
