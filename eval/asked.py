@@ -11,6 +11,8 @@ from .benchmarks import joined, load_benchmarks, load_folder
 from .bundled import bundled_data
 from .definition import definition, list_definitions
 from .media import MediaStore
+from .options import DEFAULT_LIMIT, BenchOptions
+from .skips import check_media
 from .tasks import TaskSet, load_tasks
 
 LMMS = "lmms:"
@@ -57,8 +59,8 @@ def load_asked(
     names = list(dict.fromkeys(tasks))
     bundled = replace(load_tasks(bundled_data()), name="bundled")
     own_names = [n for n in names if n in bundled.tasks]
-    public = [n for n in names if n in list_definitions() or n.endswith((".yaml", ".yml"))]
     theirs = [n for n in names if n.startswith(LMMS)]
+    public = [n for n in names if n in list_definitions() or (n.endswith((".yaml", ".yml")) and n not in theirs)]
     for name in names:
         if name not in (*own_names, *public, *theirs):
             known = f"{', '.join(bundled.tasks)} (bundled); {', '.join(list_definitions())} (public)"
@@ -74,11 +76,32 @@ def load_asked(
     if theirs:
         from vtc.integrations.lmms_eval import load_lmms_task
 
-        sets += [load_lmms_task(n.removeprefix(LMMS), str(include_path) if include_path else None) for n in theirs]
+        folder = str(include_path) if include_path else None
+        sets += [load_lmms_task(n.removeprefix(LMMS), folder, on_error=on_error) for n in theirs]
     twice = [t for i, s in enumerate(sets) for t in s.tasks if any(t in other.tasks for other in sets[:i])]
     if twice:
         raise ValueError(f"two of --tasks are called {twice[0]!r}: run them one by one")
     return (sets[0] if len(sets) == 1 else joined(sets)), None
+
+
+def asked_questions(options: BenchOptions) -> tuple[TaskSet, TaskSet]:
+    """The whole evaluation set of a sweep, and the questions of it that are asked."""
+    everything, names = load_asked(
+        options.tasks, options.data, options.data_dir, options.on_error, options.include_path
+    )
+    own = options.model is None and everything.name == "bundled" and options.recipe is None
+    tasks = everything.subset(names, DEFAULT_LIMIT if options.limit is None and own else options.limit)
+    return everything, check_media(tasks, options.on_error)
+
+
+def a_part(tasks: TaskSet, part: int, parts: int) -> TaskSet:
+    """One of several parts of the questions, image by image."""
+    if parts == 1:
+        return tasks
+    groups = tasks.groups()
+    if part > len(groups):
+        raise ValueError(f"--shard {part}/{parts}: there are only {len(groups)} images")
+    return tasks.part([q for group in groups[part - 1 :: parts] for q in group])
 
 
 def _as_store(tasks: TaskSet) -> TaskSet:

@@ -19,8 +19,8 @@ CHANGE = 1e-9
 class Comparison:
     """A paired comparison over `n` questions.
 
-    ``p_value`` is of ``exchange_test``; ``detectable`` and ``needed`` are of one comparison alone, not corrected for the
-    others of a table.
+    ``p_value`` is of ``exchange_test``; ``detectable`` and ``needed`` are of one comparison alone, not corrected for
+    the others of a table.
     """
 
     n: int
@@ -96,9 +96,14 @@ class Questions:
 
 
 def _over_seeds(drawn: Resamples, runs: Floats, rng: np.random.Generator) -> Floats:
-    """Replicates of the mean of `runs`, themselves drawn with replacement."""
+    """Replicates of the mean of `runs`, themselves drawn with replacement.
+
+    Stretched about the mean, or the spread of so few seeds would come out ``(n - 1) / n`` of what it is (Rao and Wu,
+    1988).
+    """
     n = len(runs)
     share = rng.multinomial(n, np.full(n, 1 / n), size=drawn.reps) / n
+    share = 1 / n + (share - 1 / n) * np.sqrt(n / max(1, n - 1))
     return np.sum([share[:, i] * drawn.means(run) for i, run in enumerate(runs)], axis=0)
 
 

@@ -51,6 +51,7 @@ class LMCost:
 
     ``linear`` are the weights that every token of a layer is multiplied with, ``attention`` the width of all query
     heads, ``kv`` the width of keys plus values, each one number per layer; ``head`` are the output layer's weights.
+    ``held`` are the most tokens that each layer's cache holds, None where that is all and empty where all hold all.
     """
 
     linear: tuple[int, ...]
@@ -58,6 +59,7 @@ class LMCost:
     kv: tuple[int, ...]
     head: int
     itemsize: int
+    held: tuple[int | None, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -75,7 +77,9 @@ class LMCost:
 
     def kv_bytes(self, lengths: Sequence[int]) -> int:
         """Bytes of the KV cache behind such a prefill."""
-        return sum(n * width * self.itemsize for n, width in zip(lengths, self.kv, strict=True))
+        most = self.held or (None,) * self.depth
+        held = [n if m is None else min(n, m) for n, m in zip(lengths, most, strict=True)]
+        return sum(n * width * self.itemsize for n, width in zip(held, self.kv, strict=True))
 
 
 def lm_cost(model: nn.Module) -> LMCost:
@@ -103,7 +107,15 @@ def lm_cost(model: nn.Module) -> LMCost:
         kv=(2 * kv_heads * head_dim,) * depth,
         head=config.vocab_size * config.hidden_size,
         itemsize=next(lm.parameters()).element_size(),
+        held=_held(config, depth),
     )
+
+
+def _held(config: Any, depth: int) -> tuple[int | None, ...]:
+    """A layer that looks at a window of tokens forgets the older ones; the newest one's place is made when it comes."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * depth
+    return tuple(window - 1 if window and kind == "sliding_attention" else None for kind in kinds)
 
 
 class Spread(NamedTuple):

@@ -83,7 +83,8 @@ class Features:
         All cells of the sweep: the signals that any of them reads are stored with the features. Cells that prune inside
         the tower have outputs of their own.
     limit : int
-        Bytes to hold; what is used least recently goes first, and is computed again when it is needed again.
+        Bytes to hold beyond the batches at hand; what is used least recently goes first, and is computed again when it
+        is needed again.
     """
 
     def __init__(self, model: nn.Module, cells: Sequence[Cell], limit: int = DEFAULT_LIMIT):
@@ -93,9 +94,14 @@ class Features:
         self.bytes = self.runs = 0
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
+    @staticmethod
+    def key(cell: Cell, row: Row) -> Hashable:
+        """Rows of the same one have the same output."""
+        return cell.encoder, row.modality, row.question.media, row.question.kind, row.visual
+
     def get(self, cell: Cell, row: Row) -> Any:
         """The vision output for `row` under `cell`; `model` must not be wrapped at the moment."""
-        key = (cell.encoder, row.modality, row.question.media, row.question.kind, row.visual)
+        key = self.key(cell, row)
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key][0]

@@ -69,15 +69,22 @@ def nearest(cells: Sequence[CellSummary], budget: float, rule: str) -> CellSumma
 
 
 def random_partner(cell: CellSummary, randoms: Sequence[CellSummary], rule: str = "keep") -> CellSummary | None:
-    """The random cell that `cell` is compared with.
+    """The random cell that spends most nearly what `cell` was measured to.
 
-    ``keep``: asked for the same keep (of several the nearest in tokens per layer), else the nearest in tokens per layer;
-    the other rules: the nearest in what they measure.
+    What was asked for is no budget: at a keep of a quarter, a method that prunes behind layer 2 computes more than one
+    that prunes at the input. So ``keep`` and ``mean-tokens`` go by the visual tokens per layer, ``flops`` by FLOPs.
     """
-    same = [r for r in randoms if rule == "keep" and r.keep is not None and _same_keep(r.keep, cell.keep)]
     rule = "mean-tokens" if rule == "keep" else rule
     here = spent(cell, rule)
-    return None if here is None else nearest(same or list(randoms), here, rule)
+    same = [r for r in randoms if _same_keep(r.keep, cell.keep)]
+    return None if here is None else nearest([*same, *randoms], here, rule)
+
+
+def same_budget(a: CellSummary, b: CellSummary, rule: str = "keep", tolerance: float = TOLERANCE) -> bool:
+    """Whether two cells spend the same but for a share of `tolerance`."""
+    rule = "mean-tokens" if rule == "keep" else rule
+    x, y = spent(a, rule), spent(b, rule)
+    return x is not None and y is not None and abs(x - y) <= tolerance * max(x, y)
 
 
 def _same_keep(a: int | float | None, b: int | float | None) -> bool:
@@ -130,7 +137,9 @@ def match_cells(summaries: Sequence[CellSummary], by: str = "keep", tolerance: f
 
 
 def _by_keep(methods: dict[str, list[CellSummary]]) -> list[Match]:
-    keeps = dict.fromkeys((isinstance(c.keep, int), c.keep) for cells in methods.values() for c in cells)
+    # random is also run at budgets that only it has a keep for: baselines of methods that spend more than their keep
+    others = {m: cells for m, cells in methods.items() if not cells[0].is_random} or methods
+    keeps = dict.fromkeys((isinstance(c.keep, int), c.keep) for cells in others.values() for c in cells)
     asked = sorted(((is_int, keep) for is_int, keep in keeps if keep is not None), key=lambda k: (k[0], -k[1]))
     matches = [Match("keep", keep) for _, keep in asked]
     for match in matches:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from .answer import answer_plain
 from .cells import UNPRUNED, Cell, make_seeds, takes_keep
 from .loading import Loaded
+from .options import BenchOptions
 from .prompt import make_row
 from .runner import pruned
 from .tasks import TaskSet
 
 RANDOM = "random"
+DEPTHS = (8, 32)  # a layer that depends on the depth is known only with the model
 ALL = "all"  # every registered method that can run
 
 
@@ -50,7 +52,8 @@ def plan_cells(
     seeds : sequence of int
         Methods that take a seed are run under each.
     random : bool
-        Put ``random`` in front where it was not asked for: what the methods are compared with.
+        Put ``random`` in front where it was not asked for, what the methods are compared with, and at the layers at
+        which others choose inside the decoder: the same keep costs more there.
 
     Raises
     ------
@@ -61,11 +64,12 @@ def plan_cells(
     from vtc.spec import parse
 
     named = [m for m in methods if m not in ("unpruned", "none", ALL)]
-    if random and named and RANDOM not in named and ALL not in methods:
-        named.insert(0, RANDOM)
-    optional = [m for m in list_pruners() if m not in named] if ALL in methods else []
+    others = [m for m in list_pruners() if m not in named] if ALL in methods else []
+    first = [RANDOM, *baselines(named)] if random and (named or others) else []
+    optional = [m for m in [*(baselines(others) if random else ()), *others] if m not in (*first, *named)]
+    named = [*first, *named]
     cells, left_out = [UNPRUNED], {}
-    for method in [*named, *optional]:
+    for method in dict.fromkeys([*named, *optional]):
         own = not any(map(takes_keep, parse(method)))
         for keep in [None] if own else keeps:
             try:
@@ -75,6 +79,51 @@ def plan_cells(
                     raise
                 left_out[_label(method, keep)] = str(error)
     return Plan(list({cell.spec: cell for cell in cells}.values()), frozenset(optional), left_out)
+
+
+def baselines(methods: Sequence[str]) -> list[str]:
+    """``random`` at the decoder layers at which methods choose, for those that choose once."""
+    from vtc.spec import parse
+
+    found = {}
+    for method in methods:
+        pipeline = parse(method)
+        stops = [pipeline[0].stops(depth) for depth in DEPTHS] if len(pipeline) == 1 else []
+        layers = {stop.layer for places in stops for stop in places if stop.stage == "decoder"}
+        if len(layers) == 1 and all(len(places) == 1 for places in stops) and takes_keep(pipeline[0]):
+            found[f"{RANDOM}(layer={layers.pop()})"] = None
+    return list(found)
+
+
+def plan_sweep(options: BenchOptions) -> tuple[Plan, dict[str, Cell]]:
+    """The cells that are asked for, and those of a recipe by their labels."""
+    seeds = range(options.seed, options.seed + options.seeds)
+    if options.recipe is None:
+        return plan_cells(options.pruners, options.keeps, seeds, options.random), {}
+    asked = options.recipe.bench_cells(options.seed or None)
+    keeps = [cell.keep for cell in asked.values() if cell.keep is not None]
+    base = [UNPRUNED]
+    if options.random and keeps:
+        base = plan_cells([RANDOM, *baselines([options.recipe.pruner])], keeps, seeds).cells
+    cells = {cell.spec: cell for cell in [*base, *asked.values()]}
+    return Plan(list(cells.values())), asked
+
+
+def chosen_cells(plan: Plan, only: Sequence[str] | None) -> Plan:
+    """The plan's cells of these specs.
+
+    Raises
+    ------
+    ValueError
+        For a spec that is none of them; those that are are listed.
+    """
+    if only is None:
+        return plan
+    of = {cell.spec: cell for cell in plan.cells}
+    for spec in only:
+        if spec not in of:
+            raise ValueError(f"--cell {spec!r} is not of this sweep, which has: {'; '.join(of)}")
+    return replace(plan, cells=[of[spec] for spec in dict.fromkeys(only)])
 
 
 def leave_out(plan: Plan, loaded: Loaded, tasks: TaskSet) -> Plan:

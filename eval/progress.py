@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,10 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Clock = Callable[[], float]
+DOUBT = 0.3  # of the work done: how much must be seen to believe that the pace has changed
+MEMORY = 0.3  # of all the work: what the pace of late is taken over
 
 
 class Estimator:
-    """Seconds left, from what each cell's answers have taken so far.
+    """Seconds left, from what each cell's answers have taken so far, and from how fast the machine is of late.
+
+    A cell's answers that come one after the other are one visit: a last, small batch among them costs more per answer.
 
     Parameters
     ----------
@@ -27,30 +32,65 @@ class Estimator:
     def __init__(self, total: Mapping[str, int], clock: Clock = time.monotonic):
         self.clock = clock
         self.left = dict(total)
-        self._seconds = dict.fromkeys(total, 0.0)
-        self._count = dict.fromkeys(total, 0)
+        self._done: dict[str, tuple[int, float]] = {}  # answers, and the seconds of work that they were
+        self._actual = self._expected = 0.0  # seconds of late
+        self._visit: tuple[str, int, float] | None = None
         self._last = clock()
 
     def found(self, cell: str, count: int) -> None:
-        """Answers that were there already: they say nothing about speed."""
+        """Answers that were there already: neither they nor the time until now say anything about speed."""
         self.left[cell] = max(0, self.left[cell] - count)
+        self._last = self.clock()
 
     def done(self, cell: str, count: int) -> None:
         """Answers that have just been computed, since the last call."""
         now = self.clock()
-        self._seconds[cell] += now - self._last
-        self._count[cell] += count
-        self._last = now
+        seconds, self._last = now - self._last, now
+        if self._visit is not None and self._visit[0] != cell:
+            self._close(*self._visit)
+            self._visit = None
+        _, n, spent = self._visit or (cell, 0, 0.0)
+        self._visit = cell, n + count, spent + seconds
         self.left[cell] = max(0, self.left[cell] - count)
+
+    def _close(self, cell: str, count: int, seconds: float) -> None:
+        n, work = self._done.get(cell, (0, 0.0))
+        if n and work:
+            expected = count * work / n
+            fading = math.exp(-expected / (MEMORY * self._work()))
+            self._actual = fading * self._actual + seconds
+            self._expected = fading * self._expected + expected
+        self._done[cell] = n + count, work + seconds / self._pace
+
+    @property
+    def _pace(self) -> float:
+        """Seconds that a second of work takes at the moment: load comes and goes. A little that was seen says little."""
+        if not self._expected:
+            return 1.0
+        doubt = DOUBT * sum(work for _, work in self._done.values())
+        return (self._actual + doubt) / (self._expected + doubt)
+
+    def _speeds(self) -> dict[str, float]:
+        """Seconds of work per answer."""
+        found = {cell: work / n for cell, (n, work) in self._done.items()}
+        if self._visit is not None:
+            cell, n, seconds = self._visit
+            found.setdefault(cell, seconds / n / self._pace)
+        return found
+
+    def _work_left(self) -> float:
+        speeds = self._speeds()
+        typical = statistics.fmean(speeds.values())
+        return sum(n * speeds.get(cell, typical) for cell, n in self.left.items())
+
+    def _work(self) -> float:
+        return sum(work for _, work in self._done.values()) + self._work_left()
 
     def seconds_left(self) -> float | None:
         """None before anything was computed; a cell not yet seen is reckoned at the others' mean."""
-        speeds = {cell: self._seconds[cell] / n for cell, n in self._count.items() if n}
-        if not speeds:
+        if not self._speeds():
             return None
-        typical = statistics.fmean(speeds.values())
-        since = self.clock() - self._last
-        return max(0.0, sum(n * speeds.get(cell, typical) for cell, n in self.left.items()) - since)
+        return max(0.0, self._pace * self._work_left() - (self.clock() - self._last))
 
 
 def _duration(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from .prompt import Row, make_row
 from .store import Key
 from .tasks import Question, TaskSet
 
-IMAGES_PER_CHUNK, CHUNKS = 16, 20  # at most, about
+IMAGES_PER_CHUNK, CHUNKS, BATCHES = 16, 20, 3  # at most, about, at least
 ENCODING = "encoding"  # counted like a cell, one per image
 Advance = Callable[[str, int, bool], None]
 
@@ -66,13 +67,18 @@ class Sweep:
         return self.longest.get(question.task, self.max_new_tokens)
 
     def chunks(self) -> list[list[list[Question]]]:
-        """The questions of a few images each: many chunks, each like the whole, but no smaller than a batch."""
+        """The questions of a few images each: many chunks, each like the whole, but no smaller than some batches.
+
+        The first is smaller, so that every cell has soon been timed.
+        """
         groups = self.tasks.groups()
-        full = -(-self.batch_size * len(groups) // max(1, len(self.tasks.questions)))
-        size = min(IMAGES_PER_CHUNK, max(full, len(groups) // CHUNKS, 1))
-        count = -(-len(groups) // size)
+        per_batch = self.batch_size * len(groups) / max(1, len(self.tasks.questions))  # images
+        size = min(IMAGES_PER_CHUNK, max(math.ceil(BATCHES * per_batch), len(groups) // CHUNKS, 1))
         dealt = sorted(groups, key=len, reverse=True)  # images with many questions and with few in every chunk
-        return [dealt[i::count] for i in range(count)]
+        middle, few = len(dealt) // 2, max(1, min(int(per_batch), size, len(dealt) // CHUNKS))
+        first, rest = dealt[middle : middle + few], dealt[:middle] + dealt[middle + few :]
+        count = -(-len(rest) // size)
+        return [first, *(rest[i::count] for i in range(count))] if groups else []
 
 
 def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, Any]:
@@ -155,7 +161,9 @@ def _answers(
     model, processor = sweep.model, sweep.loaded.processor
     reuse = reuses_encoder(model)
     if reuse:  # before wrapping for this cell: the tower runs under another wrapper
-        encoded = {id(row): features.get(cell, row) for group in groups for row in group}
+        by_key = {features.key(cell, row): row for group in groups for row in group}
+        outputs_of = {key: features.get(cell, row) for key, row in by_key.items()}
+        encoded = {id(row): outputs_of[features.key(cell, row)] for group in groups for row in group}
         yield []  # a moment to look at the clock
     share = reuse and sweep.share and not cell.reads_text and shares_prefix(model)
     with pruned(model, cell) as wrapped:

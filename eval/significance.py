@@ -15,6 +15,7 @@ from .tails import TIE, saddlepoint_tail
 DRAWS = 9999
 FEW = 20  # draws as extreme as the observed; with fewer their share is too rough for Holm's correction
 BETTER, WORSE, NO_EVIDENCE = "better than random", "worse than random", "no evidence"
+NO_BASELINE = "no random at this budget"
 
 
 def mcnemar(down: int, up: int) -> float:
@@ -43,8 +44,8 @@ def exchange_test(
 
     McNemar's test for several runs, any scores and questions that share images: under the null hypothesis any of an
     image's runs were equally likely to be the method's, so its mean is recomputed with its places drawn anew for every
-    image; all ways where they are few, else `draws` of them at random, and where hardly any draw is
-    as extreme ``saddlepoint_tail``. With one reference, 0/1 scores, one task and one question per image it is McNemar's.
+    image; all ways where they are few, else `draws` of them at random, and where hardly any draw is as extreme
+    ``saddlepoint_tail``. With one reference, 0/1 scores, one task and one question per image it is McNemar's.
 
     Parameters
     ----------

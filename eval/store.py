@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 try:
     import fcntl
@@ -78,7 +81,7 @@ class ResultStore:
         self.path, self.config = path, config
         self.rows: dict[Key, dict[str, Any]] = {}
         self.number = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._end = 0
         self._read: dict[Path, int] = {}
         self.refresh()
@@ -124,7 +127,7 @@ class ResultStore:
             If there is no writing here.
         """
         while self._file is None:
-            file = open(self.file, "ab")  # noqa: SIM115 - closed by close()
+            file = open(self.file, "ab", buffering=0)  # noqa: SIM115 - closed by close(); a buffer would outlive an error
             if not self._lock(file):
                 file.close()
                 self.number += 1
@@ -137,7 +140,7 @@ class ResultStore:
             file.truncate(self._end)
             self._file = file
 
-    def _lock(self, file: BinaryIO) -> bool:
+    def _lock(self, file: FileIO) -> bool:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,8 +158,9 @@ class ResultStore:
         rows = [{"config": self.config, **row} for row in rows]
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         try:
-            self._file.write(data)
-            self._file.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
             self._rewind()
@@ -169,7 +173,7 @@ class ResultStore:
         assert self._file is not None
         try:
             os.ftruncate(self._file.fileno(), self._end)
-            self._file.close()  # its buffer may still hold what did not fit
+            self._file.close()
         except OSError:
             pass
         self._file = None
@@ -195,3 +199,11 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+def remove_drafts(folder: Path, age: float = 60) -> None:
+    """Remove what processes left that were ended in the middle of ``write_atomic``, at least `age` seconds ago."""
+    for draft in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime >= age:
+                draft.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -144,7 +145,7 @@ def measure_costs(
     model : nn.Module
         Unwrapped.
     cells : sequence of Cell
-        They take turns, one unmeasured turn first, and nobody always follows the same one.
+        They take turns, one unmeasured turn first, every turn in another order.
     row : Row
         The prompt.
     repeats : int
@@ -159,9 +160,9 @@ def measure_costs(
     """
     prompt = _Prompt(model, row)
     readings: dict[str, dict[str, list[float]]] = {cell.spec: {} for cell in cells}
+    order = random.Random(0)
     for turn in range(repeats + 1):
-        first = turn * (len(cells) // (repeats + 1) + 1) % len(cells)
-        for cell in [*cells[first:], *cells[:first]]:
+        for cell in order.sample(cells, len(cells)):
             for part, seconds in prompt.read(cell).items():
                 if turn:
                     readings[cell.spec].setdefault(part, []).append(seconds)

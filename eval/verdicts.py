@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .compare import Questions
-from .matching import match_cells, random_partner
+from .matching import match_cells, random_partner, same_budget
 from .pooling import Line
 from .power import MARGIN
 from .ranking import rank_intervals
-from .significance import holm, verdict
+from .significance import NO_BASELINE, holm, verdict
 
 if TYPE_CHECKING:
     from .summary import CellSummary
@@ -36,6 +36,9 @@ def compare_all(
     randoms, compared = [s for s in summaries if s.is_random], []
     for s in summaries:
         partner = None if s.is_random or s.is_unpruned else random_partner(s, randoms, match)
+        if partner is not None and not same_budget(s, partner, match):
+            s.verdict = f"{NO_BASELINE}, the nearest is {partner.label}"
+            continue
         found = questions.compare(line_of[s.spec].runs, line_of[partner.spec].runs, margin) if partner else None
         if partner is not None and found is not None:
             compared.append((s, found))

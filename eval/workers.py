@@ -125,12 +125,13 @@ def run_workers(
     try:
         for process in processes:
             process.start()
-        running = True
+        running, begun = True, False
         while running:
             running = any(p.is_alive() for p in processes)
-            for row in store.refresh():
-                if (row["cell"], row["question_id"]) in wanted:
-                    advance(row["cell"], 1, False)
+            new = [row["cell"] for row in store.refresh() if (row["cell"], row["question_id"]) in wanted]
+            for cell in new:
+                advance(cell, 1, not begun)  # the time until the first ones was for loading
+            begun = begun or bool(new)
             if not out.empty():
                 raise out.get()
             dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]

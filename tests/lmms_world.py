@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -77,8 +78,32 @@ def write_pope(folder: Path, questions: Sequence[tuple[bytes, str, str]], task: 
     return write_task(folder, task, pope_rows(questions), **more)
 
 
-def run_lmms_eval(*arguments: str, processes: int = 1) -> str:
-    """Run its command line without network; gives what it printed.
+def use_functions(path: Path, text: str, *fields: str) -> Path:
+    """Have `fields` of a task's YAML file name functions of a module beside it, whose `text` is this."""
+    (path.parent / "utils.py").write_text(text)
+    content = path.read_text()
+    for field in fields:
+        content = content.replace(f"{field}: ", f"{field}: !function utils.")
+    path.write_text(content)
+    return path
+
+
+def requests_of(tasks: Path, lm: Any, name: str = "pope_local") -> list[Any]:
+    """The requests of a task in a folder, given to the backend as the evaluator does."""
+    from lmms_eval.api.task import ConfigurableTask
+
+    from vtc.integrations.lmms_eval.manager import load_tasks
+
+    task = copy.copy(load_tasks(name, str(tasks))[name])
+    if lm.is_simple:
+        task.construct_requests = ConfigurableTask.construct_requests.__get__(task)
+    task.build_all_requests()
+    lm.task_dict[name] = task.dataset
+    return task.instances
+
+
+def run_lmms_eval(*arguments: str, processes: int = 1, accelerate: bool = False) -> str:
+    """Run its command line without network, by itself or behind a launcher; gives what it printed.
 
     Raises
     ------
@@ -90,6 +115,8 @@ def run_lmms_eval(*arguments: str, processes: int = 1) -> str:
     if processes > 1:
         offline["ACCELERATE_USE_CPU"] = "true"
         launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    if accelerate:
+        launcher += ["accelerate.commands.launch", "--cpu", "-m"]
     command = [*launcher, "lmms_eval", *arguments]
     done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

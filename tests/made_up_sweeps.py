@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 from vtc.eval.cells import UNPRUNED, Cell
+from vtc.eval.cost import Cost, Spread
+from vtc.eval.stats import Interval
 from vtc.eval.store import ResultStore
 from vtc.eval.summary import CellSummary, summarise
 from vtc.eval.tasks import Question, TaskSet
@@ -19,6 +21,15 @@ from vtc.eval.timing import PrefillTime
 
 DEPTH, TOKENS, TEXT = 32, 576, 60
 VQA = np.array([0.0, 0.3, 0.6, 0.9, 1.0])
+
+METHODS = {"random": 0.0, "good": 0.12, "same": 0.0, "bad": -0.15}
+ABOUT: dict[str, Any] = {
+    "command": "vtc bench --pruners 'random,good'", "model": "llava", "match": "keep", "seed": 0, "seconds": 12.5,
+    "versions": {"vtc": "0.1.0", "torch": "2.9"}, "hardware": {"device": "cpu", "cpu": "a cpu", "cpus": 2},
+    "data": {"name": "made-up", "version": "1.0", "fingerprint": "0123456789abcdef", "images": 120},
+    "config_hash": "abc", "configuration": {"dtype": "float32"},
+    "interval": {"level": 0.95, "method": "percentile bootstrap over images", "reps": 300},
+}  # fmt: skip
 
 
 @dataclass
@@ -30,10 +41,14 @@ class MadeUp:
     store: ResultStore
     times: dict[str, PrefillTime]
     vision: dict[str, int]
+    costs: dict[str, Cost]
 
     def summarise(self, **more: Any) -> list[CellSummary]:
-        """Its summary."""
-        return summarise(self.store, self.tasks, self.cells, self.times, self.vision, **{"reps": 300, **more})
+        """Its summary, with the costs of what was timed."""
+        found = summarise(self.store, self.tasks, self.cells, self.times, self.vision, **{"reps": 300, **more})
+        for line in found:
+            line.cost = self.costs.get(line.spec)
+        return found
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -49,10 +64,23 @@ def picture(seed: int) -> bytes:
     return data.getvalue()
 
 
-def task_set(tasks: Sequence[str], images: int, per_image: int = 1) -> TaskSet:
+def task_set(
+    tasks: Sequence[str], images: int, per_image: int = 1, metrics: Mapping[str, str] | None = None, kind: str = "image"
+) -> TaskSet:
     """Each image has `per_image` questions of each task."""
+    metrics = metrics or {}
     questions = [
-        Question(f"q{i}-{task}-{k}", task, f"i{i}", f"what is thing {k} of {task} here?", "yes")
+        Question(
+            f"q{i}-{task}-{k}",
+            task,
+            f"i{i}",
+            f"what is thing {k} of {task} here?",
+            "yes",
+            metric=metrics.get(task, "exact"),
+            group=f"i{i}",
+            category="existence",
+            kind=kind,
+        )
         for i in range(images)
         for task in tasks
         for k in range(per_image)
@@ -76,8 +104,8 @@ def cells_of(methods: Sequence[str], keeps: Sequence[int | float], seeds: int = 
 def make_sweep(
     folder: Path, methods: Mapping[str, float], *, keeps: Sequence[int | float] = (0.5, 0.25, 0.1),
     tasks: Sequence[str] = ("pope", "gqa"), images: int = 60, per_image: int = 2, seeds: int = 3, flops: bool = True,
-    timing: bool = True, layers: Mapping[str, int] | None = None, graded: Sequence[str] = (), unfinished: Sequence[str] = (),
-    seed: int = 0,
+    timing: bool = True, layers: Mapping[str, int] | None = None, graded: Sequence[str] = (),
+    unfinished: Sequence[str] = (), metrics: Mapping[str, str] | None = None, kind: str = "image", seed: int = 0,
 ) -> MadeUp:  # fmt: skip
     """Answers by chance.
 
@@ -91,14 +119,16 @@ def make_sweep(
         Tasks whose scores are those of VQA accuracy.
     unfinished : sequence
         Methods that have answered a third of the questions.
+    metrics, kind
+        The metric of some tasks, and what the questions are about.
     """
-    questions = task_set(tasks, images, per_image)
+    questions = task_set(tasks, images, per_image, metrics, kind)
     cells = cells_of(list(methods), keeps, seeds)
     rng = np.random.default_rng(seed)
     ids = questions.questions
     of_image = {f"i{i}": d for i, d in enumerate(rng.normal(size=images) * 0.12)}
     hard = rng.random(len(ids)) + np.array([of_image[q.image_id] for q in ids])
-    rows, times = [], {}
+    rows, times, costs = [], {}, {}
     for cell in cells:
         share = 1.0 if cell.keep is None else (cell.keep if isinstance(cell.keep, float) else cell.keep / TOKENS)
         chance = 0.86 - (0.30 * (1 - share) ** 2) + (methods.get(cell.method, 0.0) if cell.keep is not None else 0.0)
@@ -125,7 +155,21 @@ def make_sweep(
         if timing:
             seconds = 0.02 + 0.1 * (mean + TEXT) / (TOKENS + TEXT)
             times[cell.spec] = PrefillTime(seconds, 0.12, seconds - 0.02, 0.1, 5)
+            lm, whole = (Spread(s, 0.9 * s, 1.2 * s) for s in (seconds - 0.02, seconds))
+            vision, chosen, decode = (Spread(s, 0.95 * s, 1.2 * s) for s in (0.02, 0.002, 0.015))
+            counted = (10**11, 10**9, int(1e9 * (mean + TEXT)), 10**8) if flops else (None,) * 4
+            chosen = chosen if cell.keep is not None else None
+            costs[cell.spec] = Cost(*counted, vision, chosen, lm, whole, decode, 2**30, "made up", 5)
     folder.mkdir(parents=True, exist_ok=True)
     with ResultStore(folder / "results.jsonl", "made-up") as store:
         store.append(rows)
-    return MadeUp(questions, cells, store, times, {"unpruned": 10**11} if flops else {})
+    return MadeUp(questions, cells, store, times, {"unpruned": 10**11} if flops else {}, costs)
+
+
+def one_cell(method: str, verdict: str = "", keep: float = 0.5, low: float = -0.05, **more: Any) -> CellSummary:
+    """A cell of nothing but its numbers."""
+    gap = Interval(low + 0.03, low, low + 0.06)
+    given = {"n": 1000, "complete": True, "accuracy": {}, "mean": Interval(0.5, 0.4, 0.6), "difference": gap} | more
+    return CellSummary(method=method, keep=keep, spec=f"{method} {keep}", flips=None, tokens_total=100.0,
+                       tokens_asked=keep * 100, tokens_kept=keep * 100, tokens_per_layer=keep * 100, verdict=verdict,
+                       **given)  # fmt: skip

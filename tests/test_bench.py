@@ -25,7 +25,7 @@ import vtc
 from vtc.eval import runner
 from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.plan import plan_cells
-from vtc.eval.store import ResultStore, read_all, read_rows
+from vtc.eval.store import ResultStore, read_all, read_rows, result_files
 from vtc.eval.tasks import Question, save_tasks
 
 
@@ -153,28 +153,32 @@ def test_a_second_run_computes_nothing_and_more_cells_only_theirs(finished, monk
     assert asked == ["unpruned", "random(keep=3)"]
 
 
-def test_killed_and_resumed(tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_resumed(workers: int, tmp_path: Path):
     data, out, whole = save_data(tmp_path / "data", images=12), tmp_path / "out", tmp_path / "whole"
-    process = subprocess.Popen(command(out, data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ask = [*command(out, data), "--workers", str(workers)]
+    process = subprocess.Popen(ask, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(6000):
-            if len(read_rows(out / "results.jsonl")[0]) > 20:
+            if len(read_all(out / "results.jsonl")) > 20:
                 break
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     finally:
         process.wait()
-    survived = (out / "results.jsonl").read_bytes()
-    done = len(read_rows(out / "results.jsonl")[0])
-    assert 20 < done < 5 * 72
-    with open(out / "results.jsonl", "ab") as file:  # what a crash in the middle of a write leaves
-        file.write(b'{"config": "torn')
+    survived = {file: file.read_bytes() for file in result_files(out / "results.jsonl")}
+    assert 20 < len(read_all(out / "results.jsonl")) < 5 * 72
+    for file in survived:  # what a crash in the middle of a write leaves
+        with open(file, "ab") as torn:
+            torn.write(b'{"config": "torn')
     settings = {"pruners": ["random", "uniform"], "batch_size": 2, "data": data}
     resumed = run_bench(options(out, **settings))
-    assert (out / "results.jsonl").read_bytes().startswith(survived[: survived.rfind(b"\n") + 1])
+    for file, data_before in survived.items():
+        assert file.read_bytes().startswith(data_before[: data_before.rfind(b"\n") + 1])
     fresh = run_bench(options(whole, **settings))
     assert rows_of(out) == rows_of(whole)
+    assert len(read_all(out / "results.jsonl")) == len(rows_of(out)), "nothing twice"
     assert [(c.spec, c.mean, c.difference) for c in resumed] == [(c.spec, c.mean, c.difference) for c in fresh]
 
 

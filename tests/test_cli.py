@@ -188,7 +188,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert run(capsys, "--version") == (0, f"vtc {vtc.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["bench", "horizon"])
+@pytest.mark.parametrize("command", ["bench", "tune", "horizon"])
 def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str], command: str):
     text = " ".join(re.sub("[│╭╰─]", " ", run(capsys, command, "--help")[1]).split())
     assert "default: vtc-" in text  # square brackets would be markup

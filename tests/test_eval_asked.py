@@ -103,8 +103,16 @@ def test_seeds_and_random_are_in_every_sweep():
     assert [(c.keep, c.seed) for c in randoms] == [(k, s) for k in (0.5, 3) for s in (4, 5, 6)]
     assert len({c.line for c in randoms}) == 2
     assert len({c.spec for c in randoms}) == 6
-    assert {c.seed for c in cells if c.method != "random"} == {None}
-    assert len(plan_cells(["random", "dart"], [3], range(2), random=True).cells) == 1 + 2 + 1
+    assert {c.seed for c in cells if not c.method.startswith("random")} == {None}
+    # what chooses inside the decoder is compared with random there, which sees as many tokens in as many layers
+    late = [c for c in cells if c.method == "random(layer=2)"]
+    assert [(c.keep, c.seed) for c in late] == [(k, s) for k in (0.5, 3) for s in (4, 5, 6)]
+    methods = [c.method for c in plan_cells(["fastv(layer=3)", "pool", "vtw"], [0.5], random=True).cells]
+    assert methods == ["unpruned", "random", "random(layer=3)", "fastv(layer=3)", "pool", "vtw"]
+    assert len(plan_cells(["random", "dart"], [3], range(2), random=True).cells) == 1 + 2 + 2 + 1
+    every = plan_cells(["all"], [0.5], random=True).cells
+    assert [c.method for c in every[:3]] == ["unpruned", "random", "random(layer=2)"]
+    assert len({c.spec for c in every}) == len(every)
     assert [c.method for c in plan_cells(["dart"], [3]).cells] == ["unpruned", "dart"]
     own = plan_cells(["random(seed=9)"], [3], range(3)).cells[1:]
     assert [(c.spec, c.seed) for c in own] == [("random(keep=3, seed=9)", None)]

@@ -9,7 +9,7 @@ import torch
 from zoo import FAMILIES, prompt, tiny
 
 from vtc.eval.cells import UNPRUNED, make_cell
-from vtc.eval.cost import lm_cost
+from vtc.eval.cost import Measured, lm_cost
 from vtc.eval.encode import encode
 from vtc.eval.features import pruned
 from vtc.eval.flops import LMFlops, count_flops, counting, vision_flops
@@ -79,3 +79,35 @@ def test_what_needs_values_really_runs(monkeypatch: pytest.MonkeyPatch):
     assert seen == [True]
     with pruned(model, UNPRUNED) as plain:
         assert plain is model
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_all_parts_together_are_what_a_real_prefill_counts(family: str):
+    """On every family: tower, projector, layers and output layer on fake tensors, the formula, and a forward."""
+    model, row = tiny(family), row_of(family)
+    formula = lm_cost(model)
+    lengths = [len(row.ids)] * formula.depth
+    parts = count_flops(model, UNPRUNED, row, lengths)
+    assert parts.lm + parts.head == formula.flops(lengths)
+    text = {"input_ids": row.ids[None], **{name: t[None] for name, t in row.tokens.items()}}
+    with counting() as counter:
+        model(**text, **row.vision, use_cache=True, logits_to_keep=1)
+    angles = sum(sum(f.values()) for name, f in counter.get_flop_counts().items() if name.endswith(".rotary_emb"))
+    assert parts.vision + parts.projector + parts.lm + parts.head == counter.get_total_flops() - angles
+
+
+@pytest.mark.parametrize("spec", ["unpruned", "random(keep=3)", "random(layer=2, keep=3)"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_kv_bytes_of_a_real_cache(family: str, spec: str):
+    """Layers with a sliding window hold no more than it."""
+    model, row = tiny(family), row_of(family)
+    cost, n = lm_cost(model), len(row.ids)
+    text = {"input_ids": row.ids[None], **{name: t[None] for name, t in row.tokens.items()}}
+    with pruned(model, UNPRUNED if spec == "unpruned" else make_cell(spec, None)) as wrapped, torch.no_grad():
+        cache = wrapped(**text, **row.vision, use_cache=True).past_key_values
+        lengths = [n] * cost.depth
+        if spec != "unpruned":
+            measured = Measured.from_report(wrapped.vtc.report, 0, cost.depth)
+            lengths = [n - measured.total + kept for kept in measured.per_layer]
+    held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    assert cost.kv_bytes(lengths) == held

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vtc.eval.matching import match_cells, random_partner, spent
+from vtc.eval.matching import match_cells, random_partner, same_budget, spent
 from vtc.eval.stats import Interval
 from vtc.eval.summary import CellSummary
 
@@ -30,17 +30,20 @@ def names(match: Any) -> dict[str, Any]:
 
 
 def test_equal_keep():
-    found = match_cells([UNPRUNED, *RANDOM, *LATE[:2], *OWN])
-    assert [m.label for m in found] == ["keep 50%", "keep 25%", "keep 10%"]
+    pool = cell("pool", 0.1, 10)
+    found = match_cells([UNPRUNED, *RANDOM, cell("random", 0.29, 29), *LATE[:2], pool, *OWN])
+    assert [m.label for m in found] == ["keep 50%", "keep 25%", "keep 10%"]  # at 29% there is nothing to compare
     assert names(found[0]) == {"random": 0.5, "fastv": 0.5}
-    assert found[0].missed == {"vtw(layer=16)": "sets its own budget"}
+    assert found[0].missed == {"vtw(layer=16)": "sets its own budget", "pool": "was not run at this keep"}
     assert found[2].missed["fastv"] == "was not run at this keep"
+    assert [m.label for m in match_cells(RANDOM)] == ["keep 50%", "keep 25%", "keep 10%"]
 
 
 def test_one_token_is_not_all_of_them():
-    found = match_cells([cell("random", 1, 1), cell("random", 1.0, 100), cell("a", 1, 1)])
-    assert [names(m) for m in found] == [{"random": 1.0}, {"random": 1, "a": 1}]
-    assert random_partner(cell("a", 1, 90.0), [cell("random", 1.0, 100), cell("random", 1, 1)]).keep == 1
+    found = match_cells([cell("random", 1, 1), cell("random", 1.0, 100), cell("a", 1, 1), cell("b", 1.0, 100)])
+    assert [names(m) for m in found] == [{"random": 1.0, "b": 1.0}, {"random": 1, "a": 1}]
+    randoms = [cell("random", 1.0, 100), cell("random", 1, 100)]
+    assert [random_partner(cell("a", keep, 100), randoms).keep for keep in (1, 1.0)] == [1, 1.0]
 
 
 def test_equal_tokens_takes_the_nearest_and_says_who_cannot():
@@ -71,13 +74,24 @@ def test_without_random_the_longest_line_gives_the_budgets():
 
 def test_the_random_cell_beside_a_method():
     assert random_partner(LATE[1], RANDOM).keep == 0.25
-    assert random_partner(OWN[0], RANDOM).keep == 0.5  # no keep of its own: nearest in tokens
+    assert random_partner(OWN[0], RANDOM).keep == 0.5  # no keep of its own
     deep = cell("random(layer=2)", 0.25, 30)
-    assert random_partner(LATE[1], [*RANDOM, deep]) is deep  # same keep, and nearer in tokens
-    late = cell("late", 0.1, 26, 0.5)
-    assert [random_partner(late, RANDOM, rule).keep for rule in ("keep", "mean-tokens", "flops")] == [0.1, 0.25, 0.5]
+    assert random_partner(LATE[1], [*RANDOM, deep]) is deep  # nearer in tokens
+    late = cell("late", 0.1, 26, 0.5)  # what it was asked to keep is not what it spends
+    assert [random_partner(late, RANDOM, rule).keep for rule in ("keep", "mean-tokens", "flops")] == [0.25, 0.25, 0.5]
+    two = [cell("random", 0.5, 26), cell("random", 0.1, 26)]
+    assert random_partner(late, two).keep == 0.1  # of equal ones that of the same keep
     assert random_partner(LATE[0], []) is None
     assert random_partner(OWN[0], RANDOM, "flops") is None
+
+
+def test_the_same_budget():
+    assert same_budget(LATE[0], RANDOM[0])  # 53 and 50
+    assert not same_budget(LATE[2], RANDOM[2])  # 15 and 10
+    assert same_budget(LATE[2], RANDOM[2], tolerance=0.4)
+    assert [same_budget(LATE[1], RANDOM[1], rule) for rule in ("keep", "mean-tokens", "flops")] == [False, False, False]
+    assert same_budget(LATE[0], RANDOM[0], "flops")
+    assert not same_budget(OWN[0], RANDOM[0], "flops")  # not measured
 
 
 @pytest.mark.parametrize(("by", "tolerance"), [("time", 0.1), ("flops", 1.0), ("flops", -0.1)])

@@ -64,3 +64,38 @@ def test_a_cell_not_seen_yet_counts_as_the_others():
     clock.now += 2
     estimator.done("a", 10)
     assert estimator.seconds_left() == pytest.approx(10 * 0.2)
+
+
+def test_a_machine_that_slows_down_is_noticed():
+    clock, work = Clock(), steps()
+    estimator = Estimator(dict.fromkeys(SECONDS, IMAGES), clock)
+    half = len(work) // 2
+    for i, (cell, seconds) in enumerate(work[: half + half // 2]):
+        clock.now += seconds * (1 if i < half else 3)
+        estimator.done(cell, 1)
+    left = sum(seconds for _, seconds in work[half + half // 2 :])
+    assert estimator.seconds_left() == pytest.approx(3 * left, rel=0.25)
+
+
+def test_a_small_last_batch_is_no_sign_of_a_slow_machine():
+    """Chunks of a batch of 16 and one of 2, which takes half as long."""
+    clock, cells = Clock(), {"a": 1.0, "b": 3.0}
+    estimator = Estimator(dict.fromkeys(cells, 18 * 20), clock)
+    for _ in range(3):
+        for cell, seconds in cells.items():
+            for count, share in ((16, 1), (2, 0.5)):
+                clock.now += seconds * share
+                estimator.done(cell, count)
+    assert estimator.seconds_left() == pytest.approx(17 * 1.5 * 4, rel=0.02)
+
+
+def test_loading_counts_for_no_cell():
+    """Of workers' first answers nobody knows how long they took."""
+    clock = Clock()
+    estimator = Estimator({"a": 100}, clock)
+    clock.now += 60
+    estimator.found("a", 10)
+    assert estimator.seconds_left() is None
+    clock.now += 5
+    estimator.done("a", 10)
+    assert estimator.seconds_left() == pytest.approx(40)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(p_values: lis
         assert p <= q + 1e-12
         assert q <= min(1, len(p_values) * p) + 1e-12 or q in adjusted  # raised to the one before it
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    assert all(adjusted[a] <= adjusted[b] for a, b in zip(order, order[1:], strict=False))
+    assert all(adjusted[a] <= adjusted[b] for a, b in pairwise(order))
     if p_values:
         assert min(adjusted) == pytest.approx(min(1, len(p_values) * min(p_values)))
 

@@ -17,7 +17,7 @@ METHODS = {"random": 0.0, "good": 0.12, "same": 0.0, "bad": -0.15}
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
-    return make_sweep(tmp_path_factory.mktemp("sweep"), METHODS, images=150, keeps=(0.5, 0.1), layers={"same": 8})
+    return make_sweep(tmp_path_factory.mktemp("sweep"), METHODS, images=150, keeps=(0.5, 0.1))
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,22 @@ def test_ranks(cells):
     assert cells["unpruned", None].rank is None
 
 
-def test_matching_by_tokens_compares_with_another_random_cell(sweep: MadeUp, cells):
-    # 8 of 32 layers keep all: 10% costs 32.5% of the tokens per layer, nearest to random's 50% (0.1 is farther)
-    same = next(c for c in sweep.summarise(match="mean-tokens") if (c.method, c.keep) == ("same", 0.1))
-    assert same.tokens_per_layer == pytest.approx((8 * TOKENS + 24 * 58) / 32)
-    assert same.against.startswith("random 50% (3 seeds), 288 tokens per layer to")
-    assert same.against_ratio == pytest.approx(same.tokens_per_layer / 288)
-    assert cells["same", 0.1].against_ratio == pytest.approx(same.tokens_per_layer / 58)
-    assert same.rank is None  # 35% off the budget is not the same budget
+def test_only_the_same_measured_budget_is_compared(tmp_path: Path):
+    # 8 of 32 layers keep all: 10% costs 32.5% of the tokens per layer, 25% costs 43.75%
+    sweep = make_sweep(tmp_path, {"random": 0, "late": 0.1}, keeps=(0.44, 0.25, 0.1), layers={"late": 8})
+    cells = {(c.method, c.keep): c for c in sweep.summarise()}
+    late = cells["late", 0.25]
+    assert late.tokens_per_layer == pytest.approx((8 * TOKENS + 24 * 144) / 32)
+    assert late.against == "random 44% (3 seeds), 253 tokens per layer to 252"
+    assert late.against_ratio == pytest.approx(252 / 253)
+    assert late.p_value is not None
+    lone = cells["late", 0.1]
+    assert lone.verdict == "no random at this budget, the nearest is random 25% (3 seeds)"
+    assert (lone.p_value, lone.p_holm, lone.against_random) == (None, None, None)
+    assert late.p_holm == late.p_value  # the only one that was compared
+    matched = {(c.method, c.keep): c for c in sweep.summarise(match="mean-tokens")}
+    assert matched["late", 0.25].rank is not None
+    assert matched["late", 0.1].rank is None  # 30% off the nearest budget
 
 
 def test_the_size_of_a_difference_to_tell_is_an_option(sweep: MadeUp):
@@ -102,7 +110,7 @@ def test_the_size_of_a_difference_to_tell_is_an_option(sweep: MadeUp):
 def test_graded_metrics(tmp_path: Path):
     sweep = make_sweep(tmp_path, METHODS, images=100, keeps=(0.25,), tasks=("vqa", "anls"), graded=("vqa", "anls"))
     cells = {c.method: c for c in sweep.summarise()}
-    assert 0 < len({row["score"] for row in sweep.rows} - {0.0, 1.0})
+    assert {row["score"] for row in sweep.rows} - {0.0, 1.0}
     assert cells["good"].verdict == "better than random"
     assert 0 < cells["good"].flips_down < 1
     assert cells["same"].verdict.startswith("no evidence")

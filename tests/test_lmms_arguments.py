@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_world import world
 from lmms_world import require_lmms_eval
 
 require_lmms_eval()
@@ -153,12 +156,29 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placement(llava, {}) == placement(qwen, {}) == {}  # the backends give each process its own
 
 
-def test_importing_the_package_imports_no_lmms_eval() -> None:
-    import subprocess
-    import sys
+def printed(code: str) -> list[str]:
+    """The last line that a fresh process prints, in words."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    return done.stdout.splitlines()[-1].split()
 
+
+def test_importing_the_package_imports_no_lmms_eval() -> None:
     code = "import sys, vtc.integrations.lmms_eval; print('lmms_eval' in sys.modules, 'torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-    )
-    assert done.stdout.split() == ["False", "False"]
+    assert printed(code) == ["False", "False"]
+
+
+def test_a_sweep_without_its_tasks_imports_no_lmms_eval(tmp_path: Path) -> None:
+    """Nor what it brings along."""
+    model, data = world()
+    given = ["bench", "--model", model, "--data", data, "--pruners", "uniform", "--keep", "3", "--limit", "1"]
+    given += ["--workers", "1", "--no-timing", "--output", tmp_path / "out"]
+    code = f"""if True:
+        import contextlib, sys
+        from vtc.cli import main
+        with contextlib.suppress(SystemExit):
+            main({list(map(str, given))!r})
+        print(*(name in sys.modules for name in ("vtc.eval.bench", "lmms_eval", "datasets", "loguru", "decord")))
+    """
+    assert printed(code) == ["True", *["False"] * 4]
+    assert (tmp_path / "out" / "summary.json").is_file()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from bench_world import TOKENS, png, save_model
-from lmms_world import require_lmms_eval, write_pope
+from lmms_world import requests_of, require_lmms_eval, write_pope
 
 require_lmms_eval()
 
@@ -30,18 +30,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def requests_of(world: Path, lm: Any, simple: bool = False) -> list[Any]:
-    """The task's requests, given to the backend as the evaluator does."""
-    task = copy.copy(load_tasks("pope_local", str(world / "tasks"))["pope_local"])
-    if simple:
-        from lmms_eval.api.task import ConfigurableTask
-
-        task.construct_requests = ConfigurableTask.construct_requests.__get__(task)
-    task.build_all_requests()
-    lm.task_dict["pope_local"] = task.dataset
-    return task.instances
-
-
 def backend(world: Path, arguments: str, kind: Any = VtcChat) -> Any:
     text = f"base=llava_hf,{arguments},pretrained={world / 'tiny'},dtype=float32"
     return kind.create_from_arg_string(text, {"batch_size": 1, "max_batch_size": None, "device": "cpu"})
@@ -52,7 +40,7 @@ def test_answers_carry_their_tokens(world: Path, kind: Any) -> None:
     lm = backend(world, "method=uniform,keep=3", kind)
     assert lm.is_simple == (kind is VtcSimple)
     assert lm.model.vtc.config.pruner == "uniform"
-    answers = lm.generate_until(requests_of(world, lm, lm.is_simple))
+    answers = lm.generate_until(requests_of(world / "tasks", lm))
     prompts = {answer.token_counts.input_tokens for answer in answers}
     assert min(prompts) > TOKENS
     for answer in answers:
@@ -66,7 +54,7 @@ def test_answers_carry_their_tokens(world: Path, kind: Any) -> None:
     assert lm.vtc_results.path is None  # without an output path lmms-eval writes nothing either
     plain = backend(world, "method=none", kind)
     assert not hasattr(plain.model, "vtc")
-    unpruned = plain.generate_until(requests_of(world, plain, plain.is_simple))
+    unpruned = plain.generate_until(requests_of(world / "tasks", plain))
     assert [a.text for a in unpruned] != [a.text for a in answers]
     assert {a.token_counts.to_dict()["visual_tokens_kept"] for a in unpruned} == {TOKENS}
 
@@ -89,7 +77,7 @@ def broken(lm: Any, calls: int) -> None:
 def test_a_failing_model_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lmms-eval's backends log such an error and go on with an empty answer, that is a wrong one."""
     lm = backend(world, "method=uniform,keep=3")
-    requests = requests_of(world, lm)
+    requests = requests_of(world / "tasks", lm)
     broken(lm, 2)
     with pytest.raises(RuntimeError, match=r"failed on a request \(RuntimeError: out of luck\).*on_error=skip"):
         lm.generate_until(requests)
@@ -97,12 +85,12 @@ def test_a_failing_model_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPa
     broken(lm, 2)
     monkeypatch.setenv("WORLD_SIZE", "2")  # others would wait for this process, so it ends
     with pytest.raises(SystemExit, match="out of luck"):
-        lm.generate_until(requests_of(world, lm))
+        lm.generate_until(requests_of(world / "tasks", lm))
 
 
 def test_or_counts_as_an_empty_answer_if_asked_for(world: Path) -> None:
     lm = backend(world, "method=uniform,keep=3,on_error=skip")
-    requests = requests_of(world, lm)
+    requests = requests_of(world / "tasks", lm)
     broken(lm, 2)
     answers = lm.generate_until(requests)
     assert [bool(answer.text) for answer in answers] == [True, False, True]
@@ -115,7 +103,7 @@ def test_or_counts_as_an_empty_answer_if_asked_for(world: Path) -> None:
 def test_cleaned_it_frees_its_model(world: Path) -> None:
     """lmms-eval runs a list of models in one process."""
     lm = backend(world, "method=dart,keep=3,layer=1")
-    lm.generate_until(requests_of(world, lm))
+    lm.generate_until(requests_of(world / "tasks", lm))
     model = weakref.ref(lm.model)
     lm.clean()
     gc.collect()
@@ -135,7 +123,7 @@ def test_requests_stay_as_they_were(world: Path) -> None:
     """The backend changes its generation options, by which lmms-eval would look for the answer in its cache."""
     for kind in (VtcChat, VtcSimple):
         lm = backend(world, "method=uniform,keep=3", kind)
-        requests = requests_of(world, lm, lm.is_simple)
+        requests = requests_of(world / "tasks", lm)
         before = copy.deepcopy([[a for a in request.args if isinstance(a, dict)] for request in requests])
         lm.generate_until(requests)
         assert [[a for a in request.args if isinstance(a, dict)] for request in requests] == before
@@ -149,7 +137,7 @@ def test_prompts_of_its_own_for_the_backend_are_warned_of(world: Path) -> None:
     sink = logger.add(lambda message: said.append(str(message)), level="WARNING", format="{message}")
     try:
         lm = backend(world, "method=uniform,keep=3")
-        requests = requests_of(world, lm)
+        requests = requests_of(world / "tasks", lm)
         for _ in range(2):
             lm.generate_until(requests)
         assert said == []

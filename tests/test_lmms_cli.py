@@ -67,6 +67,7 @@ def run_all(world: Path) -> str:
     cells: dict[str, tuple[str, str, str]] = {
         "stock": ("llava_hf", f"{bundled},device=cpu,device_map=cpu", "pope_local"),
         "none": ("vtc", f"base=llava_hf,method=none,{bundled}", "pope_local"),
+        "full": ("vtc", f"base=llava_hf,method=dart,keep=1.0,{bundled}", "pope_local"),
         "dart": ("vtc", f"base=llava_hf,method=dart,keep=0.25,{bundled}", "pope_local"),
         "wrong": ("vtc", f"base=llava_hf,method=dartt,keep=0.25,{bundled}", "pope_local"),
         "pipeline": ("vtc", f'base=llava_hf,pruner="{PIPELINE}",{bundled}', "pope_local"),
@@ -100,12 +101,15 @@ def test_the_entry_point_is_installed() -> None:
 
 
 def test_unpruned_it_is_the_stock_backend(world: Path) -> None:
-    stock, ours = samples(world / "stock"), samples(world / "none")
-    assert [s["filtered_resps"] for s in ours] == [s["filtered_resps"] for s in stock]
-    assert [s["input"] for s in ours] == [s["input"] for s in stock]
-    scores = result(world / "stock")["results"]["pope_local"]
+    stock, scores = samples(world / "stock"), result(world / "stock")["results"]["pope_local"]
     assert scores["pope_accuracy,none"] > 0.5
-    assert result(world / "none")["results"]["pope_local"] == scores
+    for name in ("none", "full"):  # without a method, and with one that keeps everything
+        ours = samples(world / name)
+        assert [s["filtered_resps"] for s in ours] == [s["filtered_resps"] for s in stock]
+        assert [s["input"] for s in ours] == [s["input"] for s in stock]
+        assert result(world / name)["results"]["pope_local"] == scores
+    (told,) = token_files(world / "full")
+    assert (told["method"].partition("(")[0], told["kept_share"]) == ("dart", 1.0)
 
 
 def test_scores_agree_between_lmms_eval_our_sweep_and_our_pope_metric(world: Path) -> None:
@@ -193,14 +197,16 @@ def test_the_response_cache_keeps_compressed_and_unpruned_answers_apart(world: P
     assert token_files(world / "cached_again") == []  # all answers came from the cache
 
 
+def arguments(world: Path, name: str) -> list[str]:
+    """The run called "single", as options of the command line."""
+    model = f"base=llava_hf,method=uniform,keep=4,pretrained={world / 'tiny'},dtype=float32"
+    task = ["--tasks", "pope_noise", "--include_path", str(world / "tasks"), "--batch_size", "1"]
+    return ["--model", "vtc", "--model_args", model, *task, "--output_path", str(world / name), "--log_samples"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo")
 def test_two_processes_share_the_samples(world: Path) -> None:
-    run_lmms_eval(
-        "--model", "vtc",
-        "--model_args", f"base=llava_hf,method=uniform,keep=4,pretrained={world / 'tiny'},dtype=float32",
-        "--tasks", "pope_noise", "--include_path", str(world / "tasks"), "--batch_size", "1",
-        "--output_path", str(world / "two"), "--log_samples", processes=2,
-    )  # fmt: skip
+    run_lmms_eval(*arguments(world, "two"), processes=2)
     one, two = samples(world / "single"), samples(world / "two")
     assert [s["filtered_resps"] for s in two] == [s["filtered_resps"] for s in one]
     assert result(world / "two")["results"]["pope_noise"] == result(world / "single")["results"]["pope_noise"]
@@ -210,3 +216,12 @@ def test_two_processes_share_the_samples(world: Path) -> None:
     assert shares == [{0, 2, 4}, {1, 3}]
     assert [part["requests"] for part in parts] == [3, 2]  # not the one that keeps both processes in step
     assert sum(part["visual_tokens"] for part in parts) == 5 * TOKENS
+
+
+def test_accelerate_launches_it(world: Path) -> None:
+    run_lmms_eval(*arguments(world, "launched"), accelerate=True)
+    assert [s["filtered_resps"] for s in samples(world / "launched")] == [
+        s["filtered_resps"] for s in samples(world / "single")
+    ]
+    (told,) = token_files(world / "launched")
+    assert (told["world_size"], told["requests"], told["visual_tokens_kept"]) == (1, 5, 5 * 4)

@@ -3,93 +3,26 @@
 from __future__ import annotations
 
 import io
-import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bench_world import png
+from lmms_own import own_task, rows
 from lmms_world import installed_task, pope_rows, require_lmms_eval, write_pope, write_task
 from PIL import Image
 
 require_lmms_eval()
 
+from vtc.eval.asked import load_asked  # noqa: E402
 from vtc.eval.images import open_image  # noqa: E402
-from vtc.eval.metrics import official  # noqa: E402
 from vtc.eval.metrics.base import metric  # noqa: E402
 from vtc.eval.video import Clip  # noqa: E402
 from vtc.integrations.lmms_eval import load_lmms_task  # noqa: E402
 from vtc.integrations.lmms_eval.manager import Source  # noqa: E402
-
-UTILS = """
-def text(doc):
-    return doc["question"]
-
-def visual(doc):
-    return [image.convert("RGB") for image in doc["images"]]
-
-def clip(doc):
-    return [doc["video"]]
-
-def nothing(doc):
-    return []
-
-def interleaved(doc):
-    image, words = {"type": "image", "url": doc["images"][0]}, {"type": "text", "text": "and"}
-    return [{"role": "user", "content": [image, words, image, words]}]
-
-def share(doc, results):
-    return {"points": {"right": int(results[0] == doc["answer"])}}
-
-def percent(items):
-    return 100.0 * sum(item["right"] for item in items) / len(items)
-
-def marks(doc, results):
-    return {"marks": float(len(results[0]))}
-
-def mean(items):
-    return sum(items) / len(items)
-
-def submit(items, args):
-    raise AssertionError("this writes a file")
-
-def pairs(items):
-    assert len(items) == 2, "pairs only"
-    return sum(items)
-
-def both(doc, results):
-    score = float(results[0] == doc["answer"])
-    return {"sent": results[0], "errors": 1 - score, "points": score, "pairs": score}
-"""
-LISTED = [{"metric": "points", "aggregation": "percent", "higher_is_better": True}]
-
-
-def own_task(folder: Path, task: str, rows: list[dict[str, Any]], **config: Any) -> str:
-    """A task with functions of its own; gives the path of its YAML file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "utils.py").write_text(UTILS)
-    usual = {
-        "test_split": "test", "output_type": "generate_until", "doc_to_target": "answer", "doc_to_text": "text",
-        "doc_to_visual": "visual", "process_results": "share", "metric_list": LISTED,
-    }  # fmt: skip
-    path = write_task(folder, task, rows, **{**usual, **config})
-    content = path.read_text()
-    for name in ("doc_to_text", "doc_to_visual", "process_results", "aggregation", "doc_to_messages"):
-        content = content.replace(f"{name}: ", f"{name}: !function utils.")
-    path.write_text(content)
-    return str(path)
-
-
-def rows(count: int, images: int = 1, **more: Any) -> list[dict[str, Any]]:
-    pictures = [{"bytes": png(i), "path": None} for i in range(count * images)]
-    return [
-        {"question": f"what is {i}?", "answer": f"a{i}", "images": pictures[i * images : (i + 1) * images], **more}
-        for i in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -137,107 +70,6 @@ def test_a_limit_takes_the_first_rows_as_lmms_eval_does(folder: Path) -> None:
     assert part.fingerprint != whole.fingerprint
     with pytest.raises(ValueError, match="limit=0 is out of range"):
         load_lmms_task("pope_local", str(folder), limit=0)
-
-
-def test_another_process_reads_media_and_scores_by_itself(folder: Path) -> None:
-    """What a worker gets has neither the task nor its data in it."""
-    from vtc.integrations.lmms_eval import manager
-    from vtc.integrations.lmms_eval import metric as scoring
-
-    tasks = load_lmms_task("pope_local", str(folder))
-    sent = pickle.dumps(tasks.part(tasks.questions[2:]))
-    assert len(sent) < 4000
-    manager.load_tasks.cache_clear()
-    scoring.metric_named.cache_clear()
-    part = pickle.loads(sent)
-    (image_id,) = part.images
-    assert np.array_equal(np.asarray(part.image(image_id)), np.asarray(open_image(png(1))))
-    q = part.questions[0]
-    assert [metric(q.metric).score(q, text) for text in ("yes", " YES", "no", "yes.")] == [1, 1, 0, 0]
-
-
-def test_the_metric_is_the_tasks_own(folder: Path) -> None:
-    tasks = load_lmms_task("pope_local", str(folder))
-    own = metric(tasks.questions[0].metric)
-    assert own.main == "pope_accuracy"
-    answers = ["yes", "yes", "No", "maybe"]
-    told = {
-        q.question_id: {"prediction": a, "parsed": own.parse(q, a), "score": own.score(q, a)}
-        for q, a in zip(tasks.questions, answers, strict=True)
-    }
-    assert [row["score"] for row in told.values()] == [1, 0, 0, 0]
-    figures = official(tasks.questions, told)["pope_local"]
-    # one hit, one false alarm, one miss; lmms-eval leaves "maybe" out of the misses
-    half = dict.fromkeys(("pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"), 0.5)
-    assert figures == pytest.approx({"pope_accuracy": 0.25, **half, "unparsed": 0})
-
-
-def test_mme_is_scored_in_pairs_by_the_tasks_own_aggregation(tmp_path: Path) -> None:
-    asked = [
-        {
-            "question_id": f"color/{i // 2}.jpg", "image": {"bytes": png(i // 2), "path": None},
-            "category": ("color", "code_reasoning")[i // 4], "question": f"is it {i}? Please answer yes or no.",
-            "answer": ("Yes", "No")[i % 2],
-        }
-        for i in range(8)
-    ]  # fmt: skip
-    tasks = load_lmms_task(str(write_task(tmp_path, "mme_local", asked, include=installed_task("mme/mme.yaml"))))
-    own = metric(tasks.questions[0].metric)
-    answers = ["yes", "no", "yes, it is", "yes", "no", "no", "Yes.", "no"]
-    told = {
-        q.question_id: {"prediction": a, "parsed": own.parse(q, a), "score": own.score(q, a)}
-        for q, a in zip(tasks.questions, answers, strict=True)
-    }
-    assert [row["score"] for row in told.values()] == [1, 1, 1, 0, 0, 1, 1, 1]
-    # a category's score is its accuracy plus the share of images with both right
-    figures = official(tasks.questions, told)["mme_local"]
-    assert figures == {"mme_perception_score": 75 + 50, "mme_cognition_score": 75 + 50, "unparsed": 0}
-    told.popitem()
-    with pytest.warns(UserWarning, match="gives no mme_cognition_score: AssertionError: MME only supports pairwise"):
-        assert official(tasks.questions, told)["mme_local"] == {"mme_perception_score": 125, "unparsed": 0}
-
-
-def test_a_sample_is_scored_by_its_aggregation_where_the_task_keeps_no_number(tmp_path: Path) -> None:
-    tasks = load_lmms_task(own_task(tmp_path, "percent_local", rows(2)))
-    q, own = tasks.questions[0], metric(tasks.questions[0].metric)
-    assert (own.score(q, "a0"), own.score(q, "a1")) == (1, 0)
-    told = {q.question_id: {"prediction": "a0", "parsed": "a0", "score": 0} for q in tasks.questions}
-    assert official(tasks.questions, told)["percent_local"] == {"points": 50, "unparsed": 0}
-
-
-def test_figures_that_are_no_score_are_passed_over(tmp_path: Path) -> None:
-    listed = [
-        {"metric": "sent", "aggregation": "submit", "higher_is_better": True},
-        {"metric": "errors", "aggregation": "mean", "higher_is_better": False},
-        {"metric": "points", "aggregation": "mean", "higher_is_better": True},
-    ]
-    tasks = load_lmms_task(own_task(tmp_path, "both_local", rows(2), process_results="both", metric_list=listed))
-    q, own = tasks.questions[0], metric(tasks.questions[0].metric)
-    assert own.main == "points"
-    assert (own.score(q, "a0"), own.score(q, "b")) == (1, 0)
-    told = {q.question_id: {"prediction": "a0", "parsed": "a0", "score": 0} for q in tasks.questions}
-    assert official(tasks.questions, told)["both_local"] == {"points": 0.5, "errors": 0.5, "unparsed": 0}
-
-
-def test_scores_outside_0_1_are_refused(tmp_path: Path) -> None:
-    listed = [{"metric": "marks", "aggregation": "mean", "higher_is_better": True}]
-    (q,) = load_lmms_task(
-        own_task(tmp_path, "marks_local", rows(1), process_results="marks", metric_list=listed)
-    ).questions
-    with pytest.raises(ValueError, match="'marks_local', row 0: marks is 6, vtc bench compares scores in"):
-        metric(q.metric).score(q, "sixsix")
-
-
-def test_a_bad_row_is_named_at_once(tmp_path: Path) -> None:
-    """lmms-eval tries five times, two seconds apart."""
-    path = write_task(
-        tmp_path, "pope_bad", pope_rows([(png(1), "is it?", "perhaps")]), include=installed_task("pope/pope.yaml")
-    )
-    (q,) = load_lmms_task(str(path)).questions
-    start = time.monotonic()
-    with pytest.raises(ValueError, match=r"'pope_bad', row 0: its process_results failed on 'yes' .AssertionError"):
-        metric(q.metric).score(q, "yes")
-    assert time.monotonic() - start < 2
 
 
 def test_several_images_videos_and_rows_without_any(tmp_path: Path) -> None:
@@ -323,6 +155,20 @@ def test_rows_that_cant_be_read_stop_or_are_skipped(tmp_path: Path) -> None:
     assert [q.question_id for q in found.questions] == ["pope_torn-0", "pope_torn-2"]
     (line,) = found.skipped
     assert "pope_torn row 1" in line
+
+
+def test_vtc_bench_takes_names_and_files_and_skips_such_rows(tmp_path: Path, folder: Path) -> None:
+    path = folder / "pope_local.yaml"  # not taken for a definition of our own
+    for found in (load_asked([f"lmms:{path}"]), load_asked(["lmms:pope_local"], include_path=folder)):
+        tasks, names = found
+        assert names is None
+        assert tasks == load_lmms_task(str(path))
+    torn = pope_rows([(png(1), "is it?", "yes"), (png(2)[:90], "is it?", "no")])
+    path = write_task(tmp_path, "pope_short", torn, include=installed_task("pope/pope.yaml"))
+    with pytest.raises(ValueError, match="pope_short row 1"):
+        load_asked([f"lmms:{path}"])
+    tasks, _ = load_asked([f"lmms:{path}"], on_error="skip")
+    assert (len(tasks.questions), len(tasks.skipped)) == (1, 1)
 
 
 def test_lmms_eval_leaves_no_setting_behind(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
+"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -13,12 +13,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-BAD_INPUT, INTERRUPTED = 2, 130
+NOTHING, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _arguments: list[str] = []  # what main was called with
 
 app = typer.Typer(
     help="Visual-token compression for vision-language models: measure it, try it, look at it.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help keeps its words whole on 80 columns
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -109,7 +110,8 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")] = 3,
     random: Annotated[
-        bool, typer.Option(help="Always run random too: what the other methods are compared with.")
+        bool,
+        typer.Option(help="Always run random too, at the layers where the others choose: what they are compared with."),
     ] = True,
     match: Annotated[
         str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")
@@ -178,6 +180,97 @@ def bench(
             arguments=_arguments,
         )
     )  # fmt: skip
+
+
+@app.command()
+def tune(
+    target: Annotated[float, typer.Option(help="Share of the unpruned accuracy that has to be kept.")] = 0.98,
+    pruners: Annotated[
+        str,
+        typer.Option(
+            help="Methods to choose from, comma-separated: names, pipelines such as 'dart(pivots=16)', or all for "
+            "every one that can run."
+        ),
+    ] = "all",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="What may be kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them "
+            "(default: 0.5,0.33,0.25,0.2,0.15,0.11,0.07,0.05)."
+        ),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="What is to be cheap: flops (of the prefill, with the tower), prefill (time) or tokens.")
+    ] = "flops",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, comma-separated, as for vtc bench; all if left out.")
+    ] = None,
+    model: Model = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions per task, always the same ones (default: 150 on the bundled model and tasks, else all)."
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the lower bound that has to stay above the target.")] = 0.95,
+    confirm: Annotated[
+        float, typer.Option(help="Share of the images that are held out of the search, to confirm what it found.")
+    ] = 0.5,
+    eta: Annotated[
+        float, typer.Option(help="Each rung has this many times fewer settings and more questions than the last.")
+    ] = 2.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command resumes there (default: vtc-tune/<model>-<data>-<hash>)."
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of your own instead of the bundled tasks.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of the public benchmarks (default: the hub).")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with more tasks for lmms:NAME.")] = None,
+    on_error: Annotated[
+        str, typer.Option(help="stop at a row or an image that can't be used, or skip it; skipped ones are listed.")
+    ] = "stop",
+    seed: Annotated[int, typer.Option(help="Of the split, the bootstrap and methods that draw at random.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer (default: as the task says, else 16).")
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a video (default: as the task says, else 8).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
+    ] = None,
+    cache_mb: Annotated[int, typer.Option(min=0, help="Memory for vision features that are used again.")] = 2048,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Find the cheapest setting that keeps a share of the unpruned accuracy, and write it as vtc_config.json.
+
+    Exit code 1 says that nothing qualifies.
+    """
+    from vtc.eval.cells import parse_keep, split_list
+    from vtc.eval.tune.options import DEFAULT_KEEPS, TuneOptions, check_options
+
+    for option, folder in (("--data", data), ("--data-dir", data_dir), ("--include-path", include_path)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option}: no such folder: {folder}")
+    asked = TuneOptions(
+        target=target, pruners=tuple(split_list(pruners)), by=by, confidence=confidence, confirm=confirm, eta=eta,
+        keeps=DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep)),
+        tasks=split_list(tasks) if tasks else None, model=model, limit=limit, output=output, data=data,
+        data_dir=data_dir, include_path=include_path, on_error=on_error, seed=seed, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, num_frames=num_frames, workers=workers, cache_bytes=cache_mb << 20,
+        device=device, dtype=dtype,
+    )  # fmt: skip
+    check_options(asked)
+    from vtc.eval.tune.run import run_tune
+
+    if run_tune(asked).winner is None:
+        raise typer.Exit(NOTHING)
 
 
 @app.command()

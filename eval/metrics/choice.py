@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @register
 class ChoiceLetter(Metric):
-    """The letter that the prediction chooses: MMStar, VideoMME."""
+    """The letter that the prediction chooses: MMStar, VideoMME.
+
+    Unlike lmms-eval's search, a capital within a word, the article "A" and two letters are no choice.
+    """
 
     name = "choice_letter"
 
@@ -36,7 +39,10 @@ class ChoiceLetter(Metric):
 
 @register
 class Choice(ChoiceLetter):
-    """The letter, or else the text of exactly one option: MVBench, and the sensible one for tasks of your own."""
+    """The letter, or else the text of exactly one option: MVBench, and the sensible one for tasks of your own.
+
+    MVBench's own script takes letters alone, and lmms-eval leaves empty answers out of its mean; here they are wrong.
+    """
 
     name = "choice"
 
@@ -62,7 +68,7 @@ class ScienceQA(ChoiceLetter):
 
 @register
 class AI2D(ChoiceLetter):
-    """A capital with a period behind it, or the letter alone, punctuation aside."""
+    """A capital with a period behind it, or the letter alone, punctuation and spaces aside."""
 
     name = "ai2d"
 

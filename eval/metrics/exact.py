@@ -37,7 +37,7 @@ class Exact(Metric):
 
 @register
 class ExactMatch(Metric):
-    """The whole prediction is an accepted answer, case and punctuation aside: GQA's accuracy."""
+    """The whole prediction is an accepted answer, case, punctuation and outer spaces aside: GQA's accuracy."""
 
     name = "exact_match"
 

@@ -40,6 +40,8 @@ def pope_figures(rows: Rows) -> dict[str, float]:
 class POPE(Metric):
     """POPE's rule for sentences, but a prediction with neither word in it is not taken for a yes.
 
+    It is wrong and a miss in the recall; lmms-eval takes the bare word alone, and leaves all else out of the recall.
+
     ``category_average`` is the mean F1 of the random, popular and adversarial questions, which papers quote as well.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .examples import kept_finder
+from .pictures import kept_finder
 from .render import render_markdown, render_report, write_report
 
 __all__ = ["kept_finder", "render_markdown", "render_report", "write_report"]

@@ -4,80 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..matching import keep_text
 from ..summary import CellSummary
 from . import words
+from .drawing import LEFT, TOP, Chart, Look, Point, Series
 
 COLOURS = 7  # of the style sheet, without random's; a reader tells no more apart
-TOP, RIGHT, BOTTOM, LEFT = 34, 14, 46, 40
+RIGHT, BOTTOM = 14, 46
+TEXT = 110  # px of the words at the reference line
 STEP = 5  # px between methods of the same cost, whose bars would hide each other
 
-Cost = Callable[[CellSummary], float | None]
+Range = tuple[float, float, float]  # a value and its ends
+Cost = Callable[[CellSummary], Range | None]
 
 
-@dataclass(frozen=True)
-class Point:
-    """A cell: its place, the ends of its interval, its name for the tooltip and its keep."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    title: str
-    keep: str
-
-
-@dataclass(frozen=True)
-class Series:
-    """A method: `colour` counts from 0, None is drawn in grey; `kind` is "random", "focus" or "rest"."""
-
-    name: str
-    index: int
-    colour: int | None
-    kind: str
-    points: list[Point]
-
-    @property
-    def path(self) -> str:
-        """The line through its points."""
-        return "M" + " L".join(f"{p.x:.1f} {p.y:.1f}" for p in self.points)
-
-    @property
-    def band(self) -> str:
-        """The outline of its intervals."""
-        up = [f"{p.x:.1f} {p.high:.1f}" for p in self.points]
-        down = [f"{p.x:.1f} {p.low:.1f}" for p in reversed(self.points)]
-        return "M" + " L".join(up + down) + "Z"
-
-
-@dataclass
-class Chart:
-    """Everything in pixels, ticks with their labels; ``unpruned`` is y, low and high of the reference line."""
-
-    width: int
-    height: int
-    x_label: str
-    alt: str
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    series: list[Series]
-    unpruned: tuple[float, float, float] | None
-    unpruned_text: str
-    unpruned_x: float = 0
-    left: int = LEFT
-    right: float = 0
-    top: int = TOP
-    bottom: float = 0
-    missing: list[str] = field(default_factory=list)
-
-
-def focus(cells: Sequence[CellSummary]) -> dict[str, tuple[str, int | None]]:
-    """Kind and colour of each method: random, the best few (all, where there are few), and the rest in grey."""
+def focus(cells: Sequence[CellSummary]) -> dict[str, Look]:
+    """How each method is drawn: random, the best few (all, where there are few) in colour, and the rest in grey."""
     methods = dict.fromkeys(c.method for c in cells if not c.is_unpruned)
-    random = next((c.method for c in cells if c.is_random), None)
-    others = [m for m in methods if m != random]
+    randoms = list(dict.fromkeys(c.method for c in cells if c.is_random))
+    others = [m for m in methods if m not in randoms]
 
     def gain(method: str) -> float:
         gaps = [c.against_random or c.difference for c in cells if c.method == method]
@@ -86,9 +33,9 @@ def focus(cells: Sequence[CellSummary]) -> dict[str, tuple[str, int | None]]:
 
     best = set(sorted(others, key=gain, reverse=True)[:COLOURS]) if len(others) > COLOURS else set(others)
     coloured = [m for m in others if m in best]
-    kinds: dict[str, tuple[str, int | None]] = {m: ("rest", None) for m in methods}
-    kinds |= {m: ("focus", i) for i, m in enumerate(coloured)}
-    return kinds | ({random: ("random", None)} if random is not None else {})
+    looks = dict.fromkeys(methods, Look("rest", None, 0))
+    looks |= {m: Look("focus", i, i) for i, m in enumerate(coloured)}
+    return looks | {m: Look("random", None, i % COLOURS) for i, m in enumerate(randoms)}
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -99,8 +46,27 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [float(t) for t in found if low - 1e-9 <= t <= high + 1e-9]
 
 
+def start(smallest: float) -> float:
+    """Where the axis of costs begins: at zero, unless all are far from it."""
+    return 0.0 if smallest < 0.25 else math.floor(10 * (smallest - 0.04)) / 10
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+
+    def __call__(self, value: float) -> float:
+        """The place of a value."""
+        return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
+
+
 def make_chart(
-    cells: Sequence[CellSummary], cost: Cost, x_label: str, kinds: dict[str, tuple[str, int | None]], width: int,
+    cells: Sequence[CellSummary], cost: Cost, x_label: str, looks: dict[str, Look], width: int,
     height: int,
 ) -> Chart | None:  # fmt: skip
     """Lay out one chart; None where no pruned cell has a cost.
@@ -110,10 +76,10 @@ def make_chart(
     cells : sequence of CellSummary
         All cells.
     cost : callable
-        A cell's cost as a ratio to unpruned; None leaves it out, and the chart says so.
+        A cell's cost as a ratio to unpruned, with the ends of its range; None leaves it out, and the chart says so.
     x_label : str
         What the cost is.
-    kinds : dict
+    looks : dict
         See ``focus``.
     width, height : int
         Of the whole drawing.
@@ -122,50 +88,58 @@ def make_chart(
     if not placed:
         return None
     plain = next((c for c in cells if c.is_unpruned and math.isfinite(c.mean.value)), None)
-    shown = [c for c, _ in placed] + ([plain] if plain else [])
-    ends = [100 * v for c in shown for v in (c.mean.low, c.mean.high)]
+    ends = [100 * v for c in [c for c, _ in placed] + ([plain] if plain else []) for v in (c.mean.low, c.mean.high)]
     margin = 0.05 * (max(ends) - min(ends)) + 0.8
-    y_low, y_high = max(0.0, min(ends) - margin), min(102.0, max(ends) + margin)
-    x_high = max(1.0, *(x for _, x in placed)) * 1.03
+    smallest, largest = min(x[0] for _, x in placed), max(x[0] for _, x in placed)
     right, bottom = width - RIGHT, height - BOTTOM
-
-    def to_x(x: float) -> float:
-        return LEFT + x / x_high * (right - LEFT)
-
-    def to_y(accuracy: float) -> float:
-        return bottom - (100 * accuracy - y_low) / (y_high - y_low) * (bottom - TOP)
-
-    dodged = [m for m, (kind, _) in kinds.items() if kind != "rest"]
-    lines: dict[str, list[tuple[CellSummary, float]]] = {}
-    for c, x in sorted(placed, key=lambda pair: pair[1]):
-        lines.setdefault(c.method, []).append((c, x))
-    series = []
-    for index, (method, (kind, colour)) in enumerate(kinds.items()):
-        step = min(STEP, 24 / max(1, len(dodged)))
-        aside = (dodged.index(method) - (len(dodged) - 1) / 2) * step if method in dodged else 0.0
-        made = []
-        for c, x in lines.get(method, []):
-            title = f"{c.label}: {words.percent(c.mean.value)}% {words.ends(c.mean, sign=False)} at {words.ratio(x)}"
-            place = min(max(to_x(x) + aside, LEFT + 4), right - 2)
-            made.append(Point(place, *map(to_y, c.mean), title, keep_text(c.keep)))  # type: ignore[arg-type]
-        if made:
-            series.append(Series(method, index, colour, kind, made))
-    order = {"rest": 0, "random": 1, "focus": 2}
-    series.sort(key=lambda s: order[s.kind])
+    to_x = Scale(start(smallest), max(1.0, largest) * 1.03, LEFT, right)
+    to_y = Scale(max(0.0, min(ends) - margin), min(102.0, max(ends) + margin), bottom, TOP)
+    series = _series(placed, looks, to_x, to_y)
     chart = Chart(
-        width, height, x_label, _alt(x_label, series, placed),
-        [(to_x(t), f"{100 * t:.0f}%") for t in ticks(0, x_high, 5 if width > 450 else 4)],
-        [(to_y(t / 100), f"{t:g}") for t in ticks(y_low, y_high, 6)],
+        width, height, x_label, _alt(x_label, series),
+        [(to_x(t), f"{100 * t:.0f}%") for t in ticks(to_x.low, to_x.high, 5 if width > 450 else 4)],
+        [(to_y(t), f"{t:g}") for t in ticks(to_y.low, to_y.high, 6)],
         series, None, "", right=right, bottom=bottom,
         missing=[c.label for c in cells if not c.is_unpruned and cost(c) is None],
     )  # fmt: skip
     if plain is not None:
-        y, low, high = map(to_y, plain.mean)
+        y, low, high = (to_y(100 * v) for v in plain.mean)
         chart.unpruned, chart.unpruned_text = (y, low, high), f"unpruned {words.percent(plain.mean.value)}"
         chart.unpruned_x = to_x(1.0)
+        if chart.unpruned_x - to_x(largest) > TEXT:
+            chart.unpruned_at = (chart.unpruned_x - 9, y - 6, "end")
+        elif to_x(smallest) > LEFT + TEXT:
+            chart.unpruned_at = (LEFT + 5, y - 6, "start")
+        else:  # no room beside the methods
+            chart.unpruned_at, chart.unpruned_text = (right, TOP - 5, "end"), f"╌╌ {chart.unpruned_text}"
     return chart
 
 
-def _alt(x_label: str, series: Sequence[Series], placed: Sequence[tuple[CellSummary, float]]) -> str:
-    names = words.listed([s.name for s in series if s.kind != "rest"] or [s.name for s in series], 9)
+def _series(
+    placed: Sequence[tuple[CellSummary, Range]], looks: dict[str, Look], to_x: Scale, to_y: Scale
+) -> list[Series]:
+    """The methods' lines in the order of drawing, those in focus beside each other."""
+    lines: dict[str, list[tuple[CellSummary, Range]]] = {}
+    for c, cost in sorted(placed, key=lambda pair: pair[1]):
+        lines.setdefault(c.method, []).append((c, cost))
+    beside = [m for m, look in looks.items() if look.kind != "rest"]
+    step = min(STEP, 24 / max(1, len(beside)))
+    found = []
+    for index, (method, look) in enumerate(looks.items()):
+        aside = (beside.index(method) - (len(beside) - 1) / 2) * step if method in beside else 0.0
+        made = []
+        for c, cost in lines.get(method, []):
+            x, left, right = (min(max(to_x(v) + aside, to_x.first + 4), to_x.last - 2) for v in cost)
+            y, low, high = (to_y(100 * v) for v in c.mean)
+            title = f"{c.label}: {words.percent(c.mean.value)}% {words.ends(c.mean, sign=False)}"
+            title += f" at {words.ratio(cost[0])}"
+            made.append(Point(x, y, low, high, title, keep_text(c.keep), left, right))
+        if made:
+            found.append(Series(method, index, look, made))
+    order = {"rest": 0, "random": 1, "focus": 2}
+    return sorted(found, key=lambda s: order[s.look.kind])
+
+
+def _alt(x_label: str, series: Sequence[Series]) -> str:
+    names = words.listed([s.name for s in series if s.look.kind != "rest"] or [s.name for s in series], 9)
     return f"Mean accuracy with 95% intervals against {x_label}: {names}. The same numbers are in the results table."

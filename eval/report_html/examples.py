@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
+from ..cells import UNPRUNED
 from ..compare import CHANGE
 from ..matching import keep_text
 from ..summary import CellSummary
 from ..tasks import Question, TaskSet
+from .pictures import Finder, draw_kept, jpeg, picture_of, shrink
 
-Mask = NDArray[np.bool_]
-Kept = tuple[Sequence[Mask], Sequence[Image.Image]]  # a mask and a picture per grid
-Finder = Callable[[str, Question], Kept | None]
 SHOWCASE = 0.25  # the keep nearest to it is shown: differences are seen there, and not everything is lost
 WANTED = {"down": 2, "up": 1}  # examples per method
 QUESTIONS, PANELS = 12, 6
-WIDTH, QUALITY = 216, 74
 
 
 @dataclass(frozen=True)
@@ -50,77 +41,9 @@ class Example:
     answer: str
     before: str
     was_right: bool
+    change: str
     picture: str = ""
     panels: list[Panel] = field(default_factory=list)
-
-
-def jpeg(picture: Image.Image) -> str:
-    """A small picture as a data URI."""
-    data = io.BytesIO()
-    picture.convert("RGB").save(data, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def shrink(picture: Image.Image, width: int = WIDTH) -> Image.Image:
-    """A picture at the width of a panel; tall ones are held to the same area."""
-    scale = min(width / picture.width, 1.4 * width / picture.height)
-    return picture.convert("RGB").resize(
-        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
-    )
-
-
-def draw_kept(kept: Kept, width: int = WIDTH) -> Image.Image:
-    """The grids of one sample beside each other, kept tokens in colour, the others dark."""
-    from ..show import draw_grid
-
-    masks, pictures = kept
-    across = 1 if len(masks) == 1 else math.ceil(math.sqrt(len(masks)))
-    widest = max(mask.shape[1] for mask in masks) * across
-    patch = max(4, math.ceil(2 * width / widest))  # drawn larger, so that the pattern survives the shrinking
-    drawn = [draw_grid(p, m, patch) for p, m in zip(pictures, masks, strict=True)]
-    lines = [drawn[i : i + across] for i in range(0, len(drawn), across)]
-    heights = [max(d.height for d in line) for line in lines]
-    sheet = Image.new("RGB", (max(sum(d.width for d in line) for line in lines), sum(heights)), (24, 24, 24))
-    for i, line in enumerate(lines):
-        for k, part in enumerate(line):
-            sheet.paste(part, (sum(d.width for d in line[:k]), sum(heights[:i])))
-    return shrink(sheet, width)
-
-
-def recorded(row: Mapping[str, Any], picture: Image.Image) -> Kept | None:
-    """Kept tokens of a result row that has them: ``kept`` is a list of ``[rows, cols, [ids in row-major order]]``."""
-    grids = row.get("kept")
-    if not grids:
-        return None
-    masks = []
-    for rows, cols, ids in grids:
-        mask = np.zeros(rows * cols, dtype=bool)
-        mask[ids] = True
-        masks.append(mask.reshape(rows, cols))
-    return masks, [picture] * len(masks)
-
-
-def kept_finder(loaded: Any, cells: Iterable[Any], tasks: TaskSet) -> Finder:
-    """Recomputes what a cell keeps of a question's image, by asking the model again.
-
-    Parameters
-    ----------
-    loaded : Loaded
-        The model.
-    cells : iterable of Cell
-        Of the sweep.
-    tasks : TaskSet
-        Whose questions are asked.
-    """
-    of = {cell.spec: cell for cell in cells}
-
-    def find(spec: str, question: Question) -> Kept | None:
-        from ..show import find_kept
-
-        kept, pictures = find_kept(loaded, of[spec], tasks.image(question.image_id), question.question, 1)
-        return kept.masks, pictures
-
-    return find
 
 
 def showcase(cells: Sequence[CellSummary]) -> list[CellSummary]:
@@ -151,10 +74,10 @@ def choose(cells: Sequence[CellSummary], rows: Iterable[Mapping[str, Any]]) -> l
     score: dict[str, dict[str, float]] = {}
     image_of: dict[str, str] = {}
     for row in rows:
-        if row["cell"] in wanted or row["cell"] == "unpruned":
+        if row["cell"] in wanted or row["cell"] == UNPRUNED.spec:
             score.setdefault(row["cell"], {})[row["question_id"]] = row["score"]
             image_of[row["question_id"]] = row["image_id"]
-    base = score.get("unpruned", {})
+    base = score.get(UNPRUNED.spec, {})
     flipped: dict[str, list[tuple[str, str]]] = {}
     seen: set[str] = set()  # images: a new one is worth more than the same again
     for spec in wanted:
@@ -191,40 +114,51 @@ def make_examples(
     tasks : TaskSet
         Questions and images.
     rows : iterable of mappings
-        All result rows; those with ``kept`` need no `find`.
+        All result rows.
     find : callable, optional
         Gives the masks and pictures of a cell's spec and a question, or None; see ``kept_finder``.
     """
     shown = {c.spec: c for c in showcase(cells)}
     plain = [c for c in cells if c.is_unpruned]
-    rows = [row for row in rows if row["cell"] in shown or row["cell"] == "unpruned"]
+    rows = [row for row in rows if row["cell"] in shown or row["cell"] == UNPRUNED.spec]
     row_of = {(row["cell"], row["question_id"]): row for row in rows}
     question_of = {q.question_id: q for q in tasks.questions}
     examples = []
     for q, flips in choose([*shown.values(), *plain], (r for r in rows if r["question_id"] in question_of)):
-        question, base = question_of[q], row_of["unpruned", q]
-        picture = _picture(tasks, question)
-        example = Example(question.task, question.question, question.answer, base["prediction"], base["score"] > 0.5)
-        example.picture = jpeg(shrink(picture)) if picture else ""
-        for spec, direction in flips:
-            cell, row = shown[spec], row_of[spec, q]
-            kept = picture and (recorded(row, picture) or (find(spec, question) if find else None))
-            made = {"picture": jpeg(draw_kept(kept))} if kept else {}
-            if kept:
-                n, total = sum(int(m.sum()) for m in kept[0]), sum(m.size for m in kept[0])
-                made["alt"] = f"The image with the {n} of {total} patches that {cell.label} keeps, the others darkened"
-                made["note"] = f"{n} of {total} patches"
-            prediction = str(row["prediction"])
+        question, base = question_of[q], row_of[UNPRUNED.spec, q]
+        after = [row_of[spec, q]["score"] for spec, _ in flips]
+        picture = picture_of(tasks, question)
+        example = Example(
+            question.task, question.question, question.answer, str(base["prediction"]), base["score"] > 0.5,
+            _change(base["score"], after), jpeg(shrink(picture)) if picture else "",
+        )  # fmt: skip
+        for (spec, direction), score in zip(flips, after, strict=True):
+            cell, made = shown[spec], _drawn(find, shown[spec], question) if find and picture else {}
+            note = [made.pop("note", ""), "" if score in (0, 1) else f"score {score:.2g}"]
+            made["note"] = ", ".join(filter(None, note))
+            prediction = str(row_of[spec, q]["prediction"])
             example.panels.append(Panel(cell.method, keep_text(cell.keep), direction, prediction, **made))
         examples.append(example)
     return examples
 
 
-def _picture(tasks: TaskSet, question: Question) -> Image.Image | None:
-    """A question's image; None for a video, or one that does not decode: the words are shown then."""
-    if getattr(question, "kind", "image") != "image":
-        return None
+def _drawn(find: Finder, cell: CellSummary, question: Question) -> dict[str, str]:
+    """The kept tokens as a picture with its words; a model that can't be asked again spoils no report."""
     try:
-        return tasks.image(question.image_id)
-    except (ValueError, KeyError, OSError):
-        return None
+        kept = find(cell.spec, question)
+    except (RuntimeError, ValueError, NotImplementedError) as e:
+        return {"note": f"kept tokens not drawn: {type(e).__name__}"}
+    if kept is None:
+        return {}
+    n, total = sum(int(m.sum()) for m in kept[0]), sum(m.size for m in kept[0])
+    alt = f"The image with the {n} of {total} patches that {cell.label} keeps, the others darkened"
+    return {"picture": jpeg(draw_kept(kept)), "alt": alt, "note": f"{n} of {total} patches"}
+
+
+def _change(before: float, after: Sequence[float]) -> str:
+    """What pruning did to a question, in words; nothing where methods differ."""
+    if before == 1 and set(after) == {0}:
+        return "right → wrong"
+    if before == 0 and set(after) == {1}:
+        return "wrong → right"
+    return "score fell" if max(after) < before else "score rose" if min(after) > before else ""

@@ -1,19 +1,14 @@
-"""What a sweep shows, in two sentences, and what its reader should know first."""
+"""What a sweep shows, in two sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..matching import keep_text
 from ..power import MARGIN
 from ..significance import BETTER, NO_EVIDENCE, WORSE
 from ..summary import CellSummary
 from . import words
-
-SEEDS = 3  # of random, for its luck to be in the intervals
-IMAGES = 30
-APART = 0.10  # a budget is another one from here on
 
 
 def verdict_kind(verdict: str) -> str:
@@ -27,21 +22,24 @@ def headline(cells: Sequence[CellSummary]) -> str:
     pruned = [c for c in cells if not c.is_unpruned]
     kinds: dict[str, set[str]] = {}
     for c in pruned:
-        if c.verdict:
-            kinds.setdefault(c.method, set()).add(verdict_kind(c.verdict))
+        if kind := verdict_kind(c.verdict):
+            kinds.setdefault(c.method, set()).add(kind)
     if not pruned:
         return "Nothing was pruned in this sweep"
     if not kinds:
-        what = "only random was run" if any(c.is_random for c in pruned) else "this sweep has no random baseline"
-        return f"No method can be judged: {what}"
+        randoms = sum(c.is_random for c in pruned)
+        why = "this sweep has no random baseline" if not randoms else "random was not run at their budgets"
+        return f"No method can be judged: {'only random was run' if randoms == len(pruned) else why}"
     n, better = len(kinds), [m for m, k in kinds.items() if "better" in k]
     if not better:
         worse = [m for m, k in kinds.items() if k == {"worse"}]
-        if worse and len(worse) == n:
-            return "Every method is worse than random pruning" if n > 1 else f"{words.short(worse[0])} is worse than random pruning"
-        return "No method is shown to beat random pruning" if n > 1 else f"{words.short(next(iter(kinds)))} is not shown to beat random"
-    many = len({c.keep for c in pruned if c.verdict}) > 1
-    where = "" if not many else " at every budget" if all(kinds[m] == {"better"} for m in better) else " at some budgets"
+        only = words.short(next(iter(kinds)))
+        if len(worse) == n:
+            return f"{'Every method' if n > 1 else only} is worse than random pruning"
+        return "No method is shown to beat random pruning" if n > 1 else f"{only} is not shown to beat random"
+    everywhere = all(kinds[m] == {"better"} for m in better)
+    many = len({c.keep for c in pruned if verdict_kind(c.verdict)}) > 1
+    where = "" if not many else " at every budget" if everywhere else " at some budgets"
     if n == 1:
         return f"{words.short(better[0])} beats random pruning{where}"
     if len(better) == n:
@@ -50,17 +48,25 @@ def headline(cells: Sequence[CellSummary]) -> str:
 
 
 def beaten(cells: Sequence[CellSummary]) -> str:
-    """Which methods beat random or lose to it, and at which budgets."""
+    """Which methods beat random or lose to it, the clearest first; the budgets where it is not at all of them."""
+    judged: dict[str, list[CellSummary]] = {}
+    for c in cells:
+        if verdict_kind(c.verdict) and c.against_random:
+            judged.setdefault(c.method, []).append(c)
+    kinds = {verdict_kind(c.verdict) for mine in judged.values() for c in mine}
+    if len(judged) == 1 and len(kinds) == 1:  # the headline says it
+        return ""
     parts = []
-    for kind, words_of in (("better", "Better than random"), ("worse", "Worse than random")):
-        keeps: dict[str, list[str]] = {}
-        for c in cells:
-            if verdict_kind(c.verdict) == kind:
-                keeps.setdefault(c.method, []).append(keep_text(c.keep))
-        names = [(words.short(m), [x for x in k if x]) for m, k in keeps.items()]
-        named = [f"{m} ({', '.join(k)})" if k else m for m, k in names]
+    for kind, words_of, sign in (("better", "Better than random", -1), ("worse", "Worse than random", 1)):
+        named = []
+        for method, mine in judged.items():
+            won = [c for c in mine if verdict_kind(c.verdict) == kind]
+            keeps = ", ".join(keep_text(c.keep) for c in won if c.keep is not None and len(won) < len(mine))
+            if won:
+                gain = sum(c.against_random.value for c in won if c.against_random) / len(won)
+                named.append((sign * gain, words.short(method) + (f" ({keeps})" if keeps else "")))
         if named:
-            parts.append(f"{words_of}: {words.listed(named, 6)}.")
+            parts.append(f"{words_of}: {words.listed([name for _, name in sorted(named)], 6)}.")
     return " ".join(parts)
 
 
@@ -96,68 +102,15 @@ def lede(cells: Sequence[CellSummary], margin: float = MARGIN) -> str:
     """The cheapest setting that is safe, or that there is none."""
     found, close = cheapest(cells, margin), f"{100 * margin:g} points"
     gaps = [c for c in cells if c.difference is not None]
-    if found is not None and found.difference is not None:
-        return (
-            f"The cheapest setting that stays within {close} of the unpruned model (95% confidence) is {words.short(found.label, 60)}: "
-            f"{words.points(found.difference)} points {words.ends(found.difference)} at {spends(found)}."
-        )
     if not gaps:
         return "There is no paired difference to the unpruned model yet."
-    best = max(gaps, key=lambda c: c.difference.value if c.difference else 0.0)
-    return (
-        f"No setting is shown to stay within {close} of the unpruned model; the closest is {words.short(best.label, 60)}: "
-        f"{words.points(best.difference)} points {words.ends(best.difference)} at {spends(best)}."
+    best = found or max(gaps, key=lambda c: c.difference.value if c.difference else 0.0)
+    said = (
+        f"The cheapest setting that stays within {close} of the unpruned model (95% confidence) is "
+        if found
+        else f"No setting is shown to stay within {close} of the unpruned model; the closest is "
     )
-
-
-def notices(cells: Sequence[CellSummary], about: dict[str, Any], images: int) -> list[str]:
-    """What limits the numbers, the gravest first."""
-    pruned, found = [c for c in cells if not c.is_unpruned], []
-    if open_cells := sum(not c.complete for c in cells):
-        found.append(
-            f"{open_cells} of {len(cells)} lines are unfinished; they are compared on the questions that both sides have."
-        )
-    if pruned and not any(c.is_unpruned for c in cells):
-        found.append("The unpruned model was not run, so there are no differences to it.")
-    randoms = [c for c in pruned if c.is_random]
-    if pruned and not randoms:
-        found.append("Random was not run: add it (--pruners random,...) to learn which methods beat it.")
-    elif randoms and (fewest := min(max(1, len(c.specs)) for c in randoms)) < SEEDS:
-        luck = "its luck is not in the intervals" if fewest == 1 else "its luck is only roughly in the intervals"
-        found.append(f"Random has {fewest} seed{'s' if fewest > 1 else ''}: {luck}. {SEEDS} or more are better.")
-    apart = [c for c in pruned if c.against_ratio is not None and abs(c.against_ratio - 1) > APART]
-    if apart:
-        found.append(
-            f"{words.listed(list(dict.fromkeys(words.short(c.method) for c in apart)))} spend other visual tokens per layer than "
-            "the random cells beside them (marked in the table); --match mean-tokens or --match flops compares at "
-            "equal compute."
-        )
-    if 0 < images < IMAGES:
-        found.append(f"There are only {images} images: intervals over so few are rough.")
-    counted, timed = (any(x is not None for x in (getattr(c, name) for c in pruned)) for name in ("lm_flops_ratio", "time"))
-    if pruned and not (counted and timed):
-        flops, times = "FLOPs were not counted", "times were not measured"
-        found.append(f"{flops}." if timed else f"{times.capitalize()}." if counted else f"{flops} and {times}.")
-    return found
-
-
-def budget_note(cell: CellSummary) -> str:
-    """That a cell spends more or less than the random one beside it, if it does."""
-    if cell.against_ratio is None or abs(cell.against_ratio - 1) <= APART:
-        return ""
-    return f"at {cell.against_ratio:.2f}× its tokens per layer"
-
-
-def sweep_line(cells: Sequence[CellSummary], about: dict[str, Any]) -> str:
-    """What was run on what."""
-    data = about.get("data") or {}
-    methods = len({c.method for c in cells if not c.is_unpruned})
-    keeps = [k for k in dict.fromkeys(c.keep for c in cells) if k is not None]
-    parts = [f"{methods} method{'s' if methods != 1 else ''}"]
-    if keeps:
-        parts[0] += f" at {words.listed([keep_text(k) for k in keeps], 6)}"
-    if about.get("model"):
-        parts.append(f"model {about['model']}")
-    if data.get("name"):
-        parts.append(f"data {data['name']} {data.get('version', '')}".strip())
-    return " · ".join(parts)
+    gap = f"{words.points(best.difference)} points {words.ends(best.difference)}"
+    unseen = f", but {best.n} questions would not show a loss of {300 / best.n:.1f} points" if best.n else ""
+    few = not found and best.difference is not None and best.difference.low >= -margin
+    return f"{said}{words.short(best.label, 60)}: {gap} at {spends(best)}{unseen if few else ''}."

@@ -5,21 +5,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..matching import keep_text
 from ..store import write_atomic
 from ..summary import CellSummary
 from ..tasks import TaskSet
-from . import headline, view, words
-from .charts import Chart, focus, make_chart
-from .examples import Finder, make_examples
+from . import headline, heat, notices, view, words
+from .charts import Range, focus, make_chart
+from .costs import cost_columns, memory_note
+from .drawing import Chart
+from .escaping import breaks, cell, fence
+from .examples import make_examples
+from .facts import facts
+from .pictures import Finder
 
 SIZES = {"wide": (586, 372), "narrow": (344, 316)}
 GLYPHS = {"better": "▲", "worse": "▼", "none": "○"}
 RULES = {"keep": "the same keep", "mean-tokens": "equal visual tokens per layer", "flops": "equal FLOPs"}
+COMPARED = RULES | {"keep": RULES["mean-tokens"]}  # what was asked for is no budget
 MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z", "M-3.6-3.6h7.2v7.2h-7.2Z", "M0-4.8 4.6 3.6H-4.6Z", "M0-5 5 0 0 5-5 0Z",
     "M0 4.8 4.6-3.6H-4.6Z", "M-1.5-4.6h3v3.1h3.1v3h-3.1v3.1h-3v-3.1h-3.1v-3h3.1Z",
@@ -27,26 +33,30 @@ MARKERS = (
 )  # fmt: skip
 
 
-def _flops(cell: CellSummary) -> float | None:
-    return cell.lm_flops_ratio if cell.flops_ratio is None else cell.flops_ratio
+def _flops(cell: CellSummary) -> Range | None:
+    ratio = cell.lm_flops_ratio if cell.flops_ratio is None else cell.flops_ratio
+    return None if ratio is None else (ratio, ratio, ratio)
 
 
-def _time(cell: CellSummary) -> float | None:
-    return cell.time.ratio if cell.time else None
+def _time(cell: CellSummary) -> Range | None:
+    if cell.time is None:
+        return None
+    range_of = (cell.cost.prefill if cell.cost else None) or (cell.time.seconds,) * 3
+    return cell.time.ratio, range_of[1] / cell.time.reference, range_of[2] / cell.time.reference
 
 
 def _charts(cells: Sequence[CellSummary]) -> list[tuple[str, str, dict[str, Chart]]]:
     """Title, name of the axis and the drawings of each cost that was measured."""
-    kinds = focus(cells)
+    looks = focus(cells)
     whole = any(c.flops_ratio is not None for c in cells)
     repeats = max((c.time.repeats for c in cells if c.time), default=0)
     costs = (
         ("FLOPs", f"prefill FLOPs{'' if whole else ' of the language model'}, relative to unpruned", _flops),
-        ("measured time", f"prefill time, relative to unpruned (median of {repeats})", _time),
+        (f"measured time (median of {repeats})", "prefill time, relative to unpruned", _time),
     )
     found = []
     for title, label, cost in costs:
-        made = {size: make_chart(cells, cost, label, kinds, *shape) for size, shape in SIZES.items()}
+        made = {size: make_chart(cells, cost, label, looks, *shape) for size, shape in SIZES.items()}
         drawn = {size: chart for size, chart in made.items() if chart is not None}
         if drawn:
             found.append((title, label, drawn))
@@ -60,29 +70,10 @@ def _environment(html: bool) -> Any:
         loader=PackageLoader("vtc.eval.report_html", "templates"), autoescape=html, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"words": words, "view": view, "headline": headline, "MARKERS": MARKERS, "GLYPHS": GLYPHS}
-    environment.filters |= {"cell": _cell, "fence": _fence, "breaks": _breaks}
+    environment.globals |= {"words": words, "keep_text": keep_text, "heat_of": heat.heat_of}
+    environment.globals |= {"MARKERS": MARKERS, "GLYPHS": GLYPHS}
+    environment.filters |= {"cell": cell, "fence": fence, "breaks": breaks}
     return environment
-
-
-def _breaks(text: object) -> Any:
-    """A method's text that may be broken after its signs."""
-    from markupsafe import Markup, escape
-
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[+,(=_-])", str(text)))
-
-
-def _cell(text: object) -> str:
-    """Text for a Markdown table: one line, nothing of it markup."""
-    plain = " ".join(str(text).split())
-    for char in "\\`*_{}[]<>|":
-        plain = plain.replace(char, "\\" + char)
-    return plain
-
-
-def _fence(text: object) -> str:
-    """Text inside a fenced block, which it can't close."""
-    return "\n".join("    " + line for line in str(text).splitlines() or [""])
 
 
 def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet) -> dict[str, Any]:
@@ -95,12 +86,16 @@ def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet
     return {
         "cells": cells, "about": about, "tasks": [t for t in names if any(t in c.accuracy for c in cells)],
         "rows": view.table_rows(cells, questions), "span": view.span_of(cells), "plain": plain, "images": images,
-        "questions": questions, "facts": view.facts(about), "notices": headline.notices(cells, about, images),
-        "long": " long" if any(len(c.method) > 18 for c in cells) else "", "title": headline.headline(cells), "lede": headline.lede(cells), "beaten": headline.beaten(cells),
-        "sweep": headline.sweep_line(cells, about), "safe": headline.cheapest(cells),
-        "detectable": sorted(known)[len(known) // 2] if known else None, "compared": len(known),
-        "budgets": view.budgets_of(cells, rule), "rule": RULES[rule], "official": view.official_rows(cells),
-        "command": about.get("command") or "", "steps": view.heat_scale(cells),
+        "questions": questions, "facts": facts(about), "notices": notices.notices(cells, about, images),
+        "long": " long" if any(len(c.method) > 18 for c in cells) else "", "title": headline.headline(cells),
+        "lede": headline.lede(cells), "beaten": headline.beaten(cells),
+        "sweep": notices.sweep_line(cells, about), "safe": headline.cheapest(cells),
+        "detectable": sorted(known)[len(known) // 2] if known else None, "comparisons": len(known),
+        "budgets": view.budgets_of(cells, rule), "rule": RULES[rule], "compared": COMPARED[rule],
+        "official": heat.official_rows(cells),
+        "command": about.get("command") or "", "steps": heat.heat_scale(cells),
+        "heat": len(names) > 1 and any(c.difference_by_task for c in cells),
+        "costs": cost_columns(cells), "memory": memory_note(cells),
         "configuration": json.dumps(about.get("configuration") or {}, indent=1, ensure_ascii=False, default=str),
         "version": (about.get("versions") or {}).get("vtc", ""),
     }  # fmt: skip
@@ -130,8 +125,7 @@ def render_report(
     """
     here = Path(__file__).parent / "templates"
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    kinds = focus(summaries)
-    legend = [(i, name, kind, colour) for i, (name, (kind, colour)) in enumerate(kinds.items())]
+    legend = [(i, name, look) for i, (name, look) in enumerate(focus(summaries).items())]
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment(html=True).get_template("page.html.j2").render(
         **_context(summaries, about, tasks), style=style, script=script, script_hash=script_hash,
@@ -154,5 +148,6 @@ def write_report(
     find: Finder | None = None,
 ) -> None:
     """Write ``report.html`` and ``report.md`` into `folder`, each in one go."""
-    write_atomic(folder / "report.html", render_report(summaries, about, tasks, rows, find))
-    write_atomic(folder / "report.md", render_markdown(summaries, about, tasks))
+    page, appendix = render_report(summaries, about, tasks, rows, find), render_markdown(summaries, about, tasks)
+    for name, text in (("report.html", page), ("report.md", appendix)):
+        write_atomic(folder / name, text.encode(errors="replace"))  # half a surrogate pair is no text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..cost import Spread
 from ..stats import Interval
 
 NONE = "–"
@@ -54,12 +55,40 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or value >= 1000 else f"{value:.1f}"
 
 
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, three digits: ``0.42``, ``12.3``, ``1,204``."""
+    value = 1000 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def spread(seconds: Spread) -> str:
+    """The range of several readings: ``[11.9–14.0]``."""
+    return f"[{milliseconds(seconds.low)}–{milliseconds(seconds.high)}]"
+
+
+def flops(number: float) -> str:
+    """FLOPs with three digits: ``48.8 k``, ``3.14 G``, ``8.71 T``."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * factor:
+            return f"{number / factor:#.3g} {prefix}".replace(". ", " ")
+    return f"{number:.0f}"
+
+
+def place(interval: Interval | None) -> str:
+    """A rank: ``2``."""
+    return NONE if interval is None else f"{interval.value:g}"
+
+
+def places(interval: Interval | None) -> str:
+    """The range of a rank, where there is one: ``[1–4]``."""
+    if interval is None or interval.low == interval.value == interval.high:
+        return ""
+    return f"[{interval.low:g}–{interval.high:g}]"
+
+
 def rank(interval: Interval | None) -> str:
     """A rank and its range: ``1``, ``2 [1–4]``."""
-    if interval is None:
-        return NONE
-    value, low, high = (f"{x:g}" for x in interval)
-    return value if low == high == value else f"{value} [{low}–{high}]"
+    return f"{place(interval)} {places(interval)}".strip()
 
 
 def short(name: str, most: int = 34) -> str:

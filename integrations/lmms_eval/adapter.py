@@ -21,7 +21,7 @@ def compress_backend(lm: Any, setup: Setup, model_args: str) -> Any:
     Raises
     ------
     ValueError
-        If it holds no torch model.
+        If it holds no torch model, or one without ``generate``.
     NotImplementedError
         For models that vtc can't wrap.
     """
@@ -30,6 +30,9 @@ def compress_backend(lm: Any, setup: Setup, model_args: str) -> Any:
     model = lm.model
     if not isinstance(model, nn.Module):
         raise ValueError(f"model_args: base {setup.base!r} holds a {type(model).__name__}, no torch model to compress")
+    if not hasattr(model, "generate"):  # its backend `huggingface` takes AutoModel for most models
+        kind = type(model).__name__
+        raise ValueError(f"model_args: base {setup.base!r} loaded a {kind}, which can't generate: use its own backend")
     if setup.pipeline:
         words = getattr(lm, "tokenizer", None) if any(p.uses_question for p in setup.pipeline) else None
         vtc.compress(model, setup.pipeline, positions=setup.positions, tokenizer=words)

@@ -1,0 +1,162 @@
+"""The job: from options to a configuration, or to the plain word that nothing qualifies."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vtc.config import CONFIG_NAME, VTCConfig
+from vtc.spec import parse
+
+from ..asked import load_asked
+from ..cells import UNPRUNED
+from ..configuration import configuration
+from ..console import make_console, say
+from ..cost import LMCost, lm_cost
+from ..loading import Loaded, config_hash, hardware, load_model, software
+from ..options import DEFAULT_LIMIT, LONGEST, longest_answers
+from ..outputs import no_writing, prepare_folder, remove_empty, results_folder
+from ..plan import leave_out, plan_cells
+from ..progress import make_progress
+from ..runner import Sweep
+from ..skips import check_media
+from ..store import ResultStore, write_atomic
+from ..tasks import TaskSet
+from ..workers import Rank
+from .answering import Answering
+from .confirm import confirm, sequence
+from .halving import FINALISTS, Rung, search
+from .options import TuneOptions, check_options
+from .parts import Parts, images_of
+from .report import Found, finalists_table, rung_line, tune_json, verdict
+from .shares import Paired
+
+REPORT = "tune.json"
+
+
+def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
+    """Search (or go on searching), confirm, and write ``tune.json`` and, if something qualifies, ``vtc_config.json``.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError
+        For an option, a model or an evaluation set that does not work; the message is one line.
+    KeyboardInterrupt
+        Passed on; finished answers stay in the output folder, and the same command goes on from there.
+    """
+    check_options(options)
+    if Rank.from_environment().world > 1:
+        raise ValueError("vtc tune is started once, not by a launcher: --workers says how many processes it uses")
+    console, started = console or make_console(), time.time()
+    everything, tasks = _questions(options)
+    parts = Parts.of(options, tasks)
+    plan = plan_cells(options.pruners, options.keeps, (options.seed,))
+    loaded = load_model(options.model, options.device, options.dtype)
+    cost = _cost_model(options, loaded)
+    plan = leave_out(plan, loaded, tasks)
+    settings = len(plan.cells) - 1
+    if not settings:
+        raise ValueError(f"--pruners {','.join(options.pruners)}: no setting of these runs on this model")
+    described = configuration(options.as_bench(), loaded, everything)
+    config = config_hash(described)
+    folder = options.output or Path("vtc-tune") / results_folder(None, loaded, everything, config).name
+    made = prepare_folder(folder)
+    rungs = parts.rungs(settings, options)
+    say(console, parts.stated(options, tasks), *plan.remarks())
+    say(console, f"{settings} settings, {len(rungs)} rungs, model {loaded.name}; results in {folder}")
+    sweep = Sweep(
+        loaded, tasks, plan.cells, cost, options.batch_size, LONGEST, options.share,
+        longest_answers(options.as_bench(), tasks), options.num_frames, options.cache_bytes,
+    )  # fmt: skip
+    found = Found(options, images=len(images_of(parts.confirmation)))
+    try:
+        _forget(folder)
+        with ResultStore(folder / "results.jsonl", config) as store, make_progress(console) as progress:
+            source = (options.model, options.device, options.dtype)
+            later = parts.later(rungs, settings, options.eta)
+            trial = Answering(sweep, store, progress, options.by, source, options.workers, later)
+            if options.by == "prefill":
+                trial.time_prefills(folder / "timing.json")
+
+            def told(rung: Rung) -> None:
+                found.rungs.append(rung)
+                say(console, rung_line(rung, len(found.rungs), len(rungs)))
+
+            specs = [cell.spec for cell in plan.cells if cell.spec != UNPRUNED.spec]
+            search(specs, rungs, trial, options.target, options.confidence, options.eta, FINALISTS, options.seed, told)
+            _decide(found, parts, trial)
+        about = {
+            "configuration": described, "config_hash": config, "command": shlex.join(["vtc", *sys.argv[1:]]),
+            "model": loaded.name, "versions": software(), "hardware": hardware(loaded.model), "split": parts.to_json(),
+            "data": {"name": tasks.name, "version": tasks.version, "fingerprint": tasks.fingerprint,
+                     "limit": tasks.limit, "questions": tasks.counts, "skipped": list(tasks.skipped)},
+            "left_out": plan.left_out, "seconds": round(time.time() - started, 1),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        _write(folder, found, about)
+    except OSError as e:
+        raise no_writing(folder, e) from None
+    finally:
+        remove_empty(made)
+    if found.trialled:
+        console.print(finalists_table(found))
+    written = f"{folder}/{REPORT}" + (f", {CONFIG_NAME}" if found.winner else f"; no {CONFIG_NAME}")
+    say(console, *verdict(found), f"{time.time() - started:.0f} s. Written: {written}")
+    if found.winner:
+        model = repr(options.model) if options.model else "vtc.eval.bundled.bundled_model_path()"
+        say(console, f"To use it: vtc.load({model}, vtc.VTCConfig.from_pretrained({str(folder)!r}))")
+    return found
+
+
+def _questions(options: TuneOptions) -> tuple[TaskSet, TaskSet]:
+    """The whole evaluation set, and the questions of it that are asked."""
+    everything, names = load_asked(
+        options.tasks, options.data, options.data_dir, options.on_error, options.include_path
+    )
+    own = options.model is None and everything.name == "bundled"
+    tasks = everything.subset(names, DEFAULT_LIMIT if options.limit is None and own else options.limit)
+    tasks = check_media(tasks, options.on_error)
+    return everything, replace(tasks, tasks=tuple(t for t in tasks.tasks if tasks.counts[t]))
+
+
+def _cost_model(options: TuneOptions, loaded: Loaded) -> LMCost | None:
+    try:
+        return lm_cost(loaded.model)
+    except NotImplementedError as e:
+        if options.by == "flops":
+            raise ValueError(f"{e}: choose --by tokens or --by prefill") from None
+        return None
+
+
+def _decide(found: Found, parts: Parts, trial: Answering) -> None:
+    """Confirm the finalists."""
+    chain, options = sequence(found.rungs[-1].alive), found.options
+    if not chain:
+        return
+    held_out = parts.confirmation
+    answered = trial([UNPRUNED.spec, *(s.spec for s in chain)], held_out, f"confirming {len(chain)}")
+    plain = answered[UNPRUNED.spec].scores
+    found.accuracy = float(Paired(held_out, plain).plain.mean())
+    found.trialled = confirm(chain, held_out, plain, answered, options.target, options.confidence, options.seed)
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier search decided here, so that it can't be taken for this one's."""
+    if (folder / CONFIG_NAME).exists() and not (folder / REPORT).exists():
+        raise ValueError(f"{folder} has a {CONFIG_NAME} that vtc tune did not write: choose another --output")
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)
+
+
+def _write(folder: Path, found: Found, about: dict[str, Any]) -> None:
+    write_atomic(folder / REPORT, json.dumps(tune_json(found, about), indent=1) + "\n")
+    if found.winner:  # after the report: a configuration without one is somebody else's
+        VTCConfig.of(parse(found.winner.spec)).save_pretrained(folder)
