@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from .benchmarks import joined, load_benchmarks, load_folder
 from .bundled import bundled_data
 from .definition import definition, list_definitions
-from .media import MediaStore
 from .options import DEFAULT_LIMIT, BenchOptions
 from .skips import check_media
 from .tasks import TaskSet, load_tasks
@@ -67,7 +65,7 @@ def load_asked(
             raise ValueError(f"unknown task {name!r}. There is: {known}; a definition's .yaml; lmms:NAME of lmms-eval")
     if own_names == names:
         return bundled, names
-    sets = [_as_store(bundled.subset(own_names))] if own_names else []
+    sets = [bundled.subset(own_names)] if own_names else []
     beside = [n for n in public if n not in list_definitions() and definition(n).hub is None]
     if ours := [n for n in public if n not in beside]:
         sets.append(load_benchmarks(ours, data_dir, on_error))
@@ -102,9 +100,3 @@ def a_part(tasks: TaskSet, part: int, parts: int) -> TaskSet:
     if part > len(groups):
         raise ValueError(f"--shard {part}/{parts}: there are only {len(groups)} images")
     return tasks.part([q for group in groups[part - 1 :: parts] for q in group])
-
-
-def _as_store(tasks: TaskSet) -> TaskSet:
-    """The same set with its images behind functions, as the others have them."""
-    readers = {i: partial(bytes, data) for i, data in tasks.images.items() if isinstance(data, bytes)}
-    return replace(tasks, images=MediaStore(readers, {}))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .asked import a_part, asked_questions
+from .baselines import add_baselines
 from .claims import Claims
 from .configuration import configuration, record
 from .console import make_console, say
@@ -95,7 +96,10 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     loaded = load_model(options.model, options.device, options.dtype)
     described = configuration(options, loaded, everything)
     folder = results_folder(options.output, loaded, everything, config_hash(described))
-    plan = chosen_cells(leave_out(plan, loaded, tasks), options.only)
+    plan = leave_out(plan, loaded, tasks)
+    if options.random and not {*(options.only or ["all"])} <= {cell.spec for cell in plan.cells}:
+        plan = add_baselines(plan, loaded, tasks, options.every_seed)
+    plan = chosen_cells(plan, options.only)
     if options.emit is not None:
         emit_cells(options.emit, plan.cells, options.arguments or sys.argv[1:], folder.resolve())
         say(console, f"{len(plan.cells)} cells; written: {options.emit}")

@@ -62,6 +62,11 @@ class BenchOptions:
     arguments: Sequence[str] | None = None
 
     @property
+    def every_seed(self) -> range:
+        """Seeds of each method that takes one."""
+        return range(self.seed, self.seed + self.seeds)
+
+    @property
     def partial(self) -> bool:
         """Whether only answers are computed, for another run to put together."""
         return self.only is not None or self.shard is not None

@@ -65,8 +65,8 @@ def plan_cells(
 
     named = [m for m in methods if m not in ("unpruned", "none", ALL)]
     others = [m for m in list_pruners() if m not in named] if ALL in methods else []
-    first = [RANDOM, *baselines(named)] if random and (named or others) else []
-    optional = [m for m in [*(baselines(others) if random else ()), *others] if m not in (*first, *named)]
+    first = [RANDOM, *late_random(named)] if random and (named or others) else []
+    optional = [m for m in [*(late_random(others) if random else ()), *others] if m not in (*first, *named)]
     named = [*first, *named]
     cells, left_out = [UNPRUNED], {}
     for method in dict.fromkeys([*named, *optional]):
@@ -81,11 +81,11 @@ def plan_cells(
     return Plan(list({cell.spec: cell for cell in cells}.values()), frozenset(optional), left_out)
 
 
-def baselines(methods: Sequence[str]) -> list[str]:
+def late_random(methods: Sequence[str]) -> list[str]:
     """``random`` at the decoder layers at which methods choose, for those that choose once."""
     from vtc.spec import parse
 
-    found = {}
+    found: dict[str, None] = {}
     for method in methods:
         pipeline = parse(method)
         stops = [pipeline[0].stops(depth) for depth in DEPTHS] if len(pipeline) == 1 else []
@@ -97,14 +97,14 @@ def baselines(methods: Sequence[str]) -> list[str]:
 
 def plan_sweep(options: BenchOptions) -> tuple[Plan, dict[str, Cell]]:
     """The cells that are asked for, and those of a recipe by their labels."""
-    seeds = range(options.seed, options.seed + options.seeds)
+    seeds = options.every_seed
     if options.recipe is None:
         return plan_cells(options.pruners, options.keeps, seeds, options.random), {}
     asked = options.recipe.bench_cells(options.seed or None)
     keeps = [cell.keep for cell in asked.values() if cell.keep is not None]
     base = [UNPRUNED]
     if options.random and keeps:
-        base = plan_cells([RANDOM, *baselines([options.recipe.pruner])], keeps, seeds).cells
+        base = plan_cells([RANDOM, *late_random([options.recipe.pruner])], keeps, seeds).cells
     cells = {cell.spec: cell for cell in [*base, *asked.values()]}
     return Plan(list(cells.values())), asked
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Clock = Callable[[], float]
-DOUBT = 0.3  # of the work done: how much must be seen to believe that the pace has changed
+DOUBT = 0.2  # of all the work: how much has to be seen to believe that the pace is another
 MEMORY = 0.3  # of all the work: what the pace of late is taken over
 
 
@@ -33,7 +33,7 @@ class Estimator:
         self.clock = clock
         self.left = dict(total)
         self._done: dict[str, tuple[int, float]] = {}  # answers, and the seconds of work that they were
-        self._actual = self._expected = 0.0  # seconds of late
+        self._actual = self._expected = self._doubt = 0.0  # seconds of late
         self._visit: tuple[str, int, float] | None = None
         self._last = clock()
 
@@ -57,18 +57,16 @@ class Estimator:
         n, work = self._done.get(cell, (0, 0.0))
         if n and work:
             expected = count * work / n
-            fading = math.exp(-expected / (MEMORY * self._work()))
+            whole = self._work()
+            fading, self._doubt = math.exp(-expected / (MEMORY * whole)), DOUBT * whole
             self._actual = fading * self._actual + seconds
             self._expected = fading * self._expected + expected
         self._done[cell] = n + count, work + seconds / self._pace
 
     @property
     def _pace(self) -> float:
-        """Seconds that a second of work takes at the moment: load comes and goes. A little that was seen says little."""
-        if not self._expected:
-            return 1.0
-        doubt = DOUBT * sum(work for _, work in self._done.values())
-        return (self._actual + doubt) / (self._expected + doubt)
+        """Seconds that a second of work takes at the moment: load comes and goes, but a little says little."""
+        return (self._actual + self._doubt) / (self._expected + self._doubt) if self._expected else 1.0
 
     def _speeds(self) -> dict[str, float]:
         """Seconds of work per answer."""

@@ -193,13 +193,17 @@ def _nothing(cell: str, count: int, found: bool) -> None:
 
 
 def turns(count: int, number: int) -> list[int]:
-    """Order in which process `number` visits `count` chunks: they start far from each other, however many they are."""
+    """Order in which process `number` visits `count` chunks.
+
+    The first, small one comes first for all, who share its cells; then they start far from each other, however many
+    they are.
+    """
     start, step = 0.0, 0.5
     while number:
         start += step * (number & 1)
         number, step = number >> 1, step / 2
-    first = int(start * count)
-    return [*range(first, count), *range(first)]
+    first = 1 + int(start * (count - 1))
+    return [0, *range(first, count), *range(1, first)] if count else []
 
 
 def run_sweep(

@@ -7,12 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .media import Media, decode, part_of
+from .media import Media, MediaStore, decode, part_of
 from .video import Clip, sample_frames, uniform
 
 IMAGE_COLUMNS = ("image_id", "image")
@@ -239,10 +240,14 @@ def load_tasks(folder: str | Path) -> TaskSet:
 
         return load_folder(folder)
     files = (folder / "images.parquet", folder / "questions.parquet")
-    images: dict[str, Media] = {}
-    for row in _table(files[0], IMAGE_COLUMNS):
+    readers, places = {}, {}
+    for number, row in enumerate(_table(files[0], IMAGE_COLUMNS), 1):
         data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-        images[str(row["image_id"])] = data
+        if not isinstance(data, bytes):
+            raise ValueError(f"{files[0]} row {number}: the image must be encoded bytes, it is {data!r:.40}")
+        readers[str(row["image_id"])] = partial(bytes, data)
+        places[str(row["image_id"])] = f"{files[0]} row {number}"
+    images = MediaStore(readers, places)
     questions = tuple(
         Question(
             str(row["question_id"]), str(row["task"]), str(row["image_id"]), str(row["question"]), str(row["answer"])

@@ -126,4 +126,4 @@ def test_results_of_another_version_are_left_alone(tmp_path: Path, monkeypatch: 
     # a parameter of a method is part of its cell
     asked.clear()
     run_bench(replace(options, pruners=["uniform(layer=1)"]))
-    assert asked == ["uniform(keep=3, layer=1)"]
+    assert set(asked) == {"uniform(keep=3, layer=1)"}
