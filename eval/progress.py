@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Clock = Callable[[], float]
+COLD = 2  # cells that are slow because they come first
 DOUBT = 0.2  # of all the work: how much has to be seen to believe that the pace is another
 MEMORY = 0.3  # of all the work: what the pace of late is taken over
 
@@ -78,7 +79,8 @@ class Estimator:
 
     def _work_left(self) -> float:
         speeds = self._speeds()
-        typical = statistics.fmean(speeds.values())
+        seen = list(speeds.values())
+        typical = statistics.fmean(seen[COLD:] if len(seen) > 2 * COLD else seen)
         return sum(n * speeds.get(cell, typical) for cell, n in self.left.items())
 
     def _work(self) -> float:

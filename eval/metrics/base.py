@@ -24,10 +24,13 @@ class Metric:
         Its name in definitions.
     main : str
         Which of the figures is the headline.
+    printed : str
+        The one that papers print, where that is another.
     """
 
     name: ClassVar[str]
     main: ClassVar[str] = "accuracy"
+    printed: ClassVar[str] = ""
 
     def parse(self, question: Question, prediction: str) -> str:
         """What was understood of a prediction; empty if it holds no answer of the kind that is asked for."""

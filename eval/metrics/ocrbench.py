@@ -22,6 +22,7 @@ class OCRBench(Metric):
     """
 
     name = "ocrbench"
+    printed = "ocrbench_score"
 
     def parse(self, question: Question, prediction: str) -> str:
         """The prediction in the form in which answers are looked for."""
