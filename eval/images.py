@@ -14,7 +14,7 @@ MAX_PIXELS = 64_000_000
 
 
 @contextmanager
-def _no_torn_files() -> Iterator[None]:
+def no_torn_files() -> Iterator[None]:
     """Refuse cut-off files even where another library has allowed them for the whole process."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
@@ -50,7 +50,7 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
         if not path.is_file():
             raise ValueError(f"{name} is not a file")
     try:
-        with warnings.catch_warnings(), _no_torn_files():
+        with warnings.catch_warnings(), no_torn_files():
             # our own limit below is the lower one; Pillow's would only warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as im:

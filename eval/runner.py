@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +14,7 @@ from .answer import Answer, answer_plain, answer_shared, shares_prefix
 from .cells import Cell
 from .claims import Claims
 from .cost import LMCost
+from .dealing import batches, deal, packs, turns
 from .encode import reuses_encoder
 from .features import DEFAULT_LIMIT, Features, pruned
 from .loading import Loaded
@@ -24,7 +23,6 @@ from .prompt import Row, make_row
 from .store import Key
 from .tasks import Question, TaskSet
 
-IMAGES_PER_CHUNK, CHUNKS, BATCHES = 16, 20, 3  # at most, about, at least
 ENCODING = "encoding"  # counted like a cell, one per image
 Advance = Callable[[str, int, bool], None]
 
@@ -67,18 +65,8 @@ class Sweep:
         return self.longest.get(question.task, self.max_new_tokens)
 
     def chunks(self) -> list[list[list[Question]]]:
-        """The questions of a few images each: many chunks, each like the whole, but no smaller than some batches.
-
-        The first is smaller, so that every cell has soon been timed.
-        """
-        groups = self.tasks.groups()
-        per_batch = self.batch_size * len(groups) / max(1, len(self.tasks.questions))  # images
-        size = min(IMAGES_PER_CHUNK, max(math.ceil(BATCHES * per_batch), len(groups) // CHUNKS, 1))
-        dealt = sorted(groups, key=len, reverse=True)  # images with many questions and with few in every chunk
-        middle, few = len(dealt) // 2, max(1, min(int(per_batch), size, len(dealt) // CHUNKS))
-        first, rest = dealt[middle : middle + few], dealt[:middle] + dealt[middle + few :]
-        count = -(-len(rest) // size)
-        return [first, *(rest[i::count] for i in range(count))] if groups else []
+        """The questions of a few images each, see ``deal``."""
+        return deal(self.tasks.groups(), self.batch_size)
 
 
 def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, Any]:
@@ -121,26 +109,6 @@ class _Chunk:
         return [self._rows[q.question_id] for q in questions]
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _packs(groups: Sequence[list[Row]], size: int) -> Iterator[list[list[Row]]]:
-    """Images with equally long prefixes, together up to `size` questions; an image with more is cut."""
-    by_prefix: dict[int, list[list[Row]]] = defaultdict(list)
-    for group in groups:
-        by_prefix[group[0].prefix] += [list(part) for part in _batches(group, size)]
-    for same in by_prefix.values():
-        pack: list[list[Row]] = []
-        for group in same:
-            if pack and sum(map(len, pack)) + len(group) > size:
-                yield pack
-                pack = []
-            pack.append(group)
-        yield pack
-
-
 def _alike(sweep: Sweep, groups: Sequence[list[Row]]) -> dict[tuple[int, str], list[list[Row]]]:
     """The groups, each about one visual input, by longest answer and modality, of which a batch has one."""
     found: dict[tuple[int, str], list[list[Row]]] = {}
@@ -168,12 +136,12 @@ def _answers(
     share = reuse and sweep.share and not cell.reads_text and shares_prefix(model)
     with pruned(model, cell) as wrapped:
         for (limit, _), same in _alike(sweep, groups).items():
-            for pack in _packs(same, sweep.batch_size) if share else ():
+            for pack in packs(same, sweep.batch_size) if share else ():
                 vision = [encoded[id(g[0])] for g in pack]
                 found = answer_shared(wrapped, processor, pack, vision, limit)
                 yield [pair for g, a in zip(pack, found, strict=True) for pair in zip(g, a, strict=True)]
             rows = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
-            for batch in _batches(rows, sweep.batch_size):
+            for batch in batches(rows, sweep.batch_size):
                 outputs = [encoded[id(r)] for r in batch] if reuse else None
                 yield list(zip(batch, answer_plain(wrapped, processor, batch, outputs, limit), strict=True))
 
@@ -190,20 +158,6 @@ class Results(Protocol):
 
 def _nothing(cell: str, count: int, found: bool) -> None:
     pass
-
-
-def turns(count: int, number: int) -> list[int]:
-    """Order in which process `number` visits `count` chunks.
-
-    The first, small one comes first for all, who share its cells; then they start far from each other, however many
-    they are.
-    """
-    start, step = 0.0, 0.5
-    while number:
-        start += step * (number & 1)
-        number, step = number >> 1, step / 2
-    first = 1 + int(start * (count - 1))
-    return [0, *range(first, count), *range(1, first)] if count else []
 
 
 def run_sweep(

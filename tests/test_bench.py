@@ -24,6 +24,7 @@ from versions import TAKES_FEATURES
 import vtc
 from vtc.eval import runner
 from vtc.eval.bench import BenchOptions, run_bench
+from vtc.eval.dealing import IMAGES_PER_CHUNK
 from vtc.eval.plan import plan_cells
 from vtc.eval.store import ResultStore, read_all, read_rows, result_files
 from vtc.eval.tasks import Question, save_tasks
@@ -201,7 +202,7 @@ def test_an_interrupt_keeps_the_results(workers: int, tmp_path: Path):
 
 
 def test_two_workers_find_what_one_does(tmp_path: Path):
-    data = save_data(tmp_path / "data", images=2 * runner.IMAGES_PER_CHUNK)
+    data = save_data(tmp_path / "data", images=2 * IMAGES_PER_CHUNK)
     settings = {"pruners": ["random", "fastv"], "keeps": [3], "data": data}
     alone = run_bench(options(tmp_path / "one", **settings))
     # half of it is there already
@@ -217,7 +218,7 @@ def test_two_workers_find_what_one_does(tmp_path: Path):
 
 
 def test_a_broken_image_is_named_with_its_file_and_row(tmp_path: Path):
-    pictures = {f"i{i}": png(i) for i in range(2 * runner.IMAGES_PER_CHUNK)}
+    pictures = {f"i{i}": png(i) for i in range(2 * IMAGES_PER_CHUNK)}
     pictures["i9"] = pictures["i9"][:100]
     questions = [Question(i, "t", i, "what is it?", "red") for i in pictures]
     data = save_tasks(tmp_path / "data", pictures, questions)

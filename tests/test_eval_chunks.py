@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vtc.eval.cells import UNPRUNED
-from vtc.eval.runner import IMAGES_PER_CHUNK, Sweep
+from vtc.eval.dealing import IMAGES_PER_CHUNK
+from vtc.eval.runner import Sweep
 from vtc.eval.tasks import Question, TaskSet
 
 

@@ -19,8 +19,8 @@ from bench_world import save_data, world
 
 from vtc.cli import main
 from vtc.eval.claims import NAME, Claims
+from vtc.eval.dealing import turns
 from vtc.eval.emit import parse_shard, without
-from vtc.eval.runner import turns
 from vtc.eval.store import ResultStore, read_all, read_rows, result_files
 from vtc.eval.workers import Rank
 

@@ -13,7 +13,7 @@ import pytest
 from bench_world import png
 from lmms_own import own_task, rows
 from lmms_world import installed_task, pope_rows, require_lmms_eval, write_pope, write_task
-from PIL import Image
+from PIL import Image, ImageFile
 
 require_lmms_eval()
 
@@ -142,8 +142,12 @@ def test_unknown_names_and_broken_data_are_named(tmp_path: Path, folder: Path) -
         metric(f"lmms:pope_local@{folder}#x")
 
 
-def test_rows_that_cant_be_read_stop_or_are_skipped(tmp_path: Path) -> None:
-    """lmms-eval would have Pillow fill up a broken picture."""
+@pytest.mark.parametrize("allowed", [False, True])
+def test_rows_that_cant_be_read_stop_or_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """lmms-eval would have Pillow fill up a broken picture, and its modules say so for the whole process."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(noise).save(data, "PNG")

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from vtc.eval.images import no_torn_files
 from vtc.eval.media import Media
 from vtc.eval.tasks import Question
 from vtc.eval.video import Clip
@@ -112,9 +113,10 @@ class Reader:
         """
         place = f"{self.task.config.task} row {doc_id}"
         try:
-            doc = docs_of(self.task)[doc_id]
-            parts, text = content_of(self.task, doc)
-            ids = tuple(map(media_id, parts))
+            with no_torn_files():  # lmms-eval's own modules allow them for the whole process
+                doc = docs_of(self.task)[doc_id]
+                parts, text = content_of(self.task, doc)
+                ids = tuple(map(media_id, parts))
             references = references_of(self.task, doc)
         except (OSError, SyntaxError, KeyError, ValueError) as error:  # SyntaxError: of Pillow
             raise ValueError(f"lmms-eval's task {place}: {error}") from error
