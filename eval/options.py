@@ -14,7 +14,7 @@ from .recipes import Recipe
 from .skips import ON_ERROR
 from .tasks import TaskSet
 
-DEFAULT_LIMIT = 150
+DEFAULT_LIMIT = 100
 LONGEST = 16
 
 

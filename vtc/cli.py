@@ -84,7 +84,7 @@ def bench(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Questions per task, always the same ones (default: 150 on the bundled model and tasks, else all)."
+            help="Questions per task, always the same ones (default: 100 on the bundled model and tasks, else all)."
         ),
     ] = None,
     output: Annotated[

@@ -22,7 +22,7 @@ from ..configuration import configuration
 from ..console import make_console, say
 from ..cost import LMCost, lm_cost
 from ..loading import Loaded, config_hash, hardware, load_model, software
-from ..options import DEFAULT_LIMIT, LONGEST, longest_answers
+from ..options import LONGEST, longest_answers
 from ..outputs import no_writing, prepare_folder, remove_empty, results_folder
 from ..plan import leave_out, plan_cells
 from ..progress import make_progress
@@ -40,6 +40,7 @@ from .report import Found, finalists_table, rung_line, tune_json, verdict
 from .shares import Paired
 
 REPORT = "tune.json"
+ENOUGH = 150  # questions of each bundled task: half of them have to confirm
 
 
 def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
@@ -122,7 +123,7 @@ def _questions(options: TuneOptions) -> tuple[TaskSet, TaskSet]:
         options.tasks, options.data, options.data_dir, options.on_error, options.include_path
     )
     own = options.model is None and everything.name == "bundled"
-    tasks = everything.subset(names, DEFAULT_LIMIT if options.limit is None and own else options.limit)
+    tasks = everything.subset(names, ENOUGH if options.limit is None and own else options.limit)
     tasks = check_media(tasks, options.on_error)
     return everything, replace(tasks, tasks=tuple(t for t in tasks.tasks if tasks.counts[t]))
 
