@@ -24,6 +24,7 @@ from vtc.eval.emit import parse_shard, without
 from vtc.eval.store import ResultStore, read_all, read_rows, result_files
 from vtc.eval.workers import Rank
 
+IMAGES, QUESTIONS = 24, 6 * 24
 CELLS = 4  # unpruned, random, and uniform at two keeps: below
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -50,7 +51,7 @@ def answered(out: Path) -> dict[tuple[str, str], Any]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_data(tmp_path_factory.mktemp("data") / "set", images=40)
+    return save_data(tmp_path_factory.mktemp("data") / "set", images=IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[st
         main(arguments(data, out, "--workers", "1"))
     assert stop.value.code == 0
     found = answered(out)
-    assert len(found) == CELLS * 240
+    assert len(found) == CELLS * QUESTIONS
     return found
 
 
@@ -141,12 +142,12 @@ def test_shards_and_emitted_commands_make_up_the_sweep(data: Path, alone: dict[A
     run(plan["cells"][1]["command"], "--shard", "2/3")
     found = answered(out)
     assert {cell for cell, _ in found} == {"random(keep=0.5)"}
-    assert len(found) == 13 * 6  # of 40 images
+    assert len(found) == QUESTIONS // 3
     assert not (out / "summary.json").exists()
     for _ in range(2):  # again at no harm
         for cell in plan["cells"][:3]:
             run(cell["command"])
-        assert len(answered(out)) == 3 * 240
+        assert len(answered(out)) == 3 * QUESTIONS
     run(plan["merge"])
     assert answered(out) == alone
     assert (out / "report.html").exists()
