@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -153,26 +152,27 @@ def test_shards_and_emitted_commands_make_up_the_sweep(data: Path, alone: dict[A
     assert (out / "report.html").exists()
 
 
-def _hold(folder: str, ready: Any) -> None:
-    claims = Claims(Path(folder))
-    ready.put(claims.take("part"))
-    time.sleep(60)
+HOLD = """if True:
+    import sys, time
+    from pathlib import Path
+    from vtc.eval.claims import Claims
+    claims = Claims(Path(sys.argv[1]))
+    print(claims.take("part"), flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_dead_process_holds_no_claim(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Queue()
-    other = context.Process(target=_hold, args=(str(tmp_path), ready), daemon=True)
-    other.start()
-    assert ready.get(timeout=60)
-    with Claims(tmp_path) as claims:
-        assert claims.take("another part")
-        assert not claims.take("part")
-        assert other.pid is not None
-        os.kill(other.pid, signal.SIGKILL)
-        other.join()
-        assert claims.take("part")
-        claims.give_back("part")
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with Claims(tmp_path) as claims:
+            assert claims.take("another part")
+            assert not claims.take("part")
+            other.kill()
+            other.wait()
+            assert claims.take("part")
+            claims.give_back("part")
     assert not (tmp_path / NAME).exists()
 
 
