@@ -44,7 +44,7 @@ def line(cell: dict[str, Any], stages: dict[str, str]) -> str:
     """A method's row."""
     kept, mean = round(cell["tokens_kept"]), round(cell["tokens_per_layer"])
     values = (
-        f"`{cell['method']}`", stages[cell["method"]], f"{kept}" if kept == mean else f"{kept} ({mean})",
+        f"`{cell['method']}`", stages.get(cell["method"], "decoder"), f"{kept}" if kept == mean else f"{kept} ({mean})",
         f"{100 * cell['mean']['value']:.1f}", points(cell["difference"]), points(cell["against_random"]),
         cell["verdict"],
     )  # fmt: skip
@@ -57,7 +57,7 @@ def main() -> None:
     stages = {row["name"]: ", ".join(row["stages"]) for row in describe()}
     pruned = [cell for cell in about["cells"] if cell["difference"] is not None]
     unpruned = next(cell for cell in about["cells"] if cell["difference"] is None)
-    methods = [cell for cell in pruned if cell["method"] != "random"]
+    methods = [cell for cell in pruned if not cell["method"].startswith("random")]
     page = TEXT.format(
         command=f"vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit {about['data']['limit']}",
         questions=sum(about["data"]["questions"].values()), tasks=len(about["data"]["questions"]),
@@ -69,7 +69,8 @@ def main() -> None:
     for keep in keeps:
         same = sorted((c for c in pruned if c["keep"] == keep), key=lambda c: -c["mean"]["value"])
         page += f"\n## {keep_text(keep)} kept\n\n" + "\n".join([HEAD, *(line(cell, stages) for cell in same)]) + "\n"
-    further = sorted((c for c in pruned if c not in methods and c["keep"] not in keeps), key=lambda c: -c["keep"])
+    further = [c for c in pruned if c not in methods and c["keep"] not in keeps]
+    further.sort(key=lambda c: -c["keep"])
     page += "\n## Random at the other budgets\n\n| keep | accuracy | against unpruned |\n|---|---|---|\n"
     page += "".join(
         f"| {keep_text(c['keep'])} | {100 * c['mean']['value']:.1f} | {points(c['difference'])} |\n" for c in further
