@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from vtc.cli import main
+from vtc.eval.store import read_all
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -143,7 +144,7 @@ def test_bench_prints_tables_and_commas_inside_parentheses_hold(place: Path, cap
     assert code == 0
     for text in ("Accuracy (%)", "exist", "n=3", "random(layer=2, seed=3)", "pool", "vs unpruned", "out/results.jsonl"):
         assert text in out
-    lines = [json.loads(line) for line in (place / "out" / "results.jsonl").read_text().splitlines()]
+    lines = read_all(place / "out" / "results.jsonl")  # every process has a file of its own
     assert {r["cell"] for r in lines} == {"unpruned", "random(keep=0.25, seed=3, layer=2)", "pool(keep=0.25)"}
     assert {r["task"] for r in lines} == {"exist", "color"}
 
