@@ -9,7 +9,7 @@ from pathlib import Path
 from .benchmarks import joined, load_benchmarks, load_folder
 from .bundled import bundled_data
 from .definition import definition, list_definitions
-from .options import DEFAULT_LIMIT, BenchOptions
+from .options import DEFAULT_LIMIT, RunOptions
 from .skips import check_media
 from .tasks import TaskSet, load_tasks
 
@@ -82,13 +82,16 @@ def load_asked(
     return (sets[0] if len(sets) == 1 else joined(sets)), None
 
 
-def asked_questions(options: BenchOptions) -> tuple[TaskSet, TaskSet]:
-    """The whole evaluation set of a sweep, and the questions of it that are asked."""
+def asked_questions(options: RunOptions, default: int = DEFAULT_LIMIT) -> tuple[TaskSet, TaskSet]:
+    """The whole evaluation set of a job, and the questions of it that are asked.
+
+    `default` is the number of questions per task of the bundled model on its own tasks.
+    """
     everything, names = load_asked(
         options.tasks, options.data, options.data_dir, options.on_error, options.include_path
     )
-    own = options.model is None and everything.name == "bundled" and options.recipe is None
-    tasks = everything.subset(names, DEFAULT_LIMIT if options.limit is None and own else options.limit)
+    own = options.model is None and everything.name == "bundled"
+    tasks = everything.subset(names, default if options.limit is None and own else options.limit)
     return everything, check_media(tasks, options.on_error)
 
 

@@ -13,11 +13,10 @@ from dataclasses import replace
 from vtc.spec import parse
 
 from .answer import answer_plain
-from .cells import DEPTH, UNPRUNED, Cell, make_seeds
-from .cost import Measured
+from .cells import DEPTH, RANDOM, UNPRUNED, Cell, first_of_lines, is_random, make_seeds
 from .features import pruned
 from .loading import Loaded
-from .plan import RANDOM, Plan
+from .plan import Plan
 from .prompt import Row, make_row
 from .tasks import TaskSet
 
@@ -28,10 +27,8 @@ NOTHING = 0.97  # of all tokens: hardly pruned at all
 
 def measured_budget(loaded: Loaded, cell: Cell, rows: Sequence[Row]) -> float:
     """Visual tokens per decoder layer under a cell, as a share of the unpruned model's, averaged over `rows`."""
-    if cell.spec == UNPRUNED.spec:
-        return 1.0
     with pruned(loaded.model, cell) as model:
-        found: list[Measured] = [answer_plain(model, loaded.processor, [row], None, 1)[0].measured for row in rows]
+        found = [answer_plain(model, loaded.processor, [row], None, 1)[0].measured for row in rows]
     return statistics.fmean(m.mean / m.total for m in found)
 
 
@@ -41,11 +38,6 @@ def _like_random(cell: Cell, keeps: Sequence[int | float | None]) -> bool:
     stops = pipeline[0].stops(DEPTH)
     before = len(pipeline) == len(stops) == 1 and stops[0].stage != "decoder"
     return before and not pipeline[0].adaptive_count and cell.keep in keeps
-
-
-def is_random(cell: Cell) -> bool:
-    """Whether it is a random baseline, of whatever parameters."""
-    return cell.method.split("(")[0].strip() == RANDOM and "+" not in cell.method
 
 
 def add_baselines(plan: Plan, loaded: Loaded, tasks: TaskSet, seeds: Sequence[int]) -> Plan:
@@ -62,8 +54,8 @@ def add_baselines(plan: Plan, loaded: Loaded, tasks: TaskSet, seeds: Sequence[in
     seeds : sequence of int
         For the added cells.
     """
-    lines = [cell for cell in {c.line or c.spec: c for c in reversed(plan.cells)}.values() if cell != UNPRUNED]
-    randoms = [cell for cell in lines if is_random(cell)]
+    lines = [cell for cell in first_of_lines(plan.cells) if cell != UNPRUNED]
+    randoms = [cell for cell in lines if is_random(cell.method)]
     keeps = [cell.keep for cell in randoms if cell.method == RANDOM]
     unknown = [cell for cell in lines if cell not in randoms and not _like_random(cell, keeps)]
     if not randoms or not unknown:
@@ -72,7 +64,7 @@ def add_baselines(plan: Plan, loaded: Loaded, tasks: TaskSet, seeds: Sequence[in
     rows = [make_row(loaded.processor, loaded.model.config, tasks.visuals(q), q) for q in firsts]
     budgets = [measured_budget(loaded, cell, rows) for cell in randoms]
     added: list[Cell] = []
-    for cell in reversed(unknown):
+    for cell in unknown:
         here = measured_budget(loaded, cell, rows)
         if here <= NOTHING and all(abs(here - there) > CLOSE * here for there in budgets):
             budgets.append(keep := round(here, 3) or here)

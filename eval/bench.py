@@ -11,7 +11,6 @@ from rich.progress import Progress
 
 from .asked import a_part, asked_questions
 from .baselines import add_baselines
-from .claims import Claims
 from .configuration import configuration, record
 from .console import make_console, say
 from .cost import LMCost, lm_cost
@@ -24,12 +23,12 @@ from .outputs import FILES, no_writing, prepare_folder, remove_empty, results_fo
 from .plan import chosen_cells, leave_out, plan_sweep
 from .progress import Estimator, make_progress
 from .published import measured, published_table, recipe_json
-from .runner import ENCODING, Sweep, run_sweep
+from .runner import ENCODING, Sweep
 from .store import ResultStore
 from .summary import CellSummary, summarise
 from .tables import print_tables
 from .timing import prefill_times
-from .workers import Rank, run_workers, useful_workers
+from .workers import Rank, compute, useful_workers
 
 
 def _answer(sweep: Sweep, store: ResultStore, options: BenchOptions, rank: Rank, progress: Progress) -> None:
@@ -38,19 +37,8 @@ def _answer(sweep: Sweep, store: ResultStore, options: BenchOptions, rank: Rank,
     parts = {cell.spec: len(sweep.tasks.questions) for cell in sweep.cells}
     if workers == 1:  # of its workers it sees the answers only
         parts[ENCODING] = len(sweep.tasks.groups())
-    estimator = Estimator(parts)
-    bar = progress.add_task("answering", total=sweep.total(), estimator=estimator)
-
-    def advance(cell: str, count: int, found: bool) -> None:
-        (estimator.found if found else estimator.done)(cell, count)
-        progress.advance(bar, 0 if cell == ENCODING else count)
-
-    if workers > 1:
-        run_workers(sweep, store, workers, (options.model, options.device, options.dtype), advance)
-        return
-    with Claims(store.path.parent) as claims:
-        store.open()
-        run_sweep(sweep, store, advance, claims, wait=rank.rank == 0 and not options.partial)
+    wait = rank.rank == 0 and not options.partial
+    compute(sweep, store, workers, options.source, progress, Estimator(parts), wait=wait)
 
 
 def _finish(sweep: Sweep, store: ResultStore, options: BenchOptions, progress: Progress) -> list[CellSummary]:
@@ -86,14 +74,14 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     console.quiet = console.quiet or rank.rank > 0
     started = time.time()
     part, parts = check_options(options)
-    everything, tasks = asked_questions(options)
     recipe = options.recipe
     if recipe:
         options = replace(options, model=options.model or recipe.model)
+    everything, tasks = asked_questions(options)
     plan, asked = plan_sweep(options)
     if rank.world > 1:
         options = replace(options, device=rank.device(options.device))
-    loaded = load_model(options.model, options.device, options.dtype)
+    loaded = load_model(*options.source)
     described = configuration(options, loaded, everything)
     folder = results_folder(options.output, loaded, everything, config_hash(described))
     plan = leave_out(plan, loaded, tasks)

@@ -8,6 +8,7 @@ from typing import Any
 
 DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
 DEFAULT_KEEPS: tuple[int | float, ...] = (0.5, 0.25, 0.11, 0.05)
+RANDOM = "random"
 DEPTH = 32  # only to ask a method for its stages, before any model is loaded
 
 
@@ -46,6 +47,19 @@ class Cell:
 
 
 UNPRUNED = Cell("unpruned", None, "unpruned")
+
+
+def is_random(method: str) -> bool:
+    """Whether a method is a random baseline, of whatever parameters."""
+    return method.split("(")[0].strip() == RANDOM and method.count(")") <= 1 and "+" not in method
+
+
+def first_of_lines(cells: Sequence[Cell]) -> list[Cell]:
+    """The first cell of each line: its seeds cost the same."""
+    lines: dict[str, Cell] = {}
+    for cell in cells:
+        lines.setdefault(cell.line or cell.spec, cell)
+    return list(lines.values())
 
 
 def split_list(text: str) -> list[str]:

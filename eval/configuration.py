@@ -9,7 +9,7 @@ from typing import Any
 
 from .encode import core_of
 from .loading import Loaded, config_hash, hardware, software
-from .options import BenchOptions, frames_of, longest_answers
+from .options import BenchOptions, RunOptions, frames_of, longest_answers
 from .prompt import prompt_template
 from .summary import REPS
 from .tasks import TaskSet
@@ -17,7 +17,7 @@ from .tasks import TaskSet
 KEYED = ("vtc", "torch", "torchvision", "transformers", "pillow")  # what pictures and answers are made with
 
 
-def configuration(options: BenchOptions, loaded: Loaded, tasks: TaskSet) -> dict[str, Any]:
+def configuration(options: RunOptions, loaded: Loaded, tasks: TaskSet) -> dict[str, Any]:
     """Everything that an answer depends on besides its cell (the method and all its parameters) and question.
 
     Parameters
@@ -36,20 +36,27 @@ def configuration(options: BenchOptions, loaded: Loaded, tasks: TaskSet) -> dict
     }  # fmt: skip
 
 
-def record(
-    options: BenchOptions, loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    """How a sweep was made, for ``summary.json`` and the report; `described` is its configuration."""
+def provenance(loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """By what and on what a job was made; `described` is its configuration."""
     return {
-        "configuration": described, "config_hash": config_hash(described),
-        "command": shlex.join(["vtc", *(options.arguments or sys.argv[1:])]),
-        "model": loaded.name, "seed": options.seed, "seeds": options.seeds, "match": options.match,
+        "configuration": described, "config_hash": config_hash(described), "model": loaded.name,
         "versions": software(), "hardware": hardware(loaded.model),
         "data": {
             "name": tasks.name, "version": tasks.version, "fingerprint": tasks.fingerprint, "limit": tasks.limit,
             "questions": tasks.counts, "images": len({q.image_id for q in tasks.questions}),
             "skipped": list(tasks.skipped),
         },
-        "interval": {"level": 0.95, "method": "percentile bootstrap over images", "reps": REPS},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def record(
+    options: BenchOptions, loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """How a sweep was made, for ``summary.json`` and the report."""
+    return {
+        **provenance(loaded, tasks, described, seconds),
+        "command": shlex.join(["vtc", *(options.arguments or sys.argv[1:])]),
+        "seed": options.seed, "seeds": options.seeds, "match": options.match,
+        "interval": {"level": 0.95, "method": "percentile bootstrap over images", "reps": REPS},
     }  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.progress import Progress
 
-from .cells import Cell
+from .cells import first_of_lines
 from .cost import Cost
 from .prompt import make_row
 from .runner import Sweep
@@ -14,12 +14,6 @@ from .store import ResultStore
 from .timing import measure_costs
 
 PER_LAYER = "visual_per_layer"
-
-
-def first_of_lines(cells: list[Cell]) -> list[Cell]:
-    """The first cell of each line: seeds cost the same."""
-    lines = {cell.line or cell.spec: cell for cell in reversed(cells)}
-    return [cell for cell in cells if lines[cell.line or cell.spec] is cell]
 
 
 def sweep_costs(sweep: Sweep, repeats: int, progress: Progress, store: ResultStore) -> dict[str, Cost]:
@@ -38,7 +32,7 @@ def sweep_costs(sweep: Sweep, repeats: int, progress: Progress, store: ResultSto
     """
     from .flops import LMFlops, count_flops
 
-    cells = first_of_lines(list(sweep.cells))
+    cells = first_of_lines(sweep.cells)
     first = sweep.tasks.questions[0]
     row = make_row(sweep.loaded.processor, sweep.model.config, sweep.tasks.visuals(first, sweep.frames), first)
     costs: dict[str, Cost] = {cell.spec: Cost() for cell in cells}

@@ -62,6 +62,11 @@ def spent(cell: CellSummary, rule: str) -> float | None:
     return cell.lm_flops_ratio if cell.flops_ratio is None else cell.flops_ratio
 
 
+def _measure(rule: str) -> str:
+    """By what a rule's baselines are found: what was asked for is no measure."""
+    return "mean-tokens" if rule == "keep" else rule
+
+
 def nearest(cells: Sequence[CellSummary], budget: float, rule: str) -> CellSummary | None:
     """The cell that spends most nearly `budget`; the first of several."""
     known = [(abs(value - budget), i) for i, c in enumerate(cells) if (value := spent(c, rule)) is not None]
@@ -74,7 +79,7 @@ def random_partner(cell: CellSummary, randoms: Sequence[CellSummary], rule: str 
     What was asked for is no budget: at a keep of a quarter, a method that prunes behind layer 2 computes more than one
     that prunes at the input. So ``keep`` and ``mean-tokens`` go by the visual tokens per layer, ``flops`` by FLOPs.
     """
-    rule = "mean-tokens" if rule == "keep" else rule
+    rule = _measure(rule)
     here = spent(cell, rule)
     same = [r for r in randoms if _same_keep(r.keep, cell.keep)]
     return None if here is None else nearest([*same, *randoms], here, rule)
@@ -82,8 +87,7 @@ def random_partner(cell: CellSummary, randoms: Sequence[CellSummary], rule: str 
 
 def same_budget(a: CellSummary, b: CellSummary, rule: str = "keep", tolerance: float = TOLERANCE) -> bool:
     """Whether two cells spend the same but for a share of `tolerance`."""
-    rule = "mean-tokens" if rule == "keep" else rule
-    x, y = spent(a, rule), spent(b, rule)
+    x, y = (spent(cell, _measure(rule)) for cell in (a, b))
     return x is not None and y is not None and abs(x - y) <= tolerance * max(x, y)
 
 

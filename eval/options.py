@@ -19,21 +19,15 @@ LONGEST = 16
 
 
 @dataclass
-class BenchOptions:
-    """Options of a sweep; the command line's defaults.
+class RunOptions:
+    """What every job takes that has a model answer questions; the command line's defaults.
 
-    ``limit`` is the number of questions per task (None: ``DEFAULT_LIMIT`` with the bundled model on its own tasks, else
-    all), ``timing`` the measured turns of the timings (0: none), ``share`` lets methods that don't read the question
-    answer all questions of an image behind one prefill, ``workers`` is the number of processes (None: chosen). A
-    ``recipe`` stands for pruners and keeps, and for the model where none is given. ``max_new_tokens`` and
-    ``num_frames`` stand for what the tasks' definitions say. Methods that draw at random are run under ``seeds`` seeds
-    from ``seed`` on, and ``random`` puts the random baselines into every sweep. ``only`` are the cells, by their specs,
-    and ``shard`` the part "i/n" of the questions to answer; nothing else is measured then. ``emit`` is a file to write
-    the cells' commands to, from ``arguments``, instead of running them.
+    ``limit`` is the number of questions per task (None: a default with the bundled model on its own tasks, else all),
+    ``share`` lets methods that don't read the question answer all questions of an image behind one prefill, ``workers``
+    is the number of processes (None: chosen). ``max_new_tokens`` and ``num_frames`` stand for what the tasks'
+    definitions say.
     """
 
-    pruners: Sequence[str] = DEFAULT_PRUNERS
-    keeps: Sequence[int | float] = DEFAULT_KEEPS
     tasks: Sequence[str] | None = None
     model: str | None = None
     data: Path | None = None
@@ -43,17 +37,37 @@ class BenchOptions:
     limit: int | None = None
     output: Path | None = None
     seed: int = 0
-    seeds: int = 3
-    random: bool = True
     batch_size: int = 16
     max_new_tokens: int | None = None
     num_frames: int | None = None
     device: str = "auto"
     dtype: str = "auto"
-    timing: int = 5
     share: bool = True
     workers: int | None = 1
     cache_bytes: int = CACHE
+
+    @property
+    def source(self) -> tuple[str | None, str, str]:
+        """Arguments of ``load_model``."""
+        return self.model, self.device, self.dtype
+
+
+@dataclass
+class BenchOptions(RunOptions):
+    """Options of a sweep; the command line's defaults.
+
+    ``timing`` are the measured turns of the timings (0: none). A ``recipe`` stands for pruners and keeps, and for the
+    model where none is given. Methods that draw at random are run under ``seeds`` seeds from ``seed`` on, and
+    ``random`` puts the random baselines into every sweep. ``only`` are the cells, by their specs, and ``shard`` the
+    part "i/n" of the questions to answer; nothing else is measured then. ``emit`` is a file to write the cells'
+    commands to, from ``arguments``, instead of running them.
+    """
+
+    pruners: Sequence[str] = DEFAULT_PRUNERS
+    keeps: Sequence[int | float] = DEFAULT_KEEPS
+    seeds: int = 3
+    random: bool = True
+    timing: int = 5
     match: str = "keep"
     recipe: Recipe | None = None
     only: Sequence[str] | None = None
@@ -91,13 +105,13 @@ def check_options(options: BenchOptions) -> tuple[int, int]:
     return parse_shard(options.shard) if options.shard else (1, 1)
 
 
-def longest_answers(options: BenchOptions, tasks: TaskSet) -> dict[str, int]:
+def longest_answers(options: RunOptions, tasks: TaskSet) -> dict[str, int]:
     """Tokens that an answer may have, by task: as asked, as the task's definition says, else ``LONGEST``."""
     said = {t: (i.max_new_tokens if (i := tasks.info.get(t)) else None) for t in tasks.tasks}
     return {t: options.max_new_tokens or n or LONGEST for t, n in said.items()}
 
 
-def frames_of(options: BenchOptions, tasks: TaskSet) -> dict[str, int]:
+def frames_of(options: RunOptions, tasks: TaskSet) -> dict[str, int]:
     """Frames of a task's videos, where the options or its definition say how many."""
     said = {t: options.num_frames or (i.num_frames if (i := tasks.info.get(t)) else None) for t in tasks.tasks}
     return {t: n for t, n in said.items() if n}

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .answer import answer_plain
-from .cells import UNPRUNED, Cell, make_seeds, takes_keep
+from .cells import RANDOM, UNPRUNED, Cell, make_seeds, takes_keep
 from .loading import Loaded
 from .options import BenchOptions
 from .prompt import make_row
 from .runner import pruned
 from .tasks import TaskSet
 
-RANDOM = "random"
 DEPTHS = (8, 32)  # a layer that depends on the depth is known only with the model
 ALL = "all"  # every registered method that can run
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cells import DEPTH, UNPRUNED, Cell
+from .cells import DEPTH, UNPRUNED, Cell, is_random
 from .compare import Questions, flips, mcnemar_of
 from .matching import keep_text
 from .metrics import official
@@ -93,7 +93,7 @@ class CellSummary:
     @property
     def is_random(self) -> bool:
         """Whether it is a random baseline, of whatever parameters."""
-        return self.method.split("(")[0].strip() == "random" and self.method.count(")") <= 1 and "+" not in self.method
+        return is_random(self.method)
 
     @property
     def label(self) -> str:

@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from .claims import Claims
 from .loading import load_model
-from .runner import Advance, Sweep, _nothing, run_sweep
+from .progress import Estimator
+from .runner import ENCODING, Advance, Sweep, _nothing, run_sweep
 from .store import ResultStore
 
 SMALL = 200_000_000  # parameters; larger models are not held more than once
@@ -146,3 +149,32 @@ def run_workers(
             if process.pid is not None:
                 process.join(timeout=10)
         Claims(store.path.parent).tidy()
+
+
+def compute(
+    sweep: Sweep, store: ResultStore, workers: int, source: tuple[str | None, str, str], progress: Progress,
+    estimator: Estimator, what: str = "answering", wait: bool = True,
+) -> None:  # fmt: skip
+    """Compute what `store` lacks, under a bar called `what`, here or with several processes.
+
+    Parameters
+    ----------
+    sweep, store, workers, source
+        As for ``run_workers``; 1 worker is this process.
+    estimator : Estimator
+        For the time left; it knows the parts.
+    wait : bool
+        As for ``run_sweep``.
+    """
+    bar = progress.add_task(what, total=sweep.total(), estimator=estimator)
+
+    def advance(cell: str, count: int, found: bool) -> None:
+        (estimator.found if found else estimator.done)(cell, count)
+        progress.advance(bar, 0 if cell == ENCODING else count)
+
+    if workers > 1:
+        run_workers(sweep, store, workers, source, advance)
+        return
+    with Claims(store.path.parent) as claims:
+        store.open()
+        run_sweep(sweep, store, advance, claims, wait)

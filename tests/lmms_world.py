@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from bench_world import png
 
 REASON = "needs lmms-eval, the extra lmms: pip install 'vtc[lmms]'"
 # lmms-eval reads this once per process
@@ -76,6 +77,13 @@ def write_pope(folder: Path, questions: Sequence[tuple[bytes, str, str]], task: 
         "lmms_eval_specific_kwargs": bare,
     }
     return write_task(folder, task, pope_rows(questions), **more)
+
+
+def write_small_pope(folder: Path) -> Path:
+    """A POPE of two pictures with two questions each in `folder`, which is returned."""
+    answers = zip("abcd", ["yes", "no"] * 2, strict=True)
+    write_pope(folder, [(png(i // 2), f"is there a {c}?", a) for i, (c, a) in enumerate(answers)])
+    return folder
 
 
 def use_functions(path: Path, text: str, *fields: str) -> Path:

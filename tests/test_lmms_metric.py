@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bench_world import png
 from lmms_own import own_task, rows
-from lmms_world import installed_task, pope_rows, require_lmms_eval, write_pope, write_task
+from lmms_world import installed_task, pope_rows, require_lmms_eval, write_small_pope, write_task
 
 require_lmms_eval()
 
@@ -23,12 +23,7 @@ from vtc.integrations.lmms_eval import load_lmms_task  # noqa: E402
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A POPE of two pictures with two questions each."""
-    path = tmp_path_factory.mktemp("pope")
-    write_pope(
-        path,
-        [(png(i // 2), f"is there a {c}?", a) for i, (c, a) in enumerate(zip("abcd", ["yes", "no"] * 2, strict=True))],
-    )
-    return path
+    return write_small_pope(tmp_path_factory.mktemp("pope"))
 
 
 def test_the_metric_is_the_tasks_own(folder: Path) -> None:

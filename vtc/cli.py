@@ -32,6 +32,21 @@ Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else the checkpoint's.")
 ]
 
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with local copies of the public benchmarks (default: the hub).")
+]
+IncludePath = Annotated[Path | None, typer.Option(help="Folder with more tasks for lmms:NAME.")]
+OnError = Annotated[
+    str, typer.Option(help="stop at a row or an image that can't be used, or skip it; skipped ones are listed.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: as the task says, else 16).")]
+NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: as the task says, else 8).")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
+]
+CacheMB = Annotated[int, typer.Option(min=0, help="Memory for vision features that are used again.")]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -100,13 +115,9 @@ def bench(
             "definitions (.yaml) with their data."
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with local copies of the public benchmarks (default: the hub).")
-    ] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with more tasks for lmms:NAME.")] = None,
-    on_error: Annotated[
-        str, typer.Option(help="stop at a row or an image that can't be used, or skip it; skipped ones are listed.")
-    ] = "stop",
+    data_dir: DataDir = None,
+    include_path: IncludePath = None,
+    on_error: OnError = "stop",
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")] = 3,
     random: Annotated[
@@ -116,17 +127,11 @@ def bench(
     match: Annotated[
         str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")
     ] = "keep",
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer (default: as the task says, else 16).")
-    ] = None,
-    num_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video (default: as the task says, else 8).")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
-    ] = None,
-    cache_mb: Annotated[int, typer.Option(min=0, help="Memory for vision features that are used again.")] = 2048,
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = None,
+    num_frames: NumFrames = None,
+    workers: Workers = None,
+    cache_mb: CacheMB = 2048,
     device: Device = "auto",
     dtype: Dtype = "auto",
     timing: Annotated[bool, typer.Option(help="Measure times and memory.")] = True,
@@ -162,9 +167,7 @@ def bench(
         raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
-    for option, folder in (("--data", data), ("--data-dir", data_dir), ("--include-path", include_path)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{option}: no such folder: {folder}")
+    _folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     from vtc.eval.recipes import load_recipe
 
     followed = None if recipe is None else load_recipe(recipe)
@@ -226,25 +229,15 @@ def tune(
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of your own instead of the bundled tasks.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with local copies of the public benchmarks (default: the hub).")
-    ] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with more tasks for lmms:NAME.")] = None,
-    on_error: Annotated[
-        str, typer.Option(help="stop at a row or an image that can't be used, or skip it; skipped ones are listed.")
-    ] = "stop",
+    data_dir: DataDir = None,
+    include_path: IncludePath = None,
+    on_error: OnError = "stop",
     seed: Annotated[int, typer.Option(help="Of the split, the bootstrap and methods that draw at random.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer (default: as the task says, else 16).")
-    ] = None,
-    num_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video (default: as the task says, else 8).")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
-    ] = None,
-    cache_mb: Annotated[int, typer.Option(min=0, help="Memory for vision features that are used again.")] = 2048,
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = None,
+    num_frames: NumFrames = None,
+    workers: Workers = None,
+    cache_mb: CacheMB = 2048,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -255,9 +248,7 @@ def tune(
     from vtc.eval.cells import parse_keep, split_list
     from vtc.eval.tune.options import DEFAULT_KEEPS, TuneOptions, check_options
 
-    for option, folder in (("--data", data), ("--data-dir", data_dir), ("--include-path", include_path)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{option}: no such folder: {folder}")
+    _folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     asked = TuneOptions(
         target=target, pruners=tuple(split_list(pruners)), by=by, confidence=confidence, confirm=confirm, eta=eta,
         keeps=DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep)),
@@ -364,8 +355,7 @@ def horizon(
     dtype: Dtype = "auto",
 ) -> None:
     """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
-    if data is not None and not data.is_dir():
-        raise ValueError(f"--data: no such folder: {data}")
+    _folders(("--data", data))
     from vtc.eval.cells import split_list
     from vtc.eval.horizon_run import HorizonOptions, run_horizon
 
@@ -411,6 +401,13 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readab
     from vtc.eval.console import make_console
 
     make_console().print(recipe_table(found))
+
+
+def _folders(*given: tuple[str, Path | None]) -> None:
+    """Refuse options that name no folder."""
+    for option, folder in given:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option}: no such folder: {folder}")
 
 
 def _cell(pruner: str | None, keep: str | None) -> Any:

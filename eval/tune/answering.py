@@ -12,14 +12,13 @@ from typing import Any
 from rich.progress import Progress
 
 from ..cells import UNPRUNED, Cell
-from ..claims import Claims
 from ..features import pruned
 from ..progress import Estimator
 from ..prompt import Row, make_row
-from ..runner import ENCODING, Sweep, run_sweep
+from ..runner import ENCODING, Sweep
 from ..store import ResultStore, write_atomic
 from ..tasks import Question
-from ..workers import run_workers, useful_workers
+from ..workers import compute, useful_workers
 from .halving import Answered
 
 REPEATS = 5
@@ -69,18 +68,7 @@ class Answering:
         estimator.left[ENCODING] = len(part.tasks.groups()) if workers == 1 else 0
         estimator.left[LATER] = self.later[self._stage] if self._stage < len(self.later) else 0
         self._stage += 1
-        bar = self.progress.add_task(what, total=part.total(), estimator=estimator)
-
-        def advance(cell: str, count: int, found: bool) -> None:
-            (estimator.found if found else estimator.done)(cell, count)
-            self.progress.advance(bar, 0 if cell == ENCODING else count)
-
-        if workers > 1:
-            run_workers(part, self.store, workers, self.source, advance)
-            return
-        with Claims(self.store.path.parent) as claims:
-            self.store.open()
-            run_sweep(part, self.store, advance, claims)
+        compute(part, self.store, workers, self.source, self.progress, estimator, what)
 
     def _first_row(self) -> Row:
         sweep = self.sweep

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..features import DEFAULT_LIMIT as CACHE
-from ..options import BenchOptions
+from ..options import RunOptions
 from ..skips import ON_ERROR
 
 COSTS = {
@@ -19,13 +17,13 @@ DEFAULT_KEEPS: tuple[int | float, ...] = (0.5, 0.33, 0.25, 0.2, 0.15, 0.11, 0.07
 
 
 @dataclass
-class TuneOptions:
+class TuneOptions(RunOptions):
     """Options of a search; the command line's defaults.
 
     ``target`` is the share of the unpruned accuracy that has to be kept, ``by`` (one of ``COSTS``) what is to be cheap,
     ``confirm`` the share of the images that are held out of the search, ``eta`` how many times fewer settings and more
     questions a rung has than the one before. Methods that draw at random draw with ``seed``, which the configuration
-    then says too. The others are those of ``BenchOptions``.
+    then says too. The others are those of ``RunOptions``.
     """
 
     target: float = 0.98
@@ -35,30 +33,6 @@ class TuneOptions:
     confidence: float = 0.95
     confirm: float = 0.5
     eta: float = 2.0
-    tasks: Sequence[str] | None = None
-    model: str | None = None
-    data: Path | None = None
-    data_dir: Path | None = None
-    include_path: Path | None = None
-    on_error: str = "stop"
-    limit: int | None = None
-    output: Path | None = None
-    seed: int = 0
-    batch_size: int = 16
-    max_new_tokens: int | None = None
-    num_frames: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    share: bool = True
-    workers: int | None = 1
-    cache_bytes: int = CACHE
-
-    def as_bench(self) -> BenchOptions:
-        """The sweep options with the same meaning."""
-        return BenchOptions(
-            tasks=self.tasks, model=self.model, max_new_tokens=self.max_new_tokens, num_frames=self.num_frames,
-            device=self.device, dtype=self.dtype,
-        )  # fmt: skip
 
 
 def check_options(options: TuneOptions) -> None:

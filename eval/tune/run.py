@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,18 @@ from rich.console import Console
 from vtc.config import CONFIG_NAME, VTCConfig
 from vtc.spec import parse
 
-from ..asked import load_asked
+from ..asked import asked_questions
 from ..cells import UNPRUNED
-from ..configuration import configuration
+from ..configuration import configuration, provenance
 from ..console import make_console, say
 from ..cost import LMCost, lm_cost
-from ..loading import Loaded, config_hash, hardware, load_model, software
+from ..loading import Loaded, config_hash, load_model
 from ..options import LONGEST, longest_answers
 from ..outputs import no_writing, prepare_folder, remove_empty, results_folder
 from ..plan import leave_out, plan_cells
 from ..progress import make_progress
 from ..runner import Sweep
-from ..skips import check_media
 from ..store import ResultStore, write_atomic
-from ..tasks import TaskSet
 from ..workers import Rank
 from .answering import Answering
 from .confirm import confirm, sequence
@@ -57,16 +54,17 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
     if Rank.from_environment().world > 1:
         raise ValueError("vtc tune is started once, not by a launcher: --workers says how many processes it uses")
     console, started = console or make_console(), time.time()
-    everything, tasks = _questions(options)
+    everything, tasks = asked_questions(options, ENOUGH)
+    tasks = replace(tasks, tasks=tuple(t for t in tasks.tasks if tasks.counts[t]))
     parts = Parts.of(options, tasks)
     plan = plan_cells(options.pruners, options.keeps, (options.seed,))
-    loaded = load_model(options.model, options.device, options.dtype)
+    loaded = load_model(*options.source)
     cost = _cost_model(options, loaded)
     plan = leave_out(plan, loaded, tasks)
     settings = len(plan.cells) - 1
     if not settings:
         raise ValueError(f"--pruners {','.join(options.pruners)}: no setting of these runs on this model")
-    described = configuration(options.as_bench(), loaded, everything)
+    described = configuration(options, loaded, everything)
     config = config_hash(described)
     folder = options.output or Path("vtc-tune") / results_folder(None, loaded, everything, config).name
     made = prepare_folder(folder)
@@ -75,15 +73,14 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
     say(console, f"{settings} settings, {len(rungs)} rungs, model {loaded.name}; results in {folder}")
     sweep = Sweep(
         loaded, tasks, plan.cells, cost, options.batch_size, LONGEST, options.share,
-        longest_answers(options.as_bench(), tasks), options.num_frames, options.cache_bytes,
+        longest_answers(options, tasks), options.num_frames, options.cache_bytes,
     )  # fmt: skip
     found = Found(options, images=len(images_of(parts.confirmation)))
     try:
         _forget(folder)
         with ResultStore(folder / "results.jsonl", config) as store, make_progress(console) as progress:
-            source = (options.model, options.device, options.dtype)
             later = parts.later(rungs, settings, options.eta)
-            trial = Answering(sweep, store, progress, options.by, source, options.workers, later)
+            trial = Answering(sweep, store, progress, options.by, options.source, options.workers, later)
             if options.by == "prefill":
                 trial.time_prefills(folder / "timing.json")
 
@@ -95,12 +92,8 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
             search(specs, rungs, trial, options.target, options.confidence, options.eta, FINALISTS, options.seed, told)
             _decide(found, parts, trial)
         about = {
-            "configuration": described, "config_hash": config, "command": shlex.join(["vtc", *sys.argv[1:]]),
-            "model": loaded.name, "versions": software(), "hardware": hardware(loaded.model), "split": parts.to_json(),
-            "data": {"name": tasks.name, "version": tasks.version, "fingerprint": tasks.fingerprint,
-                     "limit": tasks.limit, "questions": tasks.counts, "skipped": list(tasks.skipped)},
-            "left_out": plan.left_out, "seconds": round(time.time() - started, 1),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **provenance(loaded, tasks, described, time.time() - started), "split": parts.to_json(),
+            "command": shlex.join(["vtc", *sys.argv[1:]]), "left_out": plan.left_out,
         }  # fmt: skip
         _write(folder, found, about)
     except OSError as e:
@@ -115,17 +108,6 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
         model = repr(options.model) if options.model else "vtc.eval.bundled.bundled_model_path()"
         say(console, f"To use it: vtc.load({model}, vtc.VTCConfig.from_pretrained({str(folder)!r}))")
     return found
-
-
-def _questions(options: TuneOptions) -> tuple[TaskSet, TaskSet]:
-    """The whole evaluation set, and the questions of it that are asked."""
-    everything, names = load_asked(
-        options.tasks, options.data, options.data_dir, options.on_error, options.include_path
-    )
-    own = options.model is None and everything.name == "bundled"
-    tasks = everything.subset(names, ENOUGH if options.limit is None and own else options.limit)
-    tasks = check_media(tasks, options.on_error)
-    return everything, replace(tasks, tasks=tuple(t for t in tasks.tasks if tasks.counts[t]))
 
 
 def _cost_model(options: TuneOptions, loaded: Loaded) -> LMCost | None:
