@@ -80,7 +80,8 @@ def _from_file(clip: Clip, wanted: int, name: str) -> list[Image.Image]:
             fps = float(stream.average_rate or 0) or 25.0
             count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
             first, count = _window(clip, count, fps, name)
-            return _decode(container, stream, uniform(count, wanted, first), fps)
+            frames = _decode(container, stream, uniform(count, wanted, first), fps)
+        return frames
     except (av.FFmpegError, OSError) as e:
         raise ValueError(f"{name} cannot be read as a video: {e}") from None
 
