@@ -4,7 +4,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-DATA = ("eval/bundled", "eval/train/evidence")  # from the repository root, where this runs
+# from the repository root, where this runs
+DATA = ("eval/bundled", "eval/definitions", "eval/report_html/templates", "eval/train/evidence")
 path = Path(sys.argv[1])
 names = zipfile.ZipFile(path).namelist()
 top = {n.split("/")[0] for n in names if ".dist-info" not in n.split("/")[0]}

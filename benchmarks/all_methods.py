@@ -1,6 +1,6 @@
 """Writes docs/all-methods.md from a sweep: ``python benchmarks/all_methods.py DIR``.
 
-``DIR`` is the output of ``vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --output DIR``.
+``DIR`` is the output of ``vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit 40 --output DIR``.
 """
 
 from __future__ import annotations
@@ -10,88 +10,71 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.bundled import bundled_data
 from vtc.eval.listing import describe
-from vtc.eval.stats import Interval, paired_difference
-from vtc.eval.store import read_rows
-from vtc.eval.tasks import load_tasks
+from vtc.eval.matching import keep_text
+from vtc.eval.stats import Interval
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "all-methods.md"
-HEAD = (
-    "| method | stage | visual tokens (mean per layer) | accuracy | against unpruned | against random | |\n"
-    + "|---" * 7
-    + "|"
-)
+COLUMNS = (
+    "method", "stage", "visual tokens (mean per layer)", "accuracy", "against unpruned", "against random", "verdict",
+)  # fmt: skip
+HEAD = "| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|"
 TEXT = """# Every method on the bundled model
 
 Measured by `{command}`:
 {questions} questions in {tasks} tasks, the same for every row; accuracy is the mean of the tasks in percent;
-differences are in points, paired per question, with 95% intervals bootstrapped over images.
-{versions}; {hardware}. Written by `benchmarks/all_methods.py`.
+differences are in points, paired per question, with 95% intervals bootstrapped over images (and over seeds, where there
+are several). {versions}; {hardware}. Written by `benchmarks/all_methods.py`.
 
-Unpruned: {unpruned:.1f}. `random` is one seed. What this small model can tell about a method and what not stands in the
-[README](../README.md#what-the-bundled-model-can-tell-about-them-and-what-not): methods that prune inside the decoder
-can hardly lose here, and keep more tokens per layer on average, so "better than random" at the same `keep` means little
-for them. Nor is this what the methods do on the models they were made for: for those there are recipes (`vtc recipes`).
+Unpruned: {unpruned:.1f}. `random` is the mean of {seeds} seeds. Each method is compared with random at the same
+*measured* budget, visual tokens per decoder layer, so methods that prune inside the decoder meet a random cell that
+keeps more at the input. A verdict stands where both the interval and an exact test, after Holm's correction over the
+whole sweep, agree. What this small model can tell about a method and what not stands in the
+[README](../README.md#what-the-bundled-model-can-tell-about-them-and-what-not). This is not what the methods do on the
+models they were made for: for those there are recipes (`vtc recipes`).
 """
 
 
-def points(gap: Interval) -> str:
+def points(gap: dict[str, float] | None) -> str:
     """A difference with its interval, in points."""
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gap))
+    return "" if gap is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in Interval(**gap)))
 
 
-def verdict(gap: Interval) -> str:
-    """What the interval says."""
-    return "better than random" if gap.low > 0 else "worse than random" if gap.high < 0 else "no evidence"
-
-
-def section(cells: list[dict[str, Any]], scores: dict[str, dict[str, float]], stages: dict[str, str]) -> list[str]:
-    """The table of one keep, best first."""
-    tasks = load_tasks(bundled_data())
-    image = {q.question_id: q.image_id for q in tasks.questions}
-    task = {q.question_id: q.task for q in tasks.questions}
-    random = next(scores[c["spec"]] for c in cells if c["method"] == "random")
-    lines = [HEAD]
-    for cell in sorted(cells, key=lambda c: -c["mean"]["value"]):
-        against = said = ""
-        if cell["method"] != "random":
-            gap = paired_difference(scores[cell["spec"]], random, image, task)
-            against, said = points(gap), verdict(gap)
-        kept, mean = round(cell["tokens_kept"]), round(cell["tokens_per_layer"])
-        tokens = f"{kept}" if kept == mean else f"{kept} ({mean})"
-        gap = Interval(**cell["difference"])
-        accuracy = f"{100 * cell['mean']['value']:.1f}"
-        name = f"`{cell['method']}`"
-        lines.append(
-            f"| {name} | {stages[cell['method']]} | {tokens} | {accuracy} | {points(gap)} | {against} | {said} |"
-        )
-    return lines
+def line(cell: dict[str, Any], stages: dict[str, str]) -> str:
+    """A method's row."""
+    kept, mean = round(cell["tokens_kept"]), round(cell["tokens_per_layer"])
+    values = (
+        f"`{cell['method']}`", stages.get(cell["method"], "decoder"), f"{kept}" if kept == mean else f"{kept} ({mean})",
+        f"{100 * cell['mean']['value']:.1f}", points(cell["difference"]), points(cell["against_random"]),
+        cell["verdict"],
+    )  # fmt: skip
+    return "| " + " | ".join(values) + " |"
 
 
 def main() -> None:
     """Read the sweep, write the page."""
-    folder = Path(sys.argv[1])
-    about = json.loads((folder / "summary.json").read_text())
-    scores: dict[str, dict[str, float]] = {}
-    for row in read_rows(folder / "results.jsonl")[0]:
-        scores.setdefault(row["cell"], {})[row["question_id"]] = row["score"]
+    about = json.loads((Path(sys.argv[1]) / "summary.json").read_text())
     stages = {row["name"]: ", ".join(row["stages"]) for row in describe()}
-    cells = [cell for cell in about["cells"] if cell["difference"] is not None]
+    pruned = [cell for cell in about["cells"] if cell["difference"] is not None]
     unpruned = next(cell for cell in about["cells"] if cell["difference"] is None)
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("vtc", "torch", "transformers"))
-    hardware = f"{about['hardware']['cpus']} cores of {about['hardware']['cpu']}"
+    methods = [cell for cell in pruned if not cell["method"].startswith("random")]
     page = TEXT.format(
-        command="vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit " + str(about["data"]["limit"]),
-        questions=sum(about["data"]["questions"].values()),
-        tasks=len(about["data"]["questions"]),
-        versions=versions,
-        hardware=hardware,
-        unpruned=100 * unpruned["mean"]["value"],
+        command=f"vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit {about['data']['limit']}",
+        questions=sum(about["data"]["questions"].values()), tasks=len(about["data"]["questions"]),
+        versions=", ".join(f"{name} {about['versions'][name]}" for name in ("vtc", "torch", "transformers")),
+        hardware=f"{about['hardware']['cpus']} cores of {about['hardware']['cpu']}",
+        unpruned=100 * unpruned["mean"]["value"], seeds=about["seeds"],
+    )  # fmt: skip
+    keeps = sorted({cell["keep"] for cell in methods if cell["keep"] is not None}, reverse=True)
+    for keep in keeps:
+        same = sorted((c for c in pruned if c["keep"] == keep), key=lambda c: -c["mean"]["value"])
+        page += f"\n## {keep_text(keep)} kept\n\n" + "\n".join([HEAD, *(line(cell, stages) for cell in same)]) + "\n"
+    further = [c for c in pruned if c not in methods and c["keep"] not in keeps]
+    further.sort(key=lambda c: -c["keep"])
+    page += "\n## Random at the other budgets\n\n| keep | accuracy | against unpruned |\n|---|---|---|\n"
+    page += "".join(
+        f"| {keep_text(c['keep'])} | {100 * c['mean']['value']:.1f} | {points(c['difference'])} |\n" for c in further
     )
-    for keep in dict.fromkeys(cell["keep"] for cell in cells if cell["keep"] is not None):
-        same = [cell for cell in cells if cell["keep"] == keep]
-        page += f"\n## {keep:.0%} kept\n\n" + "\n".join(section(same, scores, stages)) + "\n"
     for name, reason in about.get("left_out", {}).items():
         page += f"\nLeft out: `{name}`: {reason}\n"
     TARGET.write_text(page)

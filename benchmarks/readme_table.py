@@ -8,27 +8,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vtc.eval.matching import keep_text
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 HEAD = (
-    "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] | prefill time "
-    "| FLOPs | KV memory |\n|---|---|---|---|---|---|---|---|"
+    "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] "
+    "| against random at equal tokens per layer | prefill time | FLOPs | KV memory |\n" + "|---" * 9 + "|"
 )
+
+
+def points(gap: dict[str, float] | None) -> str:
+    """A difference with its interval, in points."""
+    return "" if gap is None else f"{100 * gap['value']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
 
 
 def row(cell: dict[str, Any]) -> str:
     """One line of the table."""
-    keep = "100%" if cell["keep"] is None else f"{cell['keep']:.0%}" if cell["keep"] <= 1 else str(cell["keep"])
+    keep = "100%" if cell["keep"] is None else keep_text(cell["keep"])
     kept, mean = round(cell["tokens_kept"]), round(cell["tokens_per_layer"])
     tokens = f"{kept}" if kept == mean else f"{kept} ({mean})"
-    gap = cell["difference"]
-    against = (
-        ""
-        if gap is None
-        else "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{k: 100 * gap[k] for k in ("value", "low", "high")})
-    )
-    ratios = [1, 1, 1] if gap is None else [cell["time"]["lm_ratio"], cell["flops_ratio"], cell["kv_ratio"]]
+    accuracy, against = f"{100 * cell['mean']['value']:.1f}", points(cell["difference"])
+    beside = f"{points(cell['against_random'])}: {cell['verdict']}" if cell["against_random"] else cell["verdict"]
+    plain = cell["difference"] is None
+    ratios = [1, 1, 1] if plain else [cell["time"]["lm_ratio"], cell["flops_ratio"], cell["kv_ratio"]]
     figures = " | ".join("1" if r == 1 else f"{r:.2f}" for r in ratios)
-    return f"| {cell['method']} | {keep} | {tokens} | {100 * cell['mean']['value']:.1f} | {against} | {figures} |"
+    return f"| {cell['method']} | {keep} | {tokens} | {accuracy} | {against} | {beside} | {figures} |"
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .cost import Measured
-from .encode import core_of, join_outputs, to_device
+from .encode import core_of, encoder_inputs, to_device
 from .prompt import Row, pad_rows
 
 
@@ -67,7 +67,7 @@ def answer_plain(
     """
     batch: dict[str, Any] = dict(pad_rows([r.ids for r in rows], [r.tokens for r in rows], _pad_id(processor)))
     if encoded is not None:
-        texts = _generate(model, processor, batch, max_new_tokens, mm_encoder_outputs={"image": join_outputs(encoded)})
+        texts = _generate(model, processor, batch, max_new_tokens, **encoder_inputs(rows, encoded, model))
         return [Answer(t, m) for t, m in zip(texts, _measure(model, range(len(rows)), rows), strict=True)]
     answers = []
     for row in rows:  # pixels of different images don't stack in every family
@@ -111,7 +111,7 @@ def answer_shared(
     head = pad_rows([r.ids[:n] for r in firsts], [{k: v[:n] for k, v in r.tokens.items()} for r in firsts], pad)
     output = model(
         **{name: to_device(value, model) for name, value in head.items()},
-        mm_encoder_outputs={"image": join_outputs(encoded)},
+        **encoder_inputs(firsts, encoded, model),
         use_cache=True,
         logits_to_keep=1,
     )

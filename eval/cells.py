@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
 DEFAULT_KEEPS: tuple[int | float, ...] = (0.5, 0.25, 0.11, 0.05)
+RANDOM = "random"
 DEPTH = 32  # only to ask a method for its stages, before any model is loaded
 
 
@@ -25,9 +27,13 @@ class Cell:
     reads_text : bool
         Whether the kept tokens depend on the question.
     encoder : str
-        Cells of one value can use the same vision outputs; empty for those that read nothing of the tower.
+        Cells of one value can use the same vision outputs; empty for all that don't prune inside the tower.
     vision_stage : bool
         Whether it prunes inside the vision tower.
+    seed : int or None
+        Seed of a method that takes one; None for the others and where the text says it.
+    line : str
+        What its seeds share: method and keep; empty where there is one cell only.
     """
 
     method: str
@@ -36,9 +42,24 @@ class Cell:
     reads_text: bool = False
     encoder: str = ""
     vision_stage: bool = False
+    seed: int | None = None
+    line: str = ""
 
 
 UNPRUNED = Cell("unpruned", None, "unpruned")
+
+
+def is_random(method: str) -> bool:
+    """Whether a method is a random baseline, of whatever parameters."""
+    return method.split("(")[0].strip() == RANDOM and method.count(")") <= 1 and "+" not in method
+
+
+def first_of_lines(cells: Sequence[Cell]) -> list[Cell]:
+    """The first cell of each line: its seeds cost the same."""
+    lines: dict[str, Cell] = {}
+    for cell in cells:
+        lines.setdefault(cell.line or cell.spec, cell)
+    return list(lines.values())
 
 
 def split_list(text: str) -> list[str]:
@@ -100,19 +121,39 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
     keep : int, float or None
         What to keep where the text does not say it.
     seed : int, optional
-        Given to a single method that takes one and does not set it.
+        Given to every method of it that takes one, if the text sets none.
     """
-    from vtc.pruners.signals import AttentionAhead, DecoderAttention, EncoderSignal, PreProjector, TextEmbeddings
+    from vtc.pruners.signals import AttentionAhead, DecoderAttention, TextEmbeddings
     from vtc.spec import format_pipeline, parse
 
     pipeline = parse(method, keep=keep)
-    if seed is not None and len(pipeline) == 1 and hasattr(pipeline[0], "seed") and "seed" not in method:
-        pipeline[0].seed = seed
+    if seed is not None:
+        if not takes_seed(pipeline, method):
+            seed = None
+        for pruner in pipeline if seed is not None else ():
+            if hasattr(pruner, "seed"):
+                pruner.seed = seed
     signals: list[Any] = [s for pruner in pipeline for s in pruner.signals]
     stages = {stop.stage for pruner in pipeline for stop in pruner.stops(DEPTH)}
-    reads_tower = "vision" in stages or any(isinstance(s, EncoderSignal | PreProjector) for s in signals)
     reads_text = any(p.uses_text or p.uses_question for p in pipeline) or any(
         isinstance(s, TextEmbeddings | DecoderAttention | AttentionAhead) for s in signals
     )
     spec = format_pipeline(pipeline)
-    return Cell(method, keep, spec, reads_text, spec if reads_tower else "", "vision" in stages)
+    in_tower = "vision" in stages
+    line = f"{method} keep={keep}" if seed is not None else ""
+    return Cell(method, keep, spec, reads_text, spec if in_tower else "", in_tower, seed, line)
+
+
+def takes_seed(pipeline: Any, method: str) -> bool:
+    """Whether a pipeline draws at random and its text does not say the seed."""
+    return "seed" not in method and any(hasattr(pruner, "seed") for pruner in pipeline)
+
+
+def make_seeds(method: str, keep: int | float | None, seeds: Sequence[int]) -> list[Cell]:
+    """A cell, or one for each of `seeds` where the method takes one; the same pipeline comes once."""
+    from vtc.spec import parse
+
+    if not takes_seed(parse(method, keep=keep), method):
+        return [make_cell(method, keep)]
+    cells = {cell.spec: cell for cell in (make_cell(method, keep, seed) for seed in seeds)}
+    return list(cells.values())

@@ -11,3 +11,9 @@ def make_console() -> Console:
     """A console that does not squeeze tables when the output is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are, however long."""
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,16 +1,14 @@
-"""What a prefill costs: FLOPs and KV bytes from the visual tokens that each layer really had."""
+"""What a prefill costs: FLOPs and KV bytes from the visual tokens that each layer really had, and what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from .encode import core_of, encode
-from .prompt import Row
+from .encode import core_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class LMCost:
 
     ``linear`` are the weights that every token of a layer is multiplied with, ``attention`` the width of all query
     heads, ``kv`` the width of keys plus values, each one number per layer; ``head`` are the output layer's weights.
+    ``held`` are the most tokens that each layer's cache holds, None where that is all and empty where all hold all.
     """
 
     linear: tuple[int, ...]
@@ -60,6 +59,7 @@ class LMCost:
     kv: tuple[int, ...]
     head: int
     itemsize: int
+    held: tuple[int | None, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -77,7 +77,9 @@ class LMCost:
 
     def kv_bytes(self, lengths: Sequence[int]) -> int:
         """Bytes of the KV cache behind such a prefill."""
-        return sum(n * width * self.itemsize for n, width in zip(lengths, self.kv, strict=True))
+        most = self.held or (None,) * self.depth
+        held = [n if m is None else min(n, m) for n, m in zip(lengths, most, strict=True)]
+        return sum(n * width * self.itemsize for n, width in zip(held, self.kv, strict=True))
 
 
 def lm_cost(model: nn.Module) -> LMCost:
@@ -105,16 +107,68 @@ def lm_cost(model: nn.Module) -> LMCost:
         kv=(2 * kv_heads * head_dim,) * depth,
         head=config.vocab_size * config.hidden_size,
         itemsize=next(lm.parameters()).element_size(),
+        held=_held(config, depth),
     )
 
 
-def vision_flops(model: nn.Module, row: Row) -> int:
-    """FLOPs of the tower and projector on one image, counted while they run, pruning inside the tower included."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+def _held(config: Any, depth: int) -> tuple[int | None, ...]:
+    """A layer that looks at a window of tokens forgets the older ones; the newest one's place is made when it comes."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * depth
+    return tuple(window - 1 if window and kind == "sliding_attention" else None for kind in kinds)
 
-    # the fused CPU kernel is not known to the counter, its plain-math form is
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        encode(model, row)
-    return counter.get_total_flops()
+
+class Spread(NamedTuple):
+    """Seconds: the median of several readings, the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one prompt costs under a cell; None where it could not be measured.
+
+    Attributes
+    ----------
+    vision_flops, projector_flops, lm_flops, head_flops : int, optional
+        Of the tower, the projector, the decoder layers' prefill and the output layer (``count_flops``).
+    vision, selection, lm_prefill, prefill, decode : Spread, optional
+        Seconds of tower and projector, of choosing and dropping tokens, of the language model's prefill given the
+        features (selection included), of all up to the first token, and of each further token.
+    peak_memory : int, optional
+        Bytes during the prefill; ``memory_of`` says of what: CUDA's allocations, or the resident process.
+    repeats : int
+        Measured turns behind the seconds.
+    """
+
+    vision_flops: int | None = None
+    projector_flops: int | None = None
+    lm_flops: int | None = None
+    head_flops: int | None = None
+    vision: Spread | None = None
+    selection: Spread | None = None
+    lm_prefill: Spread | None = None
+    prefill: Spread | None = None
+    decode: Spread | None = None
+    peak_memory: int | None = None
+    memory_of: str = ""
+    repeats: int = 0
+
+    @property
+    def tower_flops(self) -> int | None:
+        """Tower and projector."""
+        return None if self.vision_flops is None else self.vision_flops + (self.projector_flops or 0)
+
+    def flat(self) -> dict[str, Any]:
+        """Columns of ``summary.csv``."""
+        row: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("vision", "selection", "lm_prefill", "prefill", "decode"):
+                for end, seconds in zip(("", "_low", "_high"), value or (None, None, None), strict=True):
+                    row[f"cost_{f.name}_seconds{end}"] = seconds
+            else:
+                row[f"cost_{f.name}"] = value
+        return row

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .answer import depth_of
-from .bench import _prepare, remove_empty
 from .bundled import bundled_data
 from .console import make_console
 from .horizon import LayerInformation, horizon_layer, layer_means, measure, withdrawal_layer
 from .loading import Loaded, config_hash, hardware, load_model, software
+from .outputs import prepare_folder, remove_empty
 from .prompt import make_row
 from .store import ResultStore, write_atomic
 from .tasks import TaskSet, load_tasks
@@ -223,7 +223,7 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
     digest = config_hash(config)
     short = loaded.name.rstrip("/").split("/")[-1]
     folder = options.output or Path("vtc-horizon") / "-".join(dict.fromkeys((short, everything.name, digest[:8])))
-    made = _prepare(folder)
+    made = prepare_folder(folder)
     cell = "withdraw" if options.search else f"horizon(window={options.window})"
     what = "withdrawal" if options.search else f"windows of {options.window}x{options.window} tokens"
     console.print(

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
+
+
+@contextmanager
+def no_torn_files() -> Iterator[None]:
+    """Refuse cut-off files even where another library has allowed them for the whole process."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -38,7 +50,7 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
         if not path.is_file():
             raise ValueError(f"{name} is not a file")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_torn_files():
             # our own limit below is the lower one; Pillow's would only warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as im:

@@ -110,7 +110,7 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
 def software() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}
-    for package in ("vtc", "torch", "transformers", "numpy", "pillow"):
+    for package in ("vtc", "torch", "torchvision", "transformers", "numpy", "pillow"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

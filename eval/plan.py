@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .answer import answer_plain
-from .cells import UNPRUNED, Cell, make_cell, takes_keep
+from .cells import RANDOM, UNPRUNED, Cell, make_seeds, takes_keep
 from .loading import Loaded
+from .options import BenchOptions
 from .prompt import make_row
 from .runner import pruned
 from .tasks import TaskSet
 
+DEPTHS = (8, 32)  # a layer that depends on the depth is known only with the model
 ALL = "all"  # every registered method that can run
 
 
@@ -35,10 +37,22 @@ class Plan:
         return [f"left out: {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
-def plan_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int | None = None) -> Plan:
+def plan_cells(
+    methods: Sequence[str], keeps: Sequence[int | float], seeds: Sequence[int] = (0,), random: bool = False
+) -> Plan:
     """All cells of a sweep, the unpruned model first; the method ``"all"`` stands for every registered one.
 
     A method whose text sets every keep itself is one cell, whatever `keeps` says.
+
+    Parameters
+    ----------
+    methods, keeps : sequence
+        What is asked for.
+    seeds : sequence of int
+        Methods that take a seed are run under each.
+    random : bool
+        Put ``random`` in front where it was not asked for, what the methods are compared with, and at the layers at
+        which others choose inside the decoder: the same keep costs more there.
 
     Raises
     ------
@@ -49,18 +63,66 @@ def plan_cells(methods: Sequence[str], keeps: Sequence[int | float], seed: int |
     from vtc.spec import parse
 
     named = [m for m in methods if m not in ("unpruned", "none", ALL)]
-    optional = [m for m in list_pruners() if m not in named] if ALL in methods else []
+    others = [m for m in list_pruners() if m not in named] if ALL in methods else []
+    first = [RANDOM, *late_random(named)] if random and (named or others) else []
+    optional = [m for m in [*(late_random(others) if random else ()), *others] if m not in (*first, *named)]
+    named = [*first, *named]
     cells, left_out = [UNPRUNED], {}
-    for method in [*named, *optional]:
+    for method in dict.fromkeys([*named, *optional]):
         own = not any(map(takes_keep, parse(method)))
         for keep in [None] if own else keeps:
             try:
-                cells.append(make_cell(method, keep, seed))
+                cells += make_seeds(method, keep, seeds)
             except (ValueError, TypeError) as error:
                 if method in named:
                     raise
                 left_out[_label(method, keep)] = str(error)
     return Plan(list({cell.spec: cell for cell in cells}.values()), frozenset(optional), left_out)
+
+
+def late_random(methods: Sequence[str]) -> list[str]:
+    """``random`` at the decoder layers at which methods choose, for those that choose once."""
+    from vtc.spec import parse
+
+    found: dict[str, None] = {}
+    for method in methods:
+        pipeline = parse(method)
+        stops = [pipeline[0].stops(depth) for depth in DEPTHS] if len(pipeline) == 1 else []
+        layers = {stop.layer for places in stops for stop in places if stop.stage == "decoder"}
+        if len(layers) == 1 and all(len(places) == 1 for places in stops) and takes_keep(pipeline[0]):
+            found[f"{RANDOM}(layer={layers.pop()})"] = None
+    return list(found)
+
+
+def plan_sweep(options: BenchOptions) -> tuple[Plan, dict[str, Cell]]:
+    """The cells that are asked for, and those of a recipe by their labels."""
+    seeds = options.every_seed
+    if options.recipe is None:
+        return plan_cells(options.pruners, options.keeps, seeds, options.random), {}
+    asked = options.recipe.bench_cells(options.seed or None)
+    keeps = [cell.keep for cell in asked.values() if cell.keep is not None]
+    base = [UNPRUNED]
+    if options.random and keeps:
+        base = plan_cells([RANDOM, *late_random([options.recipe.pruner])], keeps, seeds).cells
+    cells = {cell.spec: cell for cell in [*base, *asked.values()]}
+    return Plan(list(cells.values())), asked
+
+
+def chosen_cells(plan: Plan, only: Sequence[str] | None) -> Plan:
+    """The plan's cells of these specs.
+
+    Raises
+    ------
+    ValueError
+        For a spec that is none of them; those that are are listed.
+    """
+    if only is None:
+        return plan
+    of = {cell.spec: cell for cell in plan.cells}
+    for spec in only:
+        if spec not in of:
+            raise ValueError(f"--cell {spec!r} is not of this sweep, which has: {'; '.join(of)}")
+    return replace(plan, cells=[of[spec] for spec in dict.fromkeys(only)])
 
 
 def leave_out(plan: Plan, loaded: Loaded, tasks: TaskSet) -> Plan:
@@ -71,7 +133,7 @@ def leave_out(plan: Plan, loaded: Loaded, tasks: TaskSet) -> Plan:
     if not plan.optional:
         return plan
     first = tasks.questions[0]
-    row = make_row(loaded.processor, loaded.model.config, tasks.image(first.image_id), first)
+    row = make_row(loaded.processor, loaded.model.config, tasks.visuals(first), first)
     cells, left_out, ran = [], dict(plan.left_out), set()
     for cell in plan.cells:
         try:

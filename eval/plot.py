@@ -5,21 +5,23 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .cells import UNPRUNED
-from .report import keep_text, unpruned_of
+from .matching import keep_text
+from .report import unpruned_of
+from .report_html.charts import focus
 from .store import write_atomic
 from .summary import CellSummary
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers differ as well
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", ":", "--", "-.")  # after eight methods colours and markers begin anew
-MANY = 10  # methods; the legend of more stands beside the plot
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BARS = {"elinewidth": 1.0, "capsize": 2.5, "markersize": 6, "linewidth": 1.6}
+REST = {"elinewidth": 0.0, "capsize": 0.0, "markersize": 2.5, "linewidth": 0.7, "color": "0.72", "marker": "o"}
 
 
 def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
-    """Draw the mean accuracy with 95% intervals of every method against its FLOPs ratio.
+    """Draw the mean accuracy with 95% intervals of every method against its FLOPs ratio; of many the best in colour.
 
     Parameters
     ----------
@@ -38,9 +40,8 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
     def place(cell: CellSummary) -> float:
         return cell.lm_flops_ratio if counted else cell.tokens_kept / cell.tokens_total  # type: ignore[return-value]
 
-    methods = dict.fromkeys(cell.method for cell in cells if cell.spec != UNPRUNED.spec)
-    many = len(methods) > MANY
-    figure = Figure(figsize=(10.4, 6.6) if many else (8.2, 5.2), dpi=150, layout="constrained")
+    looks = focus(cells)
+    figure = Figure(figsize=(8.2, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     reference = unpruned_of(cells)
     if reference is not None:
@@ -51,30 +52,37 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
             f"unpruned {height:.1f}%", (0.995, height), color="0.25", fontsize=9,
             xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
         )  # fmt: skip
-    apart = min(3.0, 24 / max(1, len(methods))) / 72  # in inches
-    for i, method in enumerate(methods):
+    beside = [m for m, look in looks.items() if look.kind != "rest"]
+    apart = min(3.0, 24 / max(1, len(beside))) / 72  # in inches
+    others = len(looks) - len(beside)
+    order = ("rest", "random", "focus")
+    for method, look in sorted(looks.items(), key=lambda item: order.index(item[1].kind)):
         line = sorted((cell for cell in cells if cell.method == method), key=place)
         x, y = [place(cell) for cell in line], [100 * cell.mean.value for cell in line]
         below = [100 * (cell.mean.value - cell.mean.low) for cell in line]
         above = [100 * (cell.mean.high - cell.mean.value) for cell in line]
+        style: dict[str, Any] = REST
+        if look.kind != "rest":
+            style = BARS | {"color": "0.35", "marker": MARKERS[look.shape], "linestyle": "--"}
+        if look.colour is not None:
+            style |= {"color": COLOURS[look.colour], "linestyle": "-"}
+        label = method
+        if look.kind == "rest":  # all of them have one line in the legend
+            label, others = (f"{others} others" if others else "_"), 0
         # methods of equal cost would hide each other's bars: a few points apart, whatever the scale
-        aside = (i - (len(methods) - 1) / 2) * apart
+        aside = (beside.index(method) - (len(beside) - 1) / 2) * apart if method in beside else 0.0
         axes.errorbar(
-            x, y, yerr=[below, above], label=method, color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=6,
-            linewidth=1.6, elinewidth=1, capsize=2.5, linestyle=LINES[i // 8 % len(LINES)], zorder=3,
-            transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
+            x, y, yerr=[below, above], label=label, zorder=2 if look.kind == "rest" else 3,
+            transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans), **style,
         )  # fmt: skip
-    if methods:
-        longest = max(methods, key=lambda m: sum(cell.method == m for cell in cells))
+    if looks:
+        longest = max(looks, key=lambda m: sum(cell.method == m for cell in cells))
         for cell in (c for c in cells if c.method == longest and c.keep is not None):
             axes.annotate(
                 keep_text(cell.keep), (place(cell), 100 * cell.mean.low), xytext=(0, -11), textcoords="offset points",
                 ha="center", fontsize=7.5, color="0.35",
             )  # fmt: skip
-        if many:
-            figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=4)
-        else:
-            axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+        axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
     what = "prefill FLOPs of the language model" if counted else "visual tokens kept"
     axes.set_xlabel(f"{what}, relative to unpruned")
     axes.set_ylabel("mean accuracy over tasks (%), 95% interval")

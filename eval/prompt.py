@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,6 +24,7 @@ class Row:
 
     ``ids [L]`` and the other ``tokens`` are unpadded and on the CPU, ``vision`` are the remaining processor outputs
     (pixels, grids), ``prefix`` counts the columns up to the last visual token, it included, ``visual`` the visual ones.
+    ``modality`` is "image" or "video".
     """
 
     question: Question
@@ -30,14 +33,20 @@ class Row:
     vision: dict[str, Any] = field(repr=False)
     prefix: int
     visual: int
+    modality: str = "image"
 
 
-def chat_text(processor: Any, question: str) -> str:
-    """The chat-template prompt of one image and one question, ready for the answer."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
+def chat_text(processor: Any, question: str, visuals: Sequence[str] = ("image",)) -> str:
+    """The chat-template prompt of some images, or a video, and one question, ready for the answer."""
+    content = [*({"type": kind} for kind in visuals), {"type": "text", "text": question}]
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so vtc can't build a prompt for this model")
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def prompt_template(processor: Any) -> str:
+    """Hash of how prompts are written: a question's chat text with a stand-in for its words."""
+    return hashlib.sha256(chat_text(processor, "\N{OBJECT REPLACEMENT CHARACTER}").encode()).hexdigest()[:16]
 
 
 def visual_token_ids(config: Any) -> list[int]:
@@ -46,15 +55,39 @@ def visual_token_ids(config: Any) -> list[int]:
     return sorted({getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)})
 
 
-def make_row(processor: Any, config: Any, image: Image.Image, question: Question) -> Row:
-    """Run the processor on one question about `image`."""
-    inputs = dict(processor(text=[chat_text(processor, question.question)], images=[image], return_tensors="pt"))
+def takes_video(processor: Any, config: Any) -> bool:
+    """Whether the model has videos of its own; others are shown the frames as pictures."""
+    token = getattr(config, "video_token_id", None) or getattr(config, "video_token_index", None)
+    return token is not None and getattr(processor, "video_processor", None) is not None
+
+
+def make_row(processor: Any, config: Any, visuals: Image.Image | Sequence[Image.Image], question: Question) -> Row:
+    """Run the processor on one question.
+
+    Parameters
+    ----------
+    processor, config
+        The model's.
+    visuals : image or sequence of images
+        What the question is about, as ``TaskSet.visuals`` gives it: its images, or the frames of its video.
+    question : Question
+        Its ``kind`` says which of the two they are.
+    """
+    pictures = [visuals] if isinstance(visuals, Image.Image) else list(visuals)
+    given: dict[str, Any] = {"images": pictures}
+    kinds, modality = ["image"] * len(pictures), "image"
+    if question.kind != "image" and takes_video(processor, config):
+        # sampled already: every frame counts
+        given = {"videos": [np.stack([np.asarray(p.convert("RGB")) for p in pictures])], "do_sample_frames": False}
+        kinds, modality = ["video"], "video"
+    text = chat_text(processor, question.question, kinds)
+    inputs = dict(processor(text=[text], **given, return_tensors="pt"))
     ids = inputs.pop("input_ids")[0]
     tokens = {name: inputs.pop(name)[0] for name in TOKEN_INPUTS if name in inputs}
     places = torch.isin(ids, torch.tensor(visual_token_ids(config))).nonzero().flatten()
     if len(places) == 0:
         raise ValueError("the prompt holds no visual token: is this model's processor an image-text processor?")
-    return Row(question, ids, tokens, inputs, int(places[-1]) + 1, len(places))
+    return Row(question, ids, tokens, inputs, int(places[-1]) + 1, len(places), modality)
 
 
 def pad_rows(ids: Sequence[Tensor], tokens: Sequence[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:

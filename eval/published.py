@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,17 +12,35 @@ from rich.table import Table
 from rich.text import Text
 
 from .cells import UNPRUNED, Cell
+from .metrics import Metric, metric
 from .recipes import UNPRUNED_COLUMN, Recipe, is_average
 from .summary import CellSummary
 from .tasks import TaskSet
 
 RELATIVE = "% of unpruned"
 Figures = dict[str, dict[str, float]]
+# the papers' names of benchmarks whose definitions are called otherwise
+DEFINITIONS = {"mmbench": "mmbenchen", "scienceqa": "scienceqaimg"}
 
 
 def task_of(benchmark: str, tasks: TaskSet) -> str | None:
-    """The task that carries a benchmark's name, in upper or lower case."""
-    return next((task for task in tasks.tasks if task.casefold() == benchmark.casefold()), None)
+    """The task that carries a benchmark's name: case, hyphens and the like aside, or the ready definition of it."""
+    named = {plain(task): task for task in reversed(tasks.tasks)}
+    return named.get(plain(benchmark)) or named.get(DEFINITIONS.get(plain(benchmark), ""))
+
+
+def plain(name: str) -> str:
+    """A name's letters and digits, in lower case; ``lmms:`` in front of it is left out."""
+    return re.sub(r"[\W_]", "", name.casefold().removeprefix("lmms:"))
+
+
+def figure_of(cell: CellSummary, task: str, tasks: TaskSet) -> float | None:
+    """What papers print of a task: its metric's figure, in percent unless it is a score."""
+    kinds = {q.metric for q in tasks.questions if q.task == task}
+    scorer = metric(kinds.pop()) if len(kinds) == 1 else Metric()
+    name = scorer.printed or scorer.main
+    value = cell.official.get(task, {}).get(name, cell.accuracy.get(task))
+    return value if value is None or name.endswith("_score") else 100 * value
 
 
 def averaged_tasks(recipe: Recipe, tasks: TaskSet) -> list[str]:
@@ -36,34 +55,38 @@ def averaged_tasks(recipe: Recipe, tasks: TaskSet) -> list[str]:
 
 
 def measured(recipe: Recipe, cells: Mapping[str, Cell], summary: Sequence[CellSummary], tasks: TaskSet) -> Figures:
-    """What was measured, in percent, for each published row by label; a row that was not is missing.
+    """What was measured for each published row by label, as ``figure_of`` gives it; a row that was not is missing.
 
     `cells` are the recipe's by label, as they were run.
     """
     by_spec = {cell.spec: cell for cell in summary}
     asked = {UNPRUNED_COLUMN: UNPRUNED, **cells}
-    columns = {label: by_spec[cell.spec].accuracy for label, cell in asked.items() if cell.spec in by_spec}
+    run = {label: by_spec[cell.spec] for label, cell in asked.items() if cell.spec in by_spec}
+    columns = {
+        label: {t: value for t in tasks.tasks if (value := figure_of(cell, t, tasks)) is not None}
+        for label, cell in run.items()
+    }
     base, over = columns.get(UNPRUNED_COLUMN, {}), averaged_tasks(recipe, tasks)
     found: Figures = {}
     for benchmark in recipe.published:
         task = task_of(benchmark, tasks)
         row: dict[str, float] = {}
-        for label, accuracy in columns.items():
-            value = _average(benchmark, accuracy, base, over) if is_average(benchmark) else accuracy.get(task or "")
+        for label, figures in columns.items():
+            value = _average(benchmark, figures, base, over) if is_average(benchmark) else figures.get(task or "")
             if value is not None:
-                row[label] = 100 * value
+                row[label] = value
         if row:
             found[benchmark] = row
     return found
 
 
 def _average(
-    benchmark: str, accuracy: Mapping[str, float], base: Mapping[str, float], over: Sequence[str]
+    benchmark: str, figures: Mapping[str, float], base: Mapping[str, float], over: Sequence[str]
 ) -> float | None:
     if RELATIVE not in benchmark:
-        values = [accuracy[task] for task in over if task in accuracy]
+        values = [figures[task] for task in over if task in figures]
     else:
-        values = [accuracy[task] / base[task] for task in over if task in accuracy and base.get(task)]
+        values = [100 * figures[task] / base[task] for task in over if task in figures and base.get(task)]
     return statistics.fmean(values) if values else None
 
 
@@ -110,13 +133,13 @@ def remarks(recipe: Recipe, found: Figures, tasks: TaskSet) -> list[str]:
     lacking = [name for name in single if name not in found]
     if lacking:
         said.append(
-            f"Not measured, as {tasks.name} has no task of that name: {', '.join(lacking)}. An evaluation set with "
-            "them is given by --data FOLDER."
+            f"Not measured, as {tasks.name} has no task of that name: {', '.join(lacking)}. --tasks reads public "
+            "benchmarks, --data FOLDER an evaluation set of yours."
         )
     if any(map(is_average, found)):
         other = "" if single else f", tasks of {tasks.name}, and not over the paper's benchmarks"
         said.append(f"The measured average is over {', '.join(averaged_tasks(recipe, tasks))}{other}.")
-    if found:
+    if found and any(q.metric == "exact" for q in tasks.questions):
         said.append("Measured is the share of exactly matching answers; benchmarks have scorers of their own.")
     return said + [f"Note: {note}." for note in recipe.notes]
 

@@ -24,24 +24,29 @@ def answer_kind(answer: str) -> str:
     return "number" if re.fullmatch(r"-?\d+(\.\d+)?", text) else "exact"
 
 
-def score(prediction: str, answer: str) -> float:
-    """1.0 if the prediction is right, else 0.0.
+def understood(prediction: str, answer: str) -> str:
+    """The part of a prediction that is compared with `answer`, in its normal form; empty if it has none.
 
-    A yes/no question reads the prediction's first yes or no, a number question its first number, every other one wants
-    the whole first line to be the answer.
+    A yes/no question reads the prediction's first yes or no, a number question its first number, every other one its
+    whole first line.
+    """
+    lines = prediction.strip().splitlines()
+    given, kind = normalise(lines[0] if lines else ""), answer_kind(answer)
+    if kind == "exact":
+        return given
+    found = re.search(r"\b(yes|no)\b" if kind == "yes_no" else r"(?<![\w.])-?\d+(\.\d+)?", given)
+    return found.group() if found else ""
+
+
+def score(prediction: str, answer: str) -> float:
+    """1.0 if what is ``understood`` of the prediction is the answer, else 0.0.
 
     Examples
     --------
     >>> score("Yes, there is a cube.", "yes"), score("I see 3 cubes", "three"), score("The red one", "red")
     (1.0, 1.0, 0.0)
     """
-    kind, wanted = answer_kind(answer), normalise(answer)
-    lines = prediction.strip().splitlines()
-    given = normalise(lines[0] if lines else "")
-    if kind == "yes_no":
-        found = re.search(r"\b(yes|no)\b", given)
-        return float(found is not None and found.group(1) == wanted)
-    if kind == "number":
-        found = re.search(r"(?<![\w.])-?\d+(\.\d+)?", given)
-        return float(found is not None and float(found.group()) == float(wanted))
+    given, wanted = understood(prediction, answer), normalise(answer)
+    if answer_kind(answer) == "number":
+        return float(given != "" and float(given) == float(wanted))
     return float(given == wanted)

@@ -1,12 +1,16 @@
-"""The results file: one JSON line per sample and cell, safe against kill -9, a torn last line and a full disk."""
+"""The results files: one JSON line per sample and cell, safe against kill -9, a full disk and one another."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import time
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 try:
     import fcntl
@@ -16,14 +20,17 @@ except ImportError:  # Windows: no lock, everything else works
 Key = tuple[str, str]
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a results file and the number of bytes up to the end of the last whole line.
+def read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a results file from byte `start` on, and the number of bytes up to the end of the last whole line.
 
     Lines that are no JSON object are skipped: they were torn by a crash and are computed again.
     """
-    if not path.exists():
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read()
+    except FileNotFoundError:
         return [], 0
-    data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     rows = []
     for line in data[:end].splitlines():
@@ -33,27 +40,51 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
             continue
         if isinstance(row, dict):
             rows.append(row)
-    return rows, end
+    return rows, start + end
+
+
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def result_files(path: Path) -> list[Path]:
+    """`path` and its siblings: ``results.jsonl``, ``results-1.jsonl``, ..., those that are there, in order."""
+    number = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
+    found = [(int(m.group(1)), p) for p in path.parent.glob(f"{path.stem}-*") if (m := number.fullmatch(p.name))]
+    return [path] * path.exists() + [p for _, p in sorted(found)]
+
+
+def read_all(path: Path) -> list[dict[str, Any]]:
+    """Rows of a results file and its siblings."""
+    return [row for file in result_files(path) for row in read_rows(file)[0]]
 
 
 class ResultStore:
-    """Append-only results of one configuration.
+    """Append-only results of one configuration, in one file per writing process.
+
+    All files are read; each process that writes locks one of its own. A row that is in several counts once.
 
     Parameters
     ----------
     path : Path
-        The file; it is made by the first ``append`` and may hold rows of other configurations, which are left alone.
+        The first file; further ones are called ``NAME-1.jsonl`` and so on. They may hold rows of other configurations,
+        which are left alone.
     config : str
         Hash of the whole configuration; only rows that carry it count as done.
     """
 
     def __init__(self, path: Path, config: str):
         self.path, self.config = path, config
-        self._file: BinaryIO | None = None
-        rows, self._end = read_rows(path)
-        self.rows: dict[Key, dict[str, Any]] = {
-            (row["cell"], row["question_id"]): row for row in rows if row.get("config") == config
-        }
+        self.rows: dict[Key, dict[str, Any]] = {}
+        self.number = 0
+        self._file: FileIO | None = None
+        self._end = 0
+        self._read: dict[Path, int] = {}
+        self.refresh()
 
     def __enter__(self) -> ResultStore:
         return self
@@ -64,31 +95,61 @@ class ResultStore:
     def __contains__(self, key: Key) -> bool:
         return key in self.rows
 
+    @property
+    def file(self) -> Path:
+        """The file that this process writes."""
+        return self.path if self.number == 0 else self.path.with_stem(f"{self.path.stem}-{self.number}")
+
     def cell(self, cell: str) -> dict[str, dict[str, Any]]:
         """Rows of one cell by question id."""
         return {question: row for (name, question), row in self.rows.items() if name == cell}
 
+    def refresh(self) -> list[dict[str, Any]]:
+        """Read what has been added to the files since the last time; returns the rows that were not known."""
+        new = []
+        for path in result_files(self.path):
+            if self._file is not None and path == self.file:
+                continue
+            rows, self._read[path] = read_rows(path, self._read.get(path, 0))
+            for row in rows:
+                key = (str(row.get("cell")), str(row.get("question_id")))
+                if row.get("config") == self.config and key not in self.rows:
+                    self.rows[key] = row
+                    new.append(row)
+        return new
+
     def open(self) -> None:
-        """Lock the file and cut off a torn last line.
+        """Lock the first file that no other process writes, and cut off a torn last line.
 
         Raises
         ------
-        ValueError
-            If another process writes to it.
+        OSError
+            If there is no writing here.
         """
-        if self._file is not None:
-            return
-        file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        while self._file is None:
+            file = open(self.file, "ab", buffering=0)  # noqa: SIM115 - closed by close(); a buffer would outlive an error
+            if not self._lock(file):
                 file.close()
-                raise ValueError(
-                    f"another run is writing to {self.path}; wait for it or choose another --output"
-                ) from None
-        file.truncate(self._end)
-        self._file = file
+                self.number += 1
+                continue
+            if not same_file(file.fileno(), self.file):  # its last owner has just removed it
+                file.close()
+                continue
+            self.refresh()  # before it counts as our own: the last owner may have written after we read it
+            self._end = self._read.get(self.file, 0)
+            file.truncate(self._end)
+            self._file = file
+
+    def _lock(self, file: FileIO) -> bool:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks: only a file that was not there is surely our own
+        return os.fstat(file.fileno()).st_size == 0
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows and force them to the disk; on an error the file is as it was before."""
@@ -97,20 +158,22 @@ class ResultStore:
         rows = [{"config": self.config, **row} for row in rows]
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         try:
-            self._file.write(data)
-            self._file.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError:
             self._rewind()
             raise
         self._end += len(data)
+        self._read[self.file] = self._end
         self.rows.update({(row["cell"], row["question_id"]): row for row in rows})
 
     def _rewind(self) -> None:
         assert self._file is not None
         try:
             os.ftruncate(self._file.fileno(), self._end)
-            self._file.close()  # its buffer may still hold what did not fit
+            self._file.close()
         except OSError:
             pass
         self._file = None
@@ -118,10 +181,10 @@ class ResultStore:
     def close(self) -> None:
         """Close the file; an empty one is removed."""
         if self._file is not None:
+            if self.file.exists() and self.file.stat().st_size == 0:
+                self.file.unlink()  # still locked: nobody else has begun to write to it
             self._file.close()
             self._file = None
-            if self.path.stat().st_size == 0:
-                self.path.unlink()
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -136,3 +199,11 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+def remove_drafts(folder: Path, age: float = 60) -> None:
+    """Remove what processes left that were ended in the middle of ``write_atomic``, at least `age` seconds ago."""
+    for draft in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime >= age:
+                draft.unlink()

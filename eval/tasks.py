@@ -1,4 +1,4 @@
-"""Evaluation sets: two parquet files of images and questions, and a fixed choice of a part of them."""
+"""Evaluation sets: questions about images or videos, and a fixed choice of a part of them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,82 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .images import open_image
+from .media import Media, MediaStore, decode, part_of
+from .video import Clip, sample_frames, uniform
 
 IMAGE_COLUMNS = ("image_id", "image")
 QUESTION_COLUMNS = ("question_id", "task", "image_id", "question", "answer")
+NUM_FRAMES = 8
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image."""
+    """One question about one image, several, or a video.
+
+    Attributes
+    ----------
+    question_id, task : str
+        Its name, unique in the set, and the task that it belongs to.
+    image_id : str
+        What it is about; questions with the same one share their visual input.
+    question, answer : str
+        The text for the model, all instructions included, and the answer that is shown.
+    references : tuple of str
+        All accepted answers; the answer alone if not said.
+    metric : str
+        How predictions are scored, see ``vtc.eval.metrics``.
+    options : tuple of str
+        The texts of a multiple choice, without their letters.
+    group, category : str
+        Questions that are scored together (an image of MME, the turns of a circular question), and a part of the task.
+    media : tuple of str
+        Ids of all its images in order; `image_id` alone if not said.
+    kind : str
+        "image", "video" (one file or folder of frames) or "frames" (every one of `media` is a frame).
+    """
 
     question_id: str
     task: str
     image_id: str
     question: str
     answer: str
+    references: tuple[str, ...] = ()
+    metric: str = "exact"
+    options: tuple[str, ...] = ()
+    group: str = ""
+    category: str = ""
+    media: tuple[str, ...] = ()
+    kind: str = "image"
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            object.__setattr__(self, "references", (self.answer,))
+        if not self.media:
+            object.__setattr__(self, "media", (self.image_id,))
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a ready definition says of a task beside its questions; None: not said."""
+
+    title: str = ""
+    source: str = ""
+    max_new_tokens: int | None = None
+    num_frames: int | None = None
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Questions and the encoded images they are about.
+    """Questions and the encoded images, or the videos, that they are about.
 
-    ``fingerprint`` identifies the files' content, ``limit`` says how many questions a task has at most (None: all).
+    ``fingerprint`` identifies the content, ``limit`` says how many questions a task has at most (None: all),
+    ``skipped`` holds a line for each row that was left out because it could not be used.
     """
 
     name: str
@@ -41,8 +90,10 @@ class TaskSet:
     fingerprint: str
     tasks: tuple[str, ...]
     questions: tuple[Question, ...] = field(repr=False)
-    images: Mapping[str, bytes] = field(repr=False)
+    images: Mapping[str, Media] = field(repr=False)
     limit: int | None = None
+    info: Mapping[str, TaskInfo] = field(default_factory=dict, repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -52,7 +103,40 @@ class TaskSet:
 
     def image(self, image_id: str) -> Image.Image:
         """Decode one image."""
-        return open_image(self.images[image_id], f"image {image_id} of {self.name}")
+        return decode(self.images[image_id], self._called(image_id))
+
+    def visuals(self, question: Question, num_frames: int | None = None) -> list[Image.Image]:
+        """What a question is about: its images in order, or uniformly sampled frames of its video.
+
+        Parameters
+        ----------
+        question : Question
+            One of the set.
+        num_frames : int, optional
+            Frames of a video, all of a shorter one; else what the task's definition says, else ``NUM_FRAMES``.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            For media that can't be read; the file, and where it has them the row, is named.
+        """
+        info = self.info.get(question.task, TaskInfo())
+        wanted = num_frames or info.num_frames or NUM_FRAMES
+        first = self.images[question.media[0]]
+        if isinstance(first, Clip):
+            return sample_frames(first, wanted, self._called(question.media[0]))
+        media = question.media
+        if question.kind == "frames":
+            media = tuple(media[i] for i in uniform(len(media), wanted))
+        return [self.image(i) for i in media]
+
+    def _called(self, media_id: str) -> str:
+        place = getattr(self.images, "place", None)
+        return f"image {media_id} of {self.name}" + (f" ({place(media_id)})" if place else "")
+
+    def part(self, questions: Sequence[Question]) -> TaskSet:
+        """The set with `questions` alone and the media that they need, small enough to hand to another process."""
+        return replace(self, questions=tuple(questions), images=part_of(self.images, questions))
 
     def groups(self) -> list[list[Question]]:
         """The questions of each image."""
@@ -65,7 +149,8 @@ class TaskSet:
         """The same questions on every machine and in every run.
 
         Images are visited in the order of a hash of their id, and each gives all its questions until a task has `limit`
-        of them: few images serve many questions, and a smaller `limit` is a subset of a larger one.
+        of them: few images serve many questions, and a smaller `limit` is a subset of a larger one. Questions that are
+        scored as a group come whole or not at all, the first group even where it is larger than `limit`.
 
         Raises
         ------
@@ -79,13 +164,31 @@ class TaskSet:
             if task not in self.tasks:
                 raise ValueError(f"unknown task {task!r}. There is: {', '.join(self.tasks)}")
         left = {task: limit if limit is not None else len(self.questions) for task in wanted}
-        chosen = []
+        chosen: list[Question] = []
+        for unit in self._units():
+            task = unit[0].task
+            if left.get(task, 0) >= len(unit) or (limit is not None and left.get(task) == limit):
+                chosen += unit
+                left[task] -= len(unit)
+            else:
+                left[task] = 0  # not a smaller group in its place: a smaller limit has to stay a part of a larger one
+        return replace(self, tasks=tuple(wanted), questions=tuple(chosen), limit=limit)
+
+    def _units(self) -> list[list[Question]]:
+        """The questions, image by image in a fixed order; those of one scoring group come together."""
+        members: dict[tuple[str, str], list[Question]] = {}
+        for q in self.questions:
+            if q.group:
+                members.setdefault((q.task, q.group), []).append(q)
+        units = []
         for group in sorted(self.groups(), key=lambda g: hashlib.sha256(g[0].image_id.encode()).digest()):
             for q in group:
-                if left.get(q.task, 0) > 0:
-                    left[q.task] -= 1
-                    chosen.append(q)
-        return replace(self, tasks=tuple(wanted), questions=tuple(chosen), limit=limit)
+                whole = members.get((q.task, q.group))
+                if whole is None:
+                    units.append([q])
+                elif whole[0] is q:
+                    units.append(whole)
+        return units
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -122,7 +225,7 @@ def load_tasks(folder: str | Path) -> TaskSet:
     folder : str or Path
         Holds ``images.parquet`` (image_id, image: encoded bytes or a struct with them), ``questions.parquet``
         (question_id, task, image_id, question, answer) and, if you like, ``dataset.json`` with "name", "version" and
-        "tasks" (their order).
+        "tasks" (their order). Or it holds task definitions (``*.yaml``, see ``vtc.eval.definition``) and their data.
 
     Raises
     ------
@@ -132,13 +235,24 @@ def load_tasks(folder: str | Path) -> TaskSet:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
+    if any(folder.glob("*.yaml")):
+        from .benchmarks import load_folder
+
+        return load_folder(folder)
     files = (folder / "images.parquet", folder / "questions.parquet")
-    images: dict[str, bytes] = {}
-    for row in _table(files[0], IMAGE_COLUMNS):
+    readers, places = {}, {}
+    for number, row in enumerate(_table(files[0], IMAGE_COLUMNS), 1):
         data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-        images[str(row["image_id"])] = data
+        if not isinstance(data, bytes):
+            raise ValueError(f"{files[0]} row {number}: the image must be encoded bytes, it is {data!r:.40}")
+        readers[str(row["image_id"])] = partial(bytes, data)
+        places[str(row["image_id"])] = f"{files[0]} row {number}"
+    images = MediaStore(readers, places)
     questions = tuple(
-        Question(**{c: str(row[c]) for c in QUESTION_COLUMNS}) for row in _table(files[1], QUESTION_COLUMNS)
+        Question(
+            str(row["question_id"]), str(row["task"]), str(row["image_id"]), str(row["question"]), str(row["answer"])
+        )
+        for row in _table(files[1], QUESTION_COLUMNS)
     )
     if not questions:
         raise ValueError(f"{files[1]} has no questions")
@@ -164,7 +278,7 @@ def load_tasks(folder: str | Path) -> TaskSet:
 def save_tasks(
     folder: str | Path, images: Mapping[str, bytes], questions: Iterable[Question], version: str = "1"
 ) -> Path:
-    """Write an evaluation set of your own in the format that ``load_tasks`` reads."""
+    """Write an evaluation set in the plain format that ``load_tasks`` reads; its answers are scored by "exact"."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

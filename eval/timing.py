@@ -1,20 +1,25 @@
-"""Prefill time of a cell against the unpruned model: interleaved repeats, medians, batch 1, selection included."""
+"""What each cell costs on one prompt: the cells take turns, so that other load hits all of them alike."""
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .cells import Cell
-from .encode import encode, join_outputs, reuses_encoder, to_device
+from .cells import UNPRUNED, Cell
+from .cost import Cost, Spread
+from .encode import encode, encoder_inputs, reuses_encoder, to_device
+from .features import pruned
 from .prompt import Row
-from .runner import pruned
+
+DECODED = 4  # tokens behind each timed prefill
 
 
 @dataclass(frozen=True)
@@ -42,64 +47,144 @@ class PrefillTime:
         return None if self.lm_seconds is None or self.lm_reference is None else self.lm_seconds / self.lm_reference
 
 
-def _clock(model: nn.Module, call: Callable[[], Any]) -> float:
-    device = next(model.parameters()).device
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def clock(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, the device synchronised around it, and what it gave."""
+    _wait(device)
     start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    result = call()
+    _wait(device)
+    return time.perf_counter() - start, result
 
 
-def in_turns(sides: Sequence[Callable[[], float]], repeats: int) -> list[float]:
-    """Median of each side's own clock readings; the sides take turns, after one unmeasured turn."""
-    readings: list[list[float]] = [[] for _ in sides]
-    for turn in range(repeats + 1):
-        for side, kept in zip(sides, readings, strict=True):
-            seconds = side()
-            if turn:
-                kept.append(seconds)
-    return [statistics.median(kept) for kept in readings]
+def spread(readings: Sequence[float]) -> Spread:
+    """Median and range."""
+    return Spread(statistics.median(readings), min(readings), max(readings))
+
+
+class _Prompt:
+    """One prompt on the model's device, and the readings that can be taken of it."""
+
+    def __init__(self, model: nn.Module, row: Row):
+        self.model, self.row = model, row
+        self.device = next(model.parameters()).device
+        text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
+        self.text = {name: to_device(value, model) for name, value in text.items()}
+        self.vision = {name: to_device(value, model) for name, value in row.vision.items()}
+
+    def read(self, cell: Cell) -> dict[str, float]:
+        """One turn of a cell: seconds by part."""
+        found: dict[str, float] = {}
+        with pruned(self.model, cell) as model:
+            handle = getattr(model, "vtc", None)
+            if reuses_encoder(self.model):
+                found["vision"], features = clock(self.device, lambda: encode(model, self.row))
+                given = encoder_inputs([self.row], [features], self.model)
+                found["lm_prefill"], _ = clock(self.device, lambda: self._forward(model, given))
+            found["prefill"], out = clock(self.device, lambda: self._forward(model, self.vision))
+            found["decode"] = clock(self.device, lambda: self._decode(model, out))[0] / DECODED
+            if handle is not None:  # by itself, as it synchronises inside the forward
+                handle.timing = True
+                self._forward(model, self.vision)
+                handle.timing = False
+                found["selection"] = handle.report.selection_seconds or 0.0
+        return found
+
+    def _forward(self, model: Any, given: dict[str, Any]) -> Any:
+        return model(**self.text, **given, use_cache=True, logits_to_keep=1)
+
+    def _decode(self, model: Any, out: Any) -> None:
+        for _ in range(DECODED):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+
+    def memory(self, cell: Cell) -> tuple[int, str]:
+        """Peak bytes of a prefill, and of what."""
+        with pruned(self.model, cell) as model:
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+                self._forward(model, self.vision)
+                return torch.cuda.max_memory_allocated(self.device), "CUDA allocations"
+            whole = reset_peak()
+            self._forward(model, self.vision)
+            return peak_resident(), "resident process" + ("" if whole else " since its start")
+
+
+def reset_peak(status: Path = Path("/proc/self/clear_refs")) -> bool:
+    """Let the process's peak of resident memory begin anew; False where the system can't."""
+    try:
+        status.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident() -> int:
+    """The process's peak of resident memory, in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @torch.no_grad()
-def prefill_time(model: nn.Module, cell: Cell, row: Row, reference: Cell, repeats: int = 5) -> PrefillTime:
-    """Time the prefill of one prompt.
+def measure_costs(
+    model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int = 5, advance: Callable[[], None] = lambda: None
+) -> dict[str, Cost]:
+    """Time all cells on one prompt, batch 1.
 
     Parameters
     ----------
     model : nn.Module
         Unwrapped.
-    cell, reference : Cell
-        What is measured, and against what.
+    cells : sequence of Cell
+        They take turns, one unmeasured turn first, every turn in another order.
     row : Row
         The prompt.
     repeats : int
         Measured turns.
+    advance : callable
+        Called after each cell's turn.
+
+    Returns
+    -------
+    dict
+        By spec, without FLOPs.
     """
-    text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
-    text = {name: to_device(value, model) for name, value in text.items()}
-    vision = {name: to_device(value, model) for name, value in row.vision.items()}
+    prompt = _Prompt(model, row)
+    readings: dict[str, dict[str, list[float]]] = {cell.spec: {} for cell in cells}
+    order = random.Random(0)
+    for turn in range(repeats + 1):
+        for cell in order.sample(cells, len(cells)):
+            for part, seconds in prompt.read(cell).items():
+                if turn:
+                    readings[cell.spec].setdefault(part, []).append(seconds)
+            advance()
+    found = {}
+    for cell in cells:
+        spreads: dict[str, Any] = {part: spread(values) for part, values in readings[cell.spec].items()}
+        peak, of = prompt.memory(cell)
+        found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **spreads)
+    return found
 
-    def run(which: Cell, inputs: Callable[[nn.Module], dict[str, Any]]) -> float:
-        with pruned(model, which) as wrapped:
-            given = inputs(wrapped)
-            return _clock(model, lambda: wrapped(**text, **given, use_cache=True, logits_to_keep=1))
 
-    whole = in_turns([lambda c=c: run(c, lambda _: vision) for c in (reference, cell)], repeats)  # type: ignore[misc]
-    lm: list[float] | list[None] = [None, None]
-    if reuses_encoder(model):
-        made = {}
-        for c in (reference, cell):
-            with pruned(model, c) as wrapped:
-                made[c.spec] = encode(wrapped, row)
-
-        def features(c: Cell) -> dict[str, Any]:
-            return {
-                "mm_encoder_outputs": {"image": join_outputs([made[c.spec]])}
-            }  # a forward may change what it is given
-
-        lm = in_turns([lambda c=c: run(c, lambda _: features(c)) for c in (reference, cell)], repeats)  # type: ignore[misc]
-    return PrefillTime(whole[1], whole[0], lm[1], lm[0], repeats)
+def prefill_times(costs: dict[str, Cost]) -> dict[str, PrefillTime]:
+    """The prefill of each cell against the unpruned model's in the same turns."""
+    base = costs.get(UNPRUNED.spec)
+    if base is None or base.prefill is None:
+        return {}
+    reference = base.lm_prefill.median if base.lm_prefill else None
+    return {
+        spec: PrefillTime(
+            c.prefill.median, base.prefill.median, c.lm_prefill.median if c.lm_prefill else None, reference, c.repeats
+        )
+        for spec, c in costs.items()
+        if c.prefill
+    }

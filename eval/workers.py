@@ -1,21 +1,61 @@
-"""One process per core: a small model on the CPU gains far more from that than from threads inside its operations."""
+"""Several processes on one output folder: one per core for a small model on the CPU, or those of a launcher.
+
+Each writes a results file of its own and takes what no other has claimed, so none waits for another, a process that
+dies loses nothing but the batch it was at, and the others do its part.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
-from collections.abc import Callable, Iterable
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
+from .claims import Claims
 from .loading import load_model
-from .runner import IMAGES_PER_CHUNK, Sweep, run_sweep
-from .store import Key, ResultStore
+from .progress import Estimator
+from .runner import ENCODING, Advance, Sweep, _nothing, run_sweep
+from .store import ResultStore
 
 SMALL = 200_000_000  # parameters; larger models are not held more than once
 MOST = 8
+POLL = 0.2
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that ``torchrun`` or ``accelerate launch`` started."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """Read RANK, WORLD_SIZE and LOCAL_RANK; a process alone where they are not said."""
+        values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        if not values["RANK"] or not values["WORLD_SIZE"]:
+            return cls()
+        for name, value in values.items():
+            if value and not value.isdecimal():
+                raise ValueError(f"{name}={value!r} in the environment is no number")
+        rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
+        if rank >= world:
+            raise ValueError(f"RANK={rank} in the environment is out of range: WORLD_SIZE is {world}")
+        return cls(rank, world, int(values["LOCAL_RANK"] or rank))
+
+    def device(self, device: str) -> str:
+        """The device of this process: of several GPUs each takes its own."""
+        import torch
+
+        if self.world > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.local % torch.cuda.device_count()}"
+        return device
 
 
 def cores() -> int:
@@ -25,38 +65,22 @@ def cores() -> int:
 
 def useful_workers(sweep: Sweep, asked: int | None) -> int:
     """How many processes to use: as asked, else one per core for a small model on the CPU, never more than chunks."""
-    chunks = -(-len(sweep.tasks.groups()) // IMAGES_PER_CHUNK)
     if asked is None:
         first = next(sweep.model.parameters())
         small = sum(p.numel() for p in sweep.model.parameters()) <= SMALL
         asked = min(cores(), MOST) if first.device.type == "cpu" and small else 1
-    return max(1, min(asked, chunks))
-
-
-class _Remote:
-    """What a worker sees of the results: which are done, and where new ones go."""
-
-    def __init__(self, done: frozenset[Key], out: Any, parent: int):
-        self.done, self.out, self.parent = done, out, parent
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self.done
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Send rows to the writer."""
-        if os.getppid() != self.parent:  # killed: nobody reads any more
-            os._exit(1)
-        self.out.put(list(rows))
+    return max(1, min(asked, len(sweep.chunks())))
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A worker's share, as it travels."""
+    """What a worker needs, as it travels."""
 
     sweep: Sweep
     source: tuple[str | None, str, str]
     threads: int
-    done: frozenset[Key]
+    path: Path
+    config: str
     parent: int
 
 
@@ -66,9 +90,10 @@ def _work(job: _Job, out: Any) -> None:
         import torch
 
         torch.set_num_threads(job.threads)
-        sweep = replace(job.sweep, loaded=load_model(*job.source))
-        run_sweep(sweep, _Remote(job.done, out, job.parent))
-        out.put(None)
+        sweep = replace(job.sweep, loaded=load_model(*job.source), parent=job.parent)
+        with ResultStore(job.path, job.config) as store, Claims(job.path.parent) as claims:
+            store.open()
+            run_sweep(sweep, store, claims=claims, wait=False)
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         out.put(error)
 
@@ -78,9 +103,9 @@ def run_workers(
     store: ResultStore,
     workers: int,
     source: tuple[str | None, str, str],
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = _nothing,
 ) -> None:
-    """Compute what `store` lacks with several processes; this one writes.
+    """Compute what `store` lacks with several processes; this one watches.
 
     Parameters
     ----------
@@ -94,39 +119,28 @@ def run_workers(
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
     wanted = {(cell.spec, q.question_id) for cell in sweep.cells for q in sweep.tasks.questions}
-    done = frozenset(wanted & store.rows.keys())
-    advance(len(done))
-    groups, images = sweep.tasks.groups(), sweep.tasks.images
-    processes = []
-    for i in range(workers):
-        # small chunks dealt in turn: all workers end at about the same time
-        share = [q for j, group in enumerate(groups) if j % workers == i for q in group]
-        mine = {q.image_id: images[q.image_id] for q in share}
-        tasks = replace(sweep.tasks, questions=tuple(share), images=mine)
-        lent: Any = None  # every worker loads the model itself
-        part = replace(sweep, loaded=lent, tasks=tasks)
-        job = _Job(part, source, max(1, cores() // workers), done, os.getpid())
-        processes.append(context.Process(target=_work, args=(job, out), daemon=True))
+    for cell, _ in wanted & store.rows.keys():
+        advance(cell, 1, True)
+    lent: Any = None  # every worker loads the model itself
+    part = replace(sweep, loaded=lent, tasks=sweep.tasks.part(sweep.tasks.questions))
+    job = _Job(part, source, max(1, cores() // workers), store.path, store.config, os.getpid())
+    processes = [context.Process(target=_work, args=(job, out), daemon=True) for _ in range(workers)]
     try:
         for process in processes:
             process.start()
-        left = workers
-        while left:
-            try:
-                found = out.get(timeout=5)
-            except queue.Empty:
-                dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
-                if dead:
-                    message = f"a worker process died (exit code {dead[0]}); --workers 1 needs less memory"
-                    raise ValueError(message) from None
-                continue
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
-                left -= 1
-                continue
-            store.append(found)
-            advance(len(found))
+        running, begun = True, False
+        while running:
+            running = any(p.is_alive() for p in processes)
+            new = [row["cell"] for row in store.refresh() if (row["cell"], row["question_id"]) in wanted]
+            for cell in new:
+                advance(cell, 1, not begun)  # the time until the first ones was for loading
+            begun = begun or bool(new)
+            if not out.empty():
+                raise out.get()
+            dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
+            if dead:
+                raise ValueError(f"a worker process died (exit code {dead[0]}); --workers 1 needs less memory")
+            time.sleep(POLL if running else 0)
     finally:
         for process in processes:
             if process.is_alive():
@@ -134,3 +148,33 @@ def run_workers(
         for process in processes:
             if process.pid is not None:
                 process.join(timeout=10)
+        Claims(store.path.parent).tidy()
+
+
+def compute(
+    sweep: Sweep, store: ResultStore, workers: int, source: tuple[str | None, str, str], progress: Progress,
+    estimator: Estimator, what: str = "answering", wait: bool = True,
+) -> None:  # fmt: skip
+    """Compute what `store` lacks, under a bar called `what`, here or with several processes.
+
+    Parameters
+    ----------
+    sweep, store, workers, source
+        As for ``run_workers``; 1 worker is this process.
+    estimator : Estimator
+        For the time left; it knows the parts.
+    wait : bool
+        As for ``run_sweep``.
+    """
+    bar = progress.add_task(what, total=sweep.total(), estimator=estimator)
+
+    def advance(cell: str, count: int, found: bool) -> None:
+        (estimator.found if found else estimator.done)(cell, count)
+        progress.advance(bar, 0 if cell == ENCODING else count)
+
+    if workers > 1:
+        run_workers(sweep, store, workers, source, advance)
+        return
+    with Claims(store.path.parent) as claims:
+        store.open()
+        run_sweep(sweep, store, advance, claims, wait)

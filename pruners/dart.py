@@ -91,6 +91,7 @@ class Dart(Pruner):
             raise ValueError(f"dart.official goes with variant='dart', not with {self.variant!r}")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]  # of this instance only
+            self.order_dependent = True  # type: ignore[misc]  # a set's order goes by the tokens' numbers
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from vtc.cli import main
+from vtc.eval.store import read_all
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -138,12 +139,12 @@ def test_bench_prints_tables_and_commas_inside_parentheses_hold(place: Path, cap
     data = save_data(place / "data", images=2)
     code, out, _ = run(
         capsys, "bench", "--model", world()[0], "--data", data, "--pruners", "random(layer=2, seed=3),pool",
-        "--keep", "25%", "--tasks", "exist,color", "--limit", "3", "--output", "out", "--no-timing",
+        "--keep", "25%", "--tasks", "exist,color", "--limit", "3", "--output", "out", "--no-timing", "--no-random",
     )  # fmt: skip
     assert code == 0
     for text in ("Accuracy (%)", "exist", "n=3", "random(layer=2, seed=3)", "pool", "vs unpruned", "out/results.jsonl"):
         assert text in out
-    lines = [json.loads(line) for line in (place / "out" / "results.jsonl").read_text().splitlines()]
+    lines = read_all(place / "out" / "results.jsonl")  # every process has a file of its own
     assert {r["cell"] for r in lines} == {"unpruned", "random(keep=0.25, seed=3, layer=2)", "pool(keep=0.25)"}
     assert {r["task"] for r in lines} == {"exist", "color"}
 
@@ -188,7 +189,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert run(capsys, "--version") == (0, f"vtc {vtc.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["bench", "horizon"])
+@pytest.mark.parametrize("command", ["bench", "tune", "horizon"])
 def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str], command: str):
     text = " ".join(re.sub("[│╭╰─]", " ", run(capsys, command, "--help")[1]).split())
     assert "default: vtc-" in text  # square brackets would be markup

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
-from vtc.eval.stats import cluster_bootstrap, paired_difference
+from vtc.eval.compare import Questions
+from vtc.eval.ranking import rank_intervals
+from vtc.eval.stats import Resamples, cluster_bootstrap, paired_difference
 
 
 def test_two_clusters_by_hand():
@@ -77,3 +84,111 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="level"):
         cluster_bootstrap([1], ["a"], level=95)
     assert np.isnan(cluster_bootstrap([], []).value)
+
+
+GRADES = st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])
+
+
+@given(st.lists(st.tuples(GRADES, GRADES, st.integers(0, 5), st.sampled_from("xy")), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_differences_are_antisymmetric(rows: list[tuple[float, float, int, str]]):
+    ids = [f"q{i:02}" for i in range(len(rows))]
+    a, b, image, task = ({q: row[k] for q, row in zip(ids, rows, strict=True)} for k in range(4))
+    one = paired_difference(a, b, image, task, reps=100)
+    other = paired_difference(b, a, image, task, reps=100)
+    assert one == pytest.approx((-other.value, -other.high, -other.low))
+    assert paired_difference(a, a, image, task, reps=100) == (0, 0, 0)
+
+
+def test_scipys_bootstrap_of_image_sums_gives_the_same_interval():
+    rng = np.random.default_rng(5)
+    clusters = rng.integers(0, 80, 400).tolist()
+    groups = rng.choice(["vqa", "anls", "pope"], p=[0.6, 0.3, 0.1], size=400).tolist()
+    values = rng.choice([-1.0, -0.3, 0.0, 0.0, 0.6, 1.0], size=400) + np.array([0.02 * (c % 5) for c in clusters])
+    place = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((6, len(place)))
+    for value, cluster, group in zip(values, clusters, groups, strict=True):
+        k = ["vqa", "anls", "pope"].index(group)
+        sums[k, place[cluster]] += value
+        sums[3 + k, place[cluster]] += 1
+
+    def mean(*parts: Any, axis: int = -1) -> Any:
+        return sum(parts[k].sum(axis=axis) / parts[3 + k].sum(axis=axis) for k in range(3)) / 3
+
+    wanted = scipy_stats.bootstrap(
+        sums, mean, paired=True, vectorized=True, method="percentile", n_resamples=20000, batch=1000, rng=rng
+    ).confidence_interval
+    found = cluster_bootstrap(values, clusters, groups, reps=20000)
+    assert found.value == pytest.approx(mean(*sums))
+    width = wanted.high - wanted.low
+    assert abs(found.low - wanted.low) < 0.03 * width
+    assert abs(found.high - wanted.high) < 0.03 * width
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_pairing_beats_comparing_two_means(graded: bool):
+    # the same questions are hard for both: the interval of the difference is narrower than that of two samples
+    rng = np.random.default_rng(6)
+    hard = rng.random(300)
+    grade = (lambda x: np.round(x, 1)) if graded else np.round
+    a, b = (grade(np.clip(1.3 - hard + 0.1 * rng.normal(size=300), 0, 1)) for _ in range(2))
+    ids = list(range(300))
+    paired = cluster_bootstrap(a - b, ids)
+    alone = [cluster_bootstrap(x, ids, seed=i) for i, x in enumerate((a, b))]
+    apart = np.hypot(*(x.high - x.low for x in alone))
+    assert paired.high - paired.low < 0.7 * apart
+
+
+def test_one_draw_serves_all_scores():
+    clusters, groups = np.repeat(np.arange(30), 3).tolist(), ["a", "b", "b"] * 30
+    x, y = np.random.default_rng(3).random((2, 90))
+    drawn = Resamples(clusters, groups, reps=200)
+    assert np.allclose(drawn.means(x) - drawn.means(y), drawn.means(x - y))
+    assert drawn.interval(x) == cluster_bootstrap(x, clusters, groups, reps=200)
+
+
+def test_the_luck_of_the_seeds_is_in_the_interval():
+    # three seeds keep other patches, the same in all images: the method is like any seed, and 95% must cover that
+    rng = np.random.default_rng(8)
+    hits = ignoring = 0
+    image = {f"q{i:03}": i for i in range(200)}
+    for trial in range(150):
+        luck = 0.70 + 0.05 * rng.normal(size=4)
+        runs = [dict(zip(image, (rng.random(200) < p).astype(float), strict=True)) for p in luck]
+        questions = Questions(image, dict.fromkeys(image, "t"), reps=300, seed=trial)
+        truth = luck[0] - 0.70
+        found = questions.compare(runs[:1], runs[1:]).difference
+        hits += found.low <= truth <= found.high
+        pooled = {q: float(np.mean([run[q] for run in runs[1:]])) for q in image}
+        found = questions.interval(runs[0], pooled)
+        ignoring += found.low <= truth <= found.high
+    assert hits / 150 >= 0.90
+    assert ignoring / 150 < 0.86
+
+
+def test_ranks_by_hand():
+    # resamples in which b is best in three quarters, and c always last but for a tie
+    means = {
+        "a": (0.7, np.array([0.7, 0.7, 0.7, 0.9])),
+        "b": (0.8, np.array([0.8, 0.8, 0.8, 0.8])),
+        "c": (0.6, np.array([0.6, 0.7, 0.6, 0.6])),
+    }
+    found = rank_intervals(means, level=0.5)
+    assert [found[m].value for m in "abc"] == [2, 1, 3]
+    assert found["b"] == (1, 1, 1)  # ranks 1, 1, 1, 2
+    assert found["a"] == (2, 1, 2)  # ranks 2, 2.5, 2, 1
+    assert found["c"] == (3, 2.5, 3)  # ranks 3, 2.5, 3, 3
+    assert rank_intervals({}) == {}
+
+
+def test_ranks_of_methods_that_are_alike_are_uncertain():
+    rng = np.random.default_rng(0)
+    drawn = Resamples(list(range(400)), reps=500)
+    a = (rng.random(400) < 0.8).astype(float)
+    b = a.copy()
+    b[np.flatnonzero(a == 1)[:20]], b[np.flatnonzero(a == 0)[:19]] = 0.0, 1.0
+    scores = {"a": a, "b": b, "c": (rng.random(400) < 0.3).astype(float)}
+    found = rank_intervals({name: (drawn.value(x), drawn.means(x)) for name, x in scores.items()})
+    assert (found["a"].value, found["b"].value) == (1, 2)
+    assert (found["a"].low, found["a"].high) == (found["b"].low, found["b"].high) == (1, 2)
+    assert found["c"] == (3, 3, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from rich.console import Console
 import vtc
 from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.cells import make_cell
-from vtc.eval.published import averaged_tasks, published_table, task_of
+from vtc.eval.published import averaged_tasks, figure_of, published_table, task_of
 from vtc.eval.recipes import list_recipes, load_recipe, recipe_folder
-from vtc.eval.tasks import TaskSet
+from vtc.eval.stats import Interval
+from vtc.eval.summary import CellSummary
+from vtc.eval.tasks import Question, TaskSet
 
 TASKS = TaskSet("data", "1", "", ("gqa", "MMBench-CN", "other"), (), {})
 TINY: dict[str, Any] = {
@@ -99,6 +102,25 @@ def test_benchmarks_are_tasks_of_the_same_name_in_any_case():
     assert task_of("GQA", TASKS) == "gqa"
     assert task_of("mmbench-cn", TASKS) == "MMBench-CN"
     assert task_of("MMBench", TASKS) is None
+    public = replace(TASKS, tasks=("mmbench_cn", "mmbench_en", "scienceqa_img", "lmms:pope"))
+    assert [task_of(name, public) for name in ("MMBench-CN", "MMBench", "ScienceQA", "POPE", "SEED")] == [
+        "mmbench_cn", "mmbench_en", "scienceqa_img", "lmms:pope", None,
+    ]  # fmt: skip
+
+
+def test_what_is_measured_is_the_figure_that_papers_print():
+    kinds = {"pope": "pope", "mme": "mme", "ocrbench": "ocrbench", "gqa": "exact_match"}
+    questions = tuple(Question(task, task, "i", "?", "yes", metric=kind) for task, kind in kinds.items())
+    tasks = replace(TASKS, tasks=tuple(kinds), questions=questions)
+    official = {
+        "pope": {"f1": 0.8, "accuracy": 0.9}, "mme": {"mme_score": 1500.0}, "ocrbench": {"ocrbench_score": 297.0},
+        "gqa": {"accuracy": 0.6},
+    }  # fmt: skip
+    accuracy = {"pope": 0.9, "mme": 0.7, "ocrbench": 0.297, "gqa": 0.6}
+    cell = CellSummary(
+        "a", None, "a", 1, True, accuracy, Interval(0, 0, 0), None, None, 1, 1, 1, 1, official=official
+    )  # fmt: skip
+    assert [figure_of(cell, task, tasks) for task in kinds] == pytest.approx([80, 1500, 297, 60])
 
 
 def test_an_average_is_over_the_published_benchmarks_that_are_there(tmp_path: Path):
@@ -120,7 +142,7 @@ def shown(table: Any) -> str:
 
 def follow(path: Path, out: Path, **more: Any) -> tuple[str, dict[str, Any], list[Any]]:
     model, data = world()
-    options = {"model": str(model), "data": data, "timing": 0, "max_new_tokens": 3, "limit": 4, **more}
+    options = {"model": str(model), "data": data, "timing": 0, "max_new_tokens": 3, "limit": 4, "random": False, **more}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     summary = run_bench(BenchOptions(output=out, recipe=load_recipe(str(path)), **options), console)
     return console.export_text(), json.loads((out / "summary.json").read_text()), summary

@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
+"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -13,11 +13,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-BAD_INPUT, INTERRUPTED = 2, 130
+NOTHING, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_arguments: list[str] = []  # what main was called with
 
 app = typer.Typer(
     help="Visual-token compression for vision-language models: measure it, try it, look at it.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help keeps its words whole on 80 columns
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -29,6 +31,21 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a 
 Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else the checkpoint's.")
 ]
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with local copies of the public benchmarks (default: the hub).")
+]
+IncludePath = Annotated[Path | None, typer.Option(help="Folder with more tasks for lmms:NAME.")]
+OnError = Annotated[
+    str, typer.Option(help="stop at a row or an image that can't be used, or skip it; skipped ones are listed.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions per batch.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: as the task says, else 16).")]
+NumFrames = Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: as the task says, else 8).")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
+]
+CacheMB = Annotated[int, typer.Option(min=0, help="Memory for vision features that are used again.")]
 
 
 def _version(wanted: bool) -> None:
@@ -71,12 +88,18 @@ def bench(
             "published numbers are shown beside the measured ones."
         ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks, comma-separated; all if left out. Beside the bundled ones: public benchmarks (pope, mme, gqa, "
+            "...), a definition's .yaml, lmms:NAME for a task of lmms-eval."
+        ),
+    ] = None,
     model: Model = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Questions per task, always the same ones (default: 150 on the bundled model and tasks, else all)."
+            help="Questions per task, always the same ones (default: 100 on the bundled model and tasks, else all)."
         ),
     ] = None,
     output: Annotated[
@@ -87,20 +110,46 @@ def bench(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with images.parquet and questions.parquet of your own instead of the bundled tasks."),
+        typer.Option(
+            help="Folder of your own instead of the bundled tasks: images.parquet and questions.parquet, or "
+            "definitions (.yaml) with their data."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of methods that take one.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes (default: one per core for a small model on the CPU, else 1).")
-    ] = None,
+    data_dir: DataDir = None,
+    include_path: IncludePath = None,
+    on_error: OnError = "stop",
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")] = 3,
+    random: Annotated[
+        bool,
+        typer.Option(help="Always run random too, at the layers where the others choose: what they are compared with."),
+    ] = True,
+    match: Annotated[
+        str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")
+    ] = "keep",
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = None,
+    num_frames: NumFrames = None,
+    workers: Workers = None,
+    cache_mb: CacheMB = 2048,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    timing: Annotated[bool, typer.Option(help="Measure prefill times.")] = True,
+    timing: Annotated[bool, typer.Option(help="Measure times and memory.")] = True,
     share_prefix: Annotated[
         bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
     ] = True,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer this cell of the sweep alone, such as 'random(keep=0.25)'; may be said several times."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Answer a part of the questions alone: 2/4 is the second of four.")
+    ] = None,
+    emit: Annotated[
+        Path | None, typer.Option(help="Write the commands of all cells to this YAML file, for a scheduler, and stop.")
+    ] = None,
 ) -> None:
     """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
     from vtc.eval.cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
@@ -118,8 +167,7 @@ def bench(
         raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
-    if data is not None and not data.is_dir():
-        raise ValueError(f"--data: no such folder: {data}")
+    _folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     from vtc.eval.recipes import load_recipe
 
     followed = None if recipe is None else load_recipe(recipe)
@@ -128,11 +176,92 @@ def bench(
     run_bench(
         BenchOptions(
             pruners=methods, keeps=keeps, recipe=followed, tasks=split_list(tasks) if tasks else None, model=model,
-            data=data, limit=limit, output=output, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens,
-            device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
-            workers=workers,
+            data=data, data_dir=data_dir, include_path=include_path, on_error=on_error, limit=limit, output=output,
+            seed=seed, seeds=seeds, random=random, match=match, batch_size=batch_size, max_new_tokens=max_new_tokens,
+            num_frames=num_frames, device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
+            workers=workers, cache_bytes=cache_mb << 20, only=cell, shard=shard, emit=emit,
+            arguments=_arguments,
         )
     )  # fmt: skip
+
+
+@app.command()
+def tune(
+    target: Annotated[float, typer.Option(help="Share of the unpruned accuracy that has to be kept.")] = 0.98,
+    pruners: Annotated[
+        str,
+        typer.Option(
+            help="Methods to choose from, comma-separated: names, pipelines such as 'dart(pivots=16)', or all for "
+            "every one that can run."
+        ),
+    ] = "all",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="What may be kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them "
+            "(default: 0.5,0.33,0.25,0.2,0.15,0.11,0.07,0.05)."
+        ),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="What is to be cheap: flops (of the prefill, with the tower), prefill (time) or tokens.")
+    ] = "flops",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, comma-separated, as for vtc bench; all if left out.")
+    ] = None,
+    model: Model = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions per task, always the same ones (default: 150 on the bundled model and tasks, else all)."
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the lower bound that has to stay above the target.")] = 0.95,
+    confirm: Annotated[
+        float, typer.Option(help="Share of the images that are held out of the search, to confirm what it found.")
+    ] = 0.5,
+    eta: Annotated[
+        float, typer.Option(help="Each rung has this many times fewer settings and more questions than the last.")
+    ] = 2.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command resumes there (default: vtc-tune/<model>-<data>-<hash>)."
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of your own instead of the bundled tasks.")] = None,
+    data_dir: DataDir = None,
+    include_path: IncludePath = None,
+    on_error: OnError = "stop",
+    seed: Annotated[int, typer.Option(help="Of the split, the bootstrap and methods that draw at random.")] = 0,
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = None,
+    num_frames: NumFrames = None,
+    workers: Workers = None,
+    cache_mb: CacheMB = 2048,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Find the cheapest setting that keeps a share of the unpruned accuracy, and write it as vtc_config.json.
+
+    Exit code 1 says that nothing qualifies.
+    """
+    from vtc.eval.cells import parse_keep, split_list
+    from vtc.eval.tune.options import DEFAULT_KEEPS, TuneOptions, check_options
+
+    _folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    asked = TuneOptions(
+        target=target, pruners=tuple(split_list(pruners)), by=by, confidence=confidence, confirm=confirm, eta=eta,
+        keeps=DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep)),
+        tasks=split_list(tasks) if tasks else None, model=model, limit=limit, output=output, data=data,
+        data_dir=data_dir, include_path=include_path, on_error=on_error, seed=seed, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, num_frames=num_frames, workers=workers, cache_bytes=cache_mb << 20,
+        device=device, dtype=dtype,
+    )  # fmt: skip
+    check_options(asked)
+    from vtc.eval.tune.run import run_tune
+
+    if run_tune(asked).winner is None:
+        raise typer.Exit(NOTHING)
 
 
 @app.command()
@@ -226,8 +355,7 @@ def horizon(
     dtype: Dtype = "auto",
 ) -> None:
     """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
-    if data is not None and not data.is_dir():
-        raise ValueError(f"--data: no such folder: {data}")
+    _folders(("--data", data))
     from vtc.eval.cells import split_list
     from vtc.eval.horizon_run import HorizonOptions, run_horizon
 
@@ -275,6 +403,13 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readab
     make_console().print(recipe_table(found))
 
 
+def _folders(*given: tuple[str, Path | None]) -> None:
+    """Refuse options that name no folder."""
+    for option, folder in given:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option}: no such folder: {folder}")
+
+
 def _cell(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
     from vtc.eval.cells import make_cell, needs_keep, parse_keep
@@ -304,6 +439,8 @@ def main(args: list[str] | None = None) -> None:
     """
     # threads that wait should sleep: spinning costs several times the work itself where cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    global _arguments
+    _arguments = list(sys.argv[1:] if args is None else args)
     code: Any = None
     try:
         code = app(args, standalone_mode=False)
