@@ -1,0 +1,1 @@
+"""The commands of ``vtc``, a function each; ``vtc.cli`` puts them together."""

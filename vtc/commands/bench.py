@@ -1,0 +1,144 @@
+"""``vtc bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .lists import recipes
+from .options import (
+    BatchSize,
+    CacheMB,
+    DataDir,
+    Device,
+    Dtype,
+    IncludePath,
+    MaxNewTokens,
+    Model,
+    NumFrames,
+    OnError,
+    Workers,
+    folders,
+)
+
+
+def bench(
+    context: typer.Context,
+    pruners: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, comma-separated: names, pipelines such as 'random(layer=2, seed=3)', or all for every one "
+            "that can run (default: random,uniform,pool,dart,fastv)."
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them (default: "
+            "0.5,0.25,0.11,0.05)."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A paper's setting instead: model, pruner and keeps of a recipe (a name, a YAML file, or list), whose "
+            "published numbers are shown beside the measured ones."
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks, comma-separated; all if left out. Beside the bundled ones: public benchmarks (pope, mme, gqa, "
+            "...), a definition's .yaml, lmms:NAME for a task of lmms-eval."
+        ),
+    ] = None,
+    model: Model = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions per task, always the same ones (default: 100 on the bundled model and tasks, else all)."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command resumes there (default: vtc-bench/<model>-<data>-<hash>)."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of your own instead of the bundled tasks: images.parquet and questions.parquet, or "
+            "definitions (.yaml) with their data."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    include_path: IncludePath = None,
+    on_error: OnError = "stop",
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")] = 3,
+    random: Annotated[
+        bool,
+        typer.Option(help="Always run random too, at the layers where the others choose: what they are compared with."),
+    ] = True,
+    match: Annotated[
+        str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")
+    ] = "keep",
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = None,
+    num_frames: NumFrames = None,
+    workers: Workers = None,
+    cache_mb: CacheMB = 2048,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    timing: Annotated[bool, typer.Option(help="Measure times and memory.")] = True,
+    share_prefix: Annotated[
+        bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
+    ] = True,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer this cell of the sweep alone, such as 'random(keep=0.25)'; may be said several times."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Answer a part of the questions alone: 2/4 is the second of four.")
+    ] = None,
+    emit: Annotated[
+        Path | None, typer.Option(help="Write the commands of all cells to this YAML file, for a scheduler, and stop.")
+    ] = None,
+) -> None:
+    """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
+    from vtc.eval.cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
+
+    if recipe == "list":
+        recipes()
+        return
+    if recipe is not None and (pruners is not None or keep is not None):
+        raise ValueError(f"--recipe says itself what is run: leave out {'--keep' if pruners is None else '--pruners'}")
+    keeps = DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep))
+    if not keeps:
+        raise ValueError("--keep is empty: say for example --keep 0.25,64")
+    methods = DEFAULT_PRUNERS if pruners is None else tuple(split_list(pruners))
+    if not methods:
+        raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
+    folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    from vtc.eval.recipes import load_recipe
+
+    followed = None if recipe is None else load_recipe(recipe)
+    from vtc.eval.bench import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            pruners=methods, keeps=keeps, recipe=followed, tasks=split_list(tasks) if tasks else None, model=model,
+            data=data, data_dir=data_dir, include_path=include_path, on_error=on_error, limit=limit, output=output,
+            seed=seed, seeds=seeds, random=random, match=match, batch_size=batch_size, max_new_tokens=max_new_tokens,
+            num_frames=num_frames, device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
+            workers=workers, cache_bytes=cache_mb << 20, only=cell, shard=shard, emit=emit,
+            arguments=context.obj,
+        )
+    )  # fmt: skip

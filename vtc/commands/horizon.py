@@ -1,0 +1,52 @@
+"""``vtc horizon``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Model, folders
+
+
+def horizon(
+    window: Annotated[int, typer.Option(help="Side of the windows that are kept one at a time, in tokens.")] = 2,
+    threshold: Annotated[
+        float, typer.Option(help="A layer has no information when no window moves the answer's probability by more.")
+    ] = 0.02,
+    search: Annotated[
+        str | None, typer.Option(help="'vtw': only search the layer at which all visual tokens may leave.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="KL divergence that --search vtw allows.")] = 0.003,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Questions per task (default: 5 on the bundled model and tasks, else all).")
+    ] = None,
+    start: Annotated[int | None, typer.Option(help="First layer to look at.")] = None,
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with images.parquet and questions.parquet of your own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; the same command resumes there (default: vtc-horizon/<model>-<data>-<hash>)."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per batch.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
+    folders(("--data", data))
+    from vtc.eval.cells import split_list
+    from vtc.eval.horizon_run import HorizonOptions, run_horizon
+
+    run_horizon(
+        HorizonOptions(
+            model=model, data=data, tasks=split_list(tasks) if tasks else None, limit=limit, window=window,
+            threshold=threshold, search=search, eta=eta, start=start, output=output, batch_size=batch_size,
+            device=device, dtype=dtype,
+        )
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""``vtc pruners`` and ``vtc recipes``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def pruners(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    pattern: Annotated[
+        str, typer.Argument(help="Shell-style pattern of names, or methods with parameters: 'dart(official=True)'.")
+    ] = "*",
+) -> None:
+    """List the methods: where they prune, what they read, their paper, the families they run on."""
+    from vtc.eval.listing import describe, listing
+
+    rows = describe(pattern)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from vtc.eval.console import make_console
+
+    make_console().print(listing(rows))
+
+
+def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """List the papers' settings for vtc bench --recipe: model, pruner, what is kept, published tables."""
+    from vtc.eval.recipes import list_recipes, load_recipe, recipe_table
+
+    found = [load_recipe(name) for name in list_recipes()]
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps([asdict(recipe) for recipe in found], indent=1))
+        return
+    from vtc.eval.console import make_console
+
+    make_console().print(recipe_table(found))
