@@ -31,6 +31,7 @@ FLAGS = (
     "adaptive_count",
     "merges",
     "projects",
+    "reads_vocabulary",
     "order_dependent",
     "ragged",
 )
@@ -126,6 +127,7 @@ def needs_of(pruner: Pruner) -> list[str]:
     words = [WORDS.get(type(signal).__name__, str(signal)) for signal in signals_of(pruner)]
     words += ["question"] if pruner.uses_question else []
     words += ["projector"] if pruner.projects else []
+    words += ["vocabulary"] if pruner.reads_vocabulary else []
     return list(dict.fromkeys(words))
 
 

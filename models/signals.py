@@ -23,6 +23,7 @@ from vtc.pruners.signals import (
     TextEmbeddings,
 )
 
+from .embeddings import embeddings, vocabulary_size
 from .locate import Parts
 from .project import project, projector_of
 from .questions import questions
@@ -167,6 +168,16 @@ class HostSignals(SignalSource):
     def projector(self) -> nn.Module:
         """See ``VisualTokens.projector``."""
         return projector_of(self.parts)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """See ``VisualTokens.embeddings``."""
+        return embeddings(self.parts)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See ``VisualTokens.vocabulary_size``."""
+        return vocabulary_size(self.parts)
 
     def questions(self) -> list[str]:
         """See ``VisualTokens.questions``."""

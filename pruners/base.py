@@ -158,6 +158,16 @@ class VisualTokens:
         """The model's projector, for methods that read its weights."""
         return self._source().projector
 
+    @property
+    def embeddings(self) -> Tensor:
+        """The language model's INPUT embedding table `[V, D]`, to be read only; rows up to one common factor."""
+        return self._source().embeddings
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows `V` of ``embeddings``, told without touching them."""
+        return self._source().vocabulary_size
+
     def questions(self) -> list[str]:
         """The text of each sample behind its last visual token, special tokens left out."""
         return self._source().questions()
@@ -198,6 +208,16 @@ class SignalSource:
         """See ``VisualTokens.projector``."""
         raise NotImplementedError
 
+    @property
+    def embeddings(self) -> Tensor:
+        """See ``VisualTokens.embeddings``."""
+        raise NotImplementedError
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See ``VisualTokens.vocabulary_size``."""
+        raise NotImplementedError
+
     def questions(self) -> list[str]:
         """See ``VisualTokens.questions``."""
         raise NotImplementedError
@@ -218,6 +238,7 @@ class Pruner:
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
     unused columns), ``merges``, ``uses_text``, ``uses_question`` (reads the words behind the picture,
     ``VisualTokens.questions``), ``projects`` (runs the projector on single tokens, ``VisualTokens.project``),
+    ``reads_vocabulary`` (compares with the input embedding table, ``VisualTokens.embeddings``),
     ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different
     ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
     """
@@ -233,6 +254,7 @@ class Pruner:
     uses_text: ClassVar[bool] = False
     uses_question: ClassVar[bool] = False
     projects: ClassVar[bool] = False
+    reads_vocabulary: ClassVar[bool] = False
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
 

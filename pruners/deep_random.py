@@ -20,6 +20,7 @@ FLAGS = (
     "uses_text",
     "uses_question",
     "projects",
+    "reads_vocabulary",
     "order_dependent",
     "ragged",
 )

@@ -149,6 +149,7 @@ class Served(SignalSource):
     behind: Tensor | None = None
     given_projector: nn.Module | None = None
     asked: list[str] = field(default_factory=list)
+    table: Tensor | None = None
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """The tensor given for `signal`."""
@@ -178,6 +179,17 @@ class Served(SignalSource):
     def projector(self) -> nn.Module:
         """The given projector."""
         return self.given_projector or nn.Identity()
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The given table."""
+        assert self.table is not None, "no embedding table was given"
+        return self.table
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the given table."""
+        return len(self.embeddings)
 
     def questions(self) -> list[str]:
         """The given questions."""

@@ -36,7 +36,7 @@ LAST = 4  # the tower's layer that the projector reads
 
 @dataclass(frozen=True)
 class Sizes:
-    """Heads, patches per token, channels of a patch, of the decoder and of a head, and text tokens."""
+    """Heads, patches per token, channels of a patch, of the decoder and of a head, text tokens, and vocabulary."""
 
     heads: int = 2
     unit: int = 2
@@ -44,6 +44,7 @@ class Sizes:
     decoder: int = 32
     head: int = 4
     text: int = 5
+    vocabulary: int = 100
 
 
 SMALL = Sizes()
@@ -156,6 +157,9 @@ def made_up(
         last=LAST if stop.stage == "vision" else None,
         projector=nn.Sequential(inner, nn.GELU(), outer),
         questions=["what is it?"] * len(counts),
+        table=torch.empty(sizes.vocabulary, sizes.decoder, dtype=dtype).normal_(generator=g)
+        if pruner.reads_vocabulary
+        else None,
     )
 
 

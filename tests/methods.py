@@ -17,6 +17,7 @@ KEEP = 0.4
 
 # What a method needs on a six-layer model beside keep=0.4 and a layer below 6: name -> (parameters, why)
 EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "embedlens": ({"sink": tuple(range(5, 20)), "dead": tuple(range(20, 60))}, "ids that random tokens come near"),
     "vscan": ({"window": 2, "ratio": 1.5}, "small grids, and some tokens left for the decoder"),
 }
 
@@ -79,6 +80,7 @@ VARIANTS = [
         "dart(variant=angelslim, layer=1)",
         "dart(variant=angelslim, layer=3)",
         "dycoke(official=True)",
+        "embedlens(sink=(1, 2), dead=(30, 31, 32, 33), top=5, rest=diversity)",
         "evs(official=True)",
         "fastvid(official=True)",
         "fastvid(segments=2, context=0.7, every=2, weight=0)",

@@ -38,8 +38,8 @@ class Spans:
         Per signal and sample what is read at the text, `[T_i, ...]` each; all of it stands behind the span.
     layouts : sequence of Layout, optional
         Of each span; a line by default.
-    stage, layer, last, projector, questions
-        As in ``VisualTokens``.
+    stage, layer, last, projector, questions, table
+        As in ``VisualTokens``; the table is ``embeddings``.
     """
 
     features: Sequence[Tensor]
@@ -52,6 +52,7 @@ class Spans:
     last: int | None = None
     projector: nn.Module | None = None
     questions: Sequence[str] | None = None
+    table: Tensor | None = None
 
     def tokens(self, rows: Sequence[int] | None = None) -> VisualTokens:
         """The spans `rows` (all by default) as the host would give them, padded to the longest."""
@@ -83,7 +84,7 @@ class Spans:
             stage=self.stage,
             layer=self.layer,
             last=self.last,
-            source=Served(read_of, text_of, behind, self.projector, asked),
+            source=Served(read_of, text_of, behind, self.projector, asked, self.table),
         )
 
 

@@ -97,7 +97,7 @@ def test_equal_scores_go_to_the_lowest_index(place: Place) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_memory_at_full_size(place: Place, dtype: torch.dtype) -> None:
     """N = 2,880 and D = 4,096: at most four times the features on top of them."""
-    sizes = Sizes(heads=16, unit=1, encoder=1024, decoder=4096, head=64, text=60)
+    sizes = Sizes(heads=16, unit=1, encoder=1024, decoder=4096, head=64, text=60, vocabulary=32000)
     pruner, stop = place.at(0.11)
     layout = Layout((Grid(24, 24, "base"), Grid(48, 48, "mosaic", cuts=((24,), (24,)))))
 
