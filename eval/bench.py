@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from .asked import a_part, asked_questions
 from .baselines import add_baselines
-from .configuration import configuration, record
+from .configuration import configuration, files_read, record
 from .console import make_console, say
 from .cost import LMCost, lm_cost
 from .costs import sweep_costs
@@ -82,7 +82,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     if rank.world > 1:
         options = replace(options, device=rank.device(options.device))
     loaded = load_model(*options.source)
-    described = configuration(options, loaded, everything)
+    described = {**configuration(options, loaded, everything), **files_read(plan.cells)}
     folder = results_folder(options.output, loaded, everything, config_hash(described))
     plan = leave_out(plan, loaded, tasks)
     if options.random and not {*(options.only or ["all"])} <= {cell.spec for cell in plan.cells}:

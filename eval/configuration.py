@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+from .cells import UNPRUNED, Cell
 from .encode import core_of
 from .loading import Loaded, config_hash, hardware, software
 from .options import BenchOptions, RunOptions, frames_of, longest_answers
@@ -34,6 +38,22 @@ def configuration(options: RunOptions, loaded: Loaded, tasks: TaskSet) -> dict[s
         "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": longest_answers(options, tasks)},
         "num_frames": frames_of(options, tasks), **{name: versions[name] for name in KEYED},
     }  # fmt: skip
+
+
+def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
+    """Hashes of the files that parameters of the cells' methods name, for the configuration; empty without any."""
+    from vtc.spec import parse
+
+    named = {
+        value
+        for cell in cells
+        if cell.spec != UNPRUNED.spec
+        for pruner in parse(cell.spec)
+        for value in pruner.params().values()
+        if isinstance(value, str) and Path(value).is_file()
+    }
+    found = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16] for name in sorted(named)}
+    return {"files": found} if found else {}
 
 
 def provenance(loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float) -> dict[str, Any]:

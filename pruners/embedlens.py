@@ -18,7 +18,7 @@ from .vocabulary import TINY, Calibration, nearest_ids, read_calibration, shippe
 LLAVA_SHAPES = (32000, 4096), (32064, 4096)  # tables of LLaVA-1.5-7B: the authors' and transformers', padded
 LLAVA_SINK, LLAVA_DEAD = (1141, 26673), (30296,)
 ALIVE_SHARE = 0.6
-RESTS = ("norm", "diversity")
+RESTS = ("diversity", "norm")
 
 
 @register_pruner("embedlens")
@@ -37,9 +37,9 @@ class EmbedLens(Pruner):
         LLaVA-1.5-7B's table (1141 and 26673; 30296), or a calibration that comes with vtc (the bundled model's).
     top : int
         With ids: a token is in a class if one of its `top` nearest vocabulary ids is. The authors' is 3.
-    rest : {"norm", "diversity"}
-        Which alive tokens stay where `keep` is less than their number: those of largest norm, or the most diverse ones
-        (``divprune``). OURS.
+    rest : {"diversity", "norm"}
+        Which alive tokens stay where `keep` is less than their number: the most diverse ones (``divprune``), or those
+        of largest norm. OURS.
 
     Notes
     -----
@@ -63,7 +63,7 @@ class EmbedLens(Pruner):
     sink: tuple[int, ...] | None = None
     dead: tuple[int, ...] | None = None
     top: int = 3
-    rest: str = "norm"
+    rest: str = "diversity"
 
     paper: ClassVar[str] = "arXiv 2603.00510"
     ragged: ClassVar[bool] = True
@@ -140,9 +140,9 @@ class EmbedLens(Pruner):
             found = read_calibration(self.classes)
             if (found.vocabulary, found.hidden) != shape:
                 raise ValueError(
-                    f"embedlens.classes={self.classes!r} is of a model ({found.name}) with {found.vocabulary} embeddings "
-                    f"of width {found.hidden}; this model has {shape[0]} of width {shape[1]}: calibrate it with "
-                    "'vtc embedlens --model ...'"
+                    f"embedlens.classes={self.classes!r} is of a model ({found.name}) with {found.vocabulary} "
+                    f"embeddings of width {found.hidden}; this model has {shape[0]} of width {shape[1]}: calibrate it "
+                    "with 'vtc embedlens --model ...'"
                 )
             return found
         if self.sink is not None or self.dead is not None or shape in LLAVA_SHAPES:

@@ -80,7 +80,7 @@ VARIANTS = [
         "dart(variant=angelslim, layer=1)",
         "dart(variant=angelslim, layer=3)",
         "dycoke(official=True)",
-        "embedlens(sink=(1, 2), dead=(30, 31, 32, 33), top=5, rest=diversity)",
+        "embedlens(sink=(1, 2), dead=(30, 31, 32, 33), top=5, rest=norm)",
         "evs(official=True)",
         "fastvid(official=True)",
         "fastvid(segments=2, context=0.7, every=2, weight=0)",

@@ -19,7 +19,7 @@ PLACES = [place for setting in (*METHODS, *VARIANTS) for place in places_of(sett
 everywhere = pytest.mark.parametrize("place", PLACES, ids=str)
 
 # what the index must decide, since two tokens are each other's nearest, or all are worth the same
-TIED = ("divprune", "idpruner(importance=uniform, parallel=3)", "cdpruner(relevance=none)", "deep_random")
+TIED = ("divprune", "embedlens", "idpruner(importance=uniform, parallel=3)", "cdpruner(relevance=none)", "deep_random")
 
 layouts = st.builds(
     layout_of, st.sampled_from(["line", "image", "frames", "crops"]), st.integers(1, 5), st.integers(1, 5)

@@ -14,7 +14,8 @@ from bench_world import save_data, world
 from vtc.eval import configuration as module
 from vtc.eval import runner
 from vtc.eval.bench import run_bench
-from vtc.eval.configuration import configuration
+from vtc.eval.cells import UNPRUNED, make_cell
+from vtc.eval.configuration import configuration, files_read
 from vtc.eval.loading import Loaded, config_hash, load_model
 from vtc.eval.options import BenchOptions
 from vtc.eval.store import read_all
@@ -90,6 +91,19 @@ def test_what_changes_no_answer_does_not_count(state: State):
     before = config_hash(configuration(*state))
     others = replace(options, limit=1, workers=4, output=Path("elsewhere"), timing=0, match="flops", cache_bytes=0)
     assert config_hash(configuration(others, loaded, tasks)) == before
+
+
+def test_files_that_methods_read_count(tmp_path: Path):
+    file = tmp_path / "classes.json"
+    file.write_text("{}")
+    cells = [UNPRUNED, make_cell("uniform", 0.5), make_cell(f"embedlens(classes='{file}')", 0.5)]
+    assert files_read(cells[:2]) == {}, "without any the configuration stays as it was"
+    before = files_read(cells)
+    assert list(before["files"]) == [str(file)]
+    assert files_read(cells) == before
+    file.write_text("[]")
+    assert files_read(cells) != before
+    assert files_read([make_cell("embedlens(classes='gone.json')", 0.5)]) == {}
 
 
 def test_a_model_s_files_are_its_revision(tmp_path: Path):

@@ -29,6 +29,8 @@ FLAG_CASES = {
     "deep_random(first=fastv)": {"uses_attention": True, "uses_text": True, "uses_cls": False},
     "deep_random(first=visionzip)": {"uses_cls": True, "merges": True, "projects": True},
     "visionzip(merge=projected)": {"projects": False},
+    "embedlens": {"adaptive_count": False, "reads_vocabulary": True},
+    "embedlens(classes='c.json')": {"reads_vocabulary": False},
     "flowcut": {"uses_text": False, "uses_cls": True},
     "flowcut(layer=2)": {"uses_text": True},
     "idpruner(importance=norm)": {"uses_attention": False, "uses_cls": False},

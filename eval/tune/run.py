@@ -17,7 +17,7 @@ from vtc.spec import parse
 
 from ..asked import asked_questions
 from ..cells import UNPRUNED
-from ..configuration import configuration, provenance
+from ..configuration import configuration, files_read, provenance
 from ..console import make_console, say
 from ..cost import LMCost, lm_cost
 from ..loading import Loaded, config_hash, load_model
@@ -64,7 +64,7 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
     settings = len(plan.cells) - 1
     if not settings:
         raise ValueError(f"--pruners {','.join(options.pruners)}: no setting of these runs on this model")
-    described = configuration(options, loaded, everything)
+    described = {**configuration(options, loaded, everything), **files_read(plan.cells)}
     config = config_hash(described)
     folder = options.output or Path("vtc-tune") / results_folder(None, loaded, everything, config).name
     made = prepare_folder(folder)

@@ -1,0 +1,292 @@
+"""``vtc embedlens``: calibrates the classes of projected tokens of a model, and draws them over a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vtc.pruners.base import VisualTokens
+from vtc.pruners.embedlens import EmbedLens
+from vtc.pruners.vocabulary import FORMAT
+
+from .bundled import bundled_data
+from .console import make_console, say
+from .embedlens import Found, Group, Rules, calibrate
+from .images import open_image
+from .lens import features_of, look, table_of
+from .loading import Loaded, load_model, software
+from .show import GAP, PANEL, _fit, _font, grid_pictures
+from .store import write_atomic
+from .tasks import load_tasks
+
+FEW = 50  # below so many images the paper's recipe says nothing
+LEAST = 8
+SHOWN = 6  # words of a group
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ALIVE, SINK, DEAD, NEWLINE = 0, 1, 2, -1
+# Okabe and Ito's colours; hatched differently as well, for prints in grey
+COLOURS = {SINK: (213, 94, 0), DEAD: (0, 114, 178)}
+NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}
+Labels = NDArray[np.int64]
+
+
+@dataclass
+class LensOptions:
+    """Options of a calibration; the command line's defaults."""
+
+    model: str | None = None
+    data: Path | None = None
+    images: int = 64
+    output: Path = Path("embedlens.json")
+    rules: Rules = field(default_factory=Rules)
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
+    """Names of up to `count` pictures, each with what opens it.
+
+    Parameters
+    ----------
+    data : Path, optional
+        A folder of pictures, or an evaluation set; the bundled one by default.
+    count : int
+        How many. Of an evaluation set the last in its fixed order are taken: a sweep of few questions asks about the
+        first. Of a folder they are spread evenly over the sorted names.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such folder, or fewer than ``LEAST`` pictures in it.
+    """
+    if data is not None and not data.is_dir():
+        raise FileNotFoundError(f"--data: no such folder: {data}")
+    files = [] if data is None else sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES)
+    is_set = data is None or (data / "questions.parquet").is_file() or any(data.glob("*.yaml"))
+    if is_set:
+        tasks = load_tasks(data or bundled_data())
+        ids = list(dict.fromkeys(q.image_id for q in tasks.subset().questions if q.kind == "image"))[-count:]
+        found = [(i, lambda i=i: tasks.image(i)) for i in ids]
+    else:
+        places = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)) if files else []
+        found = [(str(files[i]), lambda path=files[i]: open_image(path)) for i in places]
+    if len(found) < LEAST:
+        raise ValueError(
+            f"{len(found)} pictures in {data or 'the bundled set'}: a calibration compares many and needs at least "
+            f"{LEAST}, better {FEW} or more that differ"
+        )
+    return found
+
+
+def run_embedlens(options: LensOptions, console: Console | None = None) -> Found:
+    """Calibrate, show what was found, and write the file that ``embedlens(classes=...)`` reads.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, NotImplementedError
+        For an option or a model that does not work; the message is one line.
+    """
+    console = console or make_console()
+    started = time.time()
+    if options.images < LEAST:
+        raise ValueError(f"--images {options.images} is out of range: at least {LEAST}")
+    folder = options.output.resolve().parent
+    if options.output.is_dir() or not folder.is_dir():
+        raise ValueError(f"--output must be a file in a folder that is there, got {options.output}")
+    chosen = pictures(options.data, options.images)
+    loaded = load_model(options.model, options.device, options.dtype)
+    table = table_of(loaded)
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    features = []
+    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console) as progress:
+        for _, picture in progress.track(chosen, description="looking"):
+            features.append(features_of(loaded, picture()))
+    found = calibrate(features, table, options.rules)
+    write_atomic(options.output, json.dumps(as_json(found, loaded, table.shape, options), indent=1) + "\n")
+    console.print(classes_table(found, loaded))
+    say(console, *remarks(found, options), f"{time.time() - started:.0f} s. Written: {options.output}")
+    return found
+
+
+def words_of(loaded: Loaded, ids: Sequence[int]) -> list[str]:
+    """The vocabulary's words; ids beyond the tokenizer (padding rows) have none."""
+    tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
+    made = tokenizer.convert_ids_to_tokens(list(ids))
+    return [f"#{i}" if word is None else str(word) for i, word in zip(ids, made, strict=True)]
+
+
+def as_json(found: Found, loaded: Loaded, shape: Sequence[int], options: LensOptions) -> dict[str, Any]:
+    """What the file holds; ``vtc.pruners.vocabulary`` reads it."""
+
+    def about(group: Group) -> dict[str, Any]:
+        return {
+            "ids": list(group.ids), "words": words_of(loaded, group.ids), "share": round(group.share, 6),
+            "share_of_an_image": [round(s, 6) for s in group.shares], "cosine": round(group.cosine, 6),
+            "relative_norm": round(group.norm, 4),
+        }  # fmt: skip
+
+    return {
+        "format": FORMAT, "model": loaded.name, "identity": loaded.identity, "vocabulary_size": shape[0],
+        "hidden_size": shape[1], "images": found.images, "tokens": found.tokens, "cosine": round(found.cosine, 6),
+        "rules": vars(options.rules), "versions": software(),
+        "classes": [
+            {
+                "kind": c.kind, **about(c.group), "threshold": round(c.threshold, 6),
+                "found": round(c.found, 4), "false": round(c.false, 4),
+                "direction": [float(f"{v:.6g}") for v in c.direction.tolist()],
+            }
+            for c in found.classes
+        ],
+        "others": [about(g) for g in found.others[:20]],
+    }  # fmt: skip
+
+
+def classes_table(found: Found, loaded: Loaded) -> Table:
+    """The classes, and below them the largest groups that are none."""
+    title = f"Projected tokens of {loaded.name} by nearest vocabulary id, over {found.images} images"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("class", "words (ids)"):
+        table.add_column(name)
+    for name in ("share", "of an image", "cosine across images", "norm", "found", "false"):
+        table.add_column(name, justify="right")
+
+    def row(kind: str, group: Group, *more: str) -> None:
+        named = [f"{w} ({i})" for w, i in zip(words_of(loaded, group.ids[:SHOWN]), group.ids, strict=False)]
+        rest = [f"and {len(group.ids) - SHOWN} more"] if len(group.ids) > SHOWN else []
+        low, high = group.shares
+        table.add_row(
+            kind, ", ".join(named + rest), f"{100 * group.share:.1f}%", f"{100 * low:.1f}-{100 * high:.1f}%",
+            f"{group.cosine:.3f}", f"{group.norm:.2f}", *(more or ("-", "-")),
+        )  # fmt: skip
+
+    for c in found.classes:
+        row(c.kind, c.group, f"{100 * c.found:.0f}%", f"{100 * c.false:.1f}%")
+    for group in found.others[:5]:
+        row("-", group)
+    return table
+
+
+def remarks(found: Found, options: LensOptions) -> list[str]:
+    """What the table means, in words."""
+    rules, said = options.rules, []
+    if found.images < FEW:
+        said.append(f"Only {found.images} images: take {FEW} or more varied ones before relying on this.")
+    shares = {kind: found.share(kind) for kind in ("sink", "dead")}
+    alive = 1 - sum(shares.values())
+    if found.classes:
+        parts = ", ".join(f"{100 * share:.1f}% {kind}" for kind, share in shares.items())
+        said.append(
+            f"{parts}, {100 * alive:.1f}% alive (LLaVA-1.5-7B in the paper: about 10, 30 and 60%). Any two tokens of "
+            f"different images have a mean cosine of {found.cosine:.3f}."
+        )
+        said.append(
+            "'found' and 'false': shares of the class's and of all other tokens that its direction takes in. Use it: "
+            f"embedlens(classes='{options.output}')"
+        )
+        return said
+    near = max(found.others, key=lambda g: g.cosine, default=None)
+    closest = (
+        f"; the group most alike has a cosine of {near.cosine:.3f} and a share of {100 * near.share:.1f}%"
+        if near is not None
+        else "; no vocabulary id is the nearest of some token in nearly every image"
+    )
+    bars = (
+        f"No sinks (cosine >= {rules.sink_cosine:g}, share <= {100 * rules.sink_share:g}%) and no dead tokens (cosine "
+        f">= {rules.dead_cosine:g}, share >= {100 * rules.dead_share:g}%) in this model"
+    )
+    said.append(
+        f"{bars}{closest}. With this file embedlens takes all tokens for alive; small models may have no such classes."
+    )
+    return said
+
+
+def class_maps(loaded: Loaded, pruner: EmbedLens, image: Image.Image) -> tuple[list[Labels], list[Image.Image]]:
+    """The class of every token, `[rows, cols]` per grid of the picture (newline tokens left out), and the pictures."""
+    found: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+
+    def see(tokens: VisualTokens) -> None:
+        sink, dead, _ = pruner.likeness(tokens)
+        labels = (sink * SINK + dead * DEAD).cpu()
+        found.append((list(tokens.span), labels, tokens.ids.cpu()))
+
+    row, report = look(loaded, image, see)
+    spans, labels, ids = found[0]
+    maps: list[Labels] = []
+    for i, layout in enumerate(report.layouts):
+        mine = [np.full((grid.rows, grid.cols), ALIVE, dtype=np.int64) for grid in layout.grids]
+        if i in spans:  # a span of a single token is not looked at
+            real = ids[spans.index(i)] >= 0
+            kinds = torch.zeros(layout.tokens, dtype=torch.int64)
+            kinds[ids[spans.index(i)][real]] = labels[spans.index(i)][real]
+            for (grid, r, c), kind in zip(layout.coordinates.tolist(), kinds.tolist(), strict=True):
+                if c >= 0:
+                    mine[grid][r, c] = kind
+        maps += mine
+    return maps, grid_pictures(image, row.vision.get("pixel_values"), len(maps), loaded.processor)
+
+
+def draw_classes(picture: Image.Image, labels: Labels, patch: int) -> Image.Image:
+    """The picture at `patch` pixels per token, sinks and dead tokens tinted and hatched, alive ones as they are."""
+    rows, cols = labels.shape
+    clear = np.asarray(
+        picture.convert("RGB").resize((cols * patch, rows * patch), Image.Resampling.BICUBIC), dtype=float
+    )
+    large = labels.repeat(patch, 0).repeat(patch, 1)
+    y, x = np.indices(large.shape)
+    for kind, colour in COLOURS.items():
+        slope = (x + y) if kind == SINK else (x - y)
+        line = slope % 6 < 2
+        tinted = 0.35 * clear + 0.65 * np.array(colour, dtype=float)
+        tinted[line] = 0.5 * tinted[line] + 0.5 * 255
+        clear = np.where((large == kind)[..., None], tinted, clear)
+    return Image.fromarray(clear.round().clip(0, 255).astype(np.uint8))
+
+
+def show_classes(
+    loaded: Loaded, pruner: EmbedLens, image: Image.Image, out: Path, title: str | None = None
+) -> dict[str, int]:
+    """Draw the classes over `image` into the PNG `out`; how many tokens each has."""
+    maps, shown = class_maps(loaded, pruner, image)
+    counts = {NAMES[kind]: int(sum((m == kind).sum() for m in maps)) for kind in NAMES}
+    across = int(np.ceil(np.sqrt(len(maps))))
+    patch = max(4, PANEL // (max(m.shape[1] for m in maps) * min(across, 2)))
+    drawn = [draw_classes(p, m, patch) for p, m in zip(shown, maps, strict=True)]
+    lines = [drawn[i : i + across] for i in range(0, len(drawn), across)]
+    head, key = 32, 24
+    width = max(max(sum(d.width + GAP for d in line) for line in lines), 360) + GAP
+    height = head + sum(max(d.height for d in line) + GAP for line in lines) + 3 * key + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    text = title or f"{pruner} on {loaded.name}"
+    pen.text((GAP, 8), _fit(text, _font(16), width - 2 * GAP), fill="black", font=_font(16))
+    top = head
+    for line in lines:
+        left = GAP
+        for one in line:
+            sheet.paste(one, (left, top))
+            left += one.width + GAP
+        top += max(d.height for d in line) + GAP
+    total = sum(counts.values())
+    for kind, name in NAMES.items():
+        sample = draw_classes(Image.new("RGB", (18, 18), (190, 190, 190)), np.full((1, 1), kind), 18)
+        sheet.paste(sample, (GAP, top))
+        note = f"{name}: {counts[name]} of {total} tokens ({100 * counts[name] / total:.1f}%)"
+        pen.text((GAP + 26, top + 1), note, fill=(40, 40, 40), font=_font(14))
+        top += key
+    data = io.BytesIO()
+    sheet.save(data, format="PNG")
+    write_atomic(out, data.getvalue())
+    return counts

@@ -1,0 +1,61 @@
+"""``vtc embedlens``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Model
+
+
+def embedlens(
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures, or an evaluation set; the bundled images if left out.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Pictures to look at, 50 or more.")] = 64,
+    output: Annotated[Path, typer.Option(help="The calibration to write, for embedlens(classes=...).")] = Path(
+        "embedlens.json"
+    ),
+    presence: Annotated[float, typer.Option(help="Share of images in which a vocabulary id has to be.")] = 0.9,
+    sink_cosine: Annotated[float, typer.Option(help="Least mean cosine across images of sinks.")] = 0.99,
+    sink_share: Annotated[float, typer.Option(help="Largest share of all tokens of a group of sinks.")] = 0.15,
+    dead_cosine: Annotated[float, typer.Option(help="Least mean cosine across images of dead tokens.")] = 0.6,
+    dead_share: Annotated[float, typer.Option(help="Least share of all tokens of a group of dead ones.")] = 0.05,
+    image: Annotated[Path | None, typer.Option(help="Draw the classes over this picture instead.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="With --image: the calibration; what vtc knows of the model if left out.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --image: the PNG to write.")] = Path("classes.png"),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Find a model's sink and dead visual tokens, which are the same in every image, or draw them over one."""
+    from .look import check_png
+
+    if image is None:
+        if classes is not None:
+            raise ValueError("--classes goes with --image, over which they are drawn")
+        from vtc.eval.embedlens import Rules
+        from vtc.eval.embedlens_run import LensOptions, run_embedlens
+
+        rules = Rules(presence, sink_cosine, sink_share, dead_cosine, dead_share)
+        run_embedlens(LensOptions(model, data, images, output, rules, device, dtype))
+        return
+    check_png(out)
+    from vtc.eval.images import open_image
+
+    picture = open_image(image)
+    from vtc.eval.embedlens_run import show_classes
+    from vtc.eval.loading import load_model
+    from vtc.pruners.embedlens import EmbedLens
+    from vtc.pruners.vocabulary import read_calibration
+
+    if classes is not None:
+        read_calibration(str(classes))
+    pruner = EmbedLens(classes=None if classes is None else str(classes))
+    counts = show_classes(load_model(model, device, dtype), pruner, picture, out)
+    typer.echo(", ".join(f"{n} {name}" for name, n in counts.items()) + f" of {sum(counts.values())} visual tokens")
+    typer.echo(f"written: {out}")
