@@ -1,8 +1,7 @@
-"""``vtc embedlens``: calibrates the classes of projected tokens of a model, and draws them over a picture."""
+"""``vtc embedlens``: calibrates the classes of projected tokens of a model."""
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -11,24 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vtc.pruners.base import VisualTokens
-from vtc.pruners.embedlens import EmbedLens
 from vtc.pruners.vocabulary import FORMAT
 
 from .bundled import bundled_data
 from .console import make_console, say
 from .embedlens import Found, Group, Rules, calibrate
 from .images import open_image
-from .lens import features_of, look, table_of
+from .lens import features_of, table_of
 from .loading import Loaded, load_model, software
-from .show import GAP, PANEL, _fit, _font, grid_pictures
 from .store import write_atomic
 from .tasks import load_tasks
 
@@ -36,11 +29,6 @@ FEW = 50  # below so many images the paper's recipe says nothing
 LEAST = 8
 SHOWN = 6  # words of a group
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-ALIVE, SINK, DEAD, NEWLINE = 0, 1, 2, -1
-# Okabe and Ito's colours; hatched differently as well, for prints in grey
-COLOURS = {SINK: (213, 94, 0), DEAD: (0, 114, 178)}
-NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}
-Labels = NDArray[np.int64]
 
 
 @dataclass
@@ -211,82 +199,3 @@ def remarks(found: Found, options: LensOptions) -> list[str]:
         f"{bars}{closest}. With this file embedlens takes all tokens for alive; small models may have no such classes."
     )
     return said
-
-
-def class_maps(loaded: Loaded, pruner: EmbedLens, image: Image.Image) -> tuple[list[Labels], list[Image.Image]]:
-    """The class of every token, `[rows, cols]` per grid of the picture (newline tokens left out), and the pictures."""
-    found: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
-
-    def see(tokens: VisualTokens) -> None:
-        sink, dead, _ = pruner.likeness(tokens)
-        labels = (sink * SINK + dead * DEAD).cpu()
-        found.append((list(tokens.span), labels, tokens.ids.cpu()))
-
-    row, report = look(loaded, image, see)
-    spans, labels, ids = found[0]
-    maps: list[Labels] = []
-    for i, layout in enumerate(report.layouts):
-        mine = [np.full((grid.rows, grid.cols), ALIVE, dtype=np.int64) for grid in layout.grids]
-        if i in spans:  # a span of a single token is not looked at
-            real = ids[spans.index(i)] >= 0
-            kinds = torch.zeros(layout.tokens, dtype=torch.int64)
-            kinds[ids[spans.index(i)][real]] = labels[spans.index(i)][real]
-            for (grid, r, c), kind in zip(layout.coordinates.tolist(), kinds.tolist(), strict=True):
-                if c >= 0:
-                    mine[grid][r, c] = kind
-        maps += mine
-    return maps, grid_pictures(image, row.vision.get("pixel_values"), len(maps), loaded.processor)
-
-
-def draw_classes(picture: Image.Image, labels: Labels, patch: int) -> Image.Image:
-    """The picture at `patch` pixels per token, sinks and dead tokens tinted and hatched, alive ones as they are."""
-    rows, cols = labels.shape
-    clear = np.asarray(
-        picture.convert("RGB").resize((cols * patch, rows * patch), Image.Resampling.BICUBIC), dtype=float
-    )
-    large = labels.repeat(patch, 0).repeat(patch, 1)
-    y, x = np.indices(large.shape)
-    for kind, colour in COLOURS.items():
-        slope = (x + y) if kind == SINK else (x - y)
-        line = slope % 6 < 2
-        tinted = 0.35 * clear + 0.65 * np.array(colour, dtype=float)
-        tinted[line] = 0.5 * tinted[line] + 0.5 * 255
-        clear = np.where((large == kind)[..., None], tinted, clear)
-    return Image.fromarray(clear.round().clip(0, 255).astype(np.uint8))
-
-
-def show_classes(
-    loaded: Loaded, pruner: EmbedLens, image: Image.Image, out: Path, title: str | None = None
-) -> dict[str, int]:
-    """Draw the classes over `image` into the PNG `out`; how many tokens each has."""
-    maps, shown = class_maps(loaded, pruner, image)
-    counts = {NAMES[kind]: int(sum((m == kind).sum() for m in maps)) for kind in NAMES}
-    across = int(np.ceil(np.sqrt(len(maps))))
-    patch = max(4, PANEL // (max(m.shape[1] for m in maps) * min(across, 2)))
-    drawn = [draw_classes(p, m, patch) for p, m in zip(shown, maps, strict=True)]
-    lines = [drawn[i : i + across] for i in range(0, len(drawn), across)]
-    head, key = 32, 24
-    width = max(max(sum(d.width + GAP for d in line) for line in lines), 360) + GAP
-    height = head + sum(max(d.height for d in line) + GAP for line in lines) + 3 * key + GAP
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    text = title or f"{pruner} on {loaded.name}"
-    pen.text((GAP, 8), _fit(text, _font(16), width - 2 * GAP), fill="black", font=_font(16))
-    top = head
-    for line in lines:
-        left = GAP
-        for one in line:
-            sheet.paste(one, (left, top))
-            left += one.width + GAP
-        top += max(d.height for d in line) + GAP
-    total = sum(counts.values())
-    for kind, name in NAMES.items():
-        sample = draw_classes(Image.new("RGB", (18, 18), (190, 190, 190)), np.full((1, 1), kind), 18)
-        sheet.paste(sample, (GAP, top))
-        note = f"{name}: {counts[name]} of {total} tokens ({100 * counts[name] / total:.1f}%)"
-        pen.text((GAP + 26, top + 1), note, fill=(40, 40, 40), font=_font(14))
-        top += key
-    data = io.BytesIO()
-    sheet.save(data, format="PNG")
-    write_atomic(out, data.getvalue())
-    return counts

@@ -17,8 +17,9 @@ from torch.nn.functional import normalize
 
 import vtc
 from vtc.cli import main
+from vtc.eval.classes import COLOURS, DEAD, SINK, draw_classes, draw_legend, find_classes
 from vtc.eval.embedlens import Rules, across, best_threshold, calibrate
-from vtc.eval.embedlens_run import COLOURS, DEAD, SINK, LensOptions, class_maps, draw_classes, pictures, show_classes
+from vtc.eval.embedlens_run import pictures
 from vtc.eval.images import open_image
 from vtc.eval.lens import features_of, table_of
 from vtc.eval.loading import load_model
@@ -221,8 +222,8 @@ def test_the_command_calibrates_and_the_method_reads_it(half_black, tmp_path, ca
     for c in known.classes[::-1]:
         for i in (unit @ c.direction >= c.threshold).nonzero()[:, 0].tolist():
             kinds[i] = SINK if c.kind == "sink" or kinds[i] == SINK else DEAD
-    maps, shown = class_maps(loaded, EmbedLens(classes=str(out)), image)
-    assert maps[0].flatten().tolist() == kinds
+    found, shown = find_classes(loaded, image, str(out))
+    assert found.maps[0].flatten().tolist() == kinds
     assert shown[0].size == (56, 56)
     alive = [i for i, kind in enumerate(kinds) if kind == 0]
     with vtc.compressed(loaded.model, f"embedlens(classes='{out}')") as wrapped:
@@ -272,7 +273,7 @@ def test_bad_input_is_one_line(message, tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"], "something was left behind"
 
 
-def test_classes_are_tinted_where_they_are_and_alive_ones_left_alone(tmp_path):
+def test_classes_are_tinted_where_they_are_and_alive_ones_left_alone():
     labels = np.zeros((4, 4), dtype=np.int64)
     labels[0, 1], labels[2, 3] = SINK, DEAD
     shown = np.asarray(draw_classes(Image.new("RGB", (8, 8), (120, 120, 120)), labels, 12)).astype(int)
@@ -284,9 +285,11 @@ def test_classes_are_tinted_where_they_are_and_alive_ones_left_alone(tmp_path):
             want = 0.35 * 120 + 0.65 * np.array(COLOURS[labels[row, col]])
             assert (np.abs(patch - want).max(-1) <= 1).mean() > 0.5
             assert (np.abs(patch - want).max(-1) > 1).any(), "hatched"
-    loaded = load_model(str(world()[0]))
-    calibrated = LensOptions().rules
-    assert calibrated == Rules()
-    counts = show_classes(loaded, EmbedLens(dead=tuple(range(60))), open_image(png(3)), tmp_path / "c.png")
-    assert counts["dead"] > 0
-    assert sum(counts.values()) == TOKENS
+    found, _ = find_classes(load_model(str(world()[0])), open_image(png(3)), pruner=EmbedLens(dead=tuple(range(60))))
+    assert found.counts["dead"] > 0
+    assert sum(found.counts.values()) == TOKENS
+    assert found.note.startswith(f"{found.counts['alive']} alive, 0 sink")
+    legend = np.asarray(draw_legend(found)).astype(int)
+    for colour in COLOURS.values():
+        want = 0.35 * 190 + 0.65 * np.array(colour)
+        assert (np.abs(legend - want).max(-1) <= 1).any(), "the legend shows every colour"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model
+from .options import Device, Dtype, Model, check_png
 
 
 def embedlens(
@@ -33,8 +33,6 @@ def embedlens(
     dtype: Dtype = "auto",
 ) -> None:
     """Find a model's sink and dead visual tokens, which are the same in every image, or draw them over one."""
-    from .look import check_png
-
     if image is None:
         if classes is not None:
             raise ValueError("--classes goes with --image, over which they are drawn")
@@ -48,14 +46,12 @@ def embedlens(
     from vtc.eval.images import open_image
 
     picture = open_image(image)
-    from vtc.eval.embedlens_run import show_classes
+    from vtc.eval.classes import show_classes
     from vtc.eval.loading import load_model
-    from vtc.pruners.embedlens import EmbedLens
     from vtc.pruners.vocabulary import read_calibration
 
     if classes is not None:
         read_calibration(str(classes))
-    pruner = EmbedLens(classes=None if classes is None else str(classes))
-    counts = show_classes(load_model(model, device, dtype), pruner, picture, out)
-    typer.echo(", ".join(f"{n} {name}" for name, n in counts.items()) + f" of {sum(counts.values())} visual tokens")
+    found = show_classes(load_model(model, device, dtype), picture, out, None if classes is None else str(classes))
+    typer.echo(found.note)
     typer.echo(f"written: {out}")

@@ -10,14 +10,6 @@ import typer
 from .options import Device, Dtype, Model, cell_of
 
 
-def check_png(out: Path) -> None:
-    """Refuse an --out that is no PNG in a folder that is there."""
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {out}")
-    if not out.resolve().parent.is_dir():
-        raise ValueError(f"--out: no such folder: {out.resolve().parent}")
-
-
 def ask(
     image: Annotated[Path, typer.Option(help="The picture.")],
     question: Annotated[str, typer.Option(help="The question.")],
@@ -59,7 +51,10 @@ def show(
     """Draw the tokens that a method keeps over the picture."""
     from vtc.eval.images import open_image
 
-    check_png(out)
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {out}")
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"--out: no such folder: {out.resolve().parent}")
     cells = [cell for text in pruner if (cell := cell_of(text, keep))]
     picture = open_image(image) if image is not None else None
     from vtc.eval.loading import load_model

@@ -38,6 +38,14 @@ def folders(*given: tuple[str, Path | None]) -> None:
             raise ValueError(f"{option}: no such folder: {folder}")
 
 
+def check_png(out: Path) -> None:
+    """Refuse an --out that is no PNG in a folder that is there."""
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {out}")
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"--out: no such folder: {out.resolve().parent}")
+
+
 def cell_of(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
     from vtc.eval.cells import make_cell, needs_keep, parse_keep

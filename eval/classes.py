@@ -1,0 +1,137 @@
+"""The classes of a picture's projected tokens (``embedlens``), drawn over it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from vtc.pruners.base import VisualTokens
+from vtc.pruners.embedlens import EmbedLens
+
+from .lens import look
+from .loading import Loaded
+from .show import GAP, Painted, _font, draw_panel, grid_pictures
+from .store import write_atomic
+
+ALIVE, SINK, DEAD = 0, 1, 2
+NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}
+# Okabe and Ito's colours, hatched in different directions as well
+COLOURS = {SINK: (213, 94, 0), DEAD: (0, 114, 178)}
+KEY = 24  # height of a line of the legend
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The class of every token of one image, `[rows, cols]` per grid; newline tokens are left out."""
+
+    title: str
+    maps: list[Labels]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens of each class."""
+        return {name: int(sum((m == kind).sum() for m in self.maps)) for kind, name in NAMES.items()}
+
+    @property
+    def note(self) -> str:
+        """The counts in words."""
+        parts = ", ".join(f"{n} {name}" for name, n in self.counts.items())
+        return f"{parts} of {sum(self.counts.values())} visual tokens"
+
+    @property
+    def drawn(self) -> Painted:
+        """Its maps, and what draws one over its picture."""
+        return self.maps, draw_classes
+
+
+def find_classes(
+    loaded: Loaded, image: Image.Image, classes: str | None = None, pruner: EmbedLens | None = None
+) -> tuple[ClassMap, list[Image.Image]]:
+    """The classes of the tokens of `image`, and the pictures behind its grids.
+
+    Parameters
+    ----------
+    loaded : Loaded
+        The model.
+    image : Image
+        The picture.
+    classes : str, optional
+        The model's calibration; what ``embedlens`` knows of the model if left out.
+    pruner : EmbedLens, optional
+        Says the classes instead.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As ``embedlens``: for a file of another model, or a model whose classes nobody knows.
+    """
+    lens = pruner or EmbedLens(classes=classes)
+    found: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+
+    def see(tokens: VisualTokens) -> None:
+        sink, dead, _ = lens.likeness(tokens)
+        found.append((list(tokens.span), (sink * SINK + dead * DEAD).cpu(), tokens.ids.cpu()))
+
+    row, report = look(loaded, image, see)
+    spans, labels, ids = found[0]
+    maps: list[Labels] = []
+    for i, layout in enumerate(report.layouts):
+        mine = [np.full((grid.rows, grid.cols), ALIVE, dtype=np.int64) for grid in layout.grids]
+        if i in spans:  # spans of a single token are not looked at
+            at = spans.index(i)
+            real = ids[at] >= 0
+            places = layout.coordinates[ids[at][real]].tolist()
+            for (grid, r, c), kind in zip(places, labels[at][real].tolist(), strict=True):
+                mine[grid][r, c] = kind
+        maps += mine
+    pictures = grid_pictures(image, row.vision.get("pixel_values"), len(maps), loaded.processor)
+    return ClassMap(f"classes of the tokens of {loaded.name}", maps), pictures
+
+
+def draw_classes(picture: Image.Image, labels: Labels, patch: int) -> Image.Image:
+    """The picture at `patch` pixels per token, sinks and dead tokens tinted and hatched, alive ones as they are."""
+    rows, cols = labels.shape
+    size = (cols * patch, rows * patch)
+    shown = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=float)
+    large = labels.repeat(patch, 0).repeat(patch, 1)
+    y, x = np.indices(large.shape)
+    for kind, colour in COLOURS.items():
+        line = ((x + y) if kind == SINK else (x - y)) % 6 < 2
+        tinted = 0.35 * shown + 0.65 * np.array(colour, dtype=float)
+        tinted[line] = 0.5 * tinted[line] + 0.5 * 255
+        shown = np.where((large == kind)[..., None], tinted, shown)
+    return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
+
+
+def draw_legend(found: ClassMap) -> Image.Image:
+    """What the colours mean, and how many tokens have each."""
+    legend = Image.new("RGB", (360, KEY * len(NAMES)), "white")
+    pen, total = ImageDraw.Draw(legend), sum(found.counts.values())
+    for line, (kind, name) in enumerate(NAMES.items()):
+        sample = draw_classes(Image.new("RGB", (18, 18), (190, 190, 190)), np.full((1, 1), kind), 18)
+        legend.paste(sample, (0, KEY * line))
+        count = found.counts[name]
+        text = f"{name}: {count} of {total} tokens ({100 * count / total:.1f}%)"
+        pen.text((26, KEY * line + 1), text, fill=(40, 40, 40), font=_font(14))
+    return legend
+
+
+def show_classes(loaded: Loaded, image: Image.Image, out: Path, classes: str | None = None) -> ClassMap:
+    """Draw the classes over `image` into the PNG `out`; see ``find_classes``."""
+    found, pictures = find_classes(loaded, image, classes)
+    panel, legend = draw_panel(pictures, found), draw_legend(found)
+    width = max(panel.width, legend.width) + 2 * GAP
+    sheet = Image.new("RGB", (width, panel.height + legend.height + 3 * GAP), "white")
+    sheet.paste(panel, (GAP, GAP))
+    sheet.paste(legend, (GAP, panel.height + 2 * GAP))
+    data = io.BytesIO()
+    sheet.save(data, format="PNG")
+    write_atomic(out, data.getvalue())
+    return found
