@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .commands.bench import bench
+from .commands.compare import compare_selections
 from .commands.embedlens import embedlens
 from .commands.horizon import horizon
 from .commands.lists import pruners, recipes
@@ -46,7 +47,7 @@ def options(
     """Visual-token compression for vision-language models: measure it, try it, look at it."""
 
 
-for command in (bench, tune, ask, show, horizon, embedlens, pruners, recipes):
+for command in (bench, tune, ask, show, compare_selections, horizon, embedlens, pruners, recipes):
     app.command()(command)
 
 
