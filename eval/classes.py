@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from vtc.pruners.base import VisualTokens
 from vtc.pruners.embedlens import EmbedLens
+from vtc.pruners.layout import Layout
 
 from .lens import look
 from .loading import Loaded
@@ -73,26 +75,41 @@ def find_classes(
         As ``embedlens``: for a file of another model, or a model whose classes nobody knows.
     """
     lens = pruner or EmbedLens(classes=classes)
-    found: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+    found: list[tuple[list[int], Tensor, Tensor]] = []
 
     def see(tokens: VisualTokens) -> None:
         sink, dead, _ = lens.likeness(tokens)
         found.append((list(tokens.span), (sink * SINK + dead * DEAD).cpu(), tokens.ids.cpu()))
 
     row, report = look(loaded, image, see)
-    spans, labels, ids = found[0]
-    maps: list[Labels] = []
-    for i, layout in enumerate(report.layouts):
-        mine = [np.full((grid.rows, grid.cols), ALIVE, dtype=np.int64) for grid in layout.grids]
-        if i in spans:  # spans of a single token are not looked at
-            at = spans.index(i)
-            real = ids[at] >= 0
-            places = layout.coordinates[ids[at][real]].tolist()
-            for (grid, r, c), kind in zip(places, labels[at][real].tolist(), strict=True):
-                mine[grid][r, c] = kind
-        maps += mine
+    maps = label_maps(report.layouts, *found[0])
     pictures = grid_pictures(image, row.vision.get("pixel_values"), len(maps), loaded.processor)
     return ClassMap(f"classes of the tokens of {loaded.name}", maps), pictures
+
+
+def label_maps(layouts: Sequence[Layout], spans: Sequence[int], labels: Tensor, ids: Tensor) -> list[Labels]:
+    """Labels of tokens as one `[rows, cols]` per grid of each span's layout.
+
+    Parameters
+    ----------
+    layouts : sequence of Layout
+        Of all spans.
+    spans : sequence of int
+        Those that were looked at; one of a single token is not, and counts as alive.
+    labels, ids : Tensor
+        `[len(spans), N]` each: the classes, and which tokens of the span they are of (-1 is padding).
+    """
+    maps: list[Labels] = []
+    for i, layout in enumerate(layouts):
+        mine = [np.full((grid.rows, grid.cols), ALIVE, dtype=np.int64) for grid in layout.grids]
+        if i in spans:
+            row = list(spans).index(i)
+            real = ids[row] >= 0
+            places = layout.coordinates[ids[row][real]].tolist()
+            for (grid, r, c), kind in zip(places, labels[row][real].tolist(), strict=True):
+                mine[grid][r, c] = kind
+        maps += mine
+    return maps
 
 
 def draw_classes(picture: Image.Image, labels: Labels, patch: int) -> Image.Image:

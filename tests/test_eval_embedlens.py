@@ -17,13 +17,14 @@ from torch.nn.functional import normalize
 
 import vtc
 from vtc.cli import main
-from vtc.eval.classes import COLOURS, DEAD, SINK, draw_classes, draw_legend, find_classes
+from vtc.eval.classes import COLOURS, DEAD, SINK, draw_classes, draw_legend, find_classes, label_maps
 from vtc.eval.embedlens import Rules, across, best_threshold, calibrate
 from vtc.eval.embedlens_run import pictures
 from vtc.eval.images import open_image
 from vtc.eval.lens import features_of, table_of
 from vtc.eval.loading import load_model
 from vtc.pruners.embedlens import EmbedLens
+from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.vocabulary import read_calibration
 
 V, D, IMAGES, TOKENS_EACH = 200, 32, 24, 60
@@ -271,6 +272,15 @@ def test_bad_input_is_one_line(message, tmp_path, monkeypatch, capsys):
     assert message in err
     assert err.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"], "something was left behind"
+
+
+def test_maps_of_tiles_and_crops_with_newlines_and_padding():
+    tiles = Layout((Grid(2, 2), Grid(2, 3, newline="row")))  # ids 0-3, then 4-6 and newline 7, 8-10 and newline 11
+    layouts = [tiles, Layout.line(1), Layout((Grid(1, 3),))]
+    ids = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 8, 9, 10], [0, 1, 2, *[-1] * 7]])
+    labels = torch.tensor([[0, 1, 0, 2, 0, 0, 2, 1, 0, 0], [2, 0, 1, *[2] * 7]])
+    maps = [m.tolist() for m in label_maps(layouts, [0, 2], labels, ids)]
+    assert maps == [[[0, 1], [0, 2]], [[0, 0, 2], [1, 0, 0]], [[0]], [[2, 0, 1]]]
 
 
 def test_classes_are_tinted_where_they_are_and_alive_ones_left_alone():
