@@ -69,8 +69,8 @@ def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
         ids = list(dict.fromkeys(q.image_id for q in tasks.subset().questions if q.kind == "image"))[-count:]
         found = [(i, lambda i=i: tasks.image(i)) for i in ids]
     else:
-        places = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)) if files else []
-        found = [(str(files[i]), lambda path=files[i]: open_image(path)) for i in places]
+        places = np.linspace(0, max(len(files) - 1, 0), min(count, len(files))).round().astype(int).tolist()
+        found = [(str(files[i]), lambda path=files[i]: open_image(path)) for i in dict.fromkeys(places)]
     if len(found) < LEAST:
         raise ValueError(
             f"{len(found)} pictures in {data or 'the bundled set'}: a calibration compares many and needs at least "

@@ -67,7 +67,8 @@ def look(loaded: Loaded, image: Image.Image, see: Callable[[VisualTokens], None]
             see(tokens)
         calls.append(True)
 
-    with vtc.compressed(loaded.model, _Looker(keep=1, see=once)) as model:
+    model: Any = loaded.model
+    with vtc.compressed(model, _Looker(keep=1, see=once)):
         answer_plain(model, loaded.processor, [row], None, 1)
         report = model.vtc.report
     if not calls:
