@@ -13,6 +13,7 @@ from test_fake_cuda import pretended
 from test_generation import positions_of
 from test_training import gradients, labelled, same
 from torch import Tensor
+from versions import greedy_offloaded
 from zoo import FAMILIES, Prompt, prompt, tiny
 from zoo.tokens import words
 
@@ -196,6 +197,7 @@ def test_it_is_the_same_under_accelerates_offloading(family: str) -> None:
         model, pruner = tiny(family), Ahead()
         if offloaded:
             model = cpu_offload(model, execution_device=torch.device("cpu"))
+            greedy_offloaded(model, inputs, 1)
         vtc.compress(model, pruner)
         tokens.append((greedy(model, inputs, 3).logits, pruner.seen))
     assert torch.allclose(tokens[0][0], tokens[1][0], atol=1e-4)
