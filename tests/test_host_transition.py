@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from accelerate import cpu_offload
-from reference import greedy, hidden_per_layer, text_model
+from reference import hidden_per_layer, text_model
 from test_fake_cuda import pretended
 from test_generation import positions_of
 from test_methods_transprune import sublayers
@@ -16,7 +16,7 @@ from test_training import gradients, labelled, same
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from zoo import FAMILIES, Prompt, prompt, tiny
-from zoo.tokens import words
+from zoo.tokens import CLOSE, SPECIAL, words
 
 import vtc
 from vtc.pruners.signals import DecoderTransition
@@ -131,17 +131,24 @@ def test_on_a_second_turn_it_is_of_the_new_tokens() -> None:
 
 
 @no_grad
-def test_candidates_of_assisted_decoding_take_no_share() -> None:
-    """The first forward of assisted decoding carries them behind the prompt."""
-    model, inputs = tiny("llava"), prompt("llava", "ragged").inputs
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_candidates_of_assisted_decoding_take_no_share(family: str) -> None:
+    """The first forward carries them behind the prompt; here they are found because the prompt ends as it begins."""
+    model, inputs, lengths = tiny(family), prompt(family, "one").inputs, []
+    inputs["input_ids"][0, -2:] = inputs["input_ids"][0, 1:3]
+    more = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SPECIAL, "eos_token_id": CLOSE}
     seen = []
-    for assistant in (None, tiny("llava").model.language_model):
+    for assisted in ({}, {"prompt_lookup_num_tokens": 3}):
         spy = Spy()
         with vtc.compressed(model, spy):
-            extra = {} if assistant is None else {"prompt_lookup_num_tokens": 3}
-            one = {k: v[1:2, 4:] if k in ("input_ids", "attention_mask") else v[1:3] for k, v in inputs.items()}
-            greedy(model, one, 3, **extra)
+            hook = text_model(model).register_forward_pre_hook(
+                lambda m, a, k: lengths.append(k["inputs_embeds"].shape[1]), with_kwargs=True
+            )
+            model.generate(**inputs, **more, **assisted)
+            hook.remove()
         seen.append(spy.seen)
+    assert inputs["input_ids"].shape[1] == lengths[0]
+    assert lengths[0] + 3 in lengths[1:], "candidates came along"
     for signal in EVERY:
         assert torch.allclose(seen[0][signal], seen[1][signal], atol=1e-5), signal
 
