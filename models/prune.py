@@ -8,10 +8,10 @@ from torch import Tensor
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 
+from .joined import choose
 from .locate import Parts
 from .newlines import fill_with_newlines
 from .run import Run, gather_columns
-from .select import select_tokens
 from .signals import HostSignals
 
 
@@ -40,12 +40,13 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
     chosen: list[Tensor] = []
     features: list[Tensor | None] = []
     active = [i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n]
+    pictures = run.pictures() if pruner.joins_crops and active else []
+    short = set(active)
+    active = sorted(short.union(*(p.spans for p in pictures if short.intersection(p.spans))))
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
     if active:
         tokens = _tokens(run, pruner, stop, hidden, parts, content, counts, budgets, active)
-        columns, merging, _ = select_tokens(pruner, tokens)
-        for row, i in enumerate(active):
-            found[i] = (tokens.ids[row].gather(0, columns[row]), merging[row])
+        found = choose(pruner, tokens, pictures)
     for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
         if i in found:
             kept, vectors = found[i]

@@ -62,6 +62,7 @@ class GlobalCom2(Pruner):
 
     paper: ClassVar[str] = "arXiv 2501.05179"
     ragged: ClassVar[bool] = True
+    joins_crops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

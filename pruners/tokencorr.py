@@ -57,6 +57,7 @@ class TokenCorr(Pruner):
 
     paper: ClassVar[str] = "arXiv 2407.14439"
     ragged: ClassVar[bool] = True
+    joins_crops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
