@@ -25,8 +25,8 @@ class TokenCorr(Pruner):
     Parameters
     ----------
     keep : int or float
-        Tokens kept per span, exactly, shared out by information density. `adaptive` does without; given, it is the most
-        that is kept.
+        Tokens kept per span, exactly, shared out by information density (where each crop is a span, in sum over the
+        picture). `adaptive` does without; given, it is the most that is kept.
     adaptive : bool
         Every crop keeps its information density, as in the paper.
     tau : float
@@ -45,9 +45,10 @@ class TokenCorr(Pruner):
 
     The authors have published no code, and the thresholds and layers could not be had: those marked OURS are. They
     SAMPLE the local tokens from the shallow attention; here the largest are taken, so that equal inputs give equal
-    answers. With `keep` the budgets are scaled to its sum, by the largest remainder. Spans without crops are one part,
-    frames of a video one each; towers without a class token: mean attention received. Tokens of several patches: the
-    mean of their keys.
+    answers. With `keep` the budgets are scaled to its sum, by the largest remainder. The thumbnail is a part like the
+    crops; spans without crops are one part, frames of a video one each. Where crops are spans of their own (InternVL,
+    Idefics3, SmolVLM), those of one picture share the sum of their budgets. Towers without a class token: mean
+    attention received. Tokens of several patches: the mean of their keys.
     """
 
     adaptive: bool = False
