@@ -28,7 +28,7 @@ class TokenCorr(Pruner):
         Tokens kept per span, exactly, shared out by information density (where each crop is a span, in sum over the
         picture). `adaptive` does without; given, it is the most that is kept.
     adaptive : bool
-        Every crop keeps its information density, as in the paper.
+        Every crop keeps its information density, as in the paper (and never fewer than its outliers, below).
     tau : float
         Cosine above which two tokens are alike. OURS, 0.8.
     limit : float
@@ -92,6 +92,7 @@ class TokenCorr(Pruner):
         budget = budgets_of(tokens)
         if self.adaptive:
             most = budget if self.keep is not None else sizes.sum(1, keepdim=True)
+            fresh = torch.maximum(fresh, part_sums(wide.long(), part, count))  # outliers are kept at all events
             chosen = (rank < per_token(fresh, part)) & tokens.valid
             lone = best(-rank.float(), torch.ones_like(budget), tokens.valid)  # a span keeps one token at least
             chosen = torch.where(chosen.any(1, keepdim=True), chosen, lone)
