@@ -124,14 +124,14 @@ def marked(sample: Sample) -> list[Crops]:
     gaps = [ids[a:b] for a, b in zip(sample.ends, sample.starts[1:], strict=False)]
     breaks = dict(zip(sample.spans[1:], (gap[:1] != [mark] for gap in gaps), strict=True))
     for run in _runs(sample, [gap.count(mark) == 1 for gap in gaps]):
-        rows: list[list[int]] = [[]]
-        for span in run:
-            if breaks.get(span) and rows[0]:
-                rows.append([])
-            rows[-1].append(span)
+        rows = [1]
+        for span in run[1:]:
+            if breaks[span]:
+                rows.append(0)
+            rows[-1] += 1
         *crops, last = rows
-        if len({len(row) for row in crops}) == 1 == len(last):
-            found.append(([*last, *sum(crops, [])], (len(crops), len(crops[0]))))
+        if len(set(crops)) == 1 == last:
+            found.append(([run[-1], *run[:-1]], (len(crops), crops[0])))
     return found
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
-from .questions import Words
 from .pictures import Picture, find_pictures
+from .questions import Words
 from .spans import Batch, readable
 
 

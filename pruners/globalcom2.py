@@ -51,11 +51,14 @@ class GlobalCom2(Pruner):
     shares are scaled to what is left of the budget; fractions go by the largest remainder. O(n log n).
 
     The sums are of logits, as in the authors' code: of probabilities the budgets would be flat (within 2.5%). A region
-    is where the crop's unpadded part lies; the authors divide the thumbnail evenly, padding or not (``official=True``),
-    and write kept tokens of padded pictures into the wrong rows of the mosaic, which changes their order among other
-    crops' tokens: that is not reproduced. Spans that are not cut (LLaVA-1.5, Qwen-VL) keep their top scores, frames of
-    a video equal shares. InternVL, Idefics3 and SmolVLM feed thumbnail and crops as spans of their own: the crops of one
-    picture share the sum of their budgets (``joins_crops``), where the prompt and the pixels tell which they are.
+    is where the crop's unpadded part lies; the authors divide the thumbnail evenly, padding or not (``official=True``).
+    They write the j-th token that padding leaves of a crop to the crop's j-th cell, so that kept tokens of padded
+    pictures reach the language model in another order, and keep every row's newline token: neither is reproduced.
+
+    Spans that are not cut (LLaVA-1.5, Qwen-VL) keep their top scores, frames of a video equal shares. InternVL,
+    Idefics3 and SmolVLM feed thumbnail and crops as spans of their own: those of one picture share the sum of their
+    budgets (``joins_crops``), where the prompt (Idefics3, SmolVLM) or the pixels (InternVL) tell which they are and how
+    they lie; where they can't, each crop keeps its own top scores.
     """
 
     tau: float = 10.0
@@ -97,6 +100,8 @@ class GlobalCom2(Pruner):
 
         sizes, budget = part_sizes(part, count), budgets_of(tokens)
         ratio = budget / sizes.sum(1, keepdim=True)
+        if self.official and isinstance(self.keep, float):
+            ratio = torch.full_like(ratio, self.keep)  # not the nearest that whole tokens allow
         crop = torch.tensor(tiled, device=part.device)[:, None] & (torch.arange(count, device=part.device) > 0)
         crop = crop & (sizes > 0)
         share = torch.where(crop, self._shares(tokens, own, crop, ratio), ratio)

@@ -47,8 +47,8 @@ class TokenCorr(Pruner):
     SAMPLE the local tokens from the shallow attention; here the largest are taken, so that equal inputs give equal
     answers. With `keep` the budgets are scaled to its sum, by the largest remainder. The thumbnail is a part like the
     crops; spans without crops are one part, frames of a video one each. Where crops are spans of their own (InternVL,
-    Idefics3, SmolVLM), those of one picture share the sum of their budgets. Towers without a class token: mean
-    attention received. Tokens of several patches: the mean of their keys.
+    Idefics3, SmolVLM), those of one picture share the sum of their budgets as in ``globalcom2``. Towers without a class
+    token: mean attention received. Tokens of several patches: the mean of their keys.
     """
 
     adaptive: bool = False
@@ -75,8 +75,8 @@ class TokenCorr(Pruner):
         return EncoderKeys(), EncoderAttention(), EncoderAttention(layer=self.shallow)
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
-        """Before the language model; one token less than all is the most that an adaptive count can be asked for."""
-        return (Stop(self.stage, None, 0.99 if self.adaptive and self.keep is None else self.keep),)
+        """Before the language model; where the density alone decides, any number below all asks for it."""
+        return (Stop(self.stage, None, 0.5 if self.adaptive and self.keep is None else self.keep),)
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""

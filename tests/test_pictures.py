@@ -38,7 +38,9 @@ def photo(height: int, width: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "size", [(448, 896), (900, 300), (600, 1000), (1000, 600), (300, 2000), (640, 640), (500, 1500), (1344, 900)], ids=str
+    "size",
+    [(448, 896), (900, 300), (600, 1000), (1000, 600), (300, 2000), (640, 640), (500, 1500), (1344, 900)],
+    ids=str,
 )
 def test_internvls_tiles_are_told_by_the_stock_processors_pixels(size: tuple[int, int]) -> None:
     made = GotOcr2ImageProcessor(size={"height": 96, "width": 96}, crop_to_patches=True, min_patches=1, max_patches=12)
@@ -287,7 +289,7 @@ def test_what_a_method_is_given_of_a_picture(family: str) -> None:
         n, count = alone.tokens.counts[spans[0]], whole.tokens.counts[row]
         layout = whole.tokens.layouts[row]
         assert whole.tokens.ids[row].tolist() == [*range(count), *[-1] * (max(whole.tokens.counts) - count)]
-        down, across = grid_of(len(spans))
+        _, across = grid_of(len(spans))
         side = layouts[spans[0]].grids[0].rows
         for column in range(count):
             grid, r, c = layout.array[column]
