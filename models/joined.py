@@ -50,6 +50,15 @@ def choose(pruner: Pruner, tokens: VisualTokens, pictures: Sequence[Picture] = (
     return found
 
 
+def pass_on(spans: Sequence[int], asked: Sequence[int], present: Sequence[int], budgets: list[int]) -> None:
+    """Let the other crops of a picture keep what an earlier step has left one too small for; changes `budgets`."""
+    left = sum(asked[i] - budgets[i] for i in spans)
+    for i in spans:
+        more = min(left, present[i] - budgets[i])
+        budgets[i] += more
+        left -= more
+
+
 def _on(x: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(x).to(like.device)
 

@@ -221,7 +221,8 @@ class Pruner:
     ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different
     ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows), ``joins_crops``
     (behind the tower: a picture whose crops are spans of their own comes as ONE row, laid out as thumbnail and mosaic,
-    with the sum of their budgets; a crop may then keep more or less than its own, or nothing).
+    with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
+    that counts span by span may find fewer than it would keep).
     """
 
     keep: int | float | None = None
