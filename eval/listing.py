@@ -33,6 +33,7 @@ FLAGS = (
     "projects",
     "order_dependent",
     "ragged",
+    "joins_crops",
 )
 # what a signal is called in a table
 WORDS = {

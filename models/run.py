@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
+from .pictures import Picture, find_pictures
 from .questions import Words
-from .spans import Batch
+from .spans import Batch, readable
 
 
 def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
@@ -56,8 +57,11 @@ class Run:
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
     words : Words, optional
-        The tokenizer, if any method reads the question; then `token_ids` `[B, full]` are there too, unless the caller
-        gave embeddings.
+        The tokenizer, if any method reads the question.
+    token_ids : Tensor, optional
+        `[B, full]`, if any method reads the question or joins crops, unless the caller gave embeddings.
+    find_pictures : callable, optional
+        ``Family.pictures``.
     ahead : callable, optional
         At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
     looking : tuple, optional
@@ -87,12 +91,21 @@ class Run:
     words: Words | None = None
     token_ids: Tensor | None = None
     questions: list[str] | None = None
+    find_pictures: Callable[[Any], Any] | None = None
     ahead: Callable[[str], Tensor] | None = None
     looking: tuple[Tensor, list[Tensor]] | None = None
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
         return self.batch.layouts()
+
+    def pictures(self) -> list[Picture]:
+        """The pictures whose crops are spans of their own; reads their places, and what else tells, off the device."""
+        batch = self.batch
+        if batch.pictures is None:
+            known = self.find_pictures is not None and readable(batch.columns)
+            batch.pictures = find_pictures(batch, self.token_ids, self.find_pictures) if known else []
+        return batch.pictures
 
     def current(self) -> Tensor:
         """`[B, full + 1]`: present column of each original one, -1 where it is gone (the last entry is a dummy)."""

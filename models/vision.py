@@ -21,6 +21,7 @@ from .fed import item_lengths as entry_lengths
 from .layouts import VisionCall
 from .local import ThreadState
 from .locate import Parts
+from .pictures import small_crops
 from .record import VisionRecord
 from .segments import SegmentedAttention
 from .taps import AttentionTap
@@ -162,7 +163,8 @@ class VisionSide:
         if self.family.fed is not None:
             asked.lengths = lengths = self.family.fed(asked)
         found = {s: run.aligned(s, layer_of(s, self.last, len(self.layers))) for s in self.signals}
-        return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines)
+        small = partial(small_crops, asked.arguments.get("pixel_values"))
+        return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small)
 
     # ------------------------------------------------------------------ hooks
 

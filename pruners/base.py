@@ -228,7 +228,10 @@ class Pruner:
     unused columns), ``merges``, ``uses_text``, ``uses_question`` (reads the words behind the picture,
     ``VisualTokens.questions``), ``projects`` (runs the projector on single tokens, ``VisualTokens.project``),
     ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different
-    ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
+    ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows), ``joins_crops``
+    (behind the tower: a picture whose crops are spans of their own comes as ONE row, laid out as thumbnail and mosaic,
+    with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
+    that counts span by span may find fewer than it would keep).
     """
 
     keep: int | float | None = None
@@ -244,6 +247,7 @@ class Pruner:
     projects: ClassVar[bool] = False
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
+    joins_crops: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.keep is not None:

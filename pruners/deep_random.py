@@ -22,6 +22,7 @@ FLAGS = (
     "projects",
     "order_dependent",
     "ragged",
+    "joins_crops",
 )
 
 
