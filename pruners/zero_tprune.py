@@ -216,7 +216,8 @@ class ZeroTPrune(Pruner):
             return (stop,)
         if last < 1:
             raise ValueError("zero_tprune needs an encoder of at least two layers: it reads the layer before a step")
-        places = sorted({max(1, int((last + 1) * i / (self.steps + 1) + 0.5)) for i in range(1, self.steps + 1)})
+        share = (last + 1) / (self.steps + 1)
+        places = sorted({min(last, max(1, int(share * i + 0.5))) for i in range(1, self.steps + 1)})
         return tuple(Stop("vision", layer, self._kept(stop.keep, i, len(places))) for i, layer in enumerate(places, 1))
 
     @staticmethod
