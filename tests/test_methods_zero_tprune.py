@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from methods import NO_VISION_STAGE
+from methods import NO_VISION_STAGE, Setting
+from test_contract_batch import batch_equals_one_by_one
+from test_contract_exact import pruned_equals_masked
 from torch import Tensor, nn
 from vision_tools import Norm, features, own_attention, ready, record, token_patches
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
 from vtc.models.locate import locate
+from vtc.models.vision import VisionSide
 from vtc.models.vit import VitAdapter
 from vtc.pruners.base import Stop, VisualTokens
 from vtc.pruners.signals import EncoderKeys, EncoderSegments, EncoderSpecial
-from vtc.pruners.zero_tprune import over_heads, page_rank
+from vtc.pruners.zero_tprune import Graph, over_heads, page_rank
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -197,6 +200,39 @@ def test_crops_have_their_own_class_token() -> None:
             assert torch.allclose(have[i, row - int(rows.min()), 0], want, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("llava", "ragged"), ("llava_next", "sizes"), ("internvl", "ragged"), ("qwen2_5_vl", "sizes"), ("gemma3", "one")],
+)
+def test_the_choice_behind_a_tower_is_the_formula(name: str, shape: str) -> None:
+    """By the layer whose output the projector reads, also in a tower that can't be pruned inside."""
+    model, inputs = ready(name), prompt(name, shape).inputs
+    parts = locate(model)
+    last = 2 if name in ("llava", "llava_next") else 3
+    q, k, segment = Spy(parts, inputs, "image").layer(last)
+    prefix = int(name in ("llava", "llava_next", "internvl"))
+    begins = np.flatnonzero(np.diff(segment, prepend=-1))
+    with vtc.compressed(model, "zero_tprune(at=input, keep=0.4)"):
+        model(**inputs)
+        report = model.vtc.report
+    assert report.steps[0].stage == "input"
+    for i, places in enumerate(token_patches(parts, inputs, "image", report.layouts)):
+        content = np.flatnonzero((places >= 0).all(1))
+        tokens = places.numpy()[content]
+        special = [int(begins[row]) for row in sorted(set(segment[tokens.flat]))] if prefix else []
+        want = expected(q, k, segment, special, tokens, int(0.4 * len(places) + 0.5), votes=1)
+        assert report.steps[0].kept[i].tolist() == content[want].tolist(), f"item {i} of {len(places)} tokens"
+
+
+BEHIND = Setting("zero_tprune(at=input)", 0.4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_behind_the_encoder_it_runs_on_every_family(family: str) -> None:
+    pruned_equals_masked(BEHIND, family, "ragged")
+    batch_equals_one_by_one(BEHIND, family, "ragged")
+
+
 # ---------------------------------------------------------------------- in bare ViTs
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 4, "num_classes": 7}
@@ -351,6 +387,24 @@ def test_the_choice_is_not_the_index_order() -> None:
     assert len(set(map(tuple, kept))) > 1
 
 
+def test_merged_tokens_weigh_what_they_stand_for() -> None:
+    """As in the layer itself, which adds the logarithm of the size to the logits (ToMe)."""
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 3, 7, 8, generator=g)
+    size = torch.tensor([[1.0, 1, 4, 1, 2, 1, 1]])
+    graph = Graph(q * 8**-0.5, k, torch.zeros(1, 7, dtype=torch.long), size, special=1, stride=1, unit=1)
+    found = graph.importance(torch.ones(1, 6, dtype=torch.bool), 3, uniform=False)[0]
+    logits = (q @ k.transpose(2, 3) * 8**-0.5 + size.log())[0].double().numpy()
+    want = importance(logits, np.zeros(7, int), np.arange(7), {0}, 3)[1:]
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+    plain = importance((q @ k.transpose(2, 3) * 8**-0.5)[0].numpy(), np.zeros(7, int), np.arange(7), {0}, 3)[1:]
+    assert abs(want - plain).max() > 0.01
+    model = vit("class")
+    with vtc.compressed(model, "tome(at=vision, layer=1, keep=0.7) + zero_tprune(layer=3, keep=0.4)"):
+        model(IMAGES)
+        assert [(s.layer, len(s.kept[0])) for s in model.vtc.report.steps] == [(1, 11), (3, 6)]
+
+
 def test_heads_that_say_nothing_or_only_one_thing_are_not_heard() -> None:
     flat, sharp = torch.full((8,), 1 / 8), torch.tensor([0.93] + [0.01] * 7)
     some = torch.tensor([0.2, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
@@ -395,6 +449,8 @@ def test_votes_by_layer() -> None:
         ("zero_tprune(steps=0)", r"zero_tprune\.steps=0 is out of range; it must be an int >= 1"),
         ("zero_tprune(votes=0)", r"zero_tprune\.votes=0"),
         ("zero_tprune(votes=1.5)", r"zero_tprune\.votes=1\.5"),
+        ("zero_tprune(at=decoder)", r"at='decoder' is no stage of it; allowed are vision, input"),
+        ("zero_tprune(at=input, layer=2)", r"layer=2 is an encoder layer and does not go with at='input'"),
         ("zero_tprune(similar=1.5)", r"similar=1\.5 is out of range: it must be in \[0, 1\]"),
     ],
 )
@@ -412,5 +468,8 @@ def test_where_it_can_not_run() -> None:
         with pytest.raises(NotImplementedError, match=r"zero_tprune.*use the input stage"):
             vtc.compress(tiny(family), "zero_tprune(keep=0.3)")
     assert set(NO_VISION_STAGE) < set(FAMILIES)
-    with pytest.raises(ValueError, match="EncoderSpecial.of must be 'keys' or 'queries', got 'values'"):
+    segments = vtc.parse("zero_tprune(keep=0.3)")[0].signals[-1]
+    with pytest.raises(NotImplementedError, match="inside the vision tower only"):
+        VisionSide(locate(ready("llava")), signals=[segments])
+    with pytest.raises(ValueError, match=r"EncoderSpecial\.of must be 'keys' or 'queries', got 'values'"):
         EncoderSpecial(of="values")
