@@ -327,6 +327,17 @@ def test_what_was_read_is_freed() -> None:
     assert len(adapter.steps) == 3
 
 
+@torch.enable_grad()
+def test_gradients_flow_through_what_is_left() -> None:
+    model = vit("registers")
+    with vtc.compressed(model, "zero_tprune", keep=0.3):
+        model(IMAGES).sum().backward()
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    assert len(norms) > 50
+    assert torch.stack(norms).isfinite().all()
+    assert (torch.stack(norms) > 0).any()
+
+
 def test_zero_shot_classification_with_clip() -> None:
     open_clip = pytest.importorskip("open_clip")
     torch.manual_seed(0)
