@@ -41,6 +41,8 @@ WORDS = {
     "EncoderQueries": "encoder queries",
     "EncoderKeys": "encoder keys",
     "EncoderValues": "encoder values",
+    "EncoderSpecial": "encoder queries",
+    "EncoderSegments": "encoder queries",
     "EncoderFeatures": "encoder states",
     "PreProjector": "encoder output",
     "Projected": "projected features",
@@ -53,7 +55,7 @@ WORDS = {
     "DecoderTransition": "sublayer outputs",
 }
 # settings that may move a method to another stage
-MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2})
+MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2}, {"at": "input"})
 README_HEAD = "| method | what it does | paper | stage | needs | remarks | families |\n|---|---|---|---|---|---|---|"
 
 

@@ -29,6 +29,7 @@ from . import (
     vispruner,
     vscan,
     vtw,
+    zero_tprune,
     zoo_prune,
 )
 from .base import Merged, Pruner, ScorePruner, Stop, VisualTokens
@@ -72,5 +73,6 @@ __all__ = [
     "vispruner",
     "vscan",
     "vtw",
+    "zero_tprune",
     "zoo_prune",
 ]
