@@ -29,7 +29,6 @@ from .signals import capture_attention, capture_hidden, capture_transition, quer
 from .steps import Steps
 from .taps import attention_rows
 
-
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
 
@@ -130,9 +129,7 @@ class DecoderSide:
         capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(
-        self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any], queries: str
-    ) -> Tensor:
+    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any], queries: str) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`."""
         rotary, mask = kwargs["position_embeddings"], kwargs.get("attention_mask")
         if run.pruned:
