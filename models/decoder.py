@@ -76,7 +76,15 @@ class DecoderSide:
 
     def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
         """Sublayers whose input and output must be seen, by layer and block."""
-        return [((i, block), getattr(self.parts.layers[i], SUBLAYERS[block])) for i, block in sorted(self.changed)]
+        found = []
+        for i, block in sorted(self.changed):
+            layer, name = self.parts.layers[i], SUBLAYERS[block]
+            if not hasattr(layer, name):
+                raise NotImplementedError(
+                    f"{type(layer).__name__} has no {name!r}, so what its {block} does to tokens can't be seen"
+                )
+            found.append(((i, block), getattr(layer, name)))
+        return found
 
     def transition(
         self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
