@@ -164,7 +164,7 @@ class Reading(Look):
 @pytest.mark.parametrize("shape", ["ragged", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_all_text_and_of_all_columns(family: str, shape: str) -> None:
-    """Behind an earlier step, in samples of several pictures; text is padded in front, columns as the layer has them."""
+    """Behind an earlier step, in samples of several pictures; text padded in front, columns as the layer has them."""
     look, inputs = Reading(), prompt(family, shape).inputs
     valid = inputs["attention_mask"].bool()
     model, eager = tiny(family), tiny(family, "eager")

@@ -255,6 +255,16 @@ def test_a_stops_own_signals_stand_for_the_methods() -> None:
         assert [(s.layer, len(s.kept[0])) for s in model.vtc.report.steps] == [(4, 5), (5, 0)]
 
 
+def test_layers_that_are_built_otherwise_are_refused_and_left_alone() -> None:
+    model = tiny("llava")
+    layer = text_model(model).layers[3]
+    layer.feed_forward = layer.mlp
+    del layer.mlp
+    with pytest.raises(NotImplementedError, match="LlamaDecoderLayer has no 'mlp', so what its mlp does to tokens"):
+        vtc.compress(model, Changed())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"DecoderTransition.block must be 'attention' or 'mlp', got 'norm'"):
         DecoderTransition(block="norm")

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from made_up import made_up, stops_of
 from properties import chosen
 from reference import baseline, hidden_per_layer, masked, text_model
