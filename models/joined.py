@@ -41,7 +41,8 @@ def choose(pruner: Pruner, tokens: VisualTokens, pictures: Sequence[Picture] = (
         owner, own = (_on(x, kept[i])[kept[i]] for x in (picture.owner, picture.own))
         order = (owner * len(picture.own) + own).argsort()
         counts = (owner == torch.arange(len(picture.spans), device=owner.device)[:, None]).sum(1)
-        split.append((picture, own[order], None if vectors[i] is None else vectors[i][order], counts))
+        merged = vectors[i]
+        split.append((picture, own[order], None if merged is None else merged[order], counts))
     sizes = iter(torch.cat([counts for *_, counts in split]).tolist())
     for picture, ids, merged, _ in split:
         lengths = [next(sizes) for _ in picture.spans]

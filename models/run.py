@@ -101,10 +101,11 @@ class Run:
 
     def pictures(self) -> list[Picture]:
         """The pictures whose crops are spans of their own; reads their places, and what else tells, off the device."""
-        batch = self.batch
+        batch, find = self.batch, self.find_pictures
         if batch.pictures is None:
-            known = self.find_pictures is not None and readable(batch.columns)
-            batch.pictures = find_pictures(batch, self.token_ids, self.find_pictures) if known else []
+            batch.pictures = []
+            if find is not None and readable(batch.columns):
+                batch.pictures = find_pictures(batch, self.token_ids, find)
         return batch.pictures
 
     def current(self) -> Tensor:

@@ -21,6 +21,7 @@ from zoo import FAMILIES, prompt, tiny
 from zoo.media import grid_of
 
 import vtc
+from vtc.eval.encode import join_outputs, reuses_encoder
 from vtc.models.pictures import Picture, Sample, join_small, marked, small_crops, tile_grid, touching
 from vtc.pruners.layout import Grid
 from vtc.pruners.signals import EncoderAttention, EncoderKeys, TextEmbeddings
@@ -305,7 +306,7 @@ def test_what_a_method_is_given_of_a_picture(family: str) -> None:
         assert (whole.reads[1][row, count:] == 0).all()
 
 
-def test_beams_and_outputs_of_an_earlier_call_know_their_pictures() -> None:
+def test_beams_know_their_pictures() -> None:
     for family in CUT:
         given = prompt(family, "text_row").inputs
         with vtc.compressed(tiny(family), Greedy()) as model:
@@ -315,6 +316,27 @@ def test_beams_and_outputs_of_an_earlier_call_know_their_pictures() -> None:
             report = model.vtc.report
             assert len(report.pictures) == 2 * len(pictures) > 0
             assert sum(map(len, report.steps[0].kept)) == 2 * sum(map(len, kept))
+
+
+@pytest.mark.parametrize("family", CUT)
+def test_outputs_of_earlier_calls_know_their_pictures(family: str) -> None:
+    """As a sweep hands them in: each sample's pictures encoded by themselves, and joined."""
+    given = prompt(family, "text_row")
+    with vtc.compressed(tiny(family), Greedy()) as model:
+        if not reuses_encoder(model):
+            pytest.skip("this version of transformers takes no encoder outputs")
+        model(**given.inputs)
+        pictures, kept = model.vtc.report.pictures, model.vtc.report.steps[0].kept
+        assert pictures
+        outputs = []
+        for b in (b for b, media in enumerate(given.media) if media):
+            alone = given.alone(b).inputs
+            pixels = {k: v for k, v in alone.items() if k.startswith("pixel")}
+            outputs.append(model.base_model.get_image_features(**pixels, return_dict=True))
+        text = {k: v for k, v in given.inputs.items() if not k.startswith("pixel")}
+        model(**text, mm_encoder_outputs={"image": join_outputs(outputs)})
+        assert model.vtc.report.pictures == pictures
+        assert all(torch.equal(a, b) for a, b in zip(model.vtc.report.steps[0].kept, kept, strict=True))
 
 
 def test_without_token_ids_or_values_each_crop_is_its_own() -> None:
