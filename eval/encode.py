@@ -84,6 +84,7 @@ def join_outputs(outputs: Sequence[Any]) -> Any:
 
 def join_records(records: Sequence[Any]) -> Any:
     """``VisionRecord`` of several encoder outputs, in order."""
+    from vtc.models.pictures import join_small
     from vtc.models.record import VisionRecord, VisionStep
 
     first = records[0]
@@ -93,6 +94,7 @@ def join_records(records: Sequence[Any]) -> Any:
         layouts=lambda: [layout for r in records for layout in r.layouts()],
         signals={key: [x for r in records for x in r.signals[key]] for key in first.signals},
         may_have_newlines=first.may_have_newlines,
+        small=lambda: join_small([r.small() for r in records]),
         steps=[
             VisionStep(step.layer, [kept for r in records for kept in r.steps[i].kept])
             for i, step in enumerate(first.steps)

@@ -34,6 +34,7 @@ FLAGS = (
     "reads_vocabulary",
     "order_dependent",
     "ragged",
+    "joins_crops",
 )
 # what a signal is called in a table
 WORDS = {
@@ -41,6 +42,8 @@ WORDS = {
     "EncoderQueries": "encoder queries",
     "EncoderKeys": "encoder keys",
     "EncoderValues": "encoder values",
+    "EncoderSpecial": "encoder queries",
+    "EncoderSegments": "encoder queries",
     "EncoderFeatures": "encoder states",
     "PreProjector": "encoder output",
     "Projected": "projected features",
@@ -50,9 +53,10 @@ WORDS = {
     "DecoderKeys": "decoder keys",
     "DecoderValues": "decoder values",
     "DecoderHidden": "hidden states",
+    "DecoderTransition": "sublayer outputs",
 }
 # settings that may move a method to another stage
-MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2})
+MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2}, {"at": "input"})
 README_HEAD = "| method | what it does | paper | stage | needs | remarks | families |\n|---|---|---|---|---|---|---|"
 
 

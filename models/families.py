@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
-from . import layouts, project, vision_align
+from . import layouts, pictures, project, vision_align
 from .layouts import VisionCall
+from .pictures import Crops, Sample
 
 
 def _one(config: Any) -> int:
@@ -94,6 +95,8 @@ class Family:
         Why ``project`` is None.
     towers : tuple of Tower
         The vision towers of its checkpoints.
+    pictures : callable or None
+        Which spans of a sample are crops of one picture, where each is a span of its own; None: none are.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Family:
     no_vision_stage: str = ""
     no_project: str = ""
     towers: tuple[Tower, ...] = (OWN,)
+    pictures: Callable[[Sample], list[Crops]] | None = None
 
     @property
     def one_patch(self) -> bool:
@@ -199,6 +203,7 @@ FAMILIES: tuple[Family, ...] = (
         reads_units=True,
         no_vision_stage="its tower's layers pass nothing on to their attention",
         towers=(Tower("InternViT", class_token=True),),
+        pictures=pictures.touching,
     ),
     Family(
         "Idefics3",
@@ -210,6 +215,7 @@ FAMILIES: tuple[Family, ...] = (
         project.connector,
         by_sample=True,
         no_vision_stage=_MASKED,
+        pictures=pictures.marked,
     ),
     Family(
         "SmolVLM",
@@ -221,6 +227,7 @@ FAMILIES: tuple[Family, ...] = (
         project.connector,
         by_sample=True,
         no_vision_stage=_MASKED,
+        pictures=pictures.marked,
     ),
     Family(
         "Gemma3",

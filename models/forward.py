@@ -60,6 +60,7 @@ class Forward:
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
         self.encoder_signals = [s for s in signals if s.part == "encoder"]
         self.words = words if any(p.uses_question for p, _ in stops) else None
+        self.keep_ids = any(p.uses_question or p.joins_crops for p, _ in stops)
         self.keep_embeddings = any(s.part == "input" for s in signals)
         self.takes_features = "mm_encoder_outputs" in inspect.signature(type(parts.core).forward).parameters
 
@@ -83,7 +84,7 @@ class Forward:
         self.local.fed = given if has else None
         self.local.masks = self.placeholders(ids, embeds)
         self.local.attention_mask = kwargs.get("attention_mask")
-        self.local.token_ids = ids if self.words is not None else None
+        self.local.token_ids = ids if self.keep_ids else None
 
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
@@ -199,7 +200,7 @@ class Forward:
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
         run.prompt = self.local.prompt
-        run.words, run.token_ids = self.words, self.local.token_ids
+        run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run
 
     def _slice_inputs(self, run: Run, kwargs: dict[str, Any], hidden: Tensor, shift: Tensor | None) -> None:

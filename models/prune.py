@@ -8,10 +8,10 @@ from torch import Tensor
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 
+from .joined import choose, pass_on
 from .locate import Parts
 from .newlines import fill_with_newlines
 from .run import Run, gather_columns
-from .select import select_tokens
 from .signals import HostSignals
 
 
@@ -35,17 +35,21 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
     assert stop.keep is not None
     if stop.keep == 0:
         return run.drop(hidden, run.ids[:, :0], [0] * len(run.present), None)
-    budgets = [min(n, resolve_keep(stop.keep, full)) for n, full in zip(run.present, run.batch.lengths, strict=True)]
+    asked = [resolve_keep(stop.keep, full) for full in run.batch.lengths]
+    budgets = [min(n, k) for n, k in zip(run.present, asked, strict=True)]
     content, counts = _content(run)
     chosen: list[Tensor] = []
     features: list[Tensor | None] = []
-    active = [i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n]
+    joins = pruner.joins_crops and any(k < n for k, n in zip(budgets, counts, strict=True))
+    pictures = run.pictures() if joins else []
+    for picture in pictures:
+        pass_on(picture.spans, asked, run.present, budgets)
+    short = {i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n}
+    active = sorted(short.union(*(p.spans for p in pictures if short.intersection(p.spans))))
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
     if active:
         tokens = _tokens(run, pruner, stop, hidden, parts, content, counts, budgets, active)
-        columns, merging, _ = select_tokens(pruner, tokens)
-        for row, i in enumerate(active):
-            found[i] = (tokens.ids[row].gather(0, columns[row]), merging[row])
+        found = choose(pruner, tokens, pictures)
     for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
         if i in found:
             kept, vectors = found[i]

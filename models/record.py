@@ -11,6 +11,10 @@ from vtc.pruners.layout import Layout
 from vtc.pruners.signals import Signal
 
 
+def _unseen() -> None:
+    """Nothing is known of the pixels."""
+
+
 @dataclass
 class VisionStep:
     """One pruning step inside the vision encoder.
@@ -40,6 +44,8 @@ class VisionRecord:
         Pruning done inside the encoder.
     may_have_newlines : bool
         Whether the family puts separator tokens among the image's; where not, layouts need not be asked for.
+    small : callable
+        Gives the items as small pictures `[items, C, s, s]`, or None; see ``pictures.small_crops``.
     """
 
     modality: str
@@ -48,3 +54,4 @@ class VisionRecord:
     signals: dict[Signal, list[Tensor]] = field(default_factory=dict)
     steps: list[VisionStep] = field(default_factory=list)
     may_have_newlines: bool = False
+    small: Callable[[], Tensor | None] = _unseen

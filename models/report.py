@@ -100,6 +100,12 @@ class Report:
         return [] if self.batch is None else self.batch.layouts()
 
     @property
+    def pictures(self) -> list[list[int]]:
+        """Indices of the spans that a method with ``joins_crops`` took for one picture, the thumbnail first."""
+        found = self.batch.pictures if self.batch is not None else None
+        return [list(picture.spans) for picture in found or []]
+
+    @property
     def tokens_total(self) -> int:
         """Visual tokens before any pruning, over all spans."""
         return sum(self.batch.lengths) if self.batch is not None else 0

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
+from .pictures import Picture, find_pictures
 from .questions import Words
-from .spans import Batch
+from .spans import Batch, readable
 
 
 def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
@@ -56,10 +57,15 @@ class Run:
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
     words : Words, optional
-        The tokenizer, if any method reads the question; then `token_ids` `[B, full]` are there too, unless the caller
-        gave embeddings.
+        The tokenizer, if any method reads the question.
+    token_ids : Tensor, optional
+        `[B, full]`, if any method reads the question or joins crops, unless the caller gave embeddings.
+    find_pictures : callable, optional
+        ``Family.pictures``.
     ahead : callable, optional
-        At a decoder stop: attention of the layer to come, `[B, H, 1, L]`, which ``look_ahead`` asks for once.
+        At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
+    looking : tuple, optional
+        During a look ahead: the columns `[B, R]` of the rows, and the list that takes their attention.
     """
 
     full: int
@@ -85,12 +91,22 @@ class Run:
     words: Words | None = None
     token_ids: Tensor | None = None
     questions: list[str] | None = None
-    ahead: Callable[[], Tensor] | None = None
-    looking: list[Tensor] | None = None
+    find_pictures: Callable[[Any], Any] | None = None
+    ahead: Callable[[str], Tensor] | None = None
+    looking: tuple[Tensor, list[Tensor]] | None = None
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
         return self.batch.layouts()
+
+    def pictures(self) -> list[Picture]:
+        """The pictures whose crops are spans of their own; reads their places, and what else tells, off the device."""
+        batch, find = self.batch, self.find_pictures
+        if batch.pictures is None:
+            batch.pictures = []
+            if find is not None and readable(batch.columns):
+                batch.pictures = find_pictures(batch, self.token_ids, find)
+        return batch.pictures
 
     def current(self) -> Tensor:
         """`[B, full + 1]`: present column of each original one, -1 where it is gone (the last entry is a dummy)."""
@@ -103,12 +119,13 @@ class Run:
             self.memo["current"] = place
         return self.memo["current"]
 
-    def look_ahead(self) -> tuple[Tensor, Tensor]:
-        """Attention of the layer before which a method now chooses, and ``current()``."""
+    def look_ahead(self, queries: str) -> tuple[Tensor, Tensor]:
+        """Attention rows of the layer before which a method now chooses, and ``current()``."""
         assert self.ahead is not None
-        if "ahead" not in self.memo:
-            self.memo["ahead"] = self.ahead()
-        return self.memo["ahead"], self.current()
+        found = self.memo.setdefault("ahead", {})
+        if queries not in found:
+            found[queries] = self.ahead(queries)
+        return found[queries], self.current()
 
     def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
         """Present columns of tokens.

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from vtc.pruners.layout import Layout
 
 from .fed import Fed
+from .pictures import Picture
 from .record import VisionRecord
 
 
@@ -55,6 +56,8 @@ class Batch:
         Whether the batch has one row, so that its padding can stay where it is and nothing had to be read.
     row_lengths : list of int
         Real columns of each row (several rows only).
+    pictures : list of Picture or None
+        Pictures whose crops are spans of their own; None as long as no method asked.
     """
 
     spans: list[Span]
@@ -65,6 +68,7 @@ class Batch:
     single: bool
     row_lengths: list[int]
     _layouts: list[Layout] | None = None
+    pictures: list[Picture] | None = None
 
     def layouts(self) -> list[Layout]:
         """Layout of each span; asks the records, which may read grids off the device."""

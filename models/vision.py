@@ -21,6 +21,7 @@ from .fed import item_lengths as entry_lengths
 from .layouts import VisionCall
 from .local import ThreadState
 from .locate import Parts
+from .pictures import small_crops
 from .record import VisionRecord
 from .segments import SegmentedAttention
 from .taps import AttentionTap
@@ -162,7 +163,8 @@ class VisionSide:
         if self.family.fed is not None:
             asked.lengths = lengths = self.family.fed(asked)
         found = {s: run.aligned(s, layer_of(s, self.last, len(self.layers))) for s in self.signals}
-        return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines)
+        small = partial(small_crops, asked.arguments.get("pixel_values"))
+        return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small)
 
     # ------------------------------------------------------------------ hooks
 
@@ -200,7 +202,11 @@ class VisionSide:
         if run is None:
             return
         for kind in self.needs[i] - {"features", "projector"}:
-            run.capture(kind, i, encoder_rows(kind, query, key, value, mask, scaling, run.segments.get(i)))
+            if kind == "segments":
+                rows = run.segment_rows(i, query)
+            else:
+                rows = encoder_rows(kind, query, key, value, mask, scaling, run.segments.get(i))
+            run.capture(kind, i, rows)
 
     def _projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         run = self._run()

@@ -17,7 +17,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import Layout, LazyLayouts
-from vtc.pruners.signals import EncoderAttention, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSpecial, Signal
 
 from .families import Family
 from .layouts import VisionCall
@@ -111,14 +111,23 @@ class VisionRun:
         rows = self._memo["rows"][item]
         return torch.arange(rows.start * self.shape[1], rows.stop * self.shape[1], device=device)
 
+    def first_row(self, item: int) -> int:
+        """An item's first row in a dense tower; 0 in a packed one, which has no rows of its own."""
+        return self._memo["rows"][item].start if len(self.shape) == 2 else 0
+
+    def special(self, item: int) -> Tensor:
+        """`[R, prefix]`: the positions of the special tokens in front of each of an item's rows."""
+        device = self._index[item].device
+        if not self.prefix:
+            return torch.zeros(1, 0, dtype=torch.long, device=device)
+        rows = self._memo["rows"][item]
+        starts = torch.arange(rows.start, rows.stop, device=device)[:, None] * self.shape[1]
+        return starts + torch.arange(self.prefix, device=device)
+
     def _left(self, item: int) -> Tensor:
         """Positions of a pruned item: its kept tokens' patches and the prefix of each of its rows."""
         patches = self._index[item][self.content[item]].reshape(-1)
-        if not self.prefix:
-            return patches
-        rows = self._memo["rows"][item]
-        starts = torch.arange(rows.start, rows.stop, device=patches.device)[:, None] * self.shape[1]
-        return torch.cat([(starts + torch.arange(self.prefix, device=patches.device)).reshape(-1), patches])
+        return torch.cat([self.special(item).reshape(-1), patches])
 
     # ------------------------------------------------------------------ pruning
 
@@ -298,6 +307,15 @@ class VisionRun:
             rows = rows[0]
         self.captured.setdefault((kind, layer), []).append(rows)
 
+    def segment_rows(self, layer: int, query: Tensor) -> Tensor:
+        """The segment of each patch of an attention call `[B, H, T, d]`, counted over all items: `[B, T, 1]`."""
+        known = self.segments.get(layer)
+        if known is not None:
+            return known.ids[None, :, None]
+        # rows of a dense tower are segments; the calls of a packed one follow each other, one a segment
+        past = len(self.captured.get(("segments", layer), ()))
+        return torch.arange(past, past + len(query), device=query.device)[:, None, None].expand(-1, query.shape[2], 1)
+
     def patches(self, kind: str, layer: int) -> Tensor:
         """`[total, C]`: the captured rows at their flat positions."""
         return torch.cat(self.captured[kind, layer]).flatten(0, -2)
@@ -308,9 +326,13 @@ class VisionRun:
             self.captured.pop(key, None)
 
     def aligned(self, signal: Signal, layer: int) -> list[Tensor]:
-        """A signal per item: `[H, n]` or `[n, U, C]`."""
+        """A signal per item: `[H, n]`, `[n, U, C]`, or `[R, P, C]` of special tokens."""
         kind = kind_of(signal, self.prefix)
         rows = torch.cat(self.captured[kind, -1 if kind == "projector" else layer])
+        if isinstance(signal, EncoderSpecial):
+            if not self.prefix:
+                return [rows.new_zeros(1, 0, rows.shape[-1])] * len(self.call.lengths)
+            return list(rows[:, : self.prefix].split(self.family.rows(self.call) if self.family.rows else 1))
         if kind == "projector" and self.family.reads_units:
             return list(rows.unflatten(-1, (self.family.unit(self.call.config), -1)))
         if kind != "projector" and rows.dim() == 3:

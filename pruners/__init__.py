@@ -23,12 +23,14 @@ from . import (
     todre,
     tokencorr,
     tome,
+    transprune,
     uniform,
     vidcom2,
     visionzip,
     vispruner,
     vscan,
     vtw,
+    zero_tprune,
     zoo_prune,
 )
 from .base import Merged, Pruner, ScorePruner, Stop, VisualTokens
@@ -66,11 +68,13 @@ __all__ = [
     "todre",
     "tokencorr",
     "tome",
+    "transprune",
     "uniform",
     "vidcom2",
     "visionzip",
     "vispruner",
     "vscan",
     "vtw",
+    "zero_tprune",
     "zoo_prune",
 ]

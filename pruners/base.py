@@ -18,12 +18,14 @@ STAGES = ("vision", "input", "decoder")
 class Stop(NamedTuple):
     """A place where a method prunes: its stage, the layer (None at the input stage) and what it keeps there.
 
-    ``keep=0`` withdraws every visual token there, without asking the method (decoder stage only).
+    ``keep=0`` withdraws every visual token there, without asking the method (decoder stage only). ``reads`` are the
+    signals read there where they depend on the model's depth; by default the method's own.
     """
 
     stage: str
     layer: int | None
     keep: int | float | None
+    reads: tuple[Signal, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,11 @@ class VisualTokens:
         return self._source().project(x)
 
     @property
+    def signals(self) -> tuple[Signal, ...]:
+        """What can be read here: the signals declared for this stop, their layers filled in."""
+        return self._source().declared
+
+    @property
     def projector(self) -> nn.Module:
         """The model's projector, for methods that read its weights."""
         return self._source().projector
@@ -182,6 +189,8 @@ class VisualTokens:
 
 class SignalSource:
     """What the host implements to serve ``VisualTokens``' lazy reads."""
+
+    declared: tuple[Signal, ...] = ()
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """See ``VisualTokens.read``."""
@@ -240,7 +249,10 @@ class Pruner:
     ``VisualTokens.questions``), ``projects`` (runs the projector on single tokens, ``VisualTokens.project``),
     ``reads_vocabulary`` (compares with the input embedding table, ``VisualTokens.embeddings``),
     ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different
-    ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows).
+    ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows), ``joins_crops``
+    (behind the tower: a picture whose crops are spans of their own comes as ONE row, laid out as thumbnail and mosaic,
+    with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
+    that counts span by span may find fewer than it would keep).
     """
 
     keep: int | float | None = None
@@ -257,6 +269,7 @@ class Pruner:
     reads_vocabulary: ClassVar[bool] = False
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
+    joins_crops: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.keep is not None:
@@ -286,7 +299,7 @@ class Pruner:
 
     def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
         """What is read at `stop`; to be overridden by a method that reads other signals at one stop than at another."""
-        return () if stop.keep == 0 else self.signals
+        return () if stop.keep == 0 else self.signals if stop.reads is None else stop.reads
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """Choose what to keep.

@@ -23,6 +23,7 @@ FLAGS = (
     "reads_vocabulary",
     "order_dependent",
     "ragged",
+    "joins_crops",
 )
 
 

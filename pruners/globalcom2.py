@@ -17,6 +17,7 @@ from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 
 LOOKS = EncoderAttention(layer=-1, queries="cls_or_none", logits=True)
+CLASS_TOKEN = EncoderAttention(layer=-1, queries="cls", logits=True)
 SCORES = ("auto", "attention", "cosine")
 
 
@@ -28,15 +29,16 @@ class GlobalCom2(Pruner):
     Parameters
     ----------
     keep : int or float
-        Tokens kept per span, exactly (thumbnail and crops together). The paper's ratios are 50, 25 and 10%.
+        Tokens kept per span, exactly (thumbnail and crops together; where each is a span, in sum over the picture).
+        The paper's ratios are 50, 25 and 10%.
     tau : float
         Temperature of the budgets. The authors' is 10.
     alpha : float
         Weight of the thumbnail's view in a crop's scores. The authors' is 0.5.
     score : str
         ``"attention"``: logits of the class token's attention in the tower's last layer, mean over heads;
-        ``"cosine"``: ``-cos(x_i, mean_j x_j)`` in each view, for towers without a class token; ``"auto"`` takes the one
-        that there is.
+        ``"cosine"``: ``-cos(x_i, mean_j x_j)`` in each view, for towers without a class token; ``"auto"`` takes the
+        logits where there is one.
     official : bool
         As the authors' code where it rounds down and leaves uncropped pictures alone: keeps another number than asked.
 
@@ -49,10 +51,14 @@ class GlobalCom2(Pruner):
     shares are scaled to what is left of the budget; fractions go by the largest remainder. O(n log n).
 
     The sums are of logits, as in the authors' code: of probabilities the budgets would be flat (within 2.5%). A region
-    is where the crop's unpadded part lies; the authors divide the thumbnail evenly, padding or not (``official=True``),
-    and write kept tokens of padded pictures into the wrong rows of the mosaic, which changes their order among other
-    crops' tokens: that is not reproduced. Spans that are not cut (LLaVA-1.5, Qwen-VL) keep their top scores, frames of
-    a video equal shares. Idefics3, SmolVLM and InternVL feed every crop as a span of its own: there each keeps its top.
+    is where the crop's unpadded part lies; the authors divide the thumbnail evenly, padding or not (``official=True``).
+    They write the j-th token that padding leaves of a crop to the crop's j-th cell, so that kept tokens of padded
+    pictures reach the language model in another order, and keep every row's newline token: neither is reproduced.
+
+    Spans that are not cut (LLaVA-1.5, Qwen-VL) keep their top scores, frames of a video equal shares. InternVL,
+    Idefics3 and SmolVLM feed thumbnail and crops as spans of their own: those of one picture share the sum of their
+    budgets (``joins_crops``), where the prompt (Idefics3, SmolVLM) or the pixels (InternVL) tell which they are and how
+    they lie; where they can't, each crop keeps its own top scores.
     """
 
     tau: float = 10.0
@@ -62,6 +68,7 @@ class GlobalCom2(Pruner):
 
     paper: ClassVar[str] = "arXiv 2501.05179"
     ragged: ClassVar[bool] = True
+    joins_crops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,8 +83,8 @@ class GlobalCom2(Pruner):
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
-        """The class token's logits, where they may be read."""
-        return () if self.score == "cosine" else (LOOKS,)
+        """The class token's logits; they must be there for ``score="attention"``."""
+        return {"auto": (LOOKS,), "attention": (CLASS_TOKEN,), "cosine": ()}[self.score]
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""
@@ -93,6 +100,8 @@ class GlobalCom2(Pruner):
 
         sizes, budget = part_sizes(part, count), budgets_of(tokens)
         ratio = budget / sizes.sum(1, keepdim=True)
+        if self.official and isinstance(self.keep, float):
+            ratio = torch.full_like(ratio, self.keep)  # not the nearest that whole tokens allow
         crop = torch.tensor(tiled, device=part.device)[:, None] & (torch.arange(count, device=part.device) > 0)
         crop = crop & (sizes > 0)
         share = torch.where(crop, self._shares(tokens, own, crop, ratio), ratio)
@@ -107,11 +116,12 @@ class GlobalCom2(Pruner):
 
     def _own(self, tokens: VisualTokens, part: Tensor, count: int) -> Tensor:
         """Score of each token in its own view, `[B, N]`."""
-        if self.score != "cosine":
-            rows = tokens.read(LOOKS).float()
-            if self.score == "attention" or rows.shape[1] > 1:  # one row of zeros: no class token
-                return rows.mean(1)
-        return torch.stack([_unlike_mean(x, p, count) for x, p in zip(tokens.features, part, strict=True)])
+        rows = [tokens.read(signal).float() for signal in self.signals]
+        if rows and (self.score == "attention" or rows[0].shape[1] > 1):
+            return rows[0].mean(1)
+        unlike = torch.stack([_unlike_mean(x, p, count) for x, p in zip(tokens.features, part, strict=True)])
+        # one head of nothing but zeros is how a tower without a class token answers
+        return torch.where((rows[0] == 0).all(2), unlike, rows[0][:, 0]) if rows else unlike
 
     def _shares(self, tokens: VisualTokens, own: Tensor, crop: Tensor, ratio: Tensor) -> Tensor:
         """What each crop keeps, `[B, parts]`."""

@@ -109,6 +109,31 @@ class EncoderValues(EncoderSignal):
 
 
 @dataclass(frozen=True)
+class EncoderSpecial(EncoderSignal):
+    """What an encoder layer has of the tokens in front of the patches, heads side by side: `[B, R, P, H*d]`.
+
+    The class token comes first, then registers and the like (P = 0 in a tower without a class token), once for each of
+    the `R` rows (crops) that the tower runs a span as; rows that a span does not have hold zeros. ``of`` is ``"keys"``
+    or ``"queries"``.
+    """
+
+    of: str = "keys"
+
+    def __post_init__(self) -> None:
+        if self.of not in ("keys", "queries"):
+            raise ValueError(f"EncoderSpecial.of must be 'keys' or 'queries', got {self.of!r}")
+
+
+@dataclass(frozen=True)
+class EncoderSegments(EncoderSignal):
+    """Which patches see each other in an encoder layer, those of equal numbers: `[B, N, U, 1]` int64.
+
+    A segment is a crop, a frame or a window, whatever the layer's attention is cut into. In a tower with a class token
+    it is the row of ``EncoderSpecial`` that belongs to the patch. For the vision stage only: behind it, layouts tell.
+    """
+
+
+@dataclass(frozen=True)
 class EncoderFeatures(EncoderSignal):
     """Output of an encoder layer: `[B, N, U, D_enc]` (`U` patches per token)."""
 
@@ -160,12 +185,18 @@ class DecoderAttention(DecoderSignal):
 
 @dataclass(frozen=True)
 class AttentionAhead(DecoderSignal):
-    """Attention rows that the pruning layer itself would give on all present columns: `[B, H, 1, N]`, last query.
+    """Attention rows that the pruning layer itself would give on all present columns: `[B, H, R, N]`.
 
-    One extra attention of layer K on the states that enter it; ``layer`` stays None.
+    ``queries`` as for ``DecoderAttention``. One extra attention of layer K on the states that enter it; ``layer`` stays
+    None.
     """
 
     is_attention: ClassVar[bool] = True
+    queries: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.queries not in ("last", "text", "all"):
+            raise ValueError(f"AttentionAhead.queries must be 'last', 'text' or 'all', got {self.queries!r}")
 
 
 @dataclass(frozen=True)
@@ -181,3 +212,27 @@ class DecoderValues(DecoderSignal):
 @dataclass(frozen=True)
 class DecoderHidden(DecoderSignal):
     """Output of a decoder layer (residual stream): `[B, N, D]`."""
+
+
+@dataclass(frozen=True)
+class DecoderTransition(DecoderSignal):
+    """How a sublayer of a decoder layer changes each token, norm and direction: `[B, N, 2]` float32.
+
+    With x what enters the sublayer, behind the norm before it, and y what it returns, before anything else is done to
+    it: ``||y|| / ||x||``, and the softmax of ``1 - cos(x, y)``.
+
+    ``block`` is ``"attention"`` or ``"mlp"``. ``over`` says which tokens of the layer share the softmax: ``"sequence"``
+    are all of the sample, text as well, ``"span"`` those of the span, newlines as long as they are there as well.
+    ``absolute=True`` takes ``|cos|``.
+    """
+
+    block: str = "attention"
+    over: str = "sequence"
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("block", ("attention", "mlp")), ("over", ("sequence", "span"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"DecoderTransition.{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )

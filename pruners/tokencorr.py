@@ -25,10 +25,10 @@ class TokenCorr(Pruner):
     Parameters
     ----------
     keep : int or float
-        Tokens kept per span, exactly, shared out by information density. `adaptive` does without; given, it is the most
-        that is kept.
+        Tokens kept per span, exactly, shared out by information density (where each crop is a span, in sum over the
+        picture). `adaptive` does without; given, it is the most that is kept.
     adaptive : bool
-        Every crop keeps its information density, as in the paper.
+        Every crop keeps its information density, as in the paper (and never fewer than its outliers, below).
     tau : float
         Cosine above which two tokens are alike. OURS, 0.8.
     limit : float
@@ -45,9 +45,10 @@ class TokenCorr(Pruner):
 
     The authors have published no code, and the thresholds and layers could not be had: those marked OURS are. They
     SAMPLE the local tokens from the shallow attention; here the largest are taken, so that equal inputs give equal
-    answers. With `keep` the budgets are scaled to its sum, by the largest remainder. Spans without crops are one part,
-    frames of a video one each; towers without a class token: mean attention received. Tokens of several patches: the
-    mean of their keys.
+    answers. With `keep` the budgets are scaled to its sum, by the largest remainder. The thumbnail is a part like the
+    crops; spans without crops are one part, frames of a video one each. Where crops are spans of their own (InternVL,
+    Idefics3, SmolVLM), those of one picture share the sum of their budgets as in ``globalcom2``. Towers without a class
+    token: mean attention received. Tokens of several patches: the mean of their keys.
     """
 
     adaptive: bool = False
@@ -57,6 +58,7 @@ class TokenCorr(Pruner):
 
     paper: ClassVar[str] = "arXiv 2407.14439"
     ragged: ClassVar[bool] = True
+    joins_crops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,8 +75,8 @@ class TokenCorr(Pruner):
         return EncoderKeys(), EncoderAttention(), EncoderAttention(layer=self.shallow)
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
-        """Before the language model; one token less than all is the most that an adaptive count can be asked for."""
-        return (Stop(self.stage, None, 0.99 if self.adaptive and self.keep is None else self.keep),)
+        """Before the language model; where the density alone decides, any number below all asks for it."""
+        return (Stop(self.stage, None, 0.5 if self.adaptive and self.keep is None else self.keep),)
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""
@@ -90,6 +92,7 @@ class TokenCorr(Pruner):
         budget = budgets_of(tokens)
         if self.adaptive:
             most = budget if self.keep is not None else sizes.sum(1, keepdim=True)
+            fresh = torch.maximum(fresh, part_sums(wide.long(), part, count))  # outliers are kept at all events
             chosen = (rank < per_token(fresh, part)) & tokens.valid
             lone = best(-rank.float(), torch.ones_like(budget), tokens.valid)  # a span keeps one token at least
             chosen = torch.where(chosen.any(1, keepdim=True), chosen, lone)

@@ -151,6 +151,11 @@ class Served(SignalSource):
     asked: list[str] = field(default_factory=list)
     table: Tensor | None = None
 
+    @property
+    def declared(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """What there is."""
+        return tuple(self.read_of)
+
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """The tensor given for `signal`."""
         return self.read_of[signal]

@@ -20,10 +20,13 @@ from vtc.pruners.signals import (
     DecoderHidden,
     DecoderKeys,
     DecoderSignal,
+    DecoderTransition,
     DecoderValues,
     EncoderAttention,
     EncoderKeys,
+    EncoderSegments,
     EncoderSignal,
+    EncoderSpecial,
     EncoderValues,
     PreProjector,
     Projected,
@@ -31,6 +34,7 @@ from vtc.pruners.signals import (
     TextEmbeddings,
 )
 
+SEGMENTS = 2  # of a span
 LAST = 4  # the tower's layer that the projector reads
 
 
@@ -92,10 +96,16 @@ def shape_of(signal: Signal, n: int, sizes: Sizes = SMALL) -> tuple[int, ...]:
         return (n, sizes.unit, sizes.head)
     if isinstance(signal, PreProjector):
         return (n, sizes.unit, sizes.encoder)
+    if isinstance(signal, EncoderSegments):
+        return (n, sizes.unit, 1)
+    if isinstance(signal, EncoderSpecial):  # whatever the number of tokens
+        return (SEGMENTS, 2, sizes.heads * sizes.head)
     if isinstance(signal, EncoderSignal):  # queries, keys, values; features are as wide
         return (n, sizes.unit, sizes.heads * sizes.head)
     if isinstance(signal, DecoderValues):
         return (n, sizes.heads, sizes.head)
+    if isinstance(signal, DecoderTransition):
+        return (n, 2)
     if isinstance(signal, DecoderKeys):
         return (n, sizes.heads * sizes.head)
     assert isinstance(signal, (DecoderHidden, Projected, TextEmbeddings)), f"say what {signal} looks like"
@@ -130,7 +140,11 @@ def made_up(
     lost_of = gone or [0] * len(counts)
 
     def per_token(signal: Signal, n: int) -> Tensor:
+        if isinstance(signal, EncoderSegments):
+            return (torch.arange(n) * SEGMENTS // n)[:, None, None].expand(shape_of(signal, n, sizes)).clone()
         x = make(*shape_of(signal, n, sizes))
+        if isinstance(signal, DecoderTransition):
+            x = x.abs()  # a norm and a share
         return (x.softmax(-1) if signal.is_attention and draw is None else x).to(dtype)
 
     signals = [s for s in pruner.signals_at(stop) if not isinstance(s, TextEmbeddings)]
@@ -141,6 +155,8 @@ def made_up(
             twin = torch.randint(0, 1 + n // 3, (n,), generator=g)
             features[i] = features[i][twin]
             for s, rows in reads.items():
+                if isinstance(s, EncoderSpecial):
+                    continue
                 rows[i] = rows[i][..., twin] if s.is_attention else rows[i][twin]
     said = [s for s in pruner.signals_at(stop) if isinstance(s, (DecoderSignal, TextEmbeddings))]
     said = [s for s in said if not s.is_attention] or [TextEmbeddings()]
@@ -168,8 +184,14 @@ def moved(spans: Spans, order: Tensor) -> Spans:
     return replace(
         spans,
         features=[spans.features[0][order]],
-        reads={s: [rows[0][..., order] if s.is_attention else rows[0][order]] for s, rows in spans.reads.items()},
+        reads={s: [_moved(s, rows[0], order)] for s, rows in spans.reads.items()},
     )
+
+
+def _moved(signal: Signal, x: Tensor, order: Tensor) -> Tensor:
+    if isinstance(signal, EncoderSpecial):
+        return x
+    return x[..., order] if signal.is_attention else x[order]
 
 
 def layout_of(kind: str, rows: int, cols: int) -> Layout:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
-from zoo import FAMILIES, shapes_of
+from zoo import FAMILIES, Media, shapes_of
 from zoo.models import DEPTH
 
 import vtc
@@ -38,6 +38,21 @@ class Setting:
         stops = [stop for p in vtc.parse(self.pruner, keep=self.keep, **self.params) for stop in p.stops(DEPTH)]
         keep = stops[-1].keep if stops else 1.0
         return 0 if keep == 0 else asked(keep, n)
+
+    def counts(self, numbers: Iterable[int], pictures: Iterable[Media]) -> list[int]:
+        """`numbers` of the spans, which are those of `pictures` in order, as far as they are exact.
+
+        A method that joins crops promises the sums over the spans of a picture, others each by itself.
+        """
+        left = list(numbers)
+        if not any(c.joins_crops for c in self.classes):
+            return left
+        found = []
+        for picture in pictures:
+            found.append(sum(left[: picture.spans]))
+            left = left[picture.spans :]
+        assert not left
+        return found
 
     def with_keep(self, keep: int | float) -> Setting:
         """The same method with another keep."""
@@ -85,6 +100,8 @@ VARIANTS = [
         "fastvid(official=True)",
         "fastvid(segments=2, context=0.7, every=2, weight=0)",
         "flowcut(official=True)",
+        "globalcom2(official=True)",
+        "globalcom2(score=cosine, tau=0.1)",
         "holov(crops=4)",
         "idpruner(importance=flowcut)",
         "idpruner(importance=norm, lam=0.3)",
@@ -102,14 +119,20 @@ VARIANTS = [
         "sparsevlm(rank_scale=0.6)",
         "sparsevlm(recycle=False)",
         "todre_diversity(objective=kcenter, pivot=random)",
+        "tokencorr(adaptive=True)",
+        "tokencorr(tau=0.1, limit=0.3)",
         "tome(layer=1, r=0.5)",
         "tome(at=vision, layer=2)",
         "tome(metric=keys, r=0.3)",
+        "transprune(alpha=0)",
+        "transprune(alpha=1)",
         "uniform(layer=2)",
         "vidcom2(official=True)",
         "vispruner(step=3)",
         "visionzip(contextual=3)",
         "visionzip(merge=projected)",
+        "zero_tprune(at=input)",
+        "zero_tprune(layer=2, similar=0, uniform=True)",
         "zoo_prune(per_frame=False, rank=2)",
     )
 ]

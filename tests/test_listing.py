@@ -28,6 +28,7 @@ FLAG_CASES = {
     "deep_random": {"uses_attention": False, "merges": False},
     "deep_random(first=fastv)": {"uses_attention": True, "uses_text": True, "uses_cls": False},
     "deep_random(first=visionzip)": {"uses_cls": True, "merges": True, "projects": True},
+    "deep_random(first=globalcom2)": {"joins_crops": True, "uses_cls": True},
     "visionzip(merge=projected)": {"projects": False},
     "embedlens": {"adaptive_count": False, "reads_vocabulary": True},
     "embedlens(classes='c.json')": {"reads_vocabulary": False},

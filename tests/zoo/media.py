@@ -16,12 +16,13 @@ Size = Any  # what a size is differs: a number of tiles, (height, width) or a gr
 
 @dataclass
 class Media:
-    """One picture or video: the tokens that stand for it and its pixels."""
+    """One picture or video: the tokens that stand for it and its pixels, and how many spans vtc sees in it."""
 
     modality: str
     ids: list[int]
     pixels: Tensor
     size: Size
+    spans: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,24 @@ def flat(samples: Sequence[Sequence[Media]], modality: str) -> list[Media]:
     return [m for sample in samples for m in sample if m.modality == modality]
 
 
+def grid_of(size: int) -> tuple[int, int]:
+    """Rows and columns of the crops of a picture that has `size` of them, the thumbnail among them."""
+    down = max((r for r in range(1, size) if r * r <= size - 1 and (size - 1) % r == 0), default=0)
+    return down, (size - 1) // max(down, 1)
+
+
+def crops(size: int, side: tuple[int, int], g: torch.Generator) -> Tensor:
+    """Crops of a random picture, row by row, and the thumbnail: `[size, 3, H, W]`; a single one is all noise."""
+    down, across = grid_of(size)
+    if not down:
+        return torch.randn(size, 3, *side, generator=g)
+    coarse = torch.randn(1, 3, 3 * down + 2, 3 * across + 2, generator=g)
+    whole = nn.functional.interpolate(coarse, (side[0] * down, side[1] * across), mode="bicubic")
+    whole = whole + 0.3 * torch.randn(whole.shape, generator=g)
+    cut = whole.unflatten(3, (across, -1)).unflatten(2, (down, -1))[0].permute(1, 3, 0, 2, 4).flatten(0, 1)
+    return torch.cat([cut, nn.functional.interpolate(whole, side, mode="bicubic", antialias=True)])
+
+
 @dataclass(frozen=True)
 class Fixed(Family):
     """One resolution, a size is a number of tiles: LLaVA-1.5, Gemma3 (always 1), InternVL."""
@@ -70,7 +89,7 @@ class Fixed(Family):
         ids = [IMAGE] * self.tokens * size
         if not self.name.startswith("llava"):
             ids = [OPEN, *ids, CLOSE]
-        return Media("image", ids, torch.randn(size, 3, *self.pixels, generator=g), size)
+        return Media("image", ids, crops(size, self.pixels, g), size, size)
 
     def collate(self, samples: Sequence[Sequence[Media]]) -> dict[str, Any]:
         pictures = flat(samples, "image")
@@ -134,11 +153,16 @@ class AnyRes(Family):
 
 @dataclass(frozen=True)
 class SampleCrops(Family):
-    """Crops between markers, joined per sample, a size is a number of crops: Idefics3, SmolVLM."""
+    """Crops behind marks, a line break (here: ``BREAK``) behind each row of them, and the thumbnail: Idefics3, SmolVLM.
+
+    A size is a number of crops, the thumbnail among them.
+    """
 
     def picture(self, size: Size, alone: bool, g: torch.Generator) -> Media:
-        ids = [t for _ in range(size) for t in (OPEN, *[IMAGE] * self.tokens)] + [CLOSE]
-        return Media("image", ids, torch.randn(size, 3, *self.pixels, generator=g), size)
+        down, across = grid_of(size)
+        one = [*words(1, g), *[IMAGE] * self.tokens]
+        ids = ([OPEN, *one] * across + [BREAK]) * down + [BREAK, OPEN, *one, OPEN] if size > 1 else [OPEN, *one, OPEN]
+        return Media("image", ids, crops(size, self.pixels, g), size, size)
 
     def collate(self, samples: Sequence[Sequence[Media]]) -> dict[str, Any]:
         counts = [sum(m.size for m in sample) for sample in samples]
