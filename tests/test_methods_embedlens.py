@@ -15,9 +15,10 @@ from torch.nn.functional import normalize
 from zoo import FAMILIES, prompt, shapes_of, tiny
 
 import vtc
+from vtc.eval.loading import load_model
 from vtc.models.embeddings import embeddings, vocabulary_size
 from vtc.models.locate import locate
-from vtc.pruners.vocabulary import FORMAT, nearest_ids, read_calibration, shipped
+from vtc.pruners.vocabulary import FORMAT, SHIPPED, nearest_ids, read_calibration, shipped
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 V, D = 90, 24
@@ -229,9 +230,13 @@ def test_the_published_ids_are_taken_on_llava_s_table():
     assert check_selection(lens(top=1), Spans([x], [3], table=table), alone=False) == [[1, 4]]
 
 
-def test_what_comes_with_vtc_can_be_read():
-    assert shipped()
-    assert all(c.hidden == 192 for c in shipped())
+def test_what_comes_with_vtc_is_of_the_bundled_model_as_it_is():
+    """``vtc embedlens --output pruners/calibrations/bundled.json`` makes it anew for another bundled model."""
+    [one] = shipped()
+    loaded = load_model()
+    assert json.loads((SHIPPED / "bundled.json").read_text())["identity"] == loaded.identity
+    assert (one.vocabulary, one.hidden) == tuple(loaded.model.get_input_embeddings().weight.shape)
+    assert [c.kind for c in one.classes] == ["dead", "dead"]
 
 
 # ------------------------------------------------------------------ the table on models
