@@ -40,6 +40,8 @@ WORDS = {
     "EncoderQueries": "encoder queries",
     "EncoderKeys": "encoder keys",
     "EncoderValues": "encoder values",
+    "EncoderSpecial": "encoder queries",
+    "EncoderSegments": "encoder queries",
     "EncoderFeatures": "encoder states",
     "PreProjector": "encoder output",
     "Projected": "projected features",

@@ -200,7 +200,11 @@ class VisionSide:
         if run is None:
             return
         for kind in self.needs[i] - {"features", "projector"}:
-            run.capture(kind, i, encoder_rows(kind, query, key, value, mask, scaling, run.segments.get(i)))
+            if kind == "segments":
+                rows = run.segment_rows(i, query)
+            else:
+                rows = encoder_rows(kind, query, key, value, mask, scaling, run.segments.get(i))
+            run.capture(kind, i, rows)
 
     def _projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         run = self._run()

@@ -111,14 +111,23 @@ class VisionRun:
         rows = self._memo["rows"][item]
         return torch.arange(rows.start * self.shape[1], rows.stop * self.shape[1], device=device)
 
+    def first_row(self, item: int) -> int:
+        """An item's first row in a dense tower; 0 in a packed one, which has no rows of its own."""
+        return self._memo["rows"][item].start if len(self.shape) == 2 else 0
+
+    def special(self, item: int) -> Tensor:
+        """`[R, prefix]`: the positions of the special tokens in front of each of an item's rows."""
+        device = self._index[item].device
+        if not self.prefix:
+            return torch.zeros(1, 0, dtype=torch.long, device=device)
+        rows = self._memo["rows"][item]
+        starts = torch.arange(rows.start, rows.stop, device=device)[:, None] * self.shape[1]
+        return starts + torch.arange(self.prefix, device=device)
+
     def _left(self, item: int) -> Tensor:
         """Positions of a pruned item: its kept tokens' patches and the prefix of each of its rows."""
         patches = self._index[item][self.content[item]].reshape(-1)
-        if not self.prefix:
-            return patches
-        rows = self._memo["rows"][item]
-        starts = torch.arange(rows.start, rows.stop, device=patches.device)[:, None] * self.shape[1]
-        return torch.cat([(starts + torch.arange(self.prefix, device=patches.device)).reshape(-1), patches])
+        return torch.cat([self.special(item).reshape(-1), patches])
 
     # ------------------------------------------------------------------ pruning
 
@@ -297,6 +306,15 @@ class VisionRun:
         elif self.family.packed and rows.dim() == 3:
             rows = rows[0]
         self.captured.setdefault((kind, layer), []).append(rows)
+
+    def segment_rows(self, layer: int, query: Tensor) -> Tensor:
+        """The segment of each patch that one attention call `[B, H, T, d]` sees, counted over all items: `[B, T, 1]`."""
+        known = self.segments.get(layer)
+        if known is not None:
+            return known.ids[None, :, None]
+        # rows of a dense tower are segments; the calls of a packed one follow each other, one a segment
+        past = len(self.captured.get(("segments", layer), ()))
+        return torch.arange(past, past + len(query), device=query.device)[:, None, None].expand(-1, query.shape[2], 1)
 
     def patches(self, kind: str, layer: int) -> Tensor:
         """`[total, C]`: the captured rows at their flat positions."""

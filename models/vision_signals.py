@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.pruners.base import SignalSource, VisualTokens
-from vtc.pruners.signals import EncoderAttention, EncoderKeys, EncoderSignal, EncoderValues, PreProjector, Signal
+from vtc.pruners.signals import (
+    EncoderAttention,
+    EncoderKeys,
+    EncoderSegments,
+    EncoderSignal,
+    EncoderSpecial,
+    EncoderValues,
+    PreProjector,
+    Signal,
+)
 
 if TYPE_CHECKING:
     from .vision_run import VisionRun
@@ -27,6 +36,8 @@ def kind_of(signal: Signal, prefix: int) -> str:
         return f"joint {kind}" if signal.joint_heads else kind
     if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads:
         return "mean keys" if isinstance(signal, EncoderKeys) else "mean values"
+    if isinstance(signal, EncoderSpecial):
+        return signal.of  # the captured rows begin with them
     return type(signal).__name__.removeprefix("Encoder").lower()
 
 
@@ -44,11 +55,16 @@ class StopSignals(SignalSource):
         assert isinstance(signal, EncoderSignal)
         attention = isinstance(signal, EncoderAttention)
         values = self.run.patches(kind_of(signal, self.run.prefix), layer_of(signal, self.layer - 1, self.depth))
+        if isinstance(signal, EncoderSpecial):
+            special = [self.run.special(item).to(values.device) for item in tokens.span]
+            return pad_sequence([values[s] for s in special], batch_first=True)
         index = self.run.index(values.device)
         rows = []
         for row, item in enumerate(tokens.span):
             place = index[item][tokens.ids[row, : tokens.counts[row]].to(index[item].device)]
             found = values[place.to(values.device)]
+            if isinstance(signal, EncoderSegments):
+                found = found - self.run.first_row(item)
             rows.append(found.mean(1) if attention else found)
         found = pad_sequence(rows, batch_first=True)
         short = tokens.ids.shape[1] - found.shape[1]

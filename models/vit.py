@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtc.pruners.base import Pruner, SignalSource, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, EncoderSpecial, PreProjector, Signal
 
 from .layouts import pair
 from .local import ThreadState, refuse_copy
@@ -79,22 +79,30 @@ class VitAdapter:
         self.vit, self.timm = vit, _kind(vit) == "timm"
         self.blocks = list(vit.blocks if self.timm else vit.transformer.resblocks)
         self.prefix = int(vit.num_prefix_tokens) if self.timm else 1
+        self.class_token = not self.timm or vit.cls_token is not None  # else all of them are registers
         self.batch_first = self.timm or bool(getattr(vit.transformer, "batch_first", False))
         self.timing = False
         self.steps: list[VisionStep] = []
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
         self.needs: dict[int, set[str]] = {}
+        self.done: dict[int, list[tuple[str, int]]] = {}
         self._last: _VitRun | None = None
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
+        depth = len(self.blocks)
+        last_read: dict[tuple[str, int], int] = {}  # before which block
         for pruner in pruners:
-            depth = len(self.blocks)
             for stop in (s for given in pruner.stops(depth) for s in pruner.tower_stops(given, depth - 1)):
                 layer = self._check(pruner, stop)
                 self.stops.setdefault(layer, []).append((pruner, stop))
                 for signal in pruner.signals_at(stop):
-                    at = layer_of(signal, layer - 1, len(self.blocks))
-                    self.needs.setdefault(at, set()).add(kind_of(signal, self.prefix))
+                    if isinstance(signal, EncoderSegments):
+                        continue  # all patches of an image see each other
+                    captured = kind_of(signal, self.class_token), layer_of(signal, layer - 1, depth)
+                    self.needs.setdefault(captured[1], set()).add(captured[0])
+                    last_read[captured] = max(layer, last_read.get(captured, 0))
+        for captured, layer in last_read.items():
+            self.done.setdefault(layer, []).append(captured)
 
     def _check(self, pruner: Pruner, stop: Stop) -> int:
         name, depth = pruner.name or type(pruner).__name__, len(self.blocks)
@@ -119,7 +127,7 @@ class VitAdapter:
                 raise ValueError(
                     f"EncoderAttention.queries must be one of {', '.join(QUERIES)}, got {signal.queries!r}"
                 )
-            if isinstance(signal, EncoderAttention) and signal.queries == "cls" and not self.prefix:
+            if isinstance(signal, EncoderAttention) and signal.queries == "cls" and not self.class_token:
                 raise NotImplementedError(
                     f"{name} reads {signal}, but this ViT has no class token; use queries='received'"
                 )
@@ -191,6 +199,8 @@ class VitAdapter:
             raise NotImplementedError("pruning does not work with gradient checkpointing in a ViT; switch it off")
         for pruner, stop in self.stops.get(i, ()):
             x = run.prune(pruner, stop, i, x)
+        for captured in self.done.get(i, ()):
+            run.captured.pop(captured, None)
         return (x if self.batch_first else x.transpose(0, 1), *args[1:])
 
     def _leave(self, i: int, block: nn.Module, args: Any, output: Tensor) -> None:
@@ -231,6 +241,7 @@ class _VitRun(SignalSource):
 
     def __init__(self, adapter: VitAdapter, x: Tensor):
         self.prefix, self.depth = adapter.prefix, len(adapter.blocks)
+        self.class_token = adapter.class_token
         self.total = x.shape[1] - self.prefix
         self.ids = torch.arange(self.total, device=x.device).expand(len(x), -1)
         self.steps: list[VisionStep] = []
@@ -244,8 +255,8 @@ class _VitRun(SignalSource):
         self.layout = Layout((Grid(rows, cols),)) if known else Layout.line(self.total)
 
     def capture(self, kind: str, layer: int, values: Tensor) -> None:
-        """Store `[B, prefix + n, ...]`."""
-        self.captured[kind, layer] = (values[:, self.prefix :], self.ids)
+        """Store `[B, prefix + n, ...]` and whose they are."""
+        self.captured[kind, layer] = (values, self.ids)
 
     def prune(self, pruner: Pruner, stop: Stop, layer: int, x: Tensor) -> Tensor:
         """Drop what `pruner` does not choose of the block's input `[B, prefix + n, D]`."""
@@ -265,6 +276,7 @@ class _VitRun(SignalSource):
                 span=range(batch),
                 stage="vision",
                 layer=layer,
+                last=self.depth - 1,
                 size=self.size,
                 source=self,
             )
@@ -285,8 +297,13 @@ class _VitRun(SignalSource):
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """See ``VisualTokens.read``."""
-        values, ids = self.captured[kind_of(signal, self.prefix), layer_of(signal, self.layer - 1, self.depth)]
+        if isinstance(signal, EncoderSegments):
+            return torch.zeros(*tokens.ids.shape, 1, 1, dtype=torch.long, device=tokens.ids.device)
+        values, ids = self.captured[kind_of(signal, self.class_token), layer_of(signal, self.layer - 1, self.depth)]
         span = torch.tensor(list(tokens.span), device=ids.device)
+        if isinstance(signal, EncoderSpecial):
+            return values[span, : self.prefix if self.class_token else 0].transpose(1, 2)
+        values = values[:, self.prefix :]
         place = torch.zeros(len(ids), self.total, dtype=torch.long, device=ids.device)
         place = place.scatter(1, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))[span]
         column = place.gather(1, tokens.ids)

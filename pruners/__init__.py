@@ -28,6 +28,7 @@ from . import (
     vispruner,
     vscan,
     vtw,
+    zero_tprune,
     zoo_prune,
 )
 from .base import Merged, Pruner, ScorePruner, Stop, VisualTokens
@@ -70,5 +71,6 @@ __all__ = [
     "vispruner",
     "vscan",
     "vtw",
+    "zero_tprune",
     "zoo_prune",
 ]

@@ -109,6 +109,31 @@ class EncoderValues(EncoderSignal):
 
 
 @dataclass(frozen=True)
+class EncoderSpecial(EncoderSignal):
+    """What an encoder layer has of the tokens in front of the patches, heads side by side: `[B, R, P, H*d]`.
+
+    The class token comes first, then registers and the like (P = 0 in a tower without a class token), once for each of
+    the `R` rows (crops) that the tower runs a span as; rows that a span does not have hold zeros. ``of`` is ``"keys"``
+    or ``"queries"``.
+    """
+
+    of: str = "keys"
+
+    def __post_init__(self) -> None:
+        if self.of not in ("keys", "queries"):
+            raise ValueError(f"EncoderSpecial.of must be 'keys' or 'queries', got {self.of!r}")
+
+
+@dataclass(frozen=True)
+class EncoderSegments(EncoderSignal):
+    """Which patches see each other in an encoder layer, those of equal numbers: `[B, N, U, 1]` int64.
+
+    A segment is a crop, a frame or a window, whatever the layer's attention is cut into. In a tower with a class token
+    it is the row of ``EncoderSpecial`` that belongs to the patch. For the vision stage only.
+    """
+
+
+@dataclass(frozen=True)
 class EncoderFeatures(EncoderSignal):
     """Output of an encoder layer: `[B, N, U, D_enc]` (`U` patches per token)."""
 

@@ -23,7 +23,9 @@ from vtc.pruners.signals import (
     DecoderValues,
     EncoderAttention,
     EncoderKeys,
+    EncoderSegments,
     EncoderSignal,
+    EncoderSpecial,
     EncoderValues,
     PreProjector,
     Projected,
@@ -31,6 +33,7 @@ from vtc.pruners.signals import (
     TextEmbeddings,
 )
 
+SEGMENTS = 2  # of a span
 LAST = 4  # the tower's layer that the projector reads
 
 
@@ -91,6 +94,10 @@ def shape_of(signal: Signal, n: int, sizes: Sizes = SMALL) -> tuple[int, ...]:
         return (n, sizes.unit, sizes.head)
     if isinstance(signal, PreProjector):
         return (n, sizes.unit, sizes.encoder)
+    if isinstance(signal, EncoderSegments):
+        return (n, sizes.unit, 1)
+    if isinstance(signal, EncoderSpecial):  # whatever the number of tokens
+        return (SEGMENTS, 2, sizes.heads * sizes.head)
     if isinstance(signal, EncoderSignal):  # queries, keys, values; features are as wide
         return (n, sizes.unit, sizes.heads * sizes.head)
     if isinstance(signal, DecoderValues):
@@ -129,6 +136,8 @@ def made_up(
     lost_of = gone or [0] * len(counts)
 
     def per_token(signal: Signal, n: int) -> Tensor:
+        if isinstance(signal, EncoderSegments):
+            return (torch.arange(n) * SEGMENTS // n)[:, None, None].expand(shape_of(signal, n, sizes)).clone()
         x = make(*shape_of(signal, n, sizes))
         return (x.softmax(-1) if signal.is_attention and draw is None else x).to(dtype)
 
@@ -140,6 +149,8 @@ def made_up(
             twin = torch.randint(0, 1 + n // 3, (n,), generator=g)
             features[i] = features[i][twin]
             for s, rows in reads.items():
+                if isinstance(s, EncoderSpecial):
+                    continue
                 rows[i] = rows[i][..., twin] if s.is_attention else rows[i][twin]
     said = [s for s in pruner.signals_at(stop) if isinstance(s, (DecoderSignal, TextEmbeddings))]
     said = [s for s in said if not s.is_attention] or [TextEmbeddings()]
@@ -164,8 +175,14 @@ def moved(spans: Spans, order: Tensor) -> Spans:
     return replace(
         spans,
         features=[spans.features[0][order]],
-        reads={s: [rows[0][..., order] if s.is_attention else rows[0][order]] for s, rows in spans.reads.items()},
+        reads={s: [_moved(s, rows[0], order)] for s, rows in spans.reads.items()},
     )
+
+
+def _moved(signal: Signal, x: Tensor, order: Tensor) -> Tensor:
+    if isinstance(signal, EncoderSpecial):
+        return x
+    return x[..., order] if signal.is_attention else x[order]
 
 
 def layout_of(kind: str, rows: int, cols: int) -> Layout:
