@@ -60,9 +60,7 @@ class Asked(Protocol):
     match: str
 
 
-def record(
-    options: Asked, loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float
-) -> dict[str, Any]:
+def record(options: Asked, loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float) -> dict[str, Any]:
     """How a sweep was made, for ``summary.json`` and the report."""
     return {
         **provenance(loaded, tasks, described, seconds),

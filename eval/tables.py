@@ -39,6 +39,7 @@ def print_tables(console: Console, cells: Sequence[CellSummary], tasks: TaskSet,
 
 
 def make_table(title: str, caption: str = "") -> Table:
+    """An empty table in the sweep's style."""
     return Table(
         title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left",
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="",

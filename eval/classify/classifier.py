@@ -64,7 +64,9 @@ def split_source(source: str) -> tuple[str, str, str]:
     from vtc.eval.bundled import bundled_digits_path
 
     kind, _, rest = source.partition(":")
-    name, _, weights = (rest, "", "") if Path(rest).exists() else rest.rpartition("@") if "@" in rest else (rest, "", "")
+    name, weights = rest, ""
+    if "@" in rest and not Path(rest).exists():
+        name, _, weights = rest.rpartition("@")
     if not name:
         raise ValueError(f"--model {source!r} names no model: say for example {kind}:vit_small_patch16_224")
     if source == DIGITS:

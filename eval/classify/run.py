@@ -13,7 +13,6 @@ from vtc.eval.cells import UNPRUNED, Cell
 from vtc.eval.cost import Measured
 from vtc.eval.dealing import batches
 from vtc.eval.features import pruned
-from vtc.eval.metrics import metric
 from vtc.eval.runner import Advance, Results
 from vtc.eval.tasks import Question, TaskSet
 from vtc.models.vit import VitAdapter

@@ -82,9 +82,7 @@ def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0) -> d
     model, extra = build_model(), nn.Linear(ARGUMENTS["embed_dim"], len(CLASSES))
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     optimizer = MixedOptimizer([*model.parameters(), *extra.parameters()], matrices, RATE, MATRIX_RATE, Ranks())
-    mean = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE)
-    )
+    mean = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE))
     log, right, started = [], 0.0, time.time()
     for step in range(1, steps + 1):
         chosen = torch.randint(len(digits.labels), (batch,), generator=generator)
