@@ -13,8 +13,10 @@ from torch.nn.functional import normalize
 
 from vtc.cli import main
 from vtc.eval.bundled import bundled_digits_path
+from vtc.eval.cells import UNPRUNED
 from vtc.eval.classify.bench import ClassifyOptions, run_bench
 from vtc.eval.classify.classifier import load_classifier, split_source, zero_shot
+from vtc.eval.classify.costs import count_flops
 from vtc.eval.classify.pictures import class_names, load_pictures
 from vtc.eval.store import read_all
 
@@ -132,6 +134,11 @@ def test_clip_zero_shot(tmp_path: Path):
         bee = normalize(normalize(model.encode_text(tokens), dim=-1).mean(0), dim=-1)
         wanted = model.logit_scale.exp() * (normalize(model.encode_image(x), dim=-1) @ bee)
         torch.testing.assert_close(found.logits(x)[:, 1], wanted)
+    d, n = 48, 17  # torch's fused attention layer must not hide its products from the counter
+    blocks = 4 * (2 * n * d * (4 * d + 4 * d) + 4 * n * n * d)
+    flops = 2 * 16 * 3 * 64 * d + blocks + 2 * d * 32 + 2 * 32 * len(names)
+    assert count_flops(found, UNPRUNED, x[:1]) == flops
+    assert torch.backends.mha.get_fastpath_enabled()
     summary = run_bench(
         ClassifyOptions(f"open_clip:{folder}", data, ["tome"], (0.5,), output=tmp_path / "out", timing=0, device="cpu")
     )
