@@ -16,7 +16,7 @@ SCRAPS = 4  # pieces of other digits beside each one
 WINDOW = 4  # of the 8 x 8 pixels of a digit that a scrap shows
 SIZES = (24, 42)  # pixels that the 8 x 8 of a digit cover
 TURN = 0.2  # radians
-HELD_OUT = 450  # of 1797 digits
+TOTAL, HELD_OUT = 1797, 450  # digits
 CLASSES = tuple("0123456789")
 
 

@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from vtc.eval.train.optimizer import MixedOptimizer
 from vtc.eval.train.ranks import Ranks
 
-from .digits import CLASSES, SIDE, Digits, load_split, render
+from .card import write_card
+from .digits import CLASSES, SCRAPS, SIDE, SIZES, TOTAL, Digits, load_split, render
 
 ARCHITECTURE = "vit_tiny_patch16_224"  # timm's, with everything that makes it large made small
 ARGUMENTS: dict[str, Any] = {
@@ -65,7 +66,7 @@ def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0) -> d
     Parameters
     ----------
     out : Path
-        Gets ``config.json``, ``model.safetensors`` (half precision), ``test.parquet`` and ``training.json``.
+        Gets ``config.json``, ``model.safetensors`` (half precision), ``test.parquet``, ``training.json`` and a card.
     steps, batch : int
         Steps, and pictures of each.
     seed : int
@@ -103,7 +104,14 @@ def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0) -> d
     found = save(out, mean.module.half().float(), held_out, log)
     found |= {"steps": steps, "batch": batch, "seed": seed, "seconds": round(time.time() - started)}
     (out / "training.json").write_text(json.dumps(found, indent=1) + "\n")
+    describe(out, found)
     return found
+
+
+def describe(out: Path, found: dict[str, Any]) -> None:
+    """Write the model's card from what ``training.json`` says."""
+    sizes = dict(zip(("small", "large"), SIZES, strict=True))
+    write_card(out, found, ARGUMENTS, side=SIDE, scraps=SCRAPS, train=TOTAL - found["held_out"], **sizes)
 
 
 def save(out: Path, model: Any, held_out: Digits, log: list[dict[str, float]]) -> dict[str, Any]:
