@@ -53,7 +53,7 @@ WORDS = {
     "DecoderHidden": "hidden states",
 }
 # settings that may move a method to another stage
-MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2})
+MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2}, {"at": "input"})
 README_HEAD = "| method | what it does | paper | stage | needs | remarks | families |\n|---|---|---|---|---|---|---|"
 
 

@@ -18,6 +18,7 @@ from vtc.pruners.signals import (
     DecoderSignal,
     DecoderValues,
     EncoderAttention,
+    EncoderSpecial,
     Projected,
     Signal,
     TextEmbeddings,
@@ -126,6 +127,8 @@ class HostSignals(SignalSource):
     def _read_encoder(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         values = self.run.batch.per_span(lambda record: record.signals[signal])
         rows = [values[i] for i in tokens.span]
+        if isinstance(signal, EncoderSpecial):
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         attention = isinstance(signal, EncoderAttention)
         stacked = torch.nn.utils.rnn.pad_sequence(
             [r.transpose(0, 1) if attention else r for r in rows], batch_first=True

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector, Signal
 
 from .locate import Parts
 from .vision_signals import layer_of
@@ -48,13 +48,13 @@ def read_layer(config: Any, depth: int) -> int:
     return depth + index if index < 0 else index - 1
 
 
-def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: int) -> None:
+def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: int, in_tower: bool = False) -> None:
     """Refuse encoder signals that this tower does not have.
 
     Raises
     ------
     NotImplementedError
-        For an unknown family, or the class token's attention on a tower without one.
+        For an unknown family, the class token's attention on a tower without one, or segments behind the tower.
     ValueError
         For a layer or a kind of query that is not there.
     """
@@ -74,6 +74,10 @@ def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: i
                     f"{signal}: the vision tower of {parts.family.name} ({type(parts.tower).__name__}) has no class "
                     "token; use queries='received', or 'auto' for whichever there is"
                 )
+        if isinstance(signal, EncoderSegments) and not in_tower:
+            raise NotImplementedError(
+                f"{signal} is read inside the vision tower only; behind it, layouts have the crops"
+            )
         if isinstance(signal, EncoderSignal) and not 0 <= layer_of(signal, 0, depth) < depth:
             raise ValueError(f"{signal}: the vision tower has layers 0 to {depth - 1} (or -1 to -{depth})")
 
@@ -120,7 +124,7 @@ def check_stops(
         if not 0 <= layer <= last:
             raise ValueError(f"{name}: layer={stop.layer} is out of range for the vision stage; allowed is {allowed}")
         signals = pruner.signals_at(stop)
-        check_signals(parts, signals, prefix, depth)
+        check_signals(parts, signals, prefix, depth, in_tower=True)
         for signal in signals:
             if not isinstance(signal, EncoderSignal) or isinstance(signal, PreProjector):
                 raise NotImplementedError(

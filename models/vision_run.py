@@ -17,7 +17,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import Layout, LazyLayouts
-from vtc.pruners.signals import EncoderAttention, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSpecial, Signal
 
 from .families import Family
 from .layouts import VisionCall
@@ -308,7 +308,7 @@ class VisionRun:
         self.captured.setdefault((kind, layer), []).append(rows)
 
     def segment_rows(self, layer: int, query: Tensor) -> Tensor:
-        """The segment of each patch that one attention call `[B, H, T, d]` sees, counted over all items: `[B, T, 1]`."""
+        """The segment of each patch of an attention call `[B, H, T, d]`, counted over all items: `[B, T, 1]`."""
         known = self.segments.get(layer)
         if known is not None:
             return known.ids[None, :, None]
@@ -326,9 +326,13 @@ class VisionRun:
             self.captured.pop(key, None)
 
     def aligned(self, signal: Signal, layer: int) -> list[Tensor]:
-        """A signal per item: `[H, n]` or `[n, U, C]`."""
+        """A signal per item: `[H, n]`, `[n, U, C]`, or `[R, P, C]` of special tokens."""
         kind = kind_of(signal, self.prefix)
         rows = torch.cat(self.captured[kind, -1 if kind == "projector" else layer])
+        if isinstance(signal, EncoderSpecial):
+            if not self.prefix:
+                return [rows.new_zeros(1, 0, rows.shape[-1])] * len(self.call.lengths)
+            return list(rows[:, : self.prefix].split(self.family.rows(self.call) if self.family.rows else 1))
         if kind == "projector" and self.family.reads_units:
             return list(rows.unflatten(-1, (self.family.unit(self.call.config), -1)))
         if kind != "projector" and rows.dim() == 3:

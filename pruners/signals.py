@@ -129,7 +129,7 @@ class EncoderSegments(EncoderSignal):
     """Which patches see each other in an encoder layer, those of equal numbers: `[B, N, U, 1]` int64.
 
     A segment is a crop, a frame or a window, whatever the layer's attention is cut into. In a tower with a class token
-    it is the row of ``EncoderSpecial`` that belongs to the patch. For the vision stage only.
+    it is the row of ``EncoderSpecial`` that belongs to the patch. For the vision stage only: behind it, layouts tell.
     """
 
 

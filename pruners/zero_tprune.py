@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from .base import Pruner, Stop, VisualTokens
 from .merging import cosine
-from .partition import best, budgets_of
+from .partition import best, budgets_of, parts_of
 from .registry import register_pruner
 from .selection import top_k
 from .signals import EncoderKeys, EncoderQueries, EncoderSegments, EncoderSpecial, Signal
@@ -73,7 +73,7 @@ class Graph:
     segment : Tensor
         `[B, M]` int64: only nodes of one segment see each other.
     size : Tensor
-        `[B, M]` float32: how many patches a node stands for, 0 for padding.
+        `[B, M]` float32: how many patches a node stands for, as the layer weighs it; 0 for padding.
     special, stride : int
         Special nodes, of which every `stride`-th is a class token.
     unit : int
@@ -90,9 +90,9 @@ class Graph:
 
     @classmethod
     def read(cls, tokens: VisualTokens, width: int) -> Graph:
-        """The graph of the layer before this stop, whose heads have `width` channels."""
-        own, valid = tokens.read(SEGMENTS)[..., 0], tokens.valid
-        special = tokens.read(SPECIAL_KEYS)
+        """The graph of the last layer so far, whose heads have `width` channels."""
+        valid, keys, special = tokens.valid, tokens.read(KEYS), tokens.read(SPECIAL_KEYS)
+        own = tokens.read(SEGMENTS)[..., 0] if tokens.stage == "vision" else _crops(tokens, keys.shape[2])
         rows, stride = special.shape[1:3]
         of_row = torch.arange(rows, device=own.device).expand(len(own), -1)
         # a row that nobody is left in, or that pads the batch, takes no part
@@ -100,7 +100,7 @@ class Graph:
         size = valid.float() if tokens.size is None else tokens.size
         return cls(
             _heads(tokens.read(SPECIAL_QUERIES), tokens.read(QUERIES), width).mul_(width**-0.5),
-            _heads(special, tokens.read(KEYS), width),
+            _heads(special, keys, width),
             torch.cat([of_row.repeat_interleave(stride, 1), own.flatten(1)], 1),
             torch.cat([used.float().repeat_interleave(stride, 1), size.repeat_interleave(own.shape[2], 1)], 1),
             rows * stride,
@@ -129,6 +129,12 @@ class Graph:
         return x.div_(x.sum(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny))
 
 
+def _crops(tokens: VisualTokens, unit: int) -> Tensor:
+    """Crop or frame of each token's `unit` patches, `[B, N, U]` int64."""
+    part, _ = parts_of(tokens)
+    return part[..., None].expand(-1, -1, unit)
+
+
 def _heads(special: Tensor, patches: Tensor, width: int) -> Tensor:
     """Heads side by side, `[B, R, P, H*d]` and `[B, N, U, H*d]`, as `[B, H, R*P + N*U, d]` float32."""
     rows = torch.cat([special.detach().flatten(1, 2).float(), patches.detach().flatten(1, 2).float()], 1)
@@ -144,6 +150,8 @@ class ZeroTPrune(Pruner):
     ----------
     keep : int or float
         Tokens kept per span after the last step, exactly.
+    at : {"vision", "input"}
+        Inside the encoder, or once before the language model by the layer whose output the projector reads.
     layer : int, optional
         Encoder layer before which to prune, once. By default there are `steps` places.
     steps : int
@@ -158,7 +166,7 @@ class ZeroTPrune(Pruner):
 
     Notes
     -----
-    Stage: vision. A fraction is reached in equal ratios, ``keep**(1/steps)`` a step; a number k by ``4k, 2k, k``
+    Stage: vision or input. A fraction is reached in equal ratios, ``keep**(1/steps)`` a step; a number k by 4k, 2k, k
     (OURS). A step is I' - S - I, by the attention A `[H, N, N]` and the keys of the layer before:
 
     - Page rank: s uniform, but a class token's ``sqrt(N)`` times as much; `votes` times ``s_j <- sum_i A_ij s_i`` in
@@ -181,24 +189,38 @@ class ZeroTPrune(Pruner):
     several), made from queries and keys: the model's own attention kernel stays. No official code exists.
     """
 
+    at: str = "vision"
     layer: int | None = None
     steps: int = 3
     similar: float = 0.3
     votes: int | None = None
     uniform: bool = False
 
-    stage: ClassVar[str] = "vision"
     paper: ClassVar[str] = "arXiv 2305.17328"
-    signals: ClassVar[tuple[Signal, ...]] = (QUERIES, KEYS, METRIC, SEGMENTS, SPECIAL_QUERIES, SPECIAL_KEYS)
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.at not in ("vision", "input"):
+            raise ValueError(f"zero_tprune.at={self.at!r} is no stage of it; allowed are vision, input")
+        if self.at == "input" and self.layer is not None:
+            raise ValueError(f"zero_tprune.layer={self.layer} is an encoder layer and does not go with at='input'")
         for name, value in (("steps", self.steps), ("votes", self.votes)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"zero_tprune.{name}={value!r} is out of range; it must be an int >= 1")
         if not 0 <= self.similar <= 1:
             raise ValueError(f"zero_tprune.similar={self.similar} is out of range: it must be in [0, 1]")
+
+    @property
+    def stage(self) -> str:  # type: ignore[override]
+        """As asked for."""
+        return self.at
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """The graph and what likeness is told by; behind the encoder the layouts tell which patches see each other."""
+        read = QUERIES, KEYS, METRIC, SPECIAL_QUERIES, SPECIAL_KEYS
+        return (*read, SEGMENTS) if self.at == "vision" else read
 
     @property
     def uses_attention(self) -> bool:
@@ -212,11 +234,12 @@ class ZeroTPrune(Pruner):
 
     def tower_stops(self, stop: Stop, last: int) -> tuple[Stop, ...]:
         """Without a layer: `steps` of them (as many as fit) between the first layer and `last`."""
-        if stop.layer is not None or stop.keep is None:
+        if stop.layer is not None or stop.keep is None or stop.stage != "vision":
             return (stop,)
         if last < 1:
             raise ValueError("zero_tprune needs an encoder of at least two layers: it reads the layer before a step")
-        places = sorted({max(1, int((last + 1) * i / (self.steps + 1) + 0.5)) for i in range(1, self.steps + 1)})
+        share = (last + 1) / (self.steps + 1)
+        places = sorted({min(last, max(1, int(share * i + 0.5))) for i in range(1, self.steps + 1)})
         return tuple(Stop("vision", layer, self._kept(stop.keep, i, len(places))) for i, layer in enumerate(places, 1))
 
     @staticmethod
@@ -247,7 +270,7 @@ class ZeroTPrune(Pruner):
         """How often tokens vote in the layer before this stop."""
         if self.votes is not None:
             return self.votes
-        assert tokens.layer is not None
-        assert tokens.last is not None
+        if tokens.layer is None or tokens.last is None:  # behind the encoder
+            return 1
         voted = tokens.layer - 1
         return 30 if voted < 3 else 1 if voted > tokens.last - 3 else 5

@@ -108,6 +108,8 @@ VARIANTS = [
         "vispruner(step=3)",
         "visionzip(contextual=3)",
         "visionzip(merge=projected)",
+        "zero_tprune(at=input)",
+        "zero_tprune(layer=2, similar=0, uniform=True)",
         "zoo_prune(per_frame=False, rank=2)",
     )
 ]

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 4, "num_classes": 7}
-KINDS = ("timm", "timm_registers", "timm_average", "open_clip")
+KINDS = ("timm", "timm_registers", "timm_only_registers", "timm_average", "open_clip")
+NO_CLASS_TOKEN = ("timm_only_registers", "timm_average")
 
 
 def build(kind: str) -> nn.Module:
@@ -37,6 +38,7 @@ def build(kind: str) -> nn.Module:
         extra: dict[str, Any] = {
             "timm": {"qk_norm": True},
             "timm_registers": {"reg_tokens": 2},
+            "timm_only_registers": {"global_pool": "avg", "class_token": False, "reg_tokens": 2},
             "timm_average": {"global_pool": "avg", "class_token": False},
         }[kind]
         model = timm.models.vision_transformer.VisionTransformer(**SMALL, **extra)
@@ -47,7 +49,7 @@ def build(kind: str) -> nn.Module:
 
 
 def prefix_of(kind: str) -> int:
-    return {"timm_registers": 3, "timm_average": 0}.get(kind, 1)
+    return {"timm_registers": 3, "timm_only_registers": 2, "timm_average": 0}.get(kind, 1)
 
 
 def masked(kind: str, model: nn.Module, steps: list[Any]) -> Tensor:
@@ -147,7 +149,7 @@ def test_signals(kind: str) -> None:
 
     q, k, v = heads(1)
     weights = (q @ k.transpose(2, 3) / 12**0.5).softmax(-1)[..., prefix:]
-    auto = weights[:, :, 0] if prefix else weights.mean(2)
+    auto = weights.mean(2) if kind in NO_CLASS_TOKEN else weights[:, :, 0]
     assert torch.allclose(seen[EncoderAttention()], auto, atol=1e-5)
     assert torch.allclose(seen[EncoderAttention(queries="received")], weights.mean(2), atol=1e-5)
     assert torch.allclose(seen[EncoderValues()][:, :, 0], v.transpose(1, 2).flatten(2)[:, prefix:], atol=1e-5)
@@ -221,8 +223,9 @@ def test_refusals() -> None:
         VitAdapter(model, [Text(layer=1, keep=3)])
     with pytest.raises(ValueError, match="comes later"):
         VitAdapter(model, [Later(layer=2, keep=3)])
-    with pytest.raises(NotImplementedError, match="no class token"):
-        VitAdapter(build("timm_average"), [Cls(layer=1, keep=3)])
+    for kind in NO_CLASS_TOKEN:
+        with pytest.raises(NotImplementedError, match="no class token"):
+            VitAdapter(build(kind), [Cls(layer=1, keep=3)])
     with pytest.raises(NotImplementedError, match="varying"):
         VitAdapter(model, [Adaptive(layer=1, keep=3)])
 

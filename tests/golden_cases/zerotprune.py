@@ -23,7 +23,7 @@ from vtc.pruners.zero_tprune import (
 
 @golden("zerotprune")
 def zero_tprune(vector: Golden) -> None:
-    """The graph is given as logits: as queries against unit keys. Chosen are patches, counted without the class token."""
+    """The graph is given as logits: queries against unit keys. What is chosen counts patches, from 0."""
     meta = vector.meta
     heads, length, s_prune = meta["heads"], meta["length"], meta["s_prune"]
     draw = vector.draws()
