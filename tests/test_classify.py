@@ -196,6 +196,7 @@ def test_a_sweep_leaves_its_files_and_figures(vit: Classifier, tmp_path: Path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "from pixels to scores" in page
     assert "prompt" not in page.partition('id="reading"')[0]
+    assert "prefill" not in page.partition('id="reading"')[0]
 
 
 def test_nothing_is_lost_or_done_twice(vit: Classifier, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,12 +28,12 @@ def test_held_out_digits_are_in_no_training_picture():
     assert len(held_out.labels) == digits.HELD_OUT == 450
     assert len(learnt.labels) + len(held_out.labels) == digits.TOTAL
     assert len(learnt.labels) == 1797 - 450
-    assert not set(learnt.index) & set(held_out.index)
+    assert not set(learnt.where) & set(held_out.where)
     assert torch.bincount(held_out.labels, minlength=10).min() > 30
     again = digits.load_split()[1]
-    assert (again.index == held_out.index).all()
+    assert (again.where == held_out.where).all()
     shipped = pq.read_table(bundled_digits_path() / "test.parquet").to_pydict()
-    assert shipped["image_id"] == [f"digit-{i}" for i in held_out.index]
+    assert shipped["image_id"] == [f"digit-{i}" for i in held_out.where]
     assert shipped["label"] == [str(int(x)) for x in held_out.labels]
 
 

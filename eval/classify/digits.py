@@ -25,7 +25,7 @@ class Digits(NamedTuple):
 
     pixels: Tensor
     labels: Tensor
-    index: NDArray[np.int64]
+    where: NDArray[np.int64]
 
 
 def load_split() -> tuple[Digits, Digits]:
@@ -83,9 +83,8 @@ def render(pixels: Tensor, pool: Tensor, generator: torch.Generator) -> Tensor:
         return torch.rand(*shape, generator=generator) * (high - low) + low
 
     size = draw(n, low=SIZES[0], high=SIZES[1])
-    ink = _place(
-        pixels, size, *(size / 2 + draw(n) * (SIDE - size) for _ in "xy"), draw(n, low=-TURN, high=TURN)
-    )  # fmt: skip
+    x, y = (size / 2 + draw(n) * (SIDE - size) for _ in "xy")
+    ink = _place(pixels, size, x, y, draw(n, low=-TURN, high=TURN))
     free = 1 - max_pool2d(ink[:, None], 5, 1, 2)[:, 0]  # scraps don't touch the digit
     corner = torch.arange(8)
     for _ in range(SCRAPS):

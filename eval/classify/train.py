@@ -142,7 +142,7 @@ def save(out: Path, model: Any, held_out: Digits, log: list[dict[str, float]]) -
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     table = {
-        "image_id": [f"digit-{i}" for i in held_out.index],
+        "image_id": [f"digit-{i}" for i in held_out.where],
         "image": [as_png(p) for p in pictures],
         "label": [CLASSES[i] for i in held_out.labels],
     }
