@@ -122,6 +122,7 @@ def test_clip_zero_shot(tmp_path: Path):
     """Class names become prompts, the text tower runs once and whole, the image tower is pruned."""
     folder, data = save_clip(tmp_path / "clip"), save_pictures(tmp_path / "set", 3, ("ant", "queen_bee"))
     clip = load_classifier(f"open_clip:{folder}", "cpu")
+    assert "0x" not in str(clip.described)  # the same in every run
     model: Any = clip.model
     calls: list[int] = []
     model.transformer.register_forward_hook(lambda *_: calls.append(1))
@@ -130,7 +131,7 @@ def test_clip_zero_shot(tmp_path: Path):
     assert len(calls) == len(names)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        tokens = clip.described["tokenizer"](["a photo of a queen bee.", "a queen bee"])
+        tokens = clip.tokenizer(["a photo of a queen bee.", "a queen bee"])
         bee = normalize(normalize(model.encode_text(tokens), dim=-1).mean(0), dim=-1)
         wanted = model.logit_scale.exp() * (normalize(model.encode_image(x), dim=-1) @ bee)
         torch.testing.assert_close(found.logits(x)[:, 1], wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,16 @@ class Classifier(Loaded):
     names : sequence of str, optional
         The model's own names of its outputs.
     described : dict
-        Architecture and preprocessing, or the prompts.
+        Architecture and preprocessing, and the prompts of zero-shot classes.
+    tokenizer : callable, optional
+        Of a text tower.
     """
 
     outputs: int = 0
     logits: Callable[[Tensor], Tensor] = field(default=nn.Identity(), repr=False)
     names: Sequence[str] | None = None
     described: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -136,16 +140,21 @@ def _identity(model: nn.Module, described: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _words(transform: Any) -> str:
+    """A transform as text, without the addresses that Python gives functions: they differ from run to run."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+
+
 def _timm(name: str, weights: str) -> Classifier:
     import timm
 
     given: dict[str, Any] = {"checkpoint_path": weights} if weights else {"pretrained": True}
-    model = timm.create_model(name, **given)
+    model: Any = timm.create_model(name, **given)
     data = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**data, is_training=False)
     config = model.pretrained_cfg
     named = config.get("label_names") or _imagenet(model)
-    described = {"architecture": str(config.get("architecture", name)), "preprocessing": repr(transform)}
+    described = {"architecture": str(config.get("architecture", name)), "preprocessing": _words(transform)}
     return Classifier(
         model, transform, name, _identity(model, described), int(model.num_classes), model, named, described
     )
@@ -166,12 +175,17 @@ def _open_clip(name: str, weights: str) -> Classifier:
         tags = open_clip.list_pretrained_tags_by_model(name)
         known = f"; there is {', '.join(tags)}" if tags else ""
         raise ValueError(f"say which weights: open_clip:{name}@TAG or @FILE{known}")
-    model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights or None)
-    described = {"architecture": name.partition(":")[0] if name.startswith(LOCAL) else name}
-    described["preprocessing"] = repr(transform)
-    tokenizer = open_clip.get_tokenizer(name)
+    found: Any = open_clip.create_model_and_transforms(name, pretrained=weights or None)
+    model, transform = found[0], found[2]
+    architecture = name.partition(":")[0] if name.startswith(LOCAL) else name
+    described = {"architecture": architecture, "preprocessing": _words(transform)}
     return Classifier(
-        model, transform, name, _identity(model, described), described=described | {"tokenizer": tokenizer}
+        model,
+        transform,
+        name,
+        _identity(model, described),
+        described=described,
+        tokenizer=open_clip.get_tokenizer(name),
     )
 
 
@@ -189,10 +203,9 @@ def zero_shot(clip: Classifier, classes: Sequence[str], templates: Sequence[str]
         Prompts with ``{}`` for the class.
     """
     model: Any = clip.model
-    tokenizer = clip.described["tokenizer"]
     rows = []
     for name in classes:
-        words = tokenizer([template.format(name) for template in templates]).to(clip.device)
+        words = clip.tokenizer([template.format(name) for template in templates]).to(clip.device)
         prompts = nn.functional.normalize(model.encode_text(words).float(), dim=-1)
         rows.append(nn.functional.normalize(prompts.mean(0), dim=-1))
     text, scale = torch.stack(rows), float(model.logit_scale.exp())
@@ -201,8 +214,7 @@ def zero_shot(clip: Classifier, classes: Sequence[str], templates: Sequence[str]
         seen = nn.functional.normalize(model.encode_image(images).float(), dim=-1)
         return scale * seen @ text.T
 
-    described = {k: v for k, v in clip.described.items() if k != "tokenizer"}
-    described |= {"prompts": [t.format(c) for c in classes for t in templates]}
+    described = clip.described | {"prompts": [t.format(c) for c in classes for t in templates]}
     return Classifier(
         clip.model, clip.processor, clip.name, clip.identity, len(classes), logits, list(classes), described
     )
