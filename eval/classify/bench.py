@@ -190,7 +190,6 @@ def run_bench(options: ClassifyOptions, console: Console | None = None) -> list[
         Passed on; finished results stay in the output folder, and the same command goes on from there.
     """
     console, started = console or make_console(), time.time()
-    check_options(options)
     classifier, everything, places, how = load_both(options)
     tasks = check_media(everything.subset(None, options.limit), options.on_error)
     seeds = range(options.seed, options.seed + options.seeds)
