@@ -27,3 +27,8 @@ def bundled_clip_path() -> Path:
 def bundled_data() -> Path:
     """Folder of the bundled evaluation set, see ``vtc.eval.tasks.load_tasks``."""
     return _existing("data")
+
+
+def bundled_digits_path() -> Path:
+    """Folder of the small digit classifier in timm's ``local-dir:`` format, with its held-out pictures."""
+    return _existing("digits")

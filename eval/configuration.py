@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .cells import UNPRUNED, Cell
 from .encode import core_of
 from .loading import Loaded, config_hash, hardware, software
-from .options import BenchOptions, RunOptions, frames_of, longest_answers
+from .options import RunOptions, frames_of, longest_answers
 from .prompt import prompt_template
 from .summary import REPS
 from .tasks import TaskSet
@@ -70,9 +70,16 @@ def provenance(loaded: Loaded, tasks: TaskSet, described: dict[str, Any], second
     }  # fmt: skip
 
 
-def record(
-    options: BenchOptions, loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float
-) -> dict[str, Any]:
+class Asked(Protocol):
+    """The options that a sweep's record names."""
+
+    arguments: Sequence[str] | None
+    seed: int
+    seeds: int
+    match: str
+
+
+def record(options: Asked, loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float) -> dict[str, Any]:
     """How a sweep was made, for ``summary.json`` and the report."""
     return {
         **provenance(loaded, tasks, described, seconds),

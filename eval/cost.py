@@ -141,6 +141,8 @@ class Cost:
         Bytes during the prefill; ``memory_of`` says of what: CUDA's allocations, or the resident process.
     repeats : int
         Measured turns behind the seconds.
+    images_per_second : Spread, optional
+        Of a classifier, whose ``vision`` are the seconds of a whole batch.
     """
 
     vision_flops: int | None = None
@@ -155,6 +157,12 @@ class Cost:
     peak_memory: int | None = None
     memory_of: str = ""
     repeats: int = 0
+    images_per_second: Spread | None = None
+
+    @property
+    def whole(self) -> Spread | None:
+        """Seconds of everything: up to the first token, or of a tower that stands alone."""
+        return self.prefill or (self.vision if self.images_per_second else None)
 
     @property
     def tower_flops(self) -> int | None:
@@ -169,6 +177,9 @@ class Cost:
             if f.name in ("vision", "selection", "lm_prefill", "prefill", "decode"):
                 for end, seconds in zip(("", "_low", "_high"), value or (None, None, None), strict=True):
                     row[f"cost_{f.name}_seconds{end}"] = seconds
+            elif f.name == "images_per_second":
+                ends = zip(("", "_low", "_high"), value or (), strict=bool(value))
+                row |= {f"{f.name}{end}": rate for end, rate in ends}
             else:
                 row[f"cost_{f.name}"] = value
         return row

@@ -52,12 +52,17 @@ def fake_weights(model: nn.Module) -> Iterator[Any]:
 
 @contextmanager
 def counting() -> Iterator[Any]:
-    """torch's counter; attention by the kernel that it knows everywhere."""
+    """torch's counter; attention by the kernel that it knows everywhere, and by no fused layer."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _Spent:

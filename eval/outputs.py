@@ -22,7 +22,7 @@ FILES = ("summary.csv", "summary.json", "report.html", "report.md", "pareto.png"
 
 def results_folder(output: Path | None, loaded: Loaded, tasks: TaskSet, config: str) -> Path:
     """Where results go; the default name is stable, so that the same command resumes."""
-    model = loaded.name.rstrip("/").split("/")[-1]
+    model = loaded.name.rstrip("/").split("/")[-1].replace(":", "_")
     data = tasks.name.replace("/", "_").replace(":", "_")[:60]
     return output or Path("vtc-bench") / "-".join(dict.fromkeys((model, data, config[:8])))
 

@@ -35,10 +35,11 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.transforms import ScaledTranslation
 
-    counted = all(cell.lm_flops_ratio is not None for cell in cells)
+    alone = all(cell.lm_flops_ratio is None and cell.flops_ratio is not None for cell in cells)  # a classifier's tower
+    counted = alone or all(cell.lm_flops_ratio is not None for cell in cells)
 
     def place(cell: CellSummary) -> float:
-        return cell.lm_flops_ratio if counted else cell.tokens_kept / cell.tokens_total  # type: ignore[return-value]
+        return (cell.flops_ratio if alone else cell.lm_flops_ratio) if counted else cell.tokens_kept / cell.tokens_total  # type: ignore[return-value]
 
     looks = focus(cells)
     figure = Figure(figsize=(8.2, 5.2), dpi=150, layout="constrained")
@@ -83,7 +84,7 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
                 ha="center", fontsize=7.5, color="0.35",
             )  # fmt: skip
         axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
-    what = "prefill FLOPs of the language model" if counted else "visual tokens kept"
+    what = "FLOPs" if alone else "prefill FLOPs of the language model" if counted else "visual tokens kept"
     axes.set_xlabel(f"{what}, relative to unpruned")
     axes.set_ylabel("mean accuracy over tasks (%), 95% interval")
     axes.set_xlim(left=0, right=1.02)

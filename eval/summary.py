@@ -243,6 +243,8 @@ def _add_cost(summary: CellSummary, rows: Sequence[Mapping[str, Any]], vision: M
     flops, full = _mean(rows, "lm_flops"), _mean(rows, "lm_flops_unpruned")
     kv, kv_full = _mean(rows, "kv_bytes"), _mean(rows, "kv_bytes_unpruned")
     if flops is None or full is None or kv is None or kv_full is None:
+        if summary.spec in vision and UNPRUNED.spec in vision:  # a tower without a language model
+            summary.flops_ratio = vision[summary.spec] / vision[UNPRUNED.spec]
         return
     summary.lm_flops, summary.lm_flops_ratio, summary.kv_ratio = flops, flops / full, kv / kv_full
     if UNPRUNED.spec in vision:

@@ -38,14 +38,15 @@ def print_tables(console: Console, cells: Sequence[CellSummary], tasks: TaskSet,
     console.print(cost_table(cells))
 
 
-def _table(title: str, caption: str = "") -> Table:
+def make_table(title: str, caption: str = "") -> Table:
+    """An empty table in the sweep's style."""
     return Table(
         title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left",
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="",
     )  # fmt: skip
 
 
-def _fill(table: Table, cells: Sequence[CellSummary], row: Callable[[CellSummary], Sequence[str]]) -> Table:
+def fill_table(table: Table, cells: Sequence[CellSummary], row: Callable[[CellSummary], Sequence[str]]) -> Table:
     """A row per cell behind its method and keep; the first ones of a method stand apart."""
     last = None
     for cell in cells:
@@ -66,7 +67,7 @@ def verdict_table(cells: Sequence[CellSummary], questions: int, width: int) -> T
         about.append("the verdict is corrected for the number of comparisons (Holm)")
     if any(NEEDS in c.verdict for c in cells):
         about.append(f"n is the number of questions that {100 * MARGIN:g} points need")
-    table = _table("Accuracy (%)", "; ".join(about) + ".")
+    table = make_table("Accuracy (%)", "; ".join(about) + ".")
     table.add_column("method", overflow="fold", min_width=8)
     table.add_column("keep", justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True, style="bold")
@@ -82,7 +83,7 @@ def verdict_table(cells: Sequence[CellSummary], questions: int, width: int) -> T
             verdict = ", ".join(filter(None, (f"unfinished: {cell.n} of {questions}", verdict)))
         return [mean, _gap(cell.difference, width >= WIDE), _gap(cell.against_random), verdict]
 
-    return _fill(table, cells, row)
+    return fill_table(table, cells, row)
 
 
 def _gap(interval: Any, ends: bool = True) -> str:
@@ -103,7 +104,7 @@ def task_tables(cells: Sequence[CellSummary], tasks: TaskSet, width: int) -> Ite
         blocks[-1].append(task)
     for i, block in enumerate(blocks):
         part = f", {i + 1} of {len(blocks)}" if len(blocks) > 1 else ""
-        table = _table(f"Accuracy by task (%){part}")
+        table = make_table(f"Accuracy by task (%){part}")
         table.add_column("method", overflow="fold", min_width=8)
         table.add_column("keep", justify="right", no_wrap=True)
         for task in block:
@@ -112,12 +113,12 @@ def task_tables(cells: Sequence[CellSummary], tasks: TaskSet, width: int) -> Ite
         def row(cell: CellSummary, block: list[str] = block) -> list[str]:
             return [words.percent(cell.accuracy.get(task)) for task in block]
 
-        yield _fill(table, cells, row)
+        yield fill_table(table, cells, row)
 
 
 def cost_table(cells: Sequence[CellSummary]) -> Table:
     """Visual tokens asked and measured, and cost as a ratio to the unpruned model; what nobody measured is left out."""
-    table = _table("Cost (visual tokens, and ratios to unpruned)", cost_caption(cells))
+    table = make_table("Cost (visual tokens, and ratios to unpruned)", cost_caption(cells))
     table.add_column("method", overflow="fold", min_width=8)
     ratios = [(head, of) for head, of in RATIOS.items() if any(of(cell) is not None for cell in cells)]
     for head in ("keep", "asked", "kept", "mean per\nlayer", *(head for head, _ in ratios)):
@@ -127,4 +128,4 @@ def cost_table(cells: Sequence[CellSummary]) -> Table:
         tokens = [words.count(n) for n in (cell.tokens_asked, cell.tokens_kept, cell.tokens_per_layer)]
         return tokens + [words.ratio(of(cell)) for _, of in ratios]
 
-    return _fill(table, cells, row)
+    return fill_table(table, cells, row)

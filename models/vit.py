@@ -150,9 +150,13 @@ class VitAdapter:
             if "features" in kinds:
                 self._handles.append(block.register_forward_hook(eager(partial(self._leave, i))))
             if kinds - {"features"}:
-                if not isinstance(block.attn, nn.MultiheadAttention) and not hasattr(block.attn, "qkv"):
-                    raise NotImplementedError(f"vtc can't read keys and queries of {type(block.attn).__name__}")
-                self._handles.append(block.attn.register_forward_pre_hook(eager(partial(self._attention, i))))
+                attn = block.attn
+                if isinstance(attn, nn.MultiheadAttention):
+                    self._handles.append(attn.register_forward_pre_hook(eager(partial(self._packed, i))))
+                elif hasattr(attn, "qkv"):
+                    self._handles.append(attn.qkv.register_forward_hook(eager(partial(self._projected, i, attn))))
+                else:
+                    raise NotImplementedError(f"vtc can't read keys and queries of {type(attn).__name__}")
             if any(p.merges for j, entries in self.stops.items() if j <= i for p, _ in entries):
                 self._handles.append(block.attn.register_forward_pre_hook(eager(self._bias), with_kwargs=True))
         torch.compiler.reset()  # a graph made without the hooks would be run on, and nothing pruned
@@ -218,17 +222,22 @@ class VitAdapter:
             return args, {**kwargs, "key_padding_mask": bias}
         return args, {**kwargs, "attn_mask": bias[:, None, None]}
 
-    def _attention(self, i: int, module: Any, args: tuple[Any, ...]) -> None:
+    def _packed(self, i: int, module: Any, args: tuple[Any, ...]) -> None:
+        """Of ``nn.MultiheadAttention``, which projects inside: the projection is made again."""
         run: _VitRun | None = getattr(self._local, "run", None)
-        if run is None:
-            return
-        x = args[0] if self.batch_first else args[0].transpose(0, 1)
-        if isinstance(module, nn.MultiheadAttention):
+        if run is not None:
+            x = args[0] if self.batch_first else args[0].transpose(0, 1)
             qkv = nn.functional.linear(x, module.in_proj_weight, module.in_proj_bias)
-            q, k, v = (t.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
-        else:
-            q, k, v = module.qkv(x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-            q, k = module.q_norm(q), module.k_norm(k)
+            self._read(run, i, *(t.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1)))
+
+    def _projected(self, i: int, attention: Any, module: Any, args: Any, output: Tensor) -> None:
+        """Of timm's attention, whose projection `output` is taken as it comes."""
+        run: _VitRun | None = getattr(self._local, "run", None)
+        if run is not None:
+            q, k, v = output.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            self._read(run, i, attention.q_norm(q), attention.k_norm(k), v)
+
+    def _read(self, run: _VitRun, i: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         scale = q.shape[-1] ** -0.5
         for kind in self.needs[i] - {"features"}:
             found = encoder_rows(kind, q, k, v, None, scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import anls, choice, exact, mmbench, mme, numeric, ocrbench, pope, relaxed, vqa  # noqa: F401 - they register
+from . import anls, choice, exact, label, mmbench, mme, numeric, ocrbench, pope, relaxed, vqa  # noqa: F401 - they register
 from .base import Metric, list_metrics, metric, official
 
 __all__ = ["Metric", "list_metrics", "metric", "official"]

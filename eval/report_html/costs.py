@@ -29,6 +29,14 @@ def _time(label: str, name: str) -> Column:
     return Column(label, "ms", _part(name), lambda s: words.milliseconds(s.median), words.spread)
 
 
+def _rate(s: Any) -> str:
+    return f"{s.median:,.0f}"
+
+
+def _rates(s: Any) -> str:
+    return f"[{s.low:,.0f}–{s.high:,.0f}]"
+
+
 COLUMNS = (
     Column("Asked", "tokens", lambda c: c.tokens_asked, words.count),
     Column("Left", "tokens", lambda c: c.tokens_kept, words.count),
@@ -41,6 +49,7 @@ COLUMNS = (
     _time("LM prefill", "lm_prefill"),
     _time("First token", "prefill"),
     _time("Next tokens", "decode"),
+    Column("Throughput", "images/s", _part("images_per_second"), _rate, _rates),
     Column("Memory", "MiB", _part("peak_memory"), lambda n: f"{n / 2**20:,.0f}"),
 )
 

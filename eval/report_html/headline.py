@@ -92,7 +92,8 @@ def spends(cell: CellSummary) -> str:
         flops = cell.lm_flops_ratio if cell.flops_ratio is None else cell.flops_ratio
         parts.append(f"{words.ratio(flops)} of the {'language model’s ' if cell.flops_ratio is None else ''}FLOPs")
     if cell.time is not None:
-        parts.append(f"{words.ratio(cell.time.ratio)} of the measured prefill time")
+        what = "time" if cell.cost and cell.cost.images_per_second else "prefill time"
+        parts.append(f"{words.ratio(cell.time.ratio)} of the measured {what}")
     if not parts and cell.tokens_total:
         parts.append(f"{100 * cell.tokens_per_layer / cell.tokens_total:.3g}% of the visual tokens per layer")
     return " and ".join(parts)

@@ -46,7 +46,8 @@ def notices(cells: Sequence[CellSummary], about: dict[str, Any], images: int) ->
         )
     if 0 < images < IMAGES:
         found.append(f"There are only {images} images: intervals over so few are rough.")
-    counted, timed = any(c.lm_flops_ratio is not None for c in pruned), any(c.time is not None for c in pruned)
+    counted = any(c.lm_flops_ratio is not None or c.flops_ratio is not None for c in pruned)
+    timed = any(c.time is not None for c in pruned)
     if pruned and not (counted and timed):
         flops, times = "FLOPs were not counted", "times were not measured"
         found.append(f"{flops}." if timed else f"{times.capitalize()}." if counted else f"{flops} and {times}.")
@@ -54,8 +55,8 @@ def notices(cells: Sequence[CellSummary], about: dict[str, Any], images: int) ->
 
 
 def unsteady(cells: Sequence[CellSummary]) -> tuple[int, int]:
-    """Lines whose readings of the time to the first token range over more than half of their median, of how many."""
-    readings = [s for c in cells if c.cost and (s := c.cost.prefill) and s.median]
+    """Lines whose readings of the whole time range over more than half of their median, of how many."""
+    readings = [s for c in cells if c.cost and (s := c.cost.whole) and s.median]
     return sum((s.high - s.low) / s.median > UNSTEADY for s in readings), len(readings)
 
 

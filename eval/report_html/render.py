@@ -22,6 +22,7 @@ from .examples import make_examples
 from .facts import facts
 from .pictures import Finder
 
+CLASSIFIER = "classifier"  # the kind of a sweep without questions and prompts
 SIZES = {"wide": (586, 372), "narrow": (344, 316)}
 GLYPHS = {"better": "▲", "worse": "▼", "none": "○"}
 RULES = {"keep": "the same keep", "mean-tokens": "equal visual tokens per layer", "flops": "equal FLOPs"}
@@ -41,18 +42,19 @@ def _flops(cell: CellSummary) -> Range | None:
 def _time(cell: CellSummary) -> Range | None:
     if cell.time is None:
         return None
-    range_of = (cell.cost.prefill if cell.cost else None) or (cell.time.seconds,) * 3
+    range_of = (cell.cost.whole if cell.cost else None) or (cell.time.seconds,) * 3
     return cell.time.ratio, range_of[1] / cell.time.reference, range_of[2] / cell.time.reference
 
 
-def _charts(cells: Sequence[CellSummary]) -> list[tuple[str, str, dict[str, Chart]]]:
+def _charts(cells: Sequence[CellSummary], classifier: bool = False) -> list[tuple[str, str, dict[str, Chart]]]:
     """Title, name of the axis and the drawings of each cost that was measured."""
     looks = focus(cells)
     whole = any(c.flops_ratio is not None for c in cells)
     repeats = max((c.time.repeats for c in cells if c.time), default=0)
+    what = "" if classifier else "prefill "
     costs = (
-        ("FLOPs", f"prefill FLOPs{'' if whole else ' of the language model'}, relative to unpruned", _flops),
-        (f"measured time (median of {repeats})", "prefill time, relative to unpruned", _time),
+        ("FLOPs", f"{what}FLOPs{'' if whole else ' of the language model'}, relative to unpruned", _flops),
+        (f"measured time (median of {repeats})", f"{what}time, relative to unpruned", _time),
     )
     found = []
     for title, label, cost in costs:
@@ -95,6 +97,7 @@ def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet
         "official": heat.official_rows(cells),
         "command": about.get("command") or "", "steps": heat.heat_scale(cells),
         "heat": len(names) > 1 and any(c.difference_by_task for c in cells),
+        "classifier": about.get("kind") == CLASSIFIER, "batch": about.get("batch_size"),
         "costs": cost_columns(cells), "memory": memory_note(cells),
         "configuration": json.dumps(about.get("configuration") or {}, indent=1, ensure_ascii=False, default=str),
         "version": (about.get("versions") or {}).get("vtc", ""),
@@ -129,7 +132,7 @@ def render_report(
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment(html=True).get_template("page.html.j2").render(
         **_context(summaries, about, tasks), style=style, script=script, script_hash=script_hash,
-        charts=_charts(summaries), legend=legend,
+        charts=_charts(summaries, about.get("kind") == CLASSIFIER), legend=legend,
         examples=make_examples(summaries, tasks, rows, find), FOREST=view.FOREST,
     )  # fmt: skip
 

@@ -16,12 +16,19 @@ from .options import (
     Dtype,
     IncludePath,
     MaxNewTokens,
-    Model,
     NumFrames,
     OnError,
     Workers,
     folders,
+    refuse_given,
+    was_given,
 )
+
+# options about questions, answers and a language model's work
+NOT_OF_CLASSIFIERS = (
+    "recipe", "tasks", "data_dir", "include_path", "max_new_tokens", "num_frames", "workers", "cache_mb",
+    "share_prefix", "cell", "shard", "emit",
+)  # fmt: skip
 
 
 def bench(
@@ -54,7 +61,13 @@ def bench(
             "...), a definition's .yaml, lmms:NAME for a task of lmms-eval."
         ),
     ] = None,
-    model: Model = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of a transformers VLM; the bundled model if left out. A classifier: timm:NAME, "
+            "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot)."
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -71,7 +84,8 @@ def bench(
         Path | None,
         typer.Option(
             help="Folder of your own instead of the bundled tasks: images.parquet and questions.parquet, or "
-            "definitions (.yaml) with their data."
+            "definitions (.yaml) with their data. Of a classifier: a folder of images per class, or .parquet with "
+            "image and label."
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -112,10 +126,14 @@ def bench(
 ) -> None:
     """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
     from vtc.eval.cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
+    from vtc.eval.classify import is_classifier
 
     if recipe == "list":
         recipes()
         return
+    classifier = model if is_classifier(model) else None
+    if classifier is not None:
+        refuse_given(context, NOT_OF_CLASSIFIERS, f"--model {classifier} is a classifier")
     if recipe is not None and (pruners is not None or keep is not None):
         raise ValueError(f"--recipe says itself what is run: leave out {'--keep' if pruners is None else '--pruners'}")
     keeps = DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep))
@@ -127,6 +145,18 @@ def bench(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    if classifier is not None:
+        from vtc.eval.classify import bench as classify
+
+        classify.run_bench(
+            classify.ClassifyOptions(
+                classifier, data, None if pruners is None else methods,
+                classify.DEFAULT_KEEPS if keep is None else keeps, limit, output, on_error, seed, seeds, random, match,
+                batch_size if was_given(context, "batch_size") else classify.BATCH, device, dtype, 5 if timing else 0,
+                context.obj,
+            )
+        )  # fmt: skip
+        return
     from vtc.eval.recipes import load_recipe
 
     followed = None if recipe is None else load_recipe(recipe)

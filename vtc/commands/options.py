@@ -46,6 +46,19 @@ def check_png(out: Path) -> None:
         raise ValueError(f"--out: no such folder: {out.resolve().parent}")
 
 
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was said on the command line, be it its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that have no meaning here."""
+    for name in names:
+        if was_given(context, name):
+            raise ValueError(f"--{name.replace('_', '-')} does not apply: {why}")
+
+
 def cell_of(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
     from vtc.eval.cells import make_cell, needs_keep, parse_keep
