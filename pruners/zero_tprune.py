@@ -151,7 +151,8 @@ class ZeroTPrune(Pruner):
     keep : int or float
         Tokens kept per span after the last step, exactly.
     at : {"vision", "input"}
-        Inside the encoder, or once before the language model by the layer whose output the projector reads.
+        Inside the encoder, or once before the language model by the layer whose output the projector reads. That is
+        worse than random on the bundled model (46.7% right and 61.1% with 63 of 576 tokens; inside the encoder 71.7%).
     layer : int, optional
         Encoder layer before which to prune, once. By default there are `steps` places.
     steps : int
@@ -162,7 +163,7 @@ class ZeroTPrune(Pruner):
     votes : int, optional
         How often tokens vote for those to keep; by default by the layer voted in, see below.
     uniform : bool
-        Whether all votes count the same at first ("Zero-TPrune-uni"), and not a class token's more.
+        Whether all votes count the same at first ("Zero-TPrune-uni"), and not a class token's more (there 57.2%).
 
     Notes
     -----

@@ -24,6 +24,8 @@ from vtc.pruners.signals import (
     EncoderAttention,
     EncoderFeatures,
     EncoderKeys,
+    EncoderSegments,
+    EncoderSpecial,
     EncoderValues,
     PreProjector,
     Signal,
@@ -38,17 +40,29 @@ SIGNALS: list[Signal] = [
     EncoderValues(),
     EncoderFeatures(layer=-4),
     PreProjector(),
+    EncoderSpecial(of="queries"),
 ]
 
 
 class Reader(Norm):
     """Reads every kind of signal at its stop."""
 
-    signals = (EncoderAttention(), EncoderAttention(layer=0, queries="received"), EncoderKeys(), EncoderFeatures())
+    signals = (
+        EncoderAttention(),
+        EncoderAttention(layer=0, queries="received"),
+        EncoderKeys(),
+        EncoderFeatures(),
+        EncoderSpecial(),
+        EncoderSegments(),
+    )
 
     def score(self, tokens: Any) -> Tensor:
         read = [tokens.read(s) for s in self.signals]
-        return read[0].mean(1) + read[1].mean(1) + read[2].float().mean((2, 3)) + read[3].float().norm(dim=-1).sum(2)
+        segment = read[5][:, :, 0, 0]
+        near = ((segment[:, None] == segment[:, :, None]) & tokens.valid[:, None]).sum(2)
+        near = near * (1 + read[4].sum((1, 2, 3)))[:, None]
+        mean = read[0].mean(1) + read[1].mean(1) + read[2].float().mean((2, 3))
+        return mean + read[3].float().norm(dim=-1).sum(2) + near
 
 
 PRUNERS = [Reader(layer=1, keep=0.6), Reader(layer=2, keep=3)]
