@@ -164,7 +164,7 @@ def test_the_bundled_digits(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     training = json.loads((bundled_digits_path() / "training.json").read_text())
     assert len(tasks.questions) == training["held_out"] == 450
     code, out, err = run(
-        capsys, "bench", "--model", "timm:digits", "--keep", "0.25", "--limit", 200, "--seeds", 2, "--no-timing",
+        capsys, "bench", "--model", "timm:digits", "--keep", "0.25", "--seeds", 1, "--no-timing",
         "--device", "cpu", "--output", tmp_path / "out",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -175,5 +175,5 @@ def test_the_bundled_digits(capsys: pytest.CaptureFixture[str], tmp_path: Path):
         assert cell["verdict"]
         assert cell["tokens_kept"] == 16
         assert cell["flops_ratio"] < 0.8
-        assert cell["mean"]["value"] >= cells[f"random (as {method})"]["mean"]["value"]
+        assert cell["mean"]["value"] > cells[f"random (as {method})"]["mean"]["value"]
         assert f"{method} " in out

@@ -56,7 +56,7 @@ def cost_table(cells: Sequence[CellSummary], batch: int) -> Table:
         found += [words.flops(cost.vision_flops) if cost else words.NONE, words.ratio(cell.flops_ratio)]
         if timed:
             rate, time = cost.images_per_second if cost else None, cell.time
-            found += [f"{rate.median:,.0f}" if rate else words.NONE]
+            found += [words.count(rate.median) if rate else words.NONE]
             found += [f"{1 / time.ratio:.2f}" if time else words.NONE]
         return found
 

@@ -30,11 +30,11 @@ def _time(label: str, name: str) -> Column:
 
 
 def _rate(s: Any) -> str:
-    return f"{s.median:,.0f}"
+    return words.count(s.median)
 
 
 def _rates(s: Any) -> str:
-    return f"[{s.low:,.0f}–{s.high:,.0f}]"
+    return f"[{words.count(s.low)}–{words.count(s.high)}]"
 
 
 COLUMNS = (
