@@ -49,6 +49,7 @@ WORDS = {
     "DecoderKeys": "decoder keys",
     "DecoderValues": "decoder values",
     "DecoderHidden": "hidden states",
+    "DecoderTransition": "sublayer outputs",
 }
 # settings that may move a method to another stage
 MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2})

@@ -162,6 +162,9 @@ class Adapter:
         for i in d.tapped_layers():
             tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
+        for place, module in d.sublayers():
+            hook = eager(functools.partial(d.transition, place))
+            self._hook(module.register_forward_hook(hook, with_kwargs=True))
         for modality in ("image", "video"):
             self._wrap_features(f"get_{modality}_features", modality)
         self.vision.attach()

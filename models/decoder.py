@@ -15,6 +15,7 @@ from vtc.pruners.signals import (
     DecoderHidden,
     DecoderKeys,
     DecoderSignal,
+    DecoderTransition,
     DecoderValues,
     Signal,
 )
@@ -24,9 +25,12 @@ from .local import Local
 from .locate import Parts
 from .masks import gather_mask, keeps_pattern, slot_mask
 from .run import Run, gather_columns
-from .signals import capture_attention, capture_hidden, last_columns
+from .signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .steps import Steps
 from .taps import attention_rows
+
+
+SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
 
 class DecoderSide:
@@ -57,16 +61,32 @@ class DecoderSide:
         # by the layer that gives them, sorted out once
         self.hidden: dict[int, list[DecoderHidden]] = {}
         self.attended: dict[int, list[DecoderSignal]] = {}
+        self.changed: dict[tuple[int, str], list[DecoderTransition]] = {}
         for signal in signals:
             if isinstance(signal, DecoderHidden):
                 self.hidden.setdefault(signal.layer or 0, []).append(signal)
             elif isinstance(signal, (DecoderAttention, DecoderKeys, DecoderValues, AttentionAhead)):
                 self.attended.setdefault(signal.layer or 0, []).append(signal)
+            elif isinstance(signal, DecoderTransition):
+                self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
         self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
         return sorted(self.attended)
+
+    def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
+        """Sublayers whose input and output must be seen, by layer and block."""
+        return [((i, block), getattr(self.parts.layers[i], SUBLAYERS[block])) for i, block in sorted(self.changed)]
+
+    def transition(
+        self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Note what the sublayer at `place` does to each token."""
+        run = self.local.run
+        if run is not None and run.batch.spans:
+            before = args[0] if args else kwargs["hidden_states"]
+            capture_transition(run, self.changed[place], before, output[0] if isinstance(output, tuple) else output)
 
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
@@ -103,21 +123,24 @@ class DecoderSide:
         if run is None or not run.batch.spans:
             return None
         if run.looking is not None:
-            weights = attention_rows(query, key, mask, scaling, last_columns(run))
-            run.looking.append(weights[..., weights.shape[-1] - query.shape[2] :])
+            rows, found = run.looking
+            weights = attention_rows(query, key, mask, scaling, rows)
+            found.append(weights[..., weights.shape[-1] - query.shape[2] :])
             return query.transpose(1, 2)
         capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Attention of the last prompt token in layer `i` on its coming input `hidden`, `[B, H, 1, L]`."""
+    def _look_ahead(
+        self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any], queries: str
+    ) -> Tensor:
+        """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`."""
         rotary, mask = kwargs["position_embeddings"], kwargs.get("attention_mask")
         if run.pruned:
             rotary = self._rotary(run, rotary)
         if run.pruned or is_pruned(run.cache, i):
             mask = self._mask(run, i, hidden, mask, peek=True)
         found: list[Tensor] = []
-        run.looking = found
+        run.looking = query_columns(run, queries, hidden.shape[1]), found
         try:
             with torch.no_grad():
                 # its forward and not the module: what transformers records of a layer's attention is no look ahead

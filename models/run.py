@@ -59,7 +59,9 @@ class Run:
         The tokenizer, if any method reads the question; then `token_ids` `[B, full]` are there too, unless the caller
         gave embeddings.
     ahead : callable, optional
-        At a decoder stop: attention of the layer to come, `[B, H, 1, L]`, which ``look_ahead`` asks for once.
+        At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
+    looking : tuple, optional
+        During a look ahead: the columns `[B, R]` of the rows, and the list that takes their attention.
     """
 
     full: int
@@ -85,8 +87,8 @@ class Run:
     words: Words | None = None
     token_ids: Tensor | None = None
     questions: list[str] | None = None
-    ahead: Callable[[], Tensor] | None = None
-    looking: list[Tensor] | None = None
+    ahead: Callable[[str], Tensor] | None = None
+    looking: tuple[Tensor, list[Tensor]] | None = None
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
@@ -103,12 +105,13 @@ class Run:
             self.memo["current"] = place
         return self.memo["current"]
 
-    def look_ahead(self) -> tuple[Tensor, Tensor]:
-        """Attention of the layer before which a method now chooses, and ``current()``."""
+    def look_ahead(self, queries: str) -> tuple[Tensor, Tensor]:
+        """Attention rows of the layer before which a method now chooses, and ``current()``."""
         assert self.ahead is not None
-        if "ahead" not in self.memo:
-            self.memo["ahead"] = self.ahead()
-        return self.memo["ahead"], self.current()
+        found = self.memo.setdefault("ahead", {})
+        if queries not in found:
+            found[queries] = self.ahead(queries)
+        return found[queries], self.current()
 
     def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
         """Present columns of tokens.

@@ -16,6 +16,7 @@ from vtc.pruners.signals import (
     DecoderHidden,
     DecoderKeys,
     DecoderSignal,
+    DecoderTransition,
     DecoderValues,
     EncoderAttention,
     Projected,
@@ -78,12 +79,12 @@ class HostSignals(SignalSource):
 
     def __init__(self, run: Run, parts: Parts, declared: tuple[Signal, ...], layer: int | None):
         self.run, self.parts, self.layer = run, parts, layer
-        self.declared = {resolve(s, layer) for s in declared}
+        self.declared = tuple(dict.fromkeys(resolve(s, layer) for s in declared))
 
     def _captured(self, signal: Signal) -> tuple[Tensor, Tensor]:
         signal = self._check(signal)
         if isinstance(signal, AttentionAhead):
-            return self.run.look_ahead()
+            return self.run.look_ahead(signal.queries)
         key = EMBEDDINGS if isinstance(signal, (Projected, TextEmbeddings)) else signal
         values, place = self.run.captured[key]
         if isinstance(signal, (DecoderKeys, DecoderValues)):
@@ -179,6 +180,15 @@ def last_columns(run: Run) -> Tensor:
     return slots.argmax(1, keepdim=True)
 
 
+def query_columns(run: Run, queries: str, length: int) -> Tensor:
+    """`[B, R]`: present columns, of `length`, that ``DecoderAttention.queries`` means."""
+    if queries == "last":
+        return last_columns(run)
+    if queries == "text":
+        return run.current().gather(1, text_columns(run)[0]).clamp(min=0)  # padding may be gone
+    return torch.arange(length, device=run.columns.device).expand(run.columns.shape[0], -1)
+
+
 def capture_attention(
     run: Run,
     signals: Sequence[DecoderSignal],
@@ -195,13 +205,7 @@ def capture_attention(
             of = key if isinstance(signal, DecoderKeys) else value
             run.captured[signal] = (of[:, :, of.shape[2] - length :], run.current())
         elif isinstance(signal, DecoderAttention):
-            if signal.queries == "last":
-                rows = last_columns(run)
-            elif signal.queries == "text":
-                rows = run.current().gather(1, text_columns(run)[0]).clamp(min=0)  # padding may be gone
-            else:
-                rows = torch.arange(length, device=query.device).expand(query.shape[0], -1)
-            weights = attention_rows(query, key, mask, scaling, rows)
+            weights = attention_rows(query, key, mask, scaling, query_columns(run, signal.queries, length))
             run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
 
 
@@ -209,3 +213,42 @@ def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -
     """Store `hidden` for the signals that ask for it."""
     for signal in signals:
         run.captured[signal] = (hidden, run.current())
+
+
+def capture_transition(run: Run, signals: Sequence[DecoderTransition], before: Tensor, after: Tensor) -> None:
+    """Store what a sublayer did to the tokens, `before` and `after` it `[B, L, D]`, for `signals` of it."""
+    with torch.no_grad():
+        ratio, cosine = transition(before.to(after.device), after)
+        for signal in signals:
+            turn = 1 - (cosine.abs() if signal.absolute else cosine)
+            share = (_over_sequence if signal.over == "sequence" else _over_spans)(run, turn)
+            run.captured[signal] = (torch.stack([ratio, share], -1), run.current())
+
+
+def transition(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """``||y|| / ||x||`` and ``cos(x, y)`` of the vectors x `before` and y `after` `[..., D]`, `[...]` float32."""
+    x, y = before.float(), after.float()
+    long, longer = x.norm(dim=-1), y.norm(dim=-1)
+    least = torch.finfo(torch.float32).tiny
+    return longer / long.clamp(min=least), (x * y).sum(-1) / (long * longer).clamp(min=least)
+
+
+def _over_sequence(run: Run, x: Tensor) -> Tensor:
+    """Softmax of `x` `[B, L]` over each sample's columns, padding and candidates of assisted decoding left out."""
+    real = run.slots >= 0
+    if run.prompt is not None:
+        real &= run.slots < run.prompt
+    return x.masked_fill(~real.to(x.device), float("-inf")).softmax(-1)
+
+
+def _over_spans(run: Run, x: Tensor) -> Tensor:
+    """Softmax of `x` `[B, L]` over each span's own columns; zero elsewhere."""
+    rows, length = x.shape
+    columns = run.token_columns(run.ids, torch.arange(len(run.present), device=run.ids.device)).to(x.device)
+    samples = run.batch.samples.to(x.device)[:, None]
+    share = x[samples, columns.clamp(min=0)].masked_fill(columns < 0, float("-inf")).softmax(-1)
+    # padding of a span's row goes to a dummy column
+    flat = samples * (length + 1) + torch.where(columns < 0, length, columns)
+    out = x.new_zeros(rows, length + 1)
+    out.view(-1).scatter_(0, flat.reshape(-1), share.reshape(-1))
+    return out[:, :length]

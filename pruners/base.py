@@ -18,12 +18,14 @@ STAGES = ("vision", "input", "decoder")
 class Stop(NamedTuple):
     """A place where a method prunes: its stage, the layer (None at the input stage) and what it keeps there.
 
-    ``keep=0`` withdraws every visual token there, without asking the method (decoder stage only).
+    ``keep=0`` withdraws every visual token there, without asking the method (decoder stage only). ``reads`` are the
+    signals read there where they depend on the model's depth; by default the method's own.
     """
 
     stage: str
     layer: int | None
     keep: int | float | None
+    reads: tuple[Signal, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,11 @@ class VisualTokens:
         return self._source().project(x)
 
     @property
+    def signals(self) -> tuple[Signal, ...]:
+        """What can be read here: the signals declared for this stop, their layers filled in."""
+        return self._source().declared
+
+    @property
     def projector(self) -> nn.Module:
         """The model's projector, for methods that read its weights."""
         return self._source().projector
@@ -172,6 +179,8 @@ class VisualTokens:
 
 class SignalSource:
     """What the host implements to serve ``VisualTokens``' lazy reads."""
+
+    declared: tuple[Signal, ...] = ()
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """See ``VisualTokens.read``."""
@@ -264,7 +273,7 @@ class Pruner:
 
     def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
         """What is read at `stop`; to be overridden by a method that reads other signals at one stop than at another."""
-        return () if stop.keep == 0 else self.signals
+        return () if stop.keep == 0 else self.signals if stop.reads is None else stop.reads
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """Choose what to keep.

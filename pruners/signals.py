@@ -160,12 +160,18 @@ class DecoderAttention(DecoderSignal):
 
 @dataclass(frozen=True)
 class AttentionAhead(DecoderSignal):
-    """Attention rows that the pruning layer itself would give on all present columns: `[B, H, 1, N]`, last query.
+    """Attention rows that the pruning layer itself would give on all present columns: `[B, H, R, N]`.
 
-    One extra attention of layer K on the states that enter it; ``layer`` stays None.
+    ``queries`` as for ``DecoderAttention``. One extra attention of layer K on the states that enter it; ``layer`` stays
+    None.
     """
 
     is_attention: ClassVar[bool] = True
+    queries: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.queries not in ("last", "text", "all"):
+            raise ValueError(f"AttentionAhead.queries must be 'last', 'text' or 'all', got {self.queries!r}")
 
 
 @dataclass(frozen=True)
@@ -181,3 +187,26 @@ class DecoderValues(DecoderSignal):
 @dataclass(frozen=True)
 class DecoderHidden(DecoderSignal):
     """Output of a decoder layer (residual stream): `[B, N, D]`."""
+
+
+@dataclass(frozen=True)
+class DecoderTransition(DecoderSignal):
+    """How a sublayer of a decoder layer changes each token, norm and direction: `[B, N, 2]` float32.
+
+    With x what enters the sublayer, behind the norm before it, and y what it returns, before anything else is done to
+    it: ``||y|| / ||x||``, and the softmax of ``1 - cos(x, y)``.
+
+    ``block`` is ``"attention"`` or ``"mlp"``. ``over`` says which tokens of the layer share the softmax: ``"sequence"``
+    are all of the sample, text as well, ``"span"`` the visual tokens of the span. ``absolute=True`` takes ``|cos|``.
+    """
+
+    block: str = "attention"
+    over: str = "sequence"
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("block", ("attention", "mlp")), ("over", ("sequence", "span"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"DecoderTransition.{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )

@@ -150,6 +150,11 @@ class Served(SignalSource):
     given_projector: nn.Module | None = None
     asked: list[str] = field(default_factory=list)
 
+    @property
+    def declared(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """What there is."""
+        return tuple(self.read_of)
+
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """The tensor given for `signal`."""
         return self.read_of[signal]

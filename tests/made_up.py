@@ -20,6 +20,7 @@ from vtc.pruners.signals import (
     DecoderHidden,
     DecoderKeys,
     DecoderSignal,
+    DecoderTransition,
     DecoderValues,
     EncoderAttention,
     EncoderKeys,
@@ -95,6 +96,8 @@ def shape_of(signal: Signal, n: int, sizes: Sizes = SMALL) -> tuple[int, ...]:
         return (n, sizes.unit, sizes.heads * sizes.head)
     if isinstance(signal, DecoderValues):
         return (n, sizes.heads, sizes.head)
+    if isinstance(signal, DecoderTransition):
+        return (n, 2)
     if isinstance(signal, DecoderKeys):
         return (n, sizes.heads * sizes.head)
     assert isinstance(signal, (DecoderHidden, Projected, TextEmbeddings)), f"say what {signal} looks like"
@@ -130,6 +133,8 @@ def made_up(
 
     def per_token(signal: Signal, n: int) -> Tensor:
         x = make(*shape_of(signal, n, sizes))
+        if isinstance(signal, DecoderTransition):
+            x = x.abs()  # a norm and a share
         return (x.softmax(-1) if signal.is_attention and draw is None else x).to(dtype)
 
     signals = [s for s in pruner.signals_at(stop) if not isinstance(s, TextEmbeddings)]

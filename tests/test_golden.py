@@ -18,7 +18,7 @@ from golden_support import CLAIMS, Golden, claimant
 for module in pkgutil.iter_modules(golden_cases.__path__):
     importlib.import_module(f"golden_cases.{module.name}")
 
-WAITING = {"transprune", "zerotprune", "embedlens"}
+WAITING = {"zerotprune", "embedlens"}
 """Methods of later work; their vectors are allowed to wait."""
 
 
