@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
+"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``train-explainer``, ``pruners``, ``recipes``.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -15,6 +15,7 @@ from .commands.bench import bench
 from .commands.horizon import horizon
 from .commands.lists import pruners, recipes
 from .commands.look import ask, show
+from .commands.train_explainer import train_explainer
 from .commands.tune import tune
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -45,7 +46,7 @@ def options(
     """Visual-token compression for vision-language models: measure it, try it, look at it."""
 
 
-for command in (bench, tune, ask, show, horizon, pruners, recipes):
+for command in (bench, tune, ask, show, horizon, train_explainer, pruners, recipes):
     app.command()(command)
 
 
