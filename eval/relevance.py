@@ -84,10 +84,10 @@ def propagate(weights: Sequence[Tensor], gradients: Sequence[Tensor], row: int) 
 
 
 @contextmanager
-def watched_attention(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Gives the attention weights `[1, H, L, L]` of each decoder layer of the forwards in the block, with gradients.
+def watched_attention(model: nn.Module, layers: int | None = None) -> Iterator[list[Tensor]]:
+    """Gives the attention weights `[1, H, L, L]` of the first `layers` decoder layers (None: all), with gradients.
 
-    Parameters stay out of the graph, which begins at the first layer's attention. Afterwards the model is as before.
+    They are of the forwards in the block, in order. Parameters stay out of the graph, which begins at the first layer's attention. Afterwards the model is as before.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def watched_attention(model: nn.Module) -> Iterator[list[Tensor]]:
         for p in wanted:
             undo.callback(p.requires_grad_)
             p.requires_grad_(False)
-        for layer in locate(model).layers:
+        for layer in locate(model).layers[:layers]:
             undo.callback(AttentionTap(layer.self_attn, partial(_attend, found)).attach().detach)
         yield found
 
@@ -148,7 +148,11 @@ def answer_ids(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Te
 
 
 def explain(
-    model: nn.Module, inputs: Mapping[str, Any], answer: Tensor | None = None, max_new_tokens: int = 16
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    answer: Tensor | None = None,
+    max_new_tokens: int = 16,
+    backward: bool = True,
 ) -> Explanation:
     """Relevance of every visual token of a prompt for the model's answer.
 
@@ -163,6 +167,8 @@ def explain(
         `[T]` int64, the tokens to explain; None generates them greedily.
     max_new_tokens : int
         Longest answer that is generated.
+    backward : bool
+        Whether relevance is wanted; else it is an empty list, and only the first layer's attention is written out.
 
     Raises
     ------
@@ -187,14 +193,14 @@ def explain(
         if len(answer) == 0:
             raise ValueError("relevance needs an answer: give at least one token")
         whole = _with_answer(inputs, answer[:-1])
-        with watched_attention(model) as weights, torch.enable_grad():
+        with watched_attention(model, None if backward else 1) as weights, torch.set_grad_enabled(backward):
             logits = model(**whole, use_cache=False).logits[0].float()
         handle: Any = model.vtc
         report = handle.report
     if report is None or not report.spans:
         raise ValueError("the prompt holds no visual token, so there is no relevance to look at")
     total = torch.zeros(logits.shape[0], device=logits.device)
-    for t, token in enumerate(answer.tolist()):
+    for t, token in enumerate(answer.tolist() if backward else ()):
         again = t + 1 < len(answer)
         gradients = torch.autograd.grad(logits[prompt - 1 + t, token], weights, retain_graph=again)
         with torch.no_grad():
@@ -205,7 +211,7 @@ def explain(
     text = torch.ones(prompt, dtype=torch.bool)
     text[torch.cat(columns)] = False
     return Explanation(
-        [(total.cpu() / len(answer))[c] for c in columns],
+        [(total.cpu() / len(answer))[c] for c in columns] if backward else [],
         [_first_attention(first, c, text) for c in columns],
         list(report.layouts), answer.cpu(), first.shape[0], model.get_input_embeddings().weight.shape[1],  # type: ignore[operator, union-attr]
     )  # fmt: skip

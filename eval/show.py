@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,26 @@ from .store import write_atomic
 from .tasks import Question
 
 Mask = NDArray[np.bool_]
+Painted = tuple[Sequence[NDArray[Any]], Callable[[Image.Image, Any, int], Image.Image]]
 PANEL = 480  # width of a panel's largest picture, roughly
 DIM, VEIL = 0.30, 24.0  # a dropped patch is grey, at this contrast, on this floor
 GAP, TITLE = 12, 44
+
+
+class Shown(Protocol):
+    """What a panel shows: a title, a note, and something `[rows, cols]` to paint over each grid's picture."""
+
+    @property
+    def title(self) -> str:
+        """The heading."""
+
+    @property
+    def note(self) -> str:
+        """The line below it."""
+
+    @property
+    def drawn(self) -> Painted:
+        """An array per grid, and what draws one over its picture at so many pixels per token."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,17 @@ class Kept:
     total: int
     where: str
     answer: str
+
+    @property
+    def note(self) -> str:
+        """What stands below the title."""
+        answer = f"; answer: {self.answer}" if self.answer else ""
+        return f"{self.kept} of {self.total} visual tokens{self.where}{answer}"
+
+    @property
+    def drawn(self) -> Painted:
+        """Its masks, and what draws one over its picture."""
+        return self.masks, draw_grid
 
 
 def grid_masks(layout: Any, kept: torch.Tensor) -> list[Mask]:
@@ -95,23 +123,21 @@ def _fit(text: str, font: Any, width: int) -> str:
     return text
 
 
-def draw_panel(pictures: Sequence[Image.Image], kept: Kept) -> Image.Image:
+def draw_panel(pictures: Sequence[Image.Image], shown: Shown) -> Image.Image:
     """All grids of one setting below its title."""
-    widest = max(mask.shape[1] for mask in kept.masks)
-    across = 1 if len(kept.masks) == 1 else math.ceil(math.sqrt(len(kept.masks)))
+    arrays, paint = shown.drawn
+    widest = max(array.shape[1] for array in arrays)
+    across = 1 if len(arrays) == 1 else math.ceil(math.sqrt(len(arrays)))
     patch = max(4, PANEL // (widest * min(across, 2)))
-    drawn = [draw_grid(p, m, patch) for p, m in zip(pictures, kept.masks, strict=True)]
+    drawn = [paint(p, a, patch) for p, a in zip(pictures, arrays, strict=True)]
     lines = [drawn[i : i + across] for i in range(0, len(drawn), across)]
     heights = [max(d.height for d in line) for line in lines]
     width = max(sum(d.width + GAP for d in line) - GAP for line in lines)
     width = max(width, 300)
     panel = Image.new("RGB", (width, TITLE + sum(h + GAP for h in heights) - GAP), "white")
     pen = ImageDraw.Draw(panel)
-    pen.text((0, 0), _fit(kept.title, _font(16), width), fill="black", font=_font(16))
-    note = f"{kept.kept} of {kept.total} visual tokens{kept.where}" + (
-        f"; answer: {kept.answer}" if kept.answer else ""
-    )
-    pen.text((0, 22), _fit(note, _font(13), width), fill=(70, 70, 70), font=_font(13))
+    pen.text((0, 0), _fit(shown.title, _font(16), width), fill="black", font=_font(16))
+    pen.text((0, 22), _fit(shown.note, _font(13), width), fill=(70, 70, 70), font=_font(13))
     top = TITLE
     for line, height in zip(lines, heights, strict=True):
         left = 0
@@ -158,11 +184,15 @@ def model_pipeline(cell: Cell) -> Sequence[Any]:
 
 
 def show_kept(
-    loaded: Loaded, cells: Sequence[Cell], image: Image.Image, question: str, out: Path, max_new_tokens: int = 16
-) -> list[Kept]:
-    """Draw what each setting keeps of `image`, side by side, into the PNG `out`."""
+    loaded: Loaded, cells: Sequence[Cell], image: Image.Image, question: str, out: Path, max_new_tokens: int = 16,
+    beside: Sequence[tuple[Shown, Sequence[Image.Image]]] = (),
+) -> list[Kept]:  # fmt: skip
+    """Draw what each setting keeps of `image`, side by side, into the PNG `out`.
+
+    `beside` are panels to the left of them, each with the pictures of its grids.
+    """
     found = [find_kept(loaded, cell, image, question, max_new_tokens) for cell in cells]
-    panels = [draw_panel(pictures, kept) for kept, pictures in found]
+    panels = [draw_panel(pictures, shown) for shown, pictures in (*beside, *found)]
     foot = 26
     width = sum(p.width + GAP for p in panels) + GAP
     sheet = Image.new("RGB", (width, max(p.height for p in panels) + 2 * GAP + foot), "white")
