@@ -66,7 +66,7 @@ class RelevanceNetwork(nn.Module):
 
 
 def relative(attention: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Attention as the logarithm of a multiple of the span's average, so that its length plays no part.
+    """Attention as a multiple of the span's average, so that the number of tokens plays no part.
 
     Parameters
     ----------
@@ -78,12 +78,12 @@ def relative(attention: Tensor, valid: Tensor | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        `[B, N]` float32, ``log(1 + a / mean a)``.
+        `[B, N]` float32, ``a / mean a``.
     """
     real = torch.ones_like(attention, dtype=torch.bool) if valid is None else valid
     a = attention.float().masked_fill(~(real & attention.isfinite()), 0).clamp(min=0)
     mean = a.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-    return (a / mean.clamp(min=torch.finfo(torch.float32).tiny)).log1p()
+    return a / mean.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def save_network(path: str | Path, network: RelevanceNetwork, about: Mapping[str, str]) -> None:
@@ -162,15 +162,15 @@ class Explainer(ScorePruner):
     0 would give on the full input, per head h and text token t behind the span::
 
         a_i = mean_h mean_t A[h, t, i]
-        score = f(log(1 + a / mean a)),  f: 5 depthwise-separable convolutions along the tokens, then 1x1 to one channel
+        score = f(a / mean a),  f: 5 depthwise-separable convolutions along the tokens, then 1x1 to one channel
 
     f is trained to give, after a softmax, the relevance that gradients through the whole model say each token has for
     the answer (``vtc.eval.relevance``). O(H T d N) for the attention, O(N sum C C') for f with C = 32 to 512 channels.
     The model is frozen; each model needs its own f.
 
     No code was released. The paper gives the input, the layers and their channels, and the target. OURS are: the kernel
-    of 3, ReLU, the 1x1 at the end, the mean over heads, the logarithm of a multiple of the average in the place of the
-    bare attention (whose values shrink with N), and that the instruction is all text behind the span. Kept tokens keep
+    of 3, ReLU, the 1x1 at the end, the mean over heads, the multiple of the average in the place of the bare attention
+    (whose values shrink with N), and that the instruction is all text behind the span. Kept tokens keep
     their positions. The queries, keys and values of layer 0 are computed for all columns twice, about a third of one
     layer; the paper needs the queries of the text only.
 
