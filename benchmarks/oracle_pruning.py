@@ -28,7 +28,7 @@ from vtc.eval.metrics import metric
 from vtc.eval.prompt import make_row
 from vtc.eval.store import ResultStore, write_atomic
 from vtc.eval.tasks import TaskSet, load_tasks
-from vtc.pruners.explainer import Explainer
+from vtc.pruners.explainer import Explainer, predict
 from vtc.pruners.selection import top_k
 from vtc.spec import parse
 
@@ -79,10 +79,10 @@ def main() -> None:
         make_labels(loaded, tasks, store, 16, lambda n: None)
         labelled = {s.question_id: s for s in samples(store, tasks)}
         heads, width = next((row["heads"], row["width"]) for row in store.rows.values())
-    network = Explainer().network(torch.device("cpu"), heads, width)
+    network = Explainer().tensors(torch.device("cpu"), heads, width)
     ways = {
         "oracle": {name: s.relevance for name, s in labelled.items()},
-        "predicted": {name: network(s.attention[None])[0] for name, s in labelled.items()},
+        "predicted": {name: predict(network, s.attention[None])[0] for name, s in labelled.items()},
         "attention": {name: s.attention for name, s in labelled.items()},
         "random": None,
     }

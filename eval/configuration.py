@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
+
+from vtc.spec import parse
 
 from .encode import core_of
 from .loading import Loaded, config_hash, hardware, software
@@ -33,7 +38,22 @@ def configuration(options: RunOptions, loaded: Loaded, tasks: TaskSet) -> dict[s
         "prompt": prompt_template(loaded.processor),
         "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": longest_answers(options, tasks)},
         "num_frames": frames_of(options, tasks), **{name: versions[name] for name in KEYED},
+        **named_files(getattr(options, "pruners", ())),
     }  # fmt: skip
+
+
+def named_files(pruners: Sequence[str]) -> dict[str, Any]:
+    """What files that the methods' parameters name hold, ``{"files": {name: hash}}``; empty where they name none."""
+    found = {}
+    for text in pruners:
+        try:
+            pipeline = parse(text)
+        except (ValueError, TypeError):  # "all" and the like
+            continue
+        for value in (v for pruner in pipeline for v in pruner.params().values() if isinstance(v, str)):
+            if Path(value).is_file():
+                found[value] = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
+    return {"files": found} if found else {}
 
 
 def provenance(loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vtc.pruners.explainer import Explainer
+from vtc.pruners.explainer import Explainer, predict
 
 from .loading import Loaded
 from .prompt import make_row
@@ -110,11 +110,11 @@ def token_values(found: Explanation, signal: str, weights: str | None = None) ->
     """
     content = [~layout.newline for layout in found.layouts]
     if signal == "predicted":
-        network = Explainer(weights=weights).network(torch.device("cpu"), found.heads, found.width)
+        network = Explainer(weights=weights).tensors(torch.device("cpu"), found.heads, found.width)
         values = []
         for attention, real in zip(found.attention, content, strict=True):
             values.append(torch.zeros(len(attention)))
-            values[-1][real] = network(attention[real][None])[0].softmax(-1)
+            values[-1][real] = predict(network, attention[real][None])[0].softmax(-1)
         return values
     of = found.relevance if signal == "relevance" else found.attention
     return [x.masked_fill(~real, 0) for x, real in zip(of, content, strict=True)]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vtc.pruners.layout import Layout
 
-from .encode import to_device
+from .encode import core_of, to_device
 from .prompt import TOKEN_INPUTS, Row
 
 NOTHING = "random(keep=1.0)"  # wrapped so, a model gives the same bits, and reports where its images are
@@ -87,7 +87,8 @@ def propagate(weights: Sequence[Tensor], gradients: Sequence[Tensor], row: int) 
 def watched_attention(model: nn.Module, layers: int | None = None) -> Iterator[list[Tensor]]:
     """Gives the attention weights `[1, H, L, L]` of the first `layers` decoder layers (None: all), with gradients.
 
-    They are of the forwards in the block, in order. Parameters stay out of the graph, which begins at the first layer's attention. Afterwards the model is as before.
+    They are those of the forwards in the block, in order. Parameters stay out of the graph, which begins at the first
+    layer's attention. Afterwards the model is as before.
 
     Raises
     ------
@@ -137,9 +138,7 @@ def answer_ids(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Te
     config = model.generation_config
     pad = config.pad_token_id
     given = {} if pad is not None else {"pad_token_id": 0}
-    out = model.generate(
-        **inputs, **given, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, use_cache=True
-    )
+    out = model.generate(**inputs, **given, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, use_cache=True)
     new = out[0, inputs["input_ids"].shape[1] :]
     ends = config.eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -213,7 +212,7 @@ def explain(
     return Explanation(
         [(total.cpu() / len(answer))[c] for c in columns] if backward else [],
         [_first_attention(first, c, text) for c in columns],
-        list(report.layouts), answer.cpu(), first.shape[0], model.get_input_embeddings().weight.shape[1],  # type: ignore[operator, union-attr]
+        list(report.layouts), answer.cpu(), first.shape[0], core_of(model).config.get_text_config().hidden_size,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv1d
 
 from .base import ScorePruner, Stop, VisualTokens
 from .registry import register_pruner
@@ -16,6 +17,7 @@ from .signals import AttentionAhead, Signal
 
 CHANNELS = (32, 64, 128, 256, 512)
 KERNEL = 3
+LEAST = 1e-3  # of the average attention: less is not told apart
 FORMAT = "vtc-explainer-1"
 SHIPPED = Path(__file__).resolve().parent / "weights" / "explainer-bundled.safetensors"
 HINT = "train one: vtc train-explainer --model ..., then weights=FILE"
@@ -57,42 +59,52 @@ class RelevanceNetwork(nn.Module):
         Tensor
             `[B, N]` float32, -inf at padding: their softmax is the relevance.
         """
-        x = relative(attention, valid)[:, None]
-        for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
-            x = pointwise(depthwise(x)).relu()
-            x = x if valid is None else x * valid[:, None]
-        logits = self.head(x)[:, 0]
-        return logits if valid is None else logits.masked_fill(~valid, float("-inf"))
+        return predict(dict(self.named_parameters()), attention, valid)
+
+
+def predict(weights: Mapping[str, Tensor], attention: Tensor, valid: Tensor | None = None) -> Tensor:
+    """What a ``RelevanceNetwork`` with these `weights`, by their names, makes of `attention`; see its ``forward``."""
+    x, layer = relative(attention, valid)[:, None], 0
+    while f"depthwise.{layer}.weight" in weights:
+        along, across = f"depthwise.{layer}", f"pointwise.{layer}"
+        kernel, bias = weights[f"{along}.weight"], weights[f"{along}.bias"]
+        x = conv1d(x, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel))
+        x = conv1d(x, weights[f"{across}.weight"], weights[f"{across}.bias"]).relu()
+        x = x if valid is None else x * valid[:, None]
+        layer += 1
+    logits = conv1d(x, weights["head.weight"], weights["head.bias"])[:, 0]
+    return logits if valid is None else logits.masked_fill(~valid, float("-inf"))
 
 
 def relative(attention: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Attention as a multiple of the span's average, so that the number of tokens plays no part.
+    """Logarithm of attention as a multiple of the span's average, so that the number of tokens plays no part.
 
     Parameters
     ----------
     attention : Tensor
         `[B, N]`, not negative; what is not finite counts as 0.
     valid : Tensor, optional
-        `[B, N]` bool; the others become 0.
+        `[B, N]` bool; the others become 0, which is the average.
 
     Returns
     -------
     Tensor
-        `[B, N]` float32, ``a / mean a``.
+        `[B, N]` float32, ``log(max(a / mean a, 0.001))``.
     """
     real = torch.ones_like(attention, dtype=torch.bool) if valid is None else valid
     a = attention.float().masked_fill(~(real & attention.isfinite()), 0).clamp(min=0)
     mean = a.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-    return a / mean.clamp(min=torch.finfo(torch.float32).tiny)
+    share = a / mean.clamp(min=torch.finfo(torch.float32).tiny)
+    return share.clamp(min=LEAST).log().masked_fill(~real, 0)
 
 
 def save_network(path: str | Path, network: RelevanceNetwork, about: Mapping[str, str]) -> None:
     """Write a network in half precision as a safetensors file; `about` goes into its metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {name: x.detach().half().contiguous() for name, x in network.state_dict().items()}
     shape = {"channels": ",".join(map(str, network.channels)), "kernel": str(network.kernel)}
-    save_file(weights, path, metadata={**about, **shape, "format": FORMAT})
+    Path(path).write_bytes(save(weights, metadata={**about, **shape, "format": FORMAT}))
 
 
 def load_network(path: str | Path) -> tuple[RelevanceNetwork, dict[str, str]]:
@@ -153,8 +165,8 @@ class Explainer(ScorePruner):
     keep : int or float
         Tokens kept per span, exactly.
     weights : str, optional
-        A network of ``vtc train-explainer``, a safetensors file; read when first used. By default the one that is
-        shipped, which was trained on the bundled model and refuses others.
+        A network of ``vtc train-explainer``, a safetensors file. By default the one that is shipped, which was trained
+        on the bundled model and refuses others.
 
     Notes
     -----
@@ -162,16 +174,16 @@ class Explainer(ScorePruner):
     0 would give on the full input, per head h and text token t behind the span::
 
         a_i = mean_h mean_t A[h, t, i]
-        score = f(a / mean a),  f: 5 depthwise-separable convolutions along the tokens, then 1x1 to one channel
+        score = f(log(a / mean a)),  f: 5 depthwise-separable convolutions along the tokens, then 1x1 to one channel
 
     f is trained to give, after a softmax, the relevance that gradients through the whole model say each token has for
     the answer (``vtc.eval.relevance``). O(H T d N) for the attention, O(N sum C C') for f with C = 32 to 512 channels.
     The model is frozen; each model needs its own f.
 
     No code was released. The paper gives the input, the layers and their channels, and the target. OURS are: the kernel
-    of 3, ReLU, the 1x1 at the end, the mean over heads, the multiple of the average in the place of the bare attention
-    (whose values shrink with N), and that the instruction is all text behind the span. Kept tokens keep
-    their positions. The queries, keys and values of layer 0 are computed for all columns twice, about a third of one
+    of 3, ReLU, the 1x1 at the end, the mean over heads, the logarithm of a multiple of the average in the place of the
+    bare attention (whose values shrink with N; on the bundled model the logarithm came nearer to the oracle than the
+    multiple), and that the instruction is all text behind the span. Kept tokens keep their positions. The queries, keys and values of layer 0 are computed for all columns twice, about a third of one
     layer; the paper needs the queries of the text only.
 
     Limits: convolutions run over the tokens that are there in their order, across rows and crops as well, so a method
@@ -190,39 +202,38 @@ class Explainer(ScorePruner):
         super().__post_init__()
         if self.weights is not None and not isinstance(self.weights, str):
             raise TypeError(f"explainer.weights must be the name of a file, got {self.weights!r}")
-        self._networks: dict[tuple[torch.device, int, int], RelevanceNetwork] = {}
+        # read at once: a file that is none is found before any model is loaded
+        network, self._about = load_network(SHIPPED if self.weights is None else self.weights)
+        self._tensors = {torch.device("cpu"): dict(network.named_parameters())}
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """Before the first layer."""
         return (Stop(self.stage, 0, self.keep),)
 
-    def network(self, device: torch.device, heads: int, width: int) -> RelevanceNetwork:
-        """The network, if it belongs to a model of so many attention heads and this hidden size.
+    def tensors(self, device: torch.device, heads: int, width: int) -> dict[str, Tensor]:
+        """The network's weights by name, if it belongs to a model of so many attention heads and this hidden size.
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            If there is none, or it belongs to another model.
+        ValueError
+            If it belongs to another model.
         """
-        key = (device, heads, width)
-        if key not in self._networks:
-            network, about = load_network(self.weights or SHIPPED)
-            given = {"heads": str(heads), "width": str(width)}
-            if any(about.get(name, value) != value for name, value in given.items()):
-                which = "the shipped network" if self.weights is None else f"explainer.weights={self.weights!r}"
-                raise ValueError(
-                    f"{which} was trained on {about.get('model', 'a model')} ({about.get('heads', '?')} heads, hidden "
-                    f"size {about.get('width', '?')}); this model has {heads} and {width}, and needs a network of its "
-                    f"own; {HINT}"
-                )
-            self._networks[key] = network.to(device)
-        return self._networks[key]
+        about, found = self._about, {"heads": str(heads), "width": str(width)}
+        if any(about.get(name, value) != value for name, value in found.items()):
+            which = "the shipped network" if self.weights is None else f"explainer.weights={self.weights!r}"
+            raise ValueError(
+                f"{which} was trained on {about.get('model', 'a model')} ({about.get('heads', '?')} heads, hidden "
+                f"size {about.get('width', '?')}); this model has {heads} and {width}, and needs a network of its "
+                f"own; {HINT}"
+            )
+        if device not in self._tensors:
+            self._tensors[device] = {name: x.to(device) for name, x in self._tensors[torch.device("cpu")].items()}
+        return self._tensors[device]
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Logits of the predicted relevance, `[B, N]` float32."""
-        rows = tokens.read(self.signals[0])
-        network = self.network(tokens.features.device, rows.shape[1], tokens.features.shape[-1])
-        behind = tokens.text_valid(after=True).to(rows.device)
-        attention = mean_attention(rows, behind).to(tokens.features.device)
+        rows, device = tokens.read(self.signals[0]), tokens.features.device
+        weights = self.tensors(device, rows.shape[1], tokens.features.shape[-1])
+        attention = mean_attention(rows, tokens.text_valid(after=True).to(rows.device)).to(device)
         full = min(tokens.counts) == tokens.ids.shape[1]
-        return network(attention, None if full else tokens.valid.to(attention.device))
+        return predict(weights, attention, None if full else tokens.valid.to(device))

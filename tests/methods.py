@@ -22,7 +22,6 @@ from vtc.pruners.explainer import RelevanceNetwork, save_network
 KEEP = 0.4
 
 
-
 @lru_cache(maxsize=1)
 def tiny_explainer() -> str:
     """File of a small random network for the ``explainer``, which says of no model that it belongs to it."""

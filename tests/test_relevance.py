@@ -102,8 +102,9 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
     before, logits = state(model), model(**inputs).logits
     explain(model, inputs, ANSWER)
     assert state(model) == before
-    with pytest.raises(RuntimeError, match="stop"), watched_attention(model):
+    with watched_attention(model):
         assert state(model) != before
+    with pytest.raises(RuntimeError, match="stop"), watched_attention(model):
         raise RuntimeError("stop")
     assert state(model) == before
     assert torch.equal(model(**inputs).logits, logits)

@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``train-explainer``, ``pruners``, ``recipes``.
+"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``train-explainer`` and the lists.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """

@@ -25,7 +25,7 @@ from vtc.eval.store import ResultStore, write_atomic
 from vtc.eval.tasks import TaskSet, load_tasks
 from vtc.pruners.explainer import save_network
 
-from .labels import Sample, label_configuration, make_labels, samples
+from .labels import CELL, Sample, label_configuration, make_labels, samples
 from .scenes import training_scenes
 from .training import Figures, TrainSettings, as_plain, attention_alone, figures, nothing, split, train
 
@@ -176,8 +176,8 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
             make_labels(loaded, tasks, store, options.max_new_tokens, lambda n: progress.advance(bar, n))
             found = samples(store, tasks)
             learnt, judged = split(found, options.held_out)
-            right = sum(bool(row["right"]) for row in store.rows.values())
-            line = next(iter(store.rows.values()))
+            rows = [store.rows[CELL, q.question_id] for q in tasks.questions]
+            right = sum(bool(row["right"]) for row in rows)
             bar = progress.add_task("training", total=options.epochs, said="")
 
             def note(epochs: int, row: dict[str, float]) -> None:
@@ -188,8 +188,8 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
             network, history = train(learnt, judged, options.settings, checkpoint, note)
         result = judge(network, judged)
         about = {
-            "model": loaded.name, "model_identity": loaded.identity, "heads": str(line["heads"]),
-            "width": str(line["width"]), "data": f"{tasks.name} {tasks.version} ({tasks.fingerprint})",
+            "model": loaded.name, "model_identity": loaded.identity, "heads": str(rows[0]["heads"]),
+            "width": str(rows[0]["width"]), "data": f"{tasks.name} {tasks.version} ({tasks.fingerprint})",
             "samples": str(len(learnt)), "epochs": str(options.epochs), "seed": str(options.seed),
             "vtc": software()["vtc"],
         }  # fmt: skip
@@ -220,7 +220,7 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
     say(
         console,
         f"{share}; trained on {len(learnt)} samples, {len(judged)} held out. "
-        f"Use it: vtc bench --pruners 'explainer(weights={folder / WEIGHTS})'",
+        f"Use it: vtc bench --pruners \"explainer(weights='{folder / WEIGHTS}')\"",
         f"{time.time() - started:.0f} s. Written: {folder}/{WEIGHTS}, {REPORT}, {LABELS}",
     )
     return result

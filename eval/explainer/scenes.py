@@ -6,6 +6,9 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping
 
+from vtc.eval.scenes.build import SCENE_TASKS
+from vtc.eval.scenes.render import compress, render
+from vtc.eval.scenes.scene import Density, Scene, sample_scene
 from vtc.eval.tasks import Question, TaskSet
 
 QUALITY = 82
@@ -14,7 +17,7 @@ VERSION = "1"
 
 
 def explainer_rng(seed: int, index: int, of: str) -> random.Random:
-    """Source of randomness of one scene; those of the evaluation set and of the model's training are named otherwise."""
+    """Source of randomness of one scene; those of evaluation and of the model's training have other names."""
     return random.Random(f"explainer/{seed}/{of}/{index}")
 
 
@@ -31,18 +34,14 @@ class DrawnImages(Mapping[str, bytes]):
         return (f"scene-{i}" for i in range(self.count))
 
     def __getitem__(self, image_id: str) -> bytes:
-        from vtc.eval.scenes.render import compress, render
-
         index = int(image_id.removeprefix("scene-"))
         if not 0 <= index < self.count:
             raise KeyError(image_id)
         return compress(render(draw_scene(self.seed, index)), QUALITY)
 
 
-def draw_scene(seed: int, index: int):  # type: ignore[no-untyped-def]
+def draw_scene(seed: int, index: int) -> Scene:
     """Scene `index`, as dense as the bundled model's last training scenes (the evaluation set's are denser)."""
-    from vtc.eval.scenes.scene import Density, sample_scene
-
     density = Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4), few_or_many=True)
     return sample_scene(explainer_rng(seed, index, "scene"), density)
 
@@ -52,8 +51,6 @@ def training_scenes(seed: int, count: int) -> TaskSet:
 
     The first scenes are the same for every `count`.
     """
-    from vtc.eval.scenes.build import SCENE_TASKS
-
     questions: list[Question] = []
     for index in range(count):
         scene, rng = draw_scene(seed, index), explainer_rng(seed, index, "questions")

@@ -27,7 +27,7 @@ def train_explainer(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the weights; the same command resumes there (default: vtc-explainer/<model>-<data>-<hash>)."
+            help="Folder for weights and labels; the same command resumes there (default: vtc-explainer/<model>-...)."
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the samples.")] = 100,
