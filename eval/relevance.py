@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vtc.pruners.layout import Layout
 
 from .encode import core_of, to_device
-from .prompt import TOKEN_INPUTS, Row
+from .prompt import TOKEN_INPUTS, Row, visual_token_ids
 
 NOTHING = "random(keep=1.0)"  # wrapped so, a model gives the same bits, and reports where its images are
 
@@ -137,7 +137,9 @@ def answer_ids(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Te
     """Greedily generated tokens `[T]` without the one that ends the answer, unless that is the whole answer."""
     config = model.generation_config
     pad = config.pad_token_id
-    given = {} if pad is not None else {"pad_token_id": 0}
+    given: dict[str, Any] = {} if pad is not None else {"pad_token_id": 0}
+    # a placeholder in the answer would ask for another image; only untrained models say it
+    given["suppress_tokens"] = visual_token_ids(core_of(model).config) or None
     out = model.generate(**inputs, **given, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, use_cache=True)
     new = out[0, inputs["input_ids"].shape[1] :]
     ends = config.eos_token_id

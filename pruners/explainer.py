@@ -183,8 +183,9 @@ class Explainer(ScorePruner):
     No code was released. The paper gives the input, the layers and their channels, and the target. OURS are: the kernel
     of 3, ReLU, the 1x1 at the end, the mean over heads, the logarithm of a multiple of the average in the place of the
     bare attention (whose values shrink with N; on the bundled model the logarithm came nearer to the oracle than the
-    multiple), and that the instruction is all text behind the span. Kept tokens keep their positions. The queries, keys and values of layer 0 are computed for all columns twice, about a third of one
-    layer; the paper needs the queries of the text only.
+    multiple), and that the instruction is all text behind the span. Kept tokens keep their positions. The queries, keys
+    and values of layer 0 are computed for all columns twice, about a third of one layer; the paper needs the queries of
+    the text only.
 
     Limits: convolutions run over the tokens that are there in their order, across rows and crops as well, so a method
     that prunes before changes what f sees. Without text behind a span all tokens look alike.

@@ -212,7 +212,8 @@ def test_the_command_labels_trains_and_goes_on_after_a_kill(
     assert (about["heads"], about["width"], about["samples"]) == ("4", "32", str(report["samples"]["trained_on"]))
     with pytest.raises(SystemExit) as stop:
         main(["ask", "--model", str(world()[0]), "--image", str(picture(tmp_path, data)), "--question", "what?",
-              "--keep", "5", "--pruner", f"explainer(weights='{out / run.WEIGHTS}')", "--max-new-tokens", "1"])  # fmt: skip
+              "--max-new-tokens", "1", "--keep", "5",
+              "--pruner", f"explainer(weights='{out / run.WEIGHTS}')"])  # fmt: skip
     assert stop.value.code == 0
     assert "5 of 16 visual tokens" in capsys.readouterr().out
 
