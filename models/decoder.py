@@ -29,7 +29,6 @@ from .signals import capture_attention, capture_hidden, capture_transition, quer
 from .steps import Steps
 from .taps import attention_rows
 
-
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
 
@@ -77,7 +76,15 @@ class DecoderSide:
 
     def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
         """Sublayers whose input and output must be seen, by layer and block."""
-        return [((i, block), getattr(self.parts.layers[i], SUBLAYERS[block])) for i, block in sorted(self.changed)]
+        found = []
+        for i, block in sorted(self.changed):
+            layer, name = self.parts.layers[i], SUBLAYERS[block]
+            if not hasattr(layer, name):
+                raise NotImplementedError(
+                    f"{type(layer).__name__} has no {name!r}, so what its {block} does to tokens can't be seen"
+                )
+            found.append(((i, block), getattr(layer, name)))
+        return found
 
     def transition(
         self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -130,9 +137,7 @@ class DecoderSide:
         capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(
-        self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any], queries: str
-    ) -> Tensor:
+    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any], queries: str) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`."""
         rotary, mask = kwargs["position_embeddings"], kwargs.get("attention_mask")
         if run.pruned:

@@ -197,7 +197,8 @@ class DecoderTransition(DecoderSignal):
     it: ``||y|| / ||x||``, and the softmax of ``1 - cos(x, y)``.
 
     ``block`` is ``"attention"`` or ``"mlp"``. ``over`` says which tokens of the layer share the softmax: ``"sequence"``
-    are all of the sample, text as well, ``"span"`` the visual tokens of the span. ``absolute=True`` takes ``|cos|``.
+    are all of the sample, text as well, ``"span"`` those of the span, newlines as long as they are there as well.
+    ``absolute=True`` takes ``|cos|``.
     """
 
     block: str = "attention"

@@ -22,14 +22,14 @@ EPS = 1e-8
 @register_pruner("transprune")
 @dataclass(kw_only=True)
 class TransPrune(ScorePruner):
-    """TransPrune (Li et al., CVPR 2026, arXiv 2507.20630): token transition variation and the text's attention.
+    """TransPrune (CVPR 2026, arXiv 2507.20630): token transition variation and the text's attention.
 
     Parameters
     ----------
     keep : int or float, optional
-        Tokens kept per span after the LAST stop, exactly; by default the last of `ratios`. The stops before keep the
-        more, too: a fraction as ``keep ** (log(ratio) / log(last ratio))``, a count as ``keep * ratio / last ratio``,
-        so 0.125, or an eighth of the tokens as a count, is the paper's schedule. This scaling is ours.
+        Tokens kept per span after the LAST stop, exactly; by default the last of `ratios`. The stops before follow: for
+        a fraction each keeps ``keep ** (log(ratio) / log(last ratio))``, for a count ``keep * ratio / last
+        ratio``, so that 0.125, and 72 of 576 tokens, give the paper's schedule. This rule is OURS.
     layers : tuple of int, optional
         Decoder layers, from 0, to prune before. By default 7, 9 and 12 of 32, scaled to the depth.
     ratios : tuple of float, optional
@@ -38,8 +38,8 @@ class TransPrune(ScorePruner):
         First layer whose transitions count. By default the one right before the first stop, as in the paper (its
         layers 7 to 12, from 1).
     alpha : float
-        Weight of the transitions, in [0, 1], beside ``1 - alpha`` of the text's attention; 1 and 0 are one of them
-        alone, and the other isn't computed. The paper's 0.5 is the released code's plain sum.
+        Weight of the transitions, in [0, 1], beside ``1 - alpha`` of the text's attention. 1 is the transitions alone
+        and 0 the attention alone; the other is not computed then. The paper's 0.5 is the released code's plain sum.
     over : {"sequence", "span"}
         Which tokens share the softmax of a transition: all of the sample's, text as well, as in the released code; or
         the span's own visual tokens, as the paper writes.
@@ -145,13 +145,14 @@ class TransPrune(ScorePruner):
     def variation(tokens: VisualTokens) -> Tensor:
         """TTV, `[B, N]` float32."""
         transitions = [s for s in tokens.signals if isinstance(s, DecoderTransition)]
-        return torch.stack([tokens.read(s).float().prod(-1) for s in transitions]).sum(0)
+        # the layers may be on several devices
+        return torch.stack([tokens.read(s).to(tokens.ids.device).float().prod(-1) for s in transitions]).sum(0)
 
     @staticmethod
     def attention(tokens: VisualTokens) -> Tensor:
         """IGA, `[B, N]` float32; zeros where no text is behind the span."""
         behind = tokens.text_valid(after=True)
-        looks = tokens.read(LOOKS).float().mean(1)  # [B, T, N]
+        looks = tokens.read(LOOKS).float().mean(1).to(behind.device)  # [B, T, N]
         return looks.masked_fill(~behind[..., None], 0).sum(1) / behind.sum(1, keepdim=True).clamp(min=1)
 
 

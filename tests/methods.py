@@ -123,6 +123,8 @@ VARIANTS = [
         "tome(layer=1, r=0.5)",
         "tome(at=vision, layer=2)",
         "tome(metric=keys, r=0.3)",
+        "transprune(alpha=0)",
+        "transprune(alpha=1)",
         "uniform(layer=2)",
         "vidcom2(official=True)",
         "vispruner(step=3)",

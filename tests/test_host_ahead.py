@@ -144,6 +144,56 @@ def test_on_a_second_turn_it_sees_the_cache_and_leaves_it_alone(family: str) -> 
         assert torch.allclose(a.keys[:, :, -1], b.keys[:, :, -1], atol=1e-4)
 
 
+@dataclass(kw_only=True)
+class Reading(Look):
+    """Reads the rows of every text token and of every column, too."""
+
+    read: dict[str, Tensor] = field(default_factory=dict)
+    valid: list[Tensor] = field(default_factory=list)
+
+    signals = (AHEAD, AttentionAhead(queries="text"), AttentionAhead(queries="all"))
+
+    def select(self, tokens: vtc.VisualTokens, k: int) -> Tensor:
+        self.read |= {s.queries: tokens.read(s) for s in self.signals}
+        self.valid[:] = [tokens.text_valid()[tokens.sample], tokens.text_valid(after=True)]
+        return super().select(tokens, k)
+
+
+@no_grad
+@pytest.mark.parametrize("shape", ["ragged", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_all_text_and_of_all_columns(family: str, shape: str) -> None:
+    """Behind an earlier step, in samples of several pictures; text padded in front, columns as the layer has them."""
+    look, inputs = Reading(), prompt(family, shape).inputs
+    valid = inputs["attention_mask"].bool()
+    model, eager = tiny(family), tiny(family, "eager")
+    with vtc.compressed(model, [vtc.parse(EARLIER)[0], look]):
+        model(**inputs)
+        report = model.vtc.report
+    with vtc.compressed(eager, EARLIER):
+        weights = eager(**inputs, output_attentions=True).attentions[3]
+    gone = hidden_per_layer(report, *valid.shape, 4)[2]
+    visual = torch.zeros_like(valid)
+    for span in report.spans:
+        visual[span.sample, span.columns] = True
+    for row, span in enumerate(report.spans):
+        b, left = span.sample, span.columns[report.steps[0].kept[row]]
+        present = valid[b] & ~gone[b]
+        place = present.long().cumsum(0) - 1 + weights.shape[-1] - int(present.sum())  # right-aligned
+        text = (valid[b] & ~visual[b]).nonzero()[:, 0]
+        real, behind = (x[row] for x in look.valid)
+        rows, n = look.read["text"][row], len(left)
+        assert torch.allclose(rows[:, real][..., :n], weights[b][:, place[text]][..., place[left]], atol=1e-4)
+        assert int(behind.sum()) == int((text > span.columns[-1]).sum()) > 0
+        assert (rows[..., n:] == 0).all()
+        rows = look.read["all"][row]
+        every = present.nonzero()[:, 0]
+        assert rows.shape[1] == weights.shape[-1]
+        assert torch.allclose(rows[:, place[every]][..., :n], weights[b][:, place[every]][..., place[left]], atol=1e-4)
+        last = look.read["last"][row][:, 0]
+        assert torch.allclose(last[:, :n], weights[b][:, place[every[-1]]][:, place[left]], atol=1e-4)
+
+
 @no_grad
 def test_right_padding_and_layer_0() -> None:
     inputs = prompt("llava", "right").inputs
@@ -231,5 +281,7 @@ def test_it_has_no_layer_and_no_text() -> None:
         vtc.compress(tiny("llava"), Named())
     with pytest.raises(ValueError, match="can't prune at the input stage"):
         vtc.compress(tiny("llava"), AtInput())
+    with pytest.raises(ValueError, match=r"AttentionAhead.queries must be .*, got 'some'"):
+        AttentionAhead(queries="some")
     with pytest.raises(ValueError, match="no value per text token"):
         vtc.compress(tiny("llava"), Texting())(**prompt("llava", "one").inputs)
