@@ -84,7 +84,7 @@ def find_classes(
     row, report = look(loaded, image, see)
     maps = label_maps(report.layouts, *found[0])
     pictures = grid_pictures(image, row.vision.get("pixel_values"), len(maps), loaded.processor)
-    return ClassMap(f"classes of the tokens of {loaded.name}", maps), pictures
+    return ClassMap("sink (orange) and dead (blue) tokens", maps), pictures
 
 
 def label_maps(layouts: Sequence[Layout], spans: Sequence[int], labels: Tensor, ids: Tensor) -> list[Labels]:

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from zoo import FAMILIES, Media, shapes_of
 from zoo.models import DEPTH
 
 import vtc
+from vtc.pruners.explainer import RelevanceNetwork, save_network
 
 KEEP = 0.4
+
+
+@lru_cache(maxsize=1)
+def tiny_explainer() -> str:
+    """File of a small random network for the ``explainer``, which says of no model that it belongs to it."""
+    folder = tempfile.TemporaryDirectory(prefix="vtc-explainer-")
+    atexit.register(folder.cleanup)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = RelevanceNetwork((8, 16))
+    save_network(Path(folder.name) / "tiny.safetensors", network, {})
+    return str(Path(folder.name) / "tiny.safetensors")
+
 
 # What a method needs on a six-layer model beside keep=0.4 and a layer below 6: name -> (parameters, why)
 EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "embedlens": ({"sink": tuple(range(5, 20)), "dead": tuple(range(20, 60))}, "ids that random tokens come near"),
+    "explainer": ({"weights": tiny_explainer()}, "the shipped network belongs to the bundled model alone"),
     "vscan": ({"window": 2, "ratio": 1.5}, "small grids, and some tokens left for the decoder"),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``pruners`` and ``recipes``.
+"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``train-explainer`` and the lists.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -17,6 +17,7 @@ from .commands.embedlens import embedlens
 from .commands.horizon import horizon
 from .commands.lists import pruners, recipes
 from .commands.look import ask, show
+from .commands.train_explainer import train_explainer
 from .commands.tune import tune
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -47,7 +48,9 @@ def options(
     """Visual-token compression for vision-language models: measure it, try it, look at it."""
 
 
-for command in (bench, tune, ask, show, compare_selections, horizon, embedlens, pruners, recipes):
+for command in (
+    bench, tune, ask, show, compare_selections, horizon, embedlens, train_explainer, pruners, recipes,
+):  # fmt: skip
     app.command()(command)
 
 

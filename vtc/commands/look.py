@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, Model, cell_of
+from .options import Device, Dtype, Model, cell_of, check_png
 
 
 def ask(
@@ -38,8 +38,19 @@ def ask(
 
 def show(
     pruner: Annotated[
-        list[str], typer.Option(help="Method or pipeline; give it several times to see them side by side.")
-    ],
+        list[str] | None, typer.Option(help="Method or pipeline; give it several times to see them side by side.")
+    ] = None,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A heat map instead: 'relevance' of each token for the answer, by gradients through the whole model "
+            "(slow); 'predicted', the same as the explainer method predicts it; 'attention' of the text in layer 0; "
+            "'classes', embedlens' sink and dead tokens."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Network of vtc train-explainer, for --signal predicted on your own model.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
     image: Annotated[Path | None, typer.Option(help="The picture; one of the bundled ones if left out.")] = None,
     question: Annotated[str | None, typer.Option(help="Some methods read it.")] = None,
@@ -48,14 +59,17 @@ def show(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Draw the tokens that a method keeps over the picture."""
+    """Draw the tokens that a method keeps, or a signal of theirs, over the picture."""
     from vtc.eval.images import open_image
 
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {out}")
-    if not out.resolve().parent.is_dir():
-        raise ValueError(f"--out: no such folder: {out.resolve().parent}")
-    cells = [cell for text in pruner if (cell := cell_of(text, keep))]
+    if not pruner and not signal:
+        raise ValueError("say what to draw: --pruner METHOD (with --keep), or --signal relevance")
+    if weights is not None and "predicted" not in (signal or ()):
+        raise ValueError("--weights goes with --signal predicted")
+    check_png(out)
+    if keep is not None and not pruner:
+        raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
+    cells = [cell for text in pruner or () if (cell := cell_of(text, keep))]
     picture = open_image(image) if image is not None else None
     from vtc.eval.loading import load_model
     from vtc.eval.show import example, show_kept
@@ -63,7 +77,15 @@ def show(
     if picture is None:
         picture, asked = example()
         question = question or asked
-    found = show_kept(load_model(model, device, dtype), cells, picture, question or "What is in the image?", out)
+    question, loaded = question or "What is in the image?", load_model(model, device, dtype)
+    heats: Any = []
+    if signal:
+        from vtc.eval.heat import find_signals
+
+        heats = find_signals(loaded, signal, picture, question, str(weights) if weights else None)
+    found = show_kept(loaded, cells, picture, question, out, beside=heats)
+    for name, (heat, _) in zip(signal or (), heats, strict=True):
+        typer.echo(f"{name}: {heat.note}")
     for cell, kept in zip(cells, found, strict=True):
-        typer.echo(f"{cell.spec}: {kept.kept} of {kept.total} visual tokens{kept.where}; answer: {kept.answer}")
+        typer.echo(f"{cell.spec}: {kept.note}")
     typer.echo(f"written: {out}")

@@ -1,0 +1,114 @@
+"""``vtc show --signal``: the map over the picture is the signal of each token."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench_world import TOKENS, png, world
+from methods import tiny_explainer
+from PIL import Image
+
+from vtc.cli import main
+from vtc.eval.heat import draw_heat, find_heat, grid_maps, half_of, scaled, token_values
+from vtc.eval.images import open_image
+from vtc.eval.loading import load_model
+from vtc.eval.prompt import make_row
+from vtc.eval.relevance import Explanation, explain, inputs_of
+from vtc.eval.tasks import Question
+from vtc.pruners.explainer import load_network
+from vtc.pruners.layout import Grid, Layout
+
+ASKED = "what color is the circle?"
+
+
+def test_maps_follow_the_layout() -> None:
+    layout = Layout((Grid(2, 2), Grid(2, 1, newline="row")))  # ids 0-3, then 4 + newline 5, 6 + newline 7
+    one, two, three = grid_maps([layout, Layout((Grid(1, 2),))], [torch.arange(8.0), torch.tensor([8.0, 9.0])])
+    assert one.tolist() == [[0, 1], [2, 3]]
+    assert two.tolist() == [[4], [6]]
+    assert three.tolist() == [[8, 9]]
+
+
+def test_colours_and_the_half() -> None:
+    x = torch.tensor([0.0, 1, 4, 16])
+    found = scaled(x)
+    assert found[0] == 0
+    assert found[3] == 1
+    assert torch.allclose(found[2] / found[1], torch.tensor(2.0))  # roots
+    assert (scaled(torch.zeros(3)) == 0).all()
+    assert [half_of(v) for v in (x, torch.ones(5), torch.zeros(4))] == [1, 3, 0]
+
+
+def test_hot_patches_are_bright_and_the_picture_shows_through() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8))
+    drawn = np.asarray(draw_heat(picture, np.array([[0.0, 1.0], [0.5, 0.0]]), 6)).astype(float)
+    assert drawn.shape == (12, 12, 3)
+    cold, hot, warm = drawn[:6, :6], drawn[:6, 6:], drawn[6:, :6]
+    assert hot.mean() > warm.mean() > cold.mean()
+    assert np.abs(cold - cold[..., :1]).max() <= 3, "without heat it is grey"
+    assert cold.std() > 10
+
+
+def test_newline_tokens_have_no_value() -> None:
+    layout = Layout((Grid(2, 2, newline="row"),))
+    a = torch.tensor([0.1, 0.3, 0.7, 0.2, 0.4, 0.9])
+    found = Explanation([a], [a], [layout], torch.tensor([1]), 4, 64)
+    assert token_values(found, "relevance")[0].tolist() == a.masked_fill(layout.newline, 0).tolist()
+    [predicted] = token_values(found, "predicted", tiny_explainer())
+    network, _ = load_network(tiny_explainer())
+    assert torch.allclose(predicted[~layout.newline], network(a[~layout.newline][None])[0].softmax(-1))
+    assert (predicted[layout.newline] == 0).all()
+
+
+def test_each_signal_is_what_it_says() -> None:
+    loaded, image = load_model(str(world()[0])), open_image(png(3))
+    shown = find_heat(loaded, ["relevance", "attention", "predicted"], image, ASKED, tiny_explainer(), 2)
+    row = make_row(loaded.processor, loaded.model.config, image, Question("q", "t", "i", ASKED, ""))
+    want = explain(loaded.model, inputs_of(row), max_new_tokens=2)
+    for (heat, pictures), values in zip(shown, (want.relevance[0], want.attention[0]), strict=False):
+        assert heat.total == TOKENS
+        assert np.allclose(heat.maps[0], scaled(values).view(4, 4), atol=1e-4)
+        assert f"half of it on {half_of(values)} of {TOKENS} visual tokens" in heat.note
+        assert len(pictures) == len(heat.maps) == 1
+    assert [heat.signal for heat, _ in shown] == ["relevance", "attention", "predicted"]
+
+
+def test_the_command_draws_signals_beside_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "heat.png"
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "--signal", "relevance", "--signal", "predicted", "--weights", tiny_explainer(), "--model",
+              str(world()[0]), "--pruner", "uniform(keep=4)", "--question", ASKED, "--out", str(out)])  # fmt: skip
+    assert stop.value.code == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["relevance", "predicted", "uniform(keep=4)", "written"]
+    assert Image.open(out).width > 3 * 480
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to draw"),
+        (["--signal", "relevance", "--keep", "3"], "--keep needs --pruner"),
+        (["--signal", "relevance", "--weights", "a.safetensors"], "--weights goes with --signal predicted"),
+        (["--signal", "heat"], "--signal 'heat' is unknown: there is relevance, predicted, attention, classes"),
+    ],
+)
+def test_bad_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "--model", str(world()[0]), *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_draws_classes_of_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "classes.png"
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "--signal", "classes", "--out", str(out)])
+    assert stop.value.code == 0
+    counts = re.match(r"classes: (\d+) alive, 0 sink, (\d+) dead of 576 visual tokens", capsys.readouterr().out)
+    assert counts and int(counts[1]) + int(counts[2]) == 576 and int(counts[2]) > 0
+    assert Image.open(out).width > 400
