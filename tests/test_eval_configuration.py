@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from bench_world import save_data, world
 
 from vtc.eval import configuration as module
@@ -21,7 +20,6 @@ from vtc.eval.loading import Loaded, config_hash, load_model
 from vtc.eval.options import BenchOptions
 from vtc.eval.store import read_all
 from vtc.eval.tasks import TaskInfo, TaskSet, load_tasks
-from vtc.pruners.explainer import RelevanceNetwork, save_network
 
 State = tuple[BenchOptions, Loaded, TaskSet]
 
@@ -143,16 +141,3 @@ def test_results_of_another_version_are_left_alone(tmp_path: Path, monkeypatch: 
     asked.clear()
     run_bench(replace(options, pruners=["uniform(layer=1)"]))
     assert set(asked) == {"uniform(keep=3, layer=1)"}
-
-
-def test_the_content_of_a_file_that_a_method_names_counts(state: State, tmp_path: Path) -> None:
-    path = tmp_path / "network.safetensors"
-    found = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        save_network(path, RelevanceNetwork((4,)), {})
-        options = replace(state[0], pruners=["random", f"explainer(weights='{path}')", "all"])
-        found.append(configuration(options, *state[1:]))
-    assert [*found[0]["files"]] == [str(path)]
-    assert config_hash(found[0]) != config_hash(found[1])
-    assert "files" not in configuration(replace(state[0], pruners=["random", "explainer", "all"]), *state[1:])

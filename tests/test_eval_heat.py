@@ -110,5 +110,7 @@ def test_the_command_draws_classes_of_the_bundled_model(tmp_path: Path, capsys: 
         main(["show", "--signal", "classes", "--out", str(out)])
     assert stop.value.code == 0
     counts = re.match(r"classes: (\d+) alive, 0 sink, (\d+) dead of 576 visual tokens", capsys.readouterr().out)
-    assert counts and int(counts[1]) + int(counts[2]) == 576 and int(counts[2]) > 0
+    assert counts is not None
+    assert int(counts[1]) + int(counts[2]) == 576
+    assert int(counts[2]) > 0
     assert Image.open(out).width > 400

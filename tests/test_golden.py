@@ -13,13 +13,10 @@ from pathlib import Path
 
 import golden_cases
 import pytest
-from golden_support import CLAIMS, Golden, claimant
+from golden_support import Golden, claimant
 
 for module in pkgutil.iter_modules(golden_cases.__path__):
     importlib.import_module(f"golden_cases.{module.name}")
-
-WAITING: set[str] = set()
-"""Methods of later work; their vectors are allowed to wait."""
 
 
 def vectors(more: str = os.environ.get("VTC_GOLDEN_DIR", "")) -> list[Path]:
@@ -54,11 +51,5 @@ def test_choice_equals_the_authors(path):
     method = vector.meta["method"]
     check = claimant(method)
     if check is None:
-        if method in WAITING:
-            pytest.skip(f"{method} is not there yet")
         pytest.fail(f"{path.name}: no function in golden_cases claims the method {method!r}")
     check(vector)
-
-
-def test_nothing_waits_that_is_there():
-    assert not WAITING & set(CLAIMS)
