@@ -205,7 +205,7 @@ class Explainer(ScorePruner):
             raise TypeError(f"explainer.weights must be the name of a file, got {self.weights!r}")
         # read at once: a file that is none is found before any model is loaded
         network, self._about = load_network(SHIPPED if self.weights is None else self.weights)
-        self._tensors = {torch.device("cpu"): dict(network.named_parameters())}
+        self._tensors: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): dict(network.named_parameters())}
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """Before the first layer."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vtc.eval.train.loop import load_checkpoint, save_checkpoint
+from vtc.eval.train.loop import Stateful, load_checkpoint, save_checkpoint
 from vtc.pruners.base import resolve_keep
 from vtc.pruners.explainer import RelevanceNetwork
 from vtc.pruners.selection import top_k
@@ -184,7 +184,7 @@ def train(
     network = RelevanceNetwork()
     optimizer = torch.optim.Adam(network.parameters(), settings.rate)
     history = History()
-    state = {"network": network, "optimizer": optimizer, "history": history}
+    state: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "history": history}
     start = load_checkpoint(checkpoint, state)
     done(start, {})
     for epoch in range(start, settings.epochs):
