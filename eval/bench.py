@@ -19,7 +19,7 @@ from .emit import emit_cells
 from .introduction import introduce
 from .loading import Loaded, config_hash, load_model
 from .options import LONGEST, BenchOptions, check_options, longest_answers
-from .outputs import FILES, no_writing, prepare_folder, remove_empty, results_folder, write_files
+from .outputs import FILES, results_folder, write_files, writing_to
 from .plan import chosen_cells, leave_out, plan_sweep
 from .progress import Estimator, make_progress
 from .published import measured, published_table, recipe_json
@@ -96,9 +96,8 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
         loaded, a_part(tasks, part, parts), plan.cells, _cost(loaded, console), options.batch_size,
         LONGEST, options.share, longest_answers(options, tasks), options.num_frames, options.cache_bytes, options.shard,
     )  # fmt: skip
-    made = prepare_folder(folder)
-    introduce(console, options, tasks, everything, plan, loaded.name, folder)
-    try:
+    with writing_to(folder):
+        introduce(console, options, tasks, everything, plan, loaded.name, folder)
         with ResultStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
             _answer(sweep, store, options, rank, progress)
             if options.partial or rank.rank > 0:
@@ -113,12 +112,6 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
         if plan.left_out:
             about["left_out"] = plan.left_out
         write_files(folder, summary, about, store, loaded, tasks, plan.cells)
-    except OSError as e:
-        if e.errno is None:  # not the system's but our own, such as a missing picture
-            raise
-        raise no_writing(folder, e) from None
-    finally:
-        remove_empty(made)
     print_tables(console, summary, tasks, options.match)
     if recipe:
         console.print(published_table(recipe, found, tasks))

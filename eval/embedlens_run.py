@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vtc.pruners.vocabulary import FORMAT
@@ -22,6 +21,7 @@ from .embedlens import Found, Group, Rules, calibrate
 from .images import open_image
 from .lens import features_of, table_of
 from .loading import Loaded, load_model, software
+from .progress import plain_progress
 from .store import write_atomic
 from .tasks import load_tasks
 
@@ -97,9 +97,8 @@ def run_embedlens(options: LensOptions, console: Console | None = None) -> Found
     chosen = pictures(options.data, options.images)
     loaded = load_model(options.model, options.device, options.dtype)
     table = table_of(loaded)
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     features = []
-    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console) as progress:
+    with plain_progress(console) as progress:
         for _, picture in progress.track(chosen, description="looking"):
             features.append(features_of(loaded, picture()))
     found = calibrate(features, table, options.rules)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .answer import depth_of
@@ -19,7 +18,8 @@ from .bundled import bundled_data
 from .console import make_console
 from .horizon import LayerInformation, horizon_layer, layer_means, measure, withdrawal_layer
 from .loading import Loaded, config_hash, hardware, load_model, software
-from .outputs import prepare_folder, remove_empty
+from .outputs import writing_to
+from .progress import plain_progress
 from .prompt import make_row
 from .store import ResultStore, write_atomic
 from .tasks import TaskSet, load_tasks
@@ -223,17 +223,15 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
     digest = config_hash(config)
     short = loaded.name.rstrip("/").split("/")[-1]
     folder = options.output or Path("vtc-horizon") / "-".join(dict.fromkeys((short, everything.name, digest[:8])))
-    made = prepare_folder(folder)
-    cell = "withdraw" if options.search else f"horizon(window={options.window})"
-    what = "withdrawal" if options.search else f"windows of {options.window}x{options.window} tokens"
-    console.print(
-        f"{len(tasks.questions)} questions of {tasks.name} {tasks.version}, {what} at layers {layers[0]} to "
-        f"{layers[-1]} of {depth}; model {loaded.name}; results in {folder}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=console)
-    try:
+    with writing_to(folder):
+        cell = "withdraw" if options.search else f"horizon(window={options.window})"
+        what = "withdrawal" if options.search else f"windows of {options.window}x{options.window} tokens"
+        console.print(
+            f"{len(tasks.questions)} questions of {tasks.name} {tasks.version}, {what} at layers {layers[0]} to "
+            f"{layers[-1]} of {depth}; model {loaded.name}; results in {folder}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        progress = plain_progress(console)
         with ResultStore(folder / "results.jsonl", digest) as store, progress:
             store.open()
             bar = progress.add_task("measuring", total=len(tasks.questions))
@@ -256,12 +254,6 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
         write_atomic(folder / "horizon.json", json.dumps(report, indent=1) + "\n")
         title = f"{loaded.name}, {tasks.name} {tasks.version}, {result.questions} questions"
         draw_horizon(result, folder / "horizon.png", title, options.eta if options.search else options.threshold)
-    except OSError as e:
-        raise ValueError(
-            f"can't write to {folder}: {e.strerror or e}; what was measured is kept, the same command resumes"
-        ) from None
-    finally:
-        remove_empty(made)
     console.print(horizon_table(result))
     console.print(_verdict(result, options, depth), highlight=False, soft_wrap=True)
     console.print(

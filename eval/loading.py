@@ -69,16 +69,11 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
     import transformers
 
     from .bundled import bundled_model_path
+    from .choices import check_choice, device_of
 
     quiet_transformers()
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype {dtype!r} is unknown: allowed are auto, float32, bfloat16, float16")
-    try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown: try cpu or cuda") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here; leave --device out or say --device cpu")
+    check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    place = device_of(device)
     kind: Any = getattr(torch, dtype) if dtype != "auto" else (torch.float32 if place.type == "cpu" else "auto")
     name = "bundled" if source is None else source
     path = str(bundled_model_path()) if source is None else source

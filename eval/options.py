@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cells import DEFAULT_KEEPS, DEFAULT_PRUNERS
+from .choices import check_choice
 from .emit import parse_shard
 from .features import DEFAULT_LIMIT as CACHE
 from .matching import RULES
@@ -94,10 +95,8 @@ def check_options(options: BenchOptions) -> tuple[int, int]:
     ValueError
         Naming the option, its value and what is allowed.
     """
-    if options.match not in RULES:
-        raise ValueError(f"--match {options.match!r} is unknown: allowed are {', '.join(RULES)}")
-    if options.on_error not in ON_ERROR:
-        raise ValueError(f"--on-error {options.on_error!r} is unknown: allowed are {', '.join(ON_ERROR)}")
+    check_choice("--match", options.match, RULES)
+    check_choice("--on-error", options.on_error, ON_ERROR)
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds} is out of range: at least 1")
     if options.emit is not None and not options.emit.resolve().parent.is_dir():

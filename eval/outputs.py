@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,26 @@ def remove_empty(folders: Sequence[Path]) -> None:
             path.rmdir()
         except OSError:
             return
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """For a job that writes to `folder`: makes it, and removes it again if nothing was written.
+
+    Raises
+    ------
+    ValueError
+        One line, if it can't be written to, or no longer can.
+    """
+    made = prepare_folder(folder)
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None:  # not the system's but our own, such as a missing picture
+            raise
+        raise no_writing(folder, e) from None
+    finally:
+        remove_empty(made)
 
 
 def no_writing(folder: Path, error: OSError) -> ValueError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Clock = Callable[[], float]
 COLD = 2  # cells that are slow because they come first
@@ -117,3 +117,9 @@ def make_progress(console: Console) -> Progress:
     """The bars of a sweep; give the task an ``estimator``."""
     columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Left())
     return Progress(*columns, console=console)
+
+
+def plain_progress(console: Console, *more: TextColumn, disable: bool = False) -> Progress:
+    """Bars of a job whose steps take about equally long."""
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), *more, console=console, disable=disable)

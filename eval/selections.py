@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from scipy.stats import hypergeom
 
@@ -23,6 +22,7 @@ from .bundled import bundled_data
 from .cells import Cell
 from .console import make_console, say
 from .loading import Loaded, load_model
+from .progress import plain_progress
 from .show import GAP, Kept, draw_panel, find_kept
 from .stats import Interval, cluster_bootstrap
 from .store import write_atomic
@@ -408,8 +408,7 @@ def compare_selections(
     given = asked(options)
     panels: list[Image.Image] = []
     masks: list[list[Mask]] = []
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=len(given) == 1 or options.as_json) as progress:
+    with plain_progress(console, disable=len(given) == 1 or options.as_json) as progress:
         for picture, question in progress.track(given, description="comparing"):
             longest = 16 if len(given) == 1 else 1
             found = [find_kept(loaded, cell, picture, question, longest) for cell in options.cells]

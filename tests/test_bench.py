@@ -263,13 +263,15 @@ def test_all_methods_run_and_what_can_not_is_told(tmp_path: Path):
     lines = [line for line in told.splitlines() if line.startswith("left out: ")]
     assert any("prumerge at 0.5, prumerge at 3, prumerge_plus at 0.5" in line and "class" in line for line in lines)
     assert any(line.startswith("left out: vtw at 3: vtw.keep=3 must be a fraction") for line in lines)
+    # what has to be made for a model once is named
+    assert any("explainer at 0.5" in line and "vtc train-explainer" in line for line in lines)
+    assert any("embedlens at 0.5" in line and "vtc embedlens" in line for line in lines)
     left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
-    assert set(left_out) == {f"{m} at {k}" for m in ("prumerge", "prumerge_plus") for k in (0.5, 3)} | {"vtw at 3"}
+    refused = {(m, k) for m in ("prumerge", "prumerge_plus", "explainer", "embedlens") for k in (0.5, 3)} | {("vtw", 3)}
+    assert set(left_out) == {f"{m} at {k}" for m, k in refused}
     ran = {(cell.method, cell.keep) for cell in summary if cell.complete}
     wanted = {(name, keep) for name in [*vtc.list_pruners(), "random(layer=2)"] for keep in (0.5, 3)}
-    assert ran == wanted - {(n, k) for n in ("prumerge", "prumerge_plus") for k in (0.5, 3)} - {("vtw", 3)} | {
-        ("unpruned", None)
-    }
+    assert ran == wanted - refused | {("unpruned", None)}
     assert {cell.tokens_kept for cell in summary if cell.method == "vtw"} == {0}
     assert {cell.tokens_per_layer for cell in summary if cell.method == "vtw"} == {TOKENS / 2}
     # who asks for a method by its name is told why it can't run

@@ -14,13 +14,14 @@ from rich.progress import Progress
 from vtc.eval.asked import check_media
 from vtc.eval.bundled import bundled_digits_path
 from vtc.eval.cells import first_of_lines
+from vtc.eval.choices import check_choice
 from vtc.eval.configuration import KEYED, record
 from vtc.eval.console import make_console, say
 from vtc.eval.cost import Cost
 from vtc.eval.introduction import NAMED
 from vtc.eval.loading import config_hash, software
 from vtc.eval.matching import RULES
-from vtc.eval.outputs import FILES, no_writing, prepare_folder, remove_empty, results_folder
+from vtc.eval.outputs import FILES, results_folder, writing_to
 from vtc.eval.plan import Plan
 from vtc.eval.plot import draw_pareto
 from vtc.eval.progress import Estimator, make_progress
@@ -83,10 +84,8 @@ def check_options(options: ClassifyOptions) -> Path:
     ValueError
         Naming the option, its value and what is allowed.
     """
-    if options.match not in RULES:
-        raise ValueError(f"--match {options.match!r} is unknown: allowed are {', '.join(RULES)}")
-    if options.on_error not in ON_ERROR:
-        raise ValueError(f"--on-error {options.on_error!r} is unknown: allowed are {', '.join(ON_ERROR)}")
+    check_choice("--match", options.match, RULES)
+    check_choice("--on-error", options.on_error, ON_ERROR)
     if options.data is None and options.model != DIGITS:
         raise ValueError(
             f"--model {options.model} needs --data FOLDER, with a folder of images for each class; only {DIGITS} "
@@ -197,9 +196,8 @@ def run_bench(options: ClassifyOptions, console: Console | None = None) -> list[
     sweep = ClassifySweep(classifier, tasks, places, plan.cells, options.batch_size)
     described = describe(classifier, everything, places)
     folder = results_folder(options.output, classifier, everything, config_hash(described))
-    made = prepare_folder(folder)
-    _introduce(console, options, sweep, everything, plan, how, folder)
-    try:
+    with writing_to(folder):
+        _introduce(console, options, sweep, everything, plan, how, folder)
         with ResultStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
             _answer(sweep, store, progress)
             costs = _measure(sweep, options.timing, progress)
@@ -209,12 +207,6 @@ def run_bench(options: ClassifyOptions, console: Console | None = None) -> list[
         write_json(folder / "summary.json", summary, about)
         draw_pareto(summary, folder / "pareto.png", f"{classifier.name}, {tasks.name}, {len(tasks.questions)} pictures")
         write_report(folder, summary, about, tasks, store.rows.values(), kept_finder(sweep))
-    except OSError as e:
-        if e.errno is None:  # not the system's but our own, such as a missing picture
-            raise
-        raise no_writing(folder, e) from None
-    finally:
-        remove_empty(made)
     print_tables(console, summary, tasks, options.match, min(options.batch_size, len(tasks.questions)))
     say(console, f"{time.time() - started:.0f} s. Written: {folder}/results.jsonl, {', '.join(FILES)}")
     return summary

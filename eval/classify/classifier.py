@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vtc.eval.choices import check_choice, device_of
 from vtc.eval.loading import Loaded
 from vtc.models.vit import find_vit
 
@@ -107,15 +108,9 @@ def load_classifier(source: str, device: str = "auto", dtype: str = "auto") -> C
     NotImplementedError
         If it is no ViT that can be pruned.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown: allowed are {', '.join(DTYPES)}")
+    check_choice("dtype", dtype, DTYPES)
     kind, name, weights = split_source(source)
-    try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is unknown: try cpu or cuda") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here; leave --device out or say --device cpu")
+    place = device_of(device)
     try:
         found = (_timm if kind == "timm" else _open_clip)(name, weights)
     except ImportError:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from rich.table import Table
 
 from vtc.eval.asked import load_asked
 from vtc.eval.bundled import bundled_data
 from vtc.eval.console import make_console, say
 from vtc.eval.loading import Loaded, config_hash, hardware, load_model, software
-from vtc.eval.outputs import prepare_folder, remove_empty
+from vtc.eval.outputs import writing_to
+from vtc.eval.progress import plain_progress
 from vtc.eval.skips import check_media
 from vtc.eval.store import ResultStore, write_atomic
 from vtc.eval.tasks import TaskSet, load_tasks
@@ -160,16 +161,10 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
     folder = options.output or Path("vtc-explainer") / "-".join(
         dict.fromkeys((short, tasks.name.replace("/", "_").replace(":", "_")[:60], digest[:8]))
     )
-    made = prepare_folder(folder)
-    say(
-        console,
-        f"{len(tasks.questions)} questions of {tasks.name} {tasks.version}; model {loaded.name}; results in {folder}",
-    )
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(
-        *columns, TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[said]}"), console=console
-    )
-    try:
+    with writing_to(folder):
+        asked = f"{len(tasks.questions)} questions of {tasks.name} {tasks.version}"
+        say(console, f"{asked}; model {loaded.name}; results in {folder}")
+        progress = plain_progress(console, TextColumn("{task.fields[said]}"))
         with ResultStore(folder / LABELS, digest) as store, progress:
             store.open()
             bar = progress.add_task("labelling", total=len(tasks.questions), said="")
@@ -207,14 +202,6 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
             "versions": software(), "hardware": hardware(loaded.model), "seconds": round(time.time() - started, 1),
         }  # fmt: skip
         write_atomic(folder / REPORT, json.dumps(report, indent=1) + "\n")
-    except OSError as e:
-        if isinstance(e, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"can't write to {folder}: {e.strerror or e}; what was finished is kept, the same command resumes"
-        ) from None
-    finally:
-        remove_empty(made)
     console.print(figures_table(result))
     share = f"{100 * right / len(tasks.questions):.1f}% of the questions answered rightly"
     say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..choices import check_choice
 from ..options import RunOptions
 from ..skips import ON_ERROR
 
@@ -54,10 +55,8 @@ def check_options(options: TuneOptions) -> None:
         raise ValueError(f"--confidence {options.confidence:g} is out of range: it must be at least 0.5")
     if not 1 < options.eta <= 100:
         raise ValueError(f"--eta {options.eta:g} is out of range: it must be above 1 and at most 100")
-    if options.by not in COSTS:
-        raise ValueError(f"--by {options.by!r} is unknown: allowed are {', '.join(COSTS)}")
-    if options.on_error not in ON_ERROR:
-        raise ValueError(f"--on-error {options.on_error!r} is unknown: allowed are {', '.join(ON_ERROR)}")
+    check_choice("--by", options.by, COSTS)
+    check_choice("--on-error", options.on_error, ON_ERROR)
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit {options.limit} is out of range: it is the number of questions per task, at least 1")
     if not options.pruners or not options.keeps:

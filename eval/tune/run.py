@@ -22,7 +22,7 @@ from ..console import make_console, say
 from ..cost import LMCost, lm_cost
 from ..loading import Loaded, config_hash, load_model
 from ..options import LONGEST, longest_answers
-from ..outputs import no_writing, prepare_folder, remove_empty, results_folder
+from ..outputs import results_folder, writing_to
 from ..plan import leave_out, plan_cells
 from ..progress import make_progress
 from ..runner import Sweep
@@ -67,16 +67,15 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
     described = {**configuration(options, loaded, everything), **files_read(plan.cells)}
     config = config_hash(described)
     folder = options.output or Path("vtc-tune") / results_folder(None, loaded, everything, config).name
-    made = prepare_folder(folder)
-    rungs = parts.rungs(settings, options)
-    say(console, parts.stated(options, tasks), *plan.remarks())
-    say(console, f"{settings} settings, {len(rungs)} rungs, model {loaded.name}; results in {folder}")
-    sweep = Sweep(
-        loaded, tasks, plan.cells, cost, options.batch_size, LONGEST, options.share,
-        longest_answers(options, tasks), options.num_frames, options.cache_bytes,
-    )  # fmt: skip
-    found = Found(options, images=len(images_of(parts.confirmation)))
-    try:
+    with writing_to(folder):
+        rungs = parts.rungs(settings, options)
+        say(console, parts.stated(options, tasks), *plan.remarks())
+        say(console, f"{settings} settings, {len(rungs)} rungs, model {loaded.name}; results in {folder}")
+        sweep = Sweep(
+            loaded, tasks, plan.cells, cost, options.batch_size, LONGEST, options.share,
+            longest_answers(options, tasks), options.num_frames, options.cache_bytes,
+        )  # fmt: skip
+        found = Found(options, images=len(images_of(parts.confirmation)))
         _forget(folder)
         with ResultStore(folder / "results.jsonl", config) as store, make_progress(console) as progress:
             later = parts.later(rungs, settings, options.eta)
@@ -96,10 +95,6 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
             "command": shlex.join(["vtc", *sys.argv[1:]]), "left_out": plan.left_out,
         }  # fmt: skip
         _write(folder, found, about)
-    except OSError as e:
-        raise no_writing(folder, e) from None
-    finally:
-        remove_empty(made)
     if found.trialled:
         console.print(finalists_table(found))
     written = f"{folder}/{REPORT}" + (f", {CONFIG_NAME}" if found.winner else f"; no {CONFIG_NAME}")
