@@ -1,0 +1,37 @@
+"""Checks of options that several jobs share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a value that is none of those allowed.
+
+    Raises
+    ------
+    ValueError
+        Naming the option, the value and what is allowed.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{option} {value!r} is unknown: allowed are {', '.join(choices)}")
+
+
+def device_of(name: str) -> torch.device:
+    """The device that ``--device`` names; ``auto`` is a GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown: try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; leave --device out or say --device cpu")
+    return device
