@@ -42,6 +42,8 @@ def build(cls: type, config: Any, impl: str, seed: int = 0) -> nn.Module:
     for part in (config, config.text_config, config.vision_config):
         part._attn_implementation = impl
     model = cls._from_config(config, attn_implementation=impl)
+    if impl == "flex_attention":  # the decoder is what it's for; torch's CPU kernel can crash the process in a tower
+        model.set_attn_implementation({"vision_config": "sdpa"})
     generator = torch.Generator().manual_seed(seed + 1)
     plus_one_norm = "gemma" in cls.__name__.lower()  # Gemma's norms (not its tower's) multiply by 1 + weight
     for name, p in model.named_parameters():
