@@ -15,6 +15,7 @@ from test_methods_transprune import sublayers
 from test_training import gradients, labelled, same
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from versions import greedy_offloaded
 from zoo import FAMILIES, Prompt, prompt, tiny
 from zoo.tokens import CLOSE, SPECIAL, words
 
@@ -192,6 +193,7 @@ def test_it_is_the_same_under_accelerates_offloading_and_compiled(family: str) -
         model, pruner = tiny(family), Changed()
         if kind == "offloaded":
             model = cpu_offload(model, execution_device=torch.device("cpu"))
+            greedy_offloaded(model, inputs, 1)
         vtc.compress(model, pruner)
         if kind == "compiled":
             torch._dynamo.reset()
