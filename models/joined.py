@@ -115,6 +115,7 @@ class Joined(SignalSource):
         layouts = [inner.layouts[rows[0]] if p is None else p.layout for p, rows in units]
         features = inner.features.flatten(0, 1)[where.to(inner.features.device)]
         joined = cls(inner, inner, [p for p, _ in units], where, [max(rows) for _, rows in units])
+        joined.declared = () if inner.source is None else inner.source.declared
         joined.tokens = replace(
             inner,
             features=features.masked_fill((index < 0).to(features.device)[..., None], 0),
@@ -166,6 +167,16 @@ class Joined(SignalSource):
     def projector(self) -> nn.Module:
         """See ``VisualTokens.projector``."""
         return self.inner.projector
+
+    @property
+    def embeddings(self) -> Tensor:
+        """See ``VisualTokens.embeddings``."""
+        return self.inner.embeddings
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See ``VisualTokens.vocabulary_size``."""
+        return self.inner.vocabulary_size
 
     def questions(self) -> list[str]:
         """See ``VisualTokens.questions``."""

@@ -256,6 +256,7 @@ class Spy(Greedy):
     name: ClassVar[str] = "spy"
     joins: bool = True
     signals = READ
+    reads_vocabulary: ClassVar[bool] = True
 
     @property
     def joins_crops(self) -> bool:  # type: ignore[override]
@@ -264,7 +265,8 @@ class Spy(Greedy):
     def select(self, tokens: vtc.VisualTokens, k: int) -> Tensor:
         self.seen = SimpleNamespace(
             tokens=tokens, reads=[tokens.read(s) for s in READ[:2]], text=tokens.text(READ[2]),
-            behind=tokens.text_valid(after=True),
+            behind=tokens.text_valid(after=True), signals=tokens.signals, table=tokens.embeddings,
+            size=tokens.vocabulary_size,
         )  # fmt: skip
         return super().select(tokens, k)
 
@@ -287,6 +289,9 @@ def test_what_a_method_is_given_of_a_picture(family: str) -> None:
     assert whole.tokens.budgets == [sum(alone.tokens.budgets[i] for i in u) for u in units]
     assert torch.equal(whole.tokens.sample, alone.tokens.sample[[min(u) for u in units]])
     assert torch.equal(whole.text, alone.text)
+    assert whole.signals == alone.signals == READ
+    assert whole.table is alone.table or torch.equal(whole.table, alone.table)
+    assert whole.size == alone.size == len(whole.table)
     assert torch.equal(whole.behind, alone.behind[[max(u) for u in units]])
     for row, spans in enumerate(units):
         n, count = alone.tokens.counts[spans[0]], whole.tokens.counts[row]
