@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from vtc.pruners.layout import Layout
 
 from .lens import look
 from .loading import Loaded
-from .show import GAP, Painted, _font, draw_panel, grid_pictures
-from .store import write_atomic
+from .show import GAP, Painted, _font, draw_panel, grid_pictures, write_png
 
 ALIVE, SINK, DEAD = 0, 1, 2
 NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}
@@ -148,7 +146,5 @@ def show_classes(loaded: Loaded, image: Image.Image, out: Path, classes: str | N
     sheet = Image.new("RGB", (width, panel.height + legend.height + 3 * GAP), "white")
     sheet.paste(panel, (GAP, GAP))
     sheet.paste(legend, (GAP, panel.height + 2 * GAP))
-    data = io.BytesIO()
-    sheet.save(data, format="PNG")
-    write_atomic(out, data.getvalue())
+    write_png(out, sheet)
     return found

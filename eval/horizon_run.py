@@ -18,7 +18,7 @@ from .bundled import bundled_data
 from .console import make_console
 from .horizon import LayerInformation, horizon_layer, layer_means, measure, withdrawal_layer
 from .loading import Loaded, config_hash, hardware, load_model, software
-from .outputs import writing_to
+from .outputs import results_folder, writing_to
 from .progress import plain_progress
 from .prompt import make_row
 from .store import ResultStore, write_atomic
@@ -221,8 +221,7 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
     layers = _layers(options, depth)
     config = _configuration(options, loaded, tasks, layers)
     digest = config_hash(config)
-    short = loaded.name.rstrip("/").split("/")[-1]
-    folder = options.output or Path("vtc-horizon") / "-".join(dict.fromkeys((short, everything.name, digest[:8])))
+    folder = results_folder(options.output, loaded, everything, digest, "horizon")
     with writing_to(folder):
         cell = "withdraw" if options.search else f"horizon(window={options.window})"
         what = "withdrawal" if options.search else f"windows of {options.window}x{options.window} tokens"

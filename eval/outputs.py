@@ -21,11 +21,11 @@ from .tasks import TaskSet
 FILES = ("summary.csv", "summary.json", "report.html", "report.md", "pareto.png")
 
 
-def results_folder(output: Path | None, loaded: Loaded, tasks: TaskSet, config: str) -> Path:
-    """Where results go; the default name is stable, so that the same command resumes."""
+def results_folder(output: Path | None, loaded: Loaded, tasks: TaskSet, config: str, job: str = "bench") -> Path:
+    """Where the results of a `job` go; the default name is stable, so that the same command resumes."""
     model = loaded.name.rstrip("/").split("/")[-1].replace(":", "_")
     data = tasks.name.replace("/", "_").replace(":", "_")[:60]
-    return output or Path("vtc-bench") / "-".join(dict.fromkeys((model, data, config[:8])))
+    return output or Path(f"vtc-{job}") / "-".join(dict.fromkeys((model, data, config[:8])))
 
 
 def prepare_folder(folder: Path) -> list[Path]:

@@ -202,10 +202,15 @@ def show_kept(
         left += panel.width + GAP
     text = _fit(f"question: {question}", _font(13), width - 2 * GAP)
     ImageDraw.Draw(sheet).text((GAP, sheet.height - foot), text, fill=(70, 70, 70), font=_font(13))
-    data = io.BytesIO()
-    sheet.save(data, format="PNG")
-    write_atomic(out, data.getvalue())
+    write_png(out, sheet)
     return [kept for kept, _ in found]
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture in one go."""
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    write_atomic(path, data.getvalue())
 
 
 def example() -> tuple[Image.Image, str]:

@@ -18,7 +18,9 @@ from vtc.cli import main
 from vtc.eval.cells import make_cell
 from vtc.eval.images import open_image
 from vtc.eval.loading import load_model
-from vtc.eval.selections import as_json, compare, draw_matrices, in_words, mask_of, matrices, overlap
+from vtc.eval.overlap import compare, overlap
+from vtc.eval.overlap_shown import as_json, draw_matrices, in_words, matrices
+from vtc.eval.selections import mask_of
 from vtc.eval.show import Kept, find_kept
 
 

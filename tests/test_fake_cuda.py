@@ -53,6 +53,17 @@ def pretended(family: str, shape: str) -> Iterator[tuple[FakeDevice, nn.Module, 
         yield gpu, model, inputs
 
 
+def stops_wait_for_nothing(family: str, pruner: vtc.Pruner, *layers: int) -> None:
+    """A forward of `family` on the pretended GPU, with a method that prunes before decoder layers `layers`."""
+    with pretended(family, "one" if family.startswith("qwen") else "pair") as (gpu, model, inputs):
+        vtc.compress(model, pruner)
+        with gpu:
+            out = model(**inputs, use_cache=True)
+        assert out.logits.device.type == "cuda"
+        assert [(s.stage, s.layer) for s in model.vtc.report.steps] == [("decoder", layer) for layer in layers]
+        vtc.restore(model)
+
+
 def run(setting: Setting, family: str, shape: str, counts: list[int]) -> None:
     with pretended(family, shape) as (gpu, model, inputs):
         vtc.compress(model, setting.pruner, keep=setting.keep, **setting.params)

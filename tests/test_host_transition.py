@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from reference import hidden_per_layer, text_model
-from test_fake_cuda import pretended
+from test_fake_cuda import stops_wait_for_nothing
 from test_generation import positions_of
 from test_methods_transprune import sublayers
 from test_training import gradients, labelled, same
@@ -176,13 +176,7 @@ class Changed(vtc.ScorePruner):
 @no_grad
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_waits_for_nothing(family: str) -> None:
-    with pretended(family, "one" if family.startswith("qwen") else "pair") as (gpu, model, inputs):
-        vtc.compress(model, Changed())
-        with gpu:
-            out = model(**inputs, use_cache=True)
-        assert out.logits.device.type == "cuda"
-        assert [(s.stage, s.layer) for s in model.vtc.report.steps] == [("decoder", 2), ("decoder", 4)]
-        vtc.restore(model)
+    stops_wait_for_nothing(family, Changed(), 2, 4)
 
 
 @no_grad

@@ -19,7 +19,7 @@ from vtc.eval.asked import load_asked
 from vtc.eval.bundled import bundled_data
 from vtc.eval.console import make_console, say
 from vtc.eval.loading import Loaded, config_hash, hardware, load_model, software
-from vtc.eval.outputs import writing_to
+from vtc.eval.outputs import results_folder, writing_to
 from vtc.eval.progress import plain_progress
 from vtc.eval.skips import check_media
 from vtc.eval.store import ResultStore, write_atomic
@@ -157,10 +157,7 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
     loaded = load_model(options.model, options.device, options.dtype)
     described = describe(options, loaded, tasks)
     digest = config_hash(label_configuration(loaded, tasks, options.max_new_tokens))
-    short = loaded.name.rstrip("/").split("/")[-1]
-    folder = options.output or Path("vtc-explainer") / "-".join(
-        dict.fromkeys((short, tasks.name.replace("/", "_").replace(":", "_")[:60], digest[:8]))
-    )
+    folder = results_folder(options.output, loaded, tasks, digest, "explainer")
     with writing_to(folder):
         asked = f"{len(tasks.questions)} questions of {tasks.name} {tasks.version}"
         say(console, f"{asked}; model {loaded.name}; results in {folder}")

@@ -66,7 +66,7 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
         raise ValueError(f"--pruners {','.join(options.pruners)}: no setting of these runs on this model")
     described = {**configuration(options, loaded, everything), **files_read(plan.cells)}
     config = config_hash(described)
-    folder = options.output or Path("vtc-tune") / results_folder(None, loaded, everything, config).name
+    folder = results_folder(options.output, loaded, everything, config, "tune")
     with writing_to(folder):
         rungs = parts.rungs(settings, options)
         say(console, parts.stated(options, tasks), *plan.remarks())
