@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vtc.models.transformers_api import cache_of, given
+
 from .cost import Measured
 from .encode import core_of, encoder_inputs, to_device
 from .prompt import Row, pad_rows
@@ -121,8 +123,8 @@ def answer_shared(
     for length in sorted({len(row.ids) for _, row in rows}):  # equally long rows need no padding behind the prefix
         same = [(i, row) for i, row in rows if len(row.ids) == length]
         batch = pad_rows([row.ids for _, row in same], [row.tokens for _, row in same], pad)
-        cache = select_cache(output.past_key_values, [i for i, _ in same])
-        found = _generate(model, processor, batch, max_new_tokens, past_key_values=cache)
+        cache = select_cache(cache_of(output), [i for i, _ in same])
+        found = _generate(model, processor, batch, max_new_tokens, **given(core_of(model), cache=cache))
         texts |= {row.question.question_id: text for (_, row), text in zip(same, found, strict=True)}
     return [[Answer(texts[r.question.question_id], per_image[i]) for r in group] for i, group in enumerate(groups)]
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.transformers_api import call_of
+
 from .encode import to_device
 from .prompt import Row
 
@@ -114,14 +116,14 @@ class Replay:
         hidden = gather_columns(hidden, columns, -2)
         made: dict[Any, Any] = {}
         for i in range(layer, self.depth):
-            given = self._calls[i][1]
-            rotary = given["position_embeddings"]
+            call = call_of(self.parts.layers[i], (), self._calls[i][1])
+            rotary = call.get("rotary")
             if id(rotary) not in made:
                 made[id(rotary)] = tuple(gather_columns(x, columns, -2) for x in rotary)
-            mask = self._mask(i, hidden, columns, given.get("attention_mask"), made)
-            kwargs = {**given, "position_embeddings": made[id(rotary)], "position_ids": None, "attention_mask": mask}
-            kwargs["past_key_values"] = None
-            out = self.parts.layers[i](hidden, **kwargs)
+            mask = self._mask(i, hidden, columns, call.get("mask"), made)
+            for meaning, value in (("rotary", made[id(rotary)]), ("positions", None), ("mask", mask), ("cache", None)):
+                call.put(meaning, value)
+            out = self.parts.layers[i](hidden, **call.kwargs)
             hidden = out[0] if isinstance(out, tuple) else out
         return self._head(self.parts.final_norm(hidden)[:, -1])
 

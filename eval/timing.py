@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from vtc.models.transformers_api import cache_of, given
+
 from .cells import UNPRUNED, Cell
 from .cost import Cost, Spread
-from .encode import encode, encoder_inputs, reuses_encoder, to_device
+from .encode import core_of, encode, encoder_inputs, reuses_encoder, to_device
 from .features import pruned
 from .prompt import Row
 
@@ -100,7 +102,7 @@ class _Prompt:
     def _decode(self, model: Any, out: Any) -> None:
         for _ in range(DECODED):
             token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=token, **given(core_of(model), cache=cache_of(out)), use_cache=True)
 
     def memory(self, cell: Cell) -> tuple[int, str]:
         """Peak bytes of a prefill, and of what."""

@@ -29,6 +29,7 @@ from .report import Report
 from .signals import resolve
 from .steps import Steps
 from .taps import AttentionTap
+from .transformers_api import Call, Signature
 from .vision import VisionSide
 
 MARK = "_vtc_adapter"
@@ -162,6 +163,11 @@ class Adapter:
         for i in d.tapped_layers():
             tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
+        for i in d.watched_layers():
+            attention = getattr(layers[i], "self_attn", None)
+            if attention is not None:
+                hook = eager(functools.partial(d.watch, i))
+                self._hook(attention.register_forward_pre_hook(hook, with_kwargs=True))
         for place, module in d.sublayers():
             hook = eager(functools.partial(d.transition, place))
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
@@ -231,6 +237,7 @@ class Adapter:
                 local.records[modality] = record
                 if local.encoded is not None:
                     local.encoded[modality] = record
+                    local.pending = True
                 if hasattr(output, "pooler_output"):
                     output._vtc = record  # generate() carries the output into the prefill
                 return output
@@ -245,23 +252,25 @@ def _guarded_generate(local: Local, generate: Any) -> Any:
 
     @functools.wraps(generate)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("generation_config") or getattr(generate.__self__, "generation_config", None)
-        chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
+        call = Call(Signature(generate), args, kwargs)
+        config = call.get("generation") or getattr(generate.__self__, "generation_config", None)
+        chunk = call.get("prefill chunk") or getattr(config, "prefill_chunk_size", None)
         if chunk:
             raise NotImplementedError(
                 f"prefill_chunk_size={chunk} would prune every chunk by itself. Pass prefill_chunk_size=None: a pruned "
                 "prefill is short; or call vtc.restore(model) first."
             )
-        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        ids = call.get("ids")
         # assisted decoding appends candidates to the first forward, which methods must not take for the question
         before = local.prompt, local.encoded
         # a second turn may be given as its new tokens only, under a mask over everything
-        widths = [x.shape[1] for x in (ids, kwargs.get("attention_mask")) if isinstance(x, Tensor) and x.dim() == 2]
+        widths = [x.shape[1] for x in (ids, call.get("mask")) if isinstance(x, Tensor) and x.dim() == 2]
         local.prompt = max(widths) if isinstance(ids, Tensor) and widths else None
         local.encoded = {}
         try:
             return generate(*args, **kwargs)
         finally:
             local.prompt, local.encoded = before
+            local.pending = False
 
     return guarded

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from .transformers_api import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from .tripwire import check_update
 
 
 class SlotLayer:
@@ -28,6 +30,8 @@ class SlotLayer:
         Whether any slot is -1, or rows hold columns for different tokens.
     history : tuple
         The pruning steps that the columns went through: layers with equal history hold equal slots.
+    pending : int or None
+        Columns whose slots are known and that attention is about to store.
     """
 
     slots: Tensor | None = None
@@ -35,6 +39,7 @@ class SlotLayer:
     dropped: int = 0
     padded: bool = False
     history: tuple[int, ...] = ()
+    pending: int | None = None
     # of transformers' layers
     keys: Tensor | None
     values: Tensor | None
@@ -48,6 +53,19 @@ class SlotLayer:
         """Slots of the columns really held (a sliding layer forgets the oldest), `[B, physical]`."""
         n = self.physical()
         return self.slots[:, self.slots.shape[1] - n :] if n and self.slots is not None else None
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store new columns.
+
+        Raises
+        ------
+        RuntimeError
+            If they are not those that were announced: the model is no longer wrapped, or is not understood.
+        """
+        if self.slots is not None:
+            check_update(self.pending, keys)
+            self.pending = None
+        return super().update(keys, values, *args, **kwargs)  # type: ignore[misc]
 
     def get_seq_length(self, *args: Any) -> int:
         """Logical length: physical plus dropped columns."""
@@ -103,6 +121,7 @@ class SlotLayer:
         """Forget everything."""
         super().reset()  # type: ignore[misc]
         self.slots, self.shift, self.dropped, self.padded, self.history = None, None, 0, False, ()
+        self.pending = None
 
 
 class PrunedDynamicLayer(SlotLayer, DynamicLayer):
@@ -168,7 +187,7 @@ def seen_slots(layer: Any, new: Tensor, memo: dict[Any, Tensor]) -> Tensor:
 
 def push_slots(layer: Any, new: Tensor, full: int, memo: dict[Any, Tensor]) -> Tensor:
     """Record that `layer` is about to hold the columns `new` of a forward over `full` tokens; gives ``seen_slots``."""
-    layer.slots = seen_slots(layer, new, memo)
+    layer.slots, layer.pending = seen_slots(layer, new, memo), new.shape[1]
     layer.dropped += full - new.shape[1]
     return layer.slots
 

@@ -28,6 +28,8 @@ from .run import Run, gather_columns
 from .signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .steps import Steps
 from .taps import attention_rows
+from .transformers_api import Call, call_of, given, need
+from .tripwire import check_attention, check_columns
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
@@ -68,6 +70,8 @@ class DecoderSide:
                 self.attended.setdefault(signal.layer or 0, []).append(signal)
             elif isinstance(signal, DecoderTransition):
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
+        for layer in parts.layers:
+            need(layer, "hidden", "mask", "rotary")
         self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
 
     def tapped_layers(self) -> list[int]:
@@ -92,7 +96,7 @@ class DecoderSide:
         """Note what the sublayer at `place` does to each token."""
         run = self.local.run
         if run is not None and run.batch.spans:
-            before = args[0] if args else kwargs["hidden_states"]
+            before = call_of(module, args, kwargs).get("hidden")
             capture_transition(run, self.changed[place], before, output[0] if isinstance(output, tuple) else output)
 
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -100,27 +104,36 @@ class DecoderSide:
         run = self.local.run
         if run is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        call = call_of(layer, args, kwargs)
+        hidden = call.get("hidden")
+        check_columns(run, i, hidden)
         if run.batch.spans:
             capture_hidden(run, self.hidden.get(i - 1, ()), hidden)
             for pruner, stop in self.stops.get(i, ()):
                 run.memo.pop("ahead", None)
-                run.ahead = partial(self._look_ahead, run, i, layer, hidden, kwargs)
+                run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
                 hidden = self.steps.prune(run, pruner, stop, hidden)
             run.ahead = None
+        call.put("hidden", hidden)
+        run.checks.expect(i, run.cache, hidden.shape[1])
         if not run.pruned and not is_pruned(run.cache, i):
-            if not args:
-                return args, {**kwargs, "hidden_states": hidden}
-            return (hidden, *args[1:]), kwargs
-        kwargs = dict(kwargs)
+            return call.args, call.kwargs
         if run.pruned:
-            kwargs["position_embeddings"] = self._rotary(run, kwargs["position_embeddings"])
-        kwargs["position_ids"] = None  # only flash reads it, and would take gaps for packed sequences
-        kwargs["attention_mask"] = self._mask(run, i, hidden, kwargs.get("attention_mask"))
-        if args:
-            return (hidden, *args[1:]), kwargs
-        kwargs["hidden_states"] = hidden
-        return args, kwargs
+            call.put("rotary", self._rotary(run, call.get("rotary")))
+        call.put("positions", None)  # only flash reads it, and would take gaps for packed sequences
+        call.put("mask", self._mask(run, i, hidden, call.get("mask")))
+        run.checks.gave(i, call)
+        return call.args, call.kwargs
+
+    def watched_layers(self) -> list[int]:
+        """Layers whose attention the tripwire looks at: the first, and wherever columns go."""
+        return sorted({0, *self.stops})
+
+    def watch(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See whether the attention of layer `i` gets what its layer was given."""
+        run = self.local.run
+        if run is not None and run.looking is None:
+            check_attention(run, i, module, args, kwargs)
 
     def attention(
         self, i: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
@@ -137,9 +150,9 @@ class DecoderSide:
         capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, kwargs: dict[str, Any], queries: str) -> Tensor:
+    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`."""
-        rotary, mask = kwargs["position_embeddings"], kwargs.get("attention_mask")
+        rotary, mask = call.get("rotary"), call.get("mask")
         if run.pruned:
             rotary = self._rotary(run, rotary)
         if run.pruned or is_pruned(run.cache, i):
@@ -150,10 +163,13 @@ class DecoderSide:
             with torch.no_grad():
                 # its forward and not the module: what transformers records of a layer's attention is no look ahead
                 layer.self_attn.forward(
-                    hidden_states=layer.input_layernorm(hidden),
-                    position_embeddings=rotary,
-                    attention_mask=mask,
-                    past_key_values=None if run.cache is None else Peek(run.cache),
+                    **given(
+                        layer.self_attn,
+                        hidden=layer.input_layernorm(hidden),
+                        rotary=rotary,
+                        mask=mask,
+                        cache=None if run.cache is None else Peek(run.cache),
+                    )
                 )
         finally:
             run.looking = None
@@ -175,12 +191,13 @@ class DecoderSide:
         if not hasattr(attention, "sliding_window"):
             window = getattr(config, "sliding_window", None)
         slots = run.slots.to(hidden.device)
+        new = run.key_slots.to(hidden.device)
         if run.cache is None:
-            past, keys, padded, key = 0, slots, run.padded, ("mask", window, 0, ())
+            past, keys, padded, key = 0, new, run.padded, ("mask", window, 0, ())
         else:
             held = slot_layer(run.cache, i)
             past, padded = held.physical(), held.padded or run.padded
-            keys = seen_slots(held, slots, run.memo) if peek else push_slots(held, slots, run.full, run.memo)
+            keys = seen_slots(held, new, run.memo) if peek else push_slots(held, new, run.full, run.memo)
             history = (*held.history, run.stage_count) if run.batch.spans else held.history
             key = ("mask", window, past, history)
             if not peek:
@@ -195,10 +212,15 @@ class DecoderSide:
         config = self.parts.lm.config
         given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
-            return gather_mask(given, run.columns.to(slots.device), config)
+            return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))
         mask = slot_mask(config, slots, keys, dtype, padded, window)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
-            new = gather_mask(given[..., given.shape[-1] - run.full :], run.columns.to(slots.device), config)
+            new = gather_mask(
+                given[..., given.shape[-1] - run.full :],
+                run.columns.to(slots.device),
+                config,
+                run.key_slots.to(slots.device),
+            )
             if mask is None:
                 mask = slot_mask(config, slots, keys, dtype, True, window)
             mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from .locate import Parts
+from .transformers_api import Call, Signature
 
 EXPAND = "_expand_inputs_for_generation"
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+MODALITIES = ("image", "video")
 
 
 def repeats_pictures_one_by_one(parts: Parts) -> bool:
@@ -40,12 +41,12 @@ def guarded_expansion(placeholders: Callable[[Any, Any], dict[str, Tensor]], exp
 
     @functools.wraps(expand)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        times = kwargs.get("expand_size", args[0] if args else 1)
-        ids = kwargs.get("input_ids")
-        if times > 1 and any(kwargs.get(name) is not None for name in PIXELS.values()):
+        call = Call(Signature(expand), args, kwargs)
+        times, ids = call.get("copies", 1), call.get("ids")
+        if times > 1 and any(call.get(modality) is not None for modality in MODALITIES):
             ids = ids if ids is not None and ids.numel() else None
-            for modality, mask in placeholders(ids, kwargs.get("inputs_embeds")).items():
-                pixels = kwargs.get(PIXELS[modality])
+            for modality, mask in placeholders(ids, call.get("embeds")).items():
+                pixels = call.get(modality)
                 # as many rows as samples with a picture: one each
                 if pixels is not None and len(pixels) != int(mask.any(1).sum()):
                     raise NotImplementedError(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
 
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
@@ -20,8 +18,10 @@ from .masks import valid_columns
 from .questions import Words
 from .run import Run, gather_columns
 from .signals import EMBEDDINGS
-from .spans import Batch, make_batch, readable
+from .spans import Batch, last_valid, make_batch, readable
 from .steps import Steps
+from .transformers_api import Cache, Call, attention_kind, call_of, hidden_of, need, new_cache, takes, with_hidden
+from .tripwire import check_features, check_output
 
 
 class Forward:
@@ -62,33 +62,34 @@ class Forward:
         self.words = words if any(p.uses_question for p, _ in stops) else None
         self.keep_ids = any(p.uses_question or p.joins_crops for p, _ in stops)
         self.keep_embeddings = any(s.part == "input" for s in signals)
-        self.takes_features = "mm_encoder_outputs" in inspect.signature(type(parts.core).forward).parameters
+        self.takes_features = takes(parts.core, "features")
+        need(parts.core, "ids", "embeds", "mask")
+        need(parts.lm, "embeds", "mask", "positions", "cache")
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the placeholders, if visual input came along."""
         self.local.clear()
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        embeds = kwargs.get("inputs_embeds")
-        given = kwargs.get("mm_encoder_outputs")
-        has = given is not None and (isinstance(given, Tensor) or any(v is not None for v in given.values()))
+        call = call_of(core, args, kwargs)
+        ids, features = call.get("ids"), call.get("features")
+        has = features is not None and (isinstance(features, Tensor) or any(v is not None for v in features.values()))
         if has and not self.takes_features:
             raise NotImplementedError(
                 "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
             )
-        pixels = any(kwargs.get(k) is not None for k in ("pixel_values", "pixel_values_videos")) or (
-            len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim() > 2
-        )
-        if not (has or pixels):
+        if not has and call.get("image") is None and call.get("video") is None:
             return
-        self.local.fed = given if has else None
-        self.local.masks = self.placeholders(ids, embeds)
-        self.local.attention_mask = kwargs.get("attention_mask")
+        self.local.fed = features if has else None
+        self.local.masks = self.placeholders(ids, call.get("embeds"))
+        self.local.attention_mask = call.get("mask")
         self.local.token_ids = ids if self.keep_ids else None
 
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
+        unseen = output is not None and not self.local.opened and self.local.unused_features()
         self.local.clear()
+        if unseen:
+            check_features(core)
 
     def placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
         """Per modality `[B, L]` bool: where ids, or else embeddings, are its placeholder's."""
@@ -132,10 +133,12 @@ class Forward:
         """Open the run, prune at the input stage, and slice what goes with the embeddings."""
         local = self.local
         local.run = None
-        embeds: Any = kwargs.get("inputs_embeds")
-        cache: Any = kwargs.get("past_key_values")
+        call = call_of(lm, args, kwargs)
+        embeds, cache = call.get("embeds"), call.get("cache")
         masks, local.masks = local.masks, None
         fed = self._fed(masks) if masks else {}
+        if fed:
+            local.opened, local.pending = True, False
         if not fed and not is_pruned(cache):
             if embeds is not None and embeds.shape[1] > 1 and not _length(cache):
                 self.steps.open_report()
@@ -144,19 +147,19 @@ class Forward:
             return None
         if isinstance(cache, Cache):
             refuse_unsupported(cache)
-        kwargs = dict(kwargs)
-        use_cache = kwargs.get("use_cache")
+        use_cache = call.get("use cache")
         if use_cache is None:
             use_cache = getattr(lm.config, "use_cache", False) and not lm.training
         if cache is None and use_cache:
-            cache = kwargs["past_key_values"] = DynamicCache(config=lm.config)
-        run = self._open(embeds, cache, kwargs, masks or {}, fed)
+            cache = new_cache(lm.config)
+            call.put("cache", cache)
+        run = self._open(embeds, cache, call, masks or {}, fed)
         if run.batch.spans:
             self.steps.open_report(run)
-        self._take_deepstack(run, kwargs)
+        self._take_deepstack(run, call)
         shift = cache.layers[0].shift if is_pruned(cache, 0) else None
         if shift is not None:  # compact positions: the caller counts on from the original ones
-            kwargs["position_ids"] = self._positions(run, kwargs) - shift[:, None].to(embeds.device)
+            call.put("positions", self._positions(run, call) - shift[:, None].to(embeds.device))
         if run.batch.spans:
             if self.keep_embeddings:
                 run.captured[EMBEDDINGS] = (embeds, run.current())
@@ -164,25 +167,23 @@ class Forward:
             for pruner, stop in self.input_stops:
                 hidden = self.steps.prune(run, pruner, stop, hidden)
             if run.pruned or hidden is not embeds:
-                self._slice_inputs(run, kwargs, hidden, shift)
+                self._slice_inputs(run, call, hidden, shift)
         if run.pruned or is_pruned(cache, 0):
-            self._hide_mask(run, kwargs)
+            self._hide_mask(run, call)
         local.run = run
-        return args, kwargs
+        return call.args, call.kwargs
 
     def _open(
         self,
         embeds: Tensor,
         cache: Any,
-        kwargs: dict[str, Any],
+        call: Call,
         masks: dict[str, Tensor],
         fed: dict[str, Fed],
     ) -> Run:
         rows, length = embeds.shape[:2]
         device, past = embeds.device, _length(cache)
-        mask = (
-            self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else kwargs.get("attention_mask")
-        )
+        mask = self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else call.get("mask")
         # a single new token is never padding: decoding needs no look at the mask
         valid = valid_columns(mask, rows, length, device) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
@@ -200,14 +201,25 @@ class Forward:
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
         run.prompt = self.local.prompt
+        if any(batch.ends) and not self.vision_stops and self.positions == "keep":
+            run.asking = self._asking(batch, valid, length, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run
 
-    def _slice_inputs(self, run: Run, kwargs: dict[str, Any], hidden: Tensor, shift: Tensor | None) -> None:
-        kwargs["inputs_embeds"] = hidden
+    def _asking(self, batch: Batch, valid: Tensor | None, length: int, device: torch.device) -> Tensor:
+        """`[B]`: the column of a row's last token where that is a visual one, which the next token is asked of."""
+        if "flash" in attention_kind(self.parts.lm.config):
+            raise NotImplementedError(
+                "a prompt that ends in a picture can't be pruned under flash attention, which can't hide the last "
+                "column's key: end the prompt with text, or call model.set_attn_implementation('sdpa') first"
+            )
+        return torch.where(torch.tensor(batch.ends, device=device), last_valid(valid, batch.ends, length, device), -2)
+
+    def _slice_inputs(self, run: Run, call: Call, hidden: Tensor, shift: Tensor | None) -> None:
+        call.put("embeds", hidden)
         if not run.pruned:
             return
-        positions = gather_columns(self._positions(run, kwargs), run.columns, -1)
+        positions = gather_columns(self._positions(run, call), run.columns, -1)
         if self.positions == "compact":
             if positions.dim() != 2:
                 raise ValueError(
@@ -220,48 +232,53 @@ class Forward:
                 gap = (positions - compact)[:, -1]
                 slot_layer(run.cache, 0).shift = gap if shift is None else shift + gap
             positions = compact
-        kwargs["position_ids"] = positions
+        call.put("positions", positions)
         run.rope_columns = torch.arange(hidden.shape[1], device=run.columns.device).expand(hidden.shape[0], -1)
 
-    def _positions(self, run: Run, kwargs: dict[str, Any]) -> Tensor:
-        given = kwargs.get("position_ids")
-        if given is not None:
-            return given
+    def _positions(self, run: Run, call: Call) -> Tensor:
+        positions = call.get("positions")
+        if positions is not None:
+            return positions
         return (torch.arange(run.full, device=run.columns.device) + run.past)[None]
 
     @staticmethod
-    def _hide_mask(run: Run, kwargs: dict[str, Any]) -> None:
+    def _hide_mask(run: Run, call: Call) -> None:
         """The layers get masks from us. Without a cache, ones and not None: gaps in positions are read as packing."""
-        mask = kwargs.get("attention_mask")
+        mask = call.get("mask")
         if isinstance(mask, dict) or (mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2)):
             return
         run.mask_hidden = True
-        embeds = kwargs["inputs_embeds"]
-        kwargs["attention_mask"] = (
-            torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.long) if run.cache is None else None
-        )
+        embeds = call.get("embeds")
+        ones = torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.long) if run.cache is None else None
+        call.put("mask", ones)
 
     def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Give the last hidden state its full length again, zeros where tokens are gone, so losses stay aligned."""
         run, self.local.run = self.local.run, None
-        if run is None or not run.pruned or output is None:
+        if run is None or output is None:
             return None
-        hidden = output.last_hidden_state
+        check_output(lm, run, output)
+        if not run.pruned:
+            return None
+        hidden = hidden_of(output)
         rows, length, width = hidden.shape
-        if length == run.full:
-            return None
-        index = torch.where(run.columns < 0, run.full, run.columns).to(hidden.device)
+        index = torch.where(run.columns < 0, run.full, run.columns)
+        if any(run.batch.ends) and run.asking is None:  # the last token left answers for the last of the prompt
+            valid = run.valid if run.padded else None
+            last = last_valid(valid, run.batch.ends, run.full, index.device)
+            newest = torch.where(run.slots < 0, -1, torch.arange(length, device=index.device)).amax(1, keepdim=True)
+            index = index.scatter(1, newest, last[:, None])
         full = hidden.new_zeros(rows, run.full + 1, width)
-        output.last_hidden_state = full.scatter(1, index[..., None].expand(rows, length, width), hidden)[:, : run.full]
-        return output
+        index = index.to(hidden.device)[..., None].expand(rows, length, width)
+        return with_hidden(output, full.scatter(1, index, hidden)[:, : run.full])
 
-    def _take_deepstack(self, run: Run, kwargs: dict[str, Any]) -> None:
+    def _take_deepstack(self, run: Run, call: Call) -> None:
         """Take over the addition of deepstack features, which the text model does by a full-length mask."""
-        if kwargs.get("deepstack_visual_embeds") is None or not run.batch.spans:
+        if call.get("deepstack") is None or not run.batch.spans:
             return
-        mask = kwargs.pop("visual_pos_masks").to(run.columns.device)
+        mask = call.pop("deepstack places").to(run.columns.device)
         rank = mask.reshape(-1).long().cumsum(0).view_as(mask) - 1
-        run.deepstack = (torch.where(mask, rank, -1), kwargs.pop("deepstack_visual_embeds"))
+        run.deepstack = (torch.where(mask, rank, -1), call.pop("deepstack"))
 
 
 def _length(cache: Any) -> int:
@@ -276,4 +293,4 @@ def _all_ids(lengths: list[int], device: torch.device) -> Tensor:
 
 def _no_spans(rows: int, device: torch.device) -> Batch:
     empty = torch.zeros(0, 0, dtype=torch.long, device=device)
-    return Batch([], [], empty, torch.zeros(0, dtype=torch.long, device=device), {}, rows == 1, [])
+    return Batch([], [], empty, torch.zeros(0, dtype=torch.long, device=device), {}, rows == 1, [], [False] * rows)

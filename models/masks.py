@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .taps import PREFIX
+from .transformers_api import attention_kind, interface_mask
 
 
 def slot_mask(
@@ -21,7 +20,8 @@ def slot_mask(
     config : PreTrainedConfig
         Of the text model; its attention implementation decides the mask's form.
     queries, keys : Tensor
-        `[B, Q]` and `[B, K]` int64; -1 is padding. The last `Q` keys are the queries' own.
+        `[B, Q]` and `[B, K]` int64; -1 is padding, or a key that only its own query sees. The last `Q` keys are the
+        queries' own.
     dtype : torch.dtype
         Of the additive mask that eager attention wants.
     padded : bool
@@ -34,7 +34,7 @@ def slot_mask(
     Tensor, BlockMask or None
         None where plain causal attention is right, which keeps the fast kernels.
     """
-    kind = config._attn_implementation.removeprefix(PREFIX)
+    kind = attention_kind(config)
     (batch, n_query), n_key = queries.shape, keys.shape[1]
     if "flash" in kind:  # flash takes 2D padding; its window counts kept tokens
         return (keys >= 0) if padded else None
@@ -47,8 +47,8 @@ def slot_mask(
         ok = (key >= 0) & (key <= query)
         if window is not None:
             ok = ok & (key > query - window)
-        # a padding query sees itself: rows without any key are NaN on some kernels
-        return ok | ((query < 0) & (k - (n_key - n_query) == q))
+        # every query sees itself: rows without any key are NaN on some kernels
+        return ok | (k - (n_key - n_query) == q)
 
     if kind in ("sdpa", "eager"):
         device = queries.device
@@ -56,26 +56,7 @@ def slot_mask(
         q = torch.arange(n_query, device=device)[None, :, None]
         mask = allowed(b, None, q, torch.arange(n_key, device=device)[None, None, :])[:, None]
         return additive(mask, dtype) if kind == "eager" else mask
-    return _interface_mask(config, kind, allowed, batch, n_query, n_key, dtype, queries.device)
-
-
-def _interface_mask(
-    config: Any, kind: str, rule: Any, batch: int, n_query: int, n_key: int, dtype: torch.dtype, device: torch.device
-) -> Any:
-    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
-        batch_size=batch,
-        q_length=n_query,
-        kv_length=n_key,
-        q_offset=0,
-        kv_offset=0,
-        mask_function=rule,
-        attention_mask=None,
-        allow_is_causal_skip=False,
-        dtype=dtype,
-        config=config,
-        use_vmap=False,
-        device=device,
-    )
+    return interface_mask(config, kind, allowed, batch, n_query, n_key, dtype, queries.device)
 
 
 def keeps_pattern(mask: Any, length: int) -> bool:
@@ -90,26 +71,30 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def gather_mask(mask: Any, columns: Tensor, config: Any) -> Any:
-    """Rows and columns `columns` `[B, L']` (-1: padding) of a square mask `[B, H, L, L]` or a flex ``BlockMask``."""
+def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor | None = None) -> Any:
+    """Rows and columns `columns` `[B, L']` (-1: padding) of a square mask `[B, H, L, L]` or a flex ``BlockMask``.
+
+    `keys` are the columns as keys, where some (-1) are seen by their own query only.
+    """
     batch, n = columns.shape
+    keys = columns if keys is None else keys
     if not isinstance(mask, Tensor):
         index = columns.clamp(min=0)
 
         def rule(b: Any, h: Any, q: Any, k: Any) -> Any:
-            pad = (columns[b, q] < 0) | (columns[b, k] < 0)
+            pad = (columns[b, q] < 0) | (keys[b, k] < 0)
             return (mask.mask_mod(b, h, index[b, q], index[b, k]) & ~pad) | (pad & (q == k))
 
-        kind = config._attn_implementation.removeprefix(PREFIX)
-        return _interface_mask(config, kind, rule, batch, n, n, torch.float32, columns.device)
+        kind = attention_kind(config)
+        return interface_mask(config, kind, rule, batch, n, n, torch.float32, columns.device)
     index = columns.clamp(min=0).to(mask.device)
     heads, length = mask.shape[1], mask.shape[-1]
     mask = mask.expand(batch, -1, -1, -1)
     mask = mask.gather(2, index[:, None, :, None].expand(batch, heads, n, length))
     mask = mask.gather(3, index[:, None, None, :].expand(batch, heads, n, n))
-    pad = (columns < 0).to(mask.device)
-    off = pad[:, None, :, None] | pad[:, None, None, :]
-    own = torch.eye(n, dtype=torch.bool, device=mask.device) & pad[:, None, :, None]
+    hidden = (keys < 0).to(mask.device)
+    off = (columns < 0).to(mask.device)[:, None, :, None] | hidden[:, None, None, :]
+    own = torch.eye(n, dtype=torch.bool, device=mask.device) & hidden[:, None, :, None]
     if mask.dtype == torch.bool:
         return (mask & ~off) | own
     return mask.masked_fill(off, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)

@@ -14,6 +14,7 @@ from vtc.pruners.layout import Layout
 from .pictures import Picture, find_pictures
 from .questions import Words
 from .spans import Batch, readable
+from .tripwire import Checks
 
 
 def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
@@ -66,6 +67,13 @@ class Run:
         At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
     looking : tuple, optional
         During a look ahead: the columns `[B, R]` of the rows, and the list that takes their attention.
+    asking : Tensor, optional
+        `[B]`: the original column of a row's last token where that is a visual one, else -2. It stays as a query when
+        its token goes, since the next token is asked of it.
+    unseen : Tensor, optional
+        `[B, L]` bool: such columns, whose keys nobody sees but themselves.
+    checks : Checks
+        What the tripwire compares.
     """
 
     full: int
@@ -94,6 +102,18 @@ class Run:
     find_pictures: Callable[[Any], Any] | None = None
     ahead: Callable[[str], Tensor] | None = None
     looking: tuple[Tensor, list[Tensor]] | None = None
+    asking: Tensor | None = None
+    unseen: Tensor | None = None
+    checks: Checks = field(default_factory=Checks)
+
+    @property
+    def key_slots(self) -> Tensor:
+        """`[B, L]`: ``slots`` as keys, -1 where nobody but the column itself sees them."""
+        if self.unseen is None:
+            return self.slots
+        if "key slots" not in self.memo:
+            self.memo["key slots"] = self.slots.masked_fill(self.unseen, -1)
+        return self.memo["key slots"]
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
@@ -180,15 +200,22 @@ class Run:
         _mark(visual, self.batch.samples, self.token_columns(self.ids, spans), length, True)
         _mark(visual, self.batch.samples, kept, length, False)
         keep = ~visual[:, :length]
-        if not self.batch.single:
-            keep &= self.slots >= 0  # several rows: their padding goes, and comes anew with the longest row
-        width, padded = self.batch.width_after(length, self.present, present, self.padded)
+        unseen = None
+        if self.asking is not None:
+            asks = self.columns == self.asking[:, None]
+            unseen = asks & ~keep if self.unseen is None else (asks & ~keep) | self.unseen
+            keep |= asks
+        if not self.batch.single or self.asking is not None:
+            keep &= self.slots >= 0  # padding goes, and comes anew with the longest row
+        width, padded = self.batch.width_after(self.full, present, self.padded, self.asking is not None)
         order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
 
         def take(x: Tensor) -> Tensor:
             return torch.where(order < 0, -1, x.gather(1, order.clamp(min=0)))
 
         self.columns, self.slots, self.rope_columns = take(self.columns), take(self.slots), take(self.rope_columns)
+        if unseen is not None:
+            self.unseen = (order >= 0) & unseen.gather(1, order.clamp(min=0))
         self.padded, self.ids, self.present = padded, ids, present
         self.memo = {}
         self.stage_count += 1

@@ -7,7 +7,6 @@ attention module, so that it holds in a checkpoint's second forward and in any t
 
 from __future__ import annotations
 
-import copy
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .local import ThreadState
+from .transformers_api import ConfigView, attention_function, attention_kind
 
 PREFIX = "vtc_segments_"
 PACKED_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -94,7 +93,7 @@ def _segmented(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     owner: SegmentedAttention = module.__dict__["_vtc_segments"]
-    run, segments = ALL_ATTENTION_FUNCTIONS.get_interface(owner.base, owner.eager), owner.take()
+    run, segments = attention_function(attention_kind(owner.config), owner.eager), owner.take()
     if segments is None:
         return run(module, query, key, value, attention_mask, **kwargs)
     kwargs = {k: v for k, v in kwargs.items() if k not in PACKED_KWARGS}
@@ -135,16 +134,10 @@ class SegmentedAttention:
         return segments
 
     def attach(self) -> SegmentedAttention:
-        """Install; the module gets a shallow copy of its config with another implementation name."""
+        """Install; the module gets a view of its config with another implementation name."""
         self.config: Any = self.attention.config
-        self.base: str = self.config._attn_implementation
         self.eager: Any = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
-        name = f"{PREFIX}{self.base}"
-        if name not in ALL_ATTENTION_FUNCTIONS._global_mapping:
-            ALL_ATTENTION_FUNCTIONS.register(name, _segmented)
-        changed = copy.copy(self.config)
-        changed.__dict__["_attn_implementation_internal"] = name
-        self.attention.config = changed
+        self.attention.config = ConfigView(self.config, PREFIX, _segmented)
         self.attention.__dict__["_vtc_segments"] = self
         self.handle = self.attention.register_forward_pre_hook(self._enter, with_kwargs=True)
         return self

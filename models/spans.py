@@ -56,6 +56,8 @@ class Batch:
         Whether the batch has one row, so that its padding can stay where it is and nothing had to be read.
     row_lengths : list of int
         Real columns of each row (several rows only).
+    ends : list of bool
+        Whether a row's last token is a visual one.
     pictures : list of Picture or None
         Pictures whose crops are spans of their own; None as long as no method asked.
     """
@@ -67,6 +69,7 @@ class Batch:
     fed: dict[str, Fed]
     single: bool
     row_lengths: list[int]
+    ends: list[bool]
     _layouts: list[Layout] | None = None
     pictures: list[Picture] | None = None
 
@@ -82,14 +85,19 @@ class Batch:
         known = {m: values(f.record) for m, f in self.fed.items()}
         return [known[s.modality][s.item] for s in self.spans]
 
-    def width_after(self, length: int, before: list[int], after: list[int], padded: bool) -> tuple[int, bool]:
-        """New common width of the rows, and whether any of them is padded."""
+    def width_after(self, full: int, after: list[int], padded: bool, asking: bool) -> tuple[int, bool]:
+        """Common width of the rows with `after` tokens left of each span, and whether any of them is padded.
+
+        With `asking`, rows that end in a visual token have a place more, for that token as a query: a column of padding
+        where the token itself is kept, which only the device knows.
+        """
+        more = [int(asking and end) for end in self.ends]
         if self.single:
-            return length - sum(before) + sum(after), padded
-        widths = list(self.row_lengths)
+            return full - sum(self.lengths) + sum(after) + sum(more), padded or any(more)
+        widths = [n + m for n, m in zip(self.row_lengths, more, strict=True)]
         for span, n, k in zip(self.spans, self.lengths, after, strict=True):
             widths[span.sample] -= n - k
-        return max(widths), min(widths) < max(widths)
+        return max(widths), any(more) or min(widths) < max(widths)
 
 
 def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | None) -> tuple[Batch, bool]:
@@ -119,7 +127,7 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
     names = [m for m in masks if m in fed]
     first = masks[names[0]]
     rows, length = first.shape
-    counts, row_lengths = _read_counts([masks[m] for m in names], valid, rows, length)
+    counts, row_lengths, ends = _read_counts([masks[m] for m in names], valid, rows, length)
     spans: list[Span] = []
     lengths: list[int] = []
     pieces: list[Tensor] = []
@@ -138,23 +146,32 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
             orders[owner] += 1
         lengths += one.lengths
     columns = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
-    batch = Batch(spans, lengths, columns, torch.cat(samples), fed, rows == 1, row_lengths)
+    batch = Batch(spans, lengths, columns, torch.cat(samples), fed, rows == 1, row_lengths, ends)
     padded = valid is not None and (counts is None or min(row_lengths) < length)
     return batch, padded
 
 
 def _read_counts(
     masks: list[Tensor], valid: Tensor | None, rows: int, length: int
-) -> tuple[list[list[int]] | None, list[int]]:
-    """Placeholders per modality and row, and real columns per row: a prefill's one host read, if needed."""
-    if rows == 1 and valid is None:
-        return None, []
+) -> tuple[list[list[int]] | None, list[int], list[bool]]:
+    """Placeholders per modality and row, real columns per row, and which rows end in one: a prefill's one host read."""
     if not readable(masks[0]):
-        return None, [length] * rows if rows > 1 else []
-    lines = [m.sum(1) for m in masks]
-    lines.append(valid.sum(1) if valid is not None else torch.full_like(lines[0], length))
-    numbers = torch.stack([x.to(lines[0].device) for x in lines]).tolist()
-    return numbers[:-1], numbers[-1]
+        return None, [length] * rows if rows > 1 else [], [False] * rows
+    visual = torch.stack([m.to(masks[0].device) for m in masks])
+    last = last_valid(valid, [True] * rows, length, visual.device)
+    lines = [visual.any(0).gather(1, last[:, None])[:, 0].long(), *visual.sum(2)]
+    lines.append(valid.sum(1).to(visual.device) if valid is not None else torch.full_like(lines[0], length))
+    ends, *numbers = torch.stack(lines).tolist()
+    if rows == 1 and valid is None:
+        return None, [], list(map(bool, ends))
+    return numbers[:-1], numbers[-1], list(map(bool, ends))
+
+
+def last_valid(valid: Tensor | None, rows: list[Any], length: int, device: torch.device) -> Tensor:
+    """`[B]`: the column of each row's last token that is no padding; `valid` `[B, length]` bool, None: all."""
+    if valid is None:
+        return torch.full((len(rows),), length - 1, device=device)
+    return torch.where(valid.to(device), torch.arange(length, device=device), 0).amax(1)
 
 
 def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, int]]:

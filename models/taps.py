@@ -1,22 +1,21 @@
 """Sees queries and keys of one attention module, whatever attention implementation the model runs.
 
-The tapped module gets a shallow copy of its config whose implementation names a registered function. That function
-hands query, key, value and mask (after rotary embedding and norms) to the tap and then delegates to the implementation
-the model uses. Nothing switches to eager, and masks are built from the model's own, untouched config.
+The tapped module gets a view of its config whose implementation names a registered function. That function hands
+query, key, value and mask (after rotary embedding and norms) to the tap and then delegates to the implementation that
+the model uses by then. Nothing switches to eager, and masks are built from the model's own, untouched config.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# keeps the base name inside: transformers looks for 'flash' in it
+from .transformers_api import ConfigView, attention_function, attention_kind
+
 PREFIX = "vtc_tap_"
 Recorder = Callable[[nn.Module, Tensor, Tensor, Tensor, "Tensor | None", float], "Tensor | None"]
 
@@ -36,7 +35,7 @@ def _tapped(
         instead = tap.recorder(module, query, key, value, attention_mask, scale)
     if instead is not None:
         return instead, None
-    run = ALL_ATTENTION_FUNCTIONS.get_interface(tap.base, tap.eager)
+    run = attention_function(attention_kind(tap.config), tap.eager)
     if scaling is not None:
         kwargs["scaling"] = scaling
     return run(module, query, key, value, attention_mask, **kwargs)
@@ -60,14 +59,8 @@ class AttentionTap:
     def attach(self) -> AttentionTap:
         """Start listening."""
         self.config: Any = self.attention.config
-        self.base: str = self.config._attn_implementation
         self.eager: Any = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
-        name = PREFIX + self.base
-        if name not in ALL_ATTENTION_FUNCTIONS._global_mapping:
-            ALL_ATTENTION_FUNCTIONS.register(name, _tapped)
-        tapped = copy.copy(self.config)
-        tapped.__dict__["_attn_implementation_internal"] = name
-        self.attention.config = tapped
+        self.attention.config = ConfigView(self.config, PREFIX, _tapped)
         self.attention.__dict__["_vtc_tap"] = self
         return self
 

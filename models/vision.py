@@ -25,6 +25,7 @@ from .pictures import small_crops
 from .record import VisionRecord
 from .segments import SegmentedAttention
 from .taps import AttentionTap
+from .transformers_api import call_of
 from .vision_checks import check_signals, check_stops, prefix_tokens, read_layer, vision_layers
 from .vision_rows import encoder_rows
 from .vision_run import VisionRun
@@ -175,20 +176,20 @@ class VisionSide:
         run = self._run()
         if run is None:
             return None
-        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        call = call_of(layer, args, kwargs)
+        x: Tensor = call.get("hidden")
         if not run.shape:
             run.shape = tuple(x.shape[:-1])
         if run.present is None:
-            run.note_chunks(i, kwargs)
+            run.note_chunks(i, call)
         for pruner, stop in self.stops.get(i, ()):
             x = run.prune(pruner, stop, i, x)
         run.forget(self.done.get(i, ()))
         if run.present is None:
             return None
-        kwargs = run.layer_kwargs(i, kwargs)
-        if args:
-            return (x, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": x}
+        call.put("hidden", x)
+        run.cut_arguments(i, call)
+        return call.args, call.kwargs
 
     def _leave(self, i: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self._run()

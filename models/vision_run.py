@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.utils.generic import is_flash_attention_requested
 
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
 from vtc.pruners.layout import Layout, LazyLayouts
@@ -25,6 +24,7 @@ from .newlines import fill_with_newlines
 from .record import VisionStep
 from .segments import Segments
 from .select import select_tokens
+from .transformers_api import Call, is_flash_attention_requested
 from .vision_signals import StopSignals, kind_of
 
 
@@ -224,43 +224,41 @@ class VisionRun:
 
     # ------------------------------------------------------------------ running on what is left
 
-    def note_chunks(self, layer: int, kwargs: dict[str, Any]) -> None:
+    def note_chunks(self, layer: int, call: Call) -> None:
         """Remember a packed layer's boundaries where its attention will see the whole row at once (flash)."""
-        ends = kwargs.get("cu_seqlens")
+        ends = call.get("chunk ends")
         if ends is not None and is_flash_attention_requested(self.tower.config):
             ids = torch.searchsorted(ends[1:].long(), torch.arange(self.total, device=ends.device), right=True)
             self.segments[layer] = Segments(ids, len(ends) - 1, self._width(layer))
 
-    def layer_kwargs(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A layer's keywords, cut to what is left."""
+    def cut_arguments(self, layer: int, call: Call) -> None:
+        """Cut a layer's arguments to what is left."""
         assert self.present is not None
         device = self.present.device
-        kwargs = dict(kwargs)
         if len(self.shape) == 2:
             count = self.shape[0]
             self.segments[layer] = self._segments("rows", self.present // self.shape[1], count, self.shape[1])
         else:
-            ends = kwargs["cu_seqlens"]
+            ends = call.get("chunk ends")
             key = ("ends", id(ends))
             if key not in self._memo or self._memo[key][1] is not self.present:
                 ids = torch.searchsorted(ends[1:].to(device, torch.long), self.present, right=True)
                 found = self._segments(None, ids, len(ends) - 1, self._width(layer))
                 self._memo[key] = (ends, self.present, found)  # holds `ends`, so that its id stays its own
             self.segments[layer] = self._memo[key][2]
-            rope = kwargs["position_embeddings"]
+            rope = call.get("rotary")
             if self._memo.get("rope", (None,))[0] is not rope:
                 self._memo["rope"] = (rope, tuple(p.index_select(0, self.present.to(p.device)) for p in rope))
-            kwargs["position_embeddings"] = self._memo["rope"][1]
+            call.put("rotary", self._memo["rope"][1])
             # one chunk, on the host: the tower's own loop over chunks must not wait for the device
-            kwargs["cu_seqlens"] = torch.tensor([0, len(self.present)], dtype=torch.int32)
-            if kwargs.get("max_seqlen") is not None:
-                kwargs["max_seqlen"] = len(self.present)
+            call.put("chunk ends", torch.tensor([0, len(self.present)], dtype=torch.int32))
+            if call.get("longest chunk") is not None:
+                call.put("longest chunk", len(self.present))
         if self.weight is not None:
             segments = self.segments[layer]
             assert segments is not None
             segments.bias = self.weight.log()[self.present]
-        kwargs["vtc_segments"] = self.segments[layer]
-        return kwargs
+        call.kwargs["vtc_segments"] = self.segments[layer]
 
     def _segments(self, memo: str | None, ids: Tensor, count: int, width: int) -> Segments:
         key = ("segments", memo, len(ids))

@@ -1,0 +1,112 @@
+"""Notices when transformers no longer does what vtc takes for granted: on the first forward, and before a wrong token.
+
+By shapes and identities only, so that nothing waits for the device: what vtc hands to the text model and its layers
+must be what arrives there, and the cache must hold just the columns that were left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from .transformers_api import Cache, Call, cache_of, call_of, hidden_of, versions
+
+
+@dataclass
+class Checks:
+    """What one forward is expected to do.
+
+    Attributes
+    ----------
+    columns : dict
+        By layer: how many columns its cache must hold afterwards.
+    arguments : dict
+        By layer: the mask and the rotary embeddings that it was given.
+    """
+
+    columns: dict[int, int] = field(default_factory=dict)
+    arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def expect(self, layer: int, cache: Any, new: int) -> None:
+        """Note that `new` columns enter `layer`."""
+        self.columns[layer] = held(cache, layer) + new
+
+    def gave(self, layer: int, call: Call) -> None:
+        """Note what `layer` was given."""
+        self.arguments[layer] = {meaning: call.get(meaning) for meaning in ("mask", "rotary")}
+
+
+def trip(what: str) -> NoReturn:
+    """Raise the one error of this module."""
+    raise RuntimeError(
+        f"visual-token pruning stopped before it could be wrong: {what}. Perhaps this transformers calls its models in "
+        f"a way that vtc does not know. {versions()} `vtc check MODEL` tests the model with what is installed; "
+        "vtc.restore(model) gives the stock model back."
+    )
+
+
+def held(cache: Any, layer: int) -> int:
+    """Columns that a layer of the cache holds."""
+    if not isinstance(cache, Cache) or layer >= len(cache.layers):
+        return 0
+    keys = getattr(cache.layers[layer], "keys", None)
+    return 0 if keys is None or not keys.numel() else int(keys.shape[-2])
+
+
+def check_columns(run: Any, layer: int, hidden: Tensor) -> None:
+    """The columns that enter a layer are those that are left."""
+    rows, columns = run.columns.shape
+    if tuple(hidden.shape[:2]) != (rows, columns):
+        trip(f"decoder layer {layer} gets {list(hidden.shape[:2])} columns, and vtc left {[rows, columns]}")
+
+
+def check_attention(run: Any, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A layer's attention gets the very mask and positions that vtc gave to the layer."""
+    call = call_of(module, args, kwargs)
+    for meaning, value in run.checks.arguments.get(layer, {}).items():
+        got = call.get(meaning)
+        if got is not value:
+            trip(f"the attention of decoder layer {layer} does not get the {meaning} that vtc made, but {_form(got)}")
+    if run.cache is not None and call.get("cache") is not run.cache:
+        trip(f"the attention of decoder layer {layer} writes to {_form(call.get('cache'))}, not to the cache of vtc")
+
+
+def check_output(lm: Any, run: Any, output: Any) -> None:
+    """All layers ran, the cache that comes back is the one that vtc tracks, and it holds what is left."""
+    hidden, left = hidden_of(output), run.columns.shape
+    if tuple(hidden.shape[:2]) != tuple(left):
+        trip(f"{type(lm).__name__} gives back {list(hidden.shape[:2])} columns, and vtc left {list(left)}")
+    depth, seen = len(lm.layers), len(run.checks.columns)
+    if seen != depth:
+        trip(f"{seen} of {depth} decoder layers passed vtc's hooks")
+    if run.cache is None:
+        return
+    if cache_of(output) is not run.cache:
+        trip(f"{type(lm).__name__} gives back {_form(cache_of(output))} for the cache that vtc tracks")
+    for layer, expected in run.checks.columns.items():
+        got, window = held(run.cache, layer), getattr(run.cache.layers[layer], "sliding_window", None)
+        if got != expected and (window is None or got > expected):
+            trip(f"the cache of decoder layer {layer} holds {got} columns, and {expected} were left to it")
+
+
+def check_features(core: Any) -> NoReturn:
+    """Pictures were encoded, and no pruning was possible."""
+    trip(f"{type(core).__name__} encoded pictures that never reached the hook of its text model")
+
+
+def check_update(pending: int | None, keys: Tensor) -> None:
+    """What a pruned cache layer is about to store was announced to it."""
+    if pending is None:
+        raise RuntimeError(
+            "this KV cache holds pruned visual tokens, and is now used by a model that is not wrapped by vtc (any "
+            "more), or by a forward that vtc did not see: masks would be wrong. Start from an empty cache, or wrap the "
+            "model as it was when the cache was made. " + versions()
+        )
+    if pending != keys.shape[-2]:
+        trip(f"a cache layer is about to store {keys.shape[-2]} columns, and vtc left {pending}")
+
+
+def _form(value: Any) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
