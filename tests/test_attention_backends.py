@@ -7,7 +7,8 @@ import torch
 from contracts import TOLERANCE, outcome
 from methods import BOTH_STAGES, READING, TWO_LAYERS, Setting
 from reference import baseline, greedy, kept_at_end
-from torch._inductor.exc import InductorError
+from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations.flex_attention import WrappedFlexAttention
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
@@ -28,18 +29,17 @@ def test_eager_equals_sdpa(family: str, setting: Setting) -> None:
 @pytest.mark.parametrize("setting", [BOTH_STAGES, TWO_LAYERS], ids=str)
 # transformers has no flex attention for the Qwen-VL families
 @pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "mistral3", "gemma3"])
-def test_flex_equals_sdpa(family: str, setting: Setting) -> None:
+def test_flex_equals_sdpa(family: str, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    # flex attention itself, uncompiled: the same test passed and failed in turns on torch 2.14's compiled CPU kernel
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda _: flex_attention)
     plain, inputs = baseline(family, "ragged"), prompt(family, "ragged").inputs
     sdpa = outcome(setting, family, "ragged")
     model = tiny(family, "flex_attention")
-    try:
-        with vtc.compressed(model, setting.pruner):
-            flex = model(
-                **inputs, position_ids=plain.positions[..., : inputs["input_ids"].shape[1]], use_cache=False
-            ).logits
-            decoded = greedy(model, inputs, 3)
-    except InductorError as error:  # its CPU kernel for flex does not compile for some shapes
-        pytest.skip(f"torch can't compile flex attention here: {str(error).splitlines()[0]}")
+    with vtc.compressed(model, setting.pruner):
+        flex = model(
+            **inputs, position_ids=plain.positions[..., : inputs["input_ids"].shape[1]], use_cache=False
+        ).logits
+        decoded = greedy(model, inputs, 3)
     kept = kept_at_end(sdpa.report, inputs["attention_mask"], 6)
     assert (sdpa.logits - flex)[kept].abs().max() < TOLERANCE
     assert (sdpa.generated.logits[:, :3] - decoded.logits).abs().max() < TOLERANCE
