@@ -29,6 +29,7 @@ from .report import Report
 from .signals import resolve
 from .steps import Steps
 from .taps import AttentionTap
+from .traffic import Traffic, traffic
 from .transformers_api import Call, Signature
 from .vision import VisionSide
 
@@ -108,9 +109,9 @@ class Adapter:
         # what is read inside the encoder is served there
         behind = [(p, stop) for p, stop in self.stops if stop.stage != "vision"]
         signals: set[Signal] = {resolve(s, stop.layer) for p, stop in behind for s in p.signals_at(stop)}
-        self.local, self.words = Local(), Words(parts.model)
+        self.local, self.words, self.traffic = Local(), Words(parts.model), traffic()
         self.steps = Steps(parts, self.local)
-        self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words)
+        self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
@@ -133,11 +134,13 @@ class Adapter:
             )
         core.__dict__[MARK] = self
         self._undo.append(lambda: core.__dict__.pop(MARK, None))
+        self.traffic.shut()  # a forward that another thread has begun does not see half of the hooks
         try:
             self._attach()
         except BaseException:
-            self.detach()
+            self._remove()
             raise
+        self.traffic.open()
         return self
 
     def _attach(self) -> None:
@@ -176,7 +179,7 @@ class Adapter:
         self.vision.attach()
         self._undo.append(self.vision.detach)
         if hasattr(self.parts.model, "generate"):
-            self._shadow(self.parts.model, "generate", functools.partial(_guarded_generate, self.local))
+            self._shadow(self.parts.model, "generate", functools.partial(_guarded_generate, self.local, self.traffic))
             if repeats_pictures_one_by_one(self.parts):
                 self._shadow(self.parts.model, EXPAND, functools.partial(guarded_expansion, f.placeholders))
         for owner in {id(m): m for m in (self.parts.model, core, lm)}.values():
@@ -184,9 +187,20 @@ class Adapter:
             self._shadow(owner, "__reduce_ex__", lambda _: refuse_copy)
 
     def detach(self) -> None:
-        """Remove everything that ``attach`` set."""
+        """Remove everything that ``attach`` set, when no thread is inside the model.
+
+        Raises
+        ------
+        RuntimeError
+            If one does not come out of it, or this is called from inside; the hooks stay.
+        """
+        self.traffic.shut()
+        self._remove()
+
+    def _remove(self) -> None:
         while self._undo:
             self._undo.pop()()
+        self.traffic.gone()
 
     def report(self) -> Report | None:
         """Report of this thread's last prefill, or of the last one at all."""
@@ -247,7 +261,7 @@ class Adapter:
         self._shadow(self.parts.core, name, wrap)
 
 
-def _guarded_generate(local: Local, generate: Any) -> Any:
+def _guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
     """Refuse what would silently prune wrongly, before any work is done, and note where the prompt ends."""
 
     @functools.wraps(generate)
@@ -265,6 +279,8 @@ def _guarded_generate(local: Local, generate: Any) -> Any:
         before = local.prompt, local.encoded
         # a second turn may be given as its new tokens only, under a mask over everything
         widths = [x.shape[1] for x in (ids, call.get("mask")) if isinstance(x, Tensor) and x.dim() == 2]
+        if not traffic.enter():  # unwrapped, or wrapped anew, while this waited
+            return generate.__self__.generate(*args, **kwargs)
         local.prompt = max(widths) if isinstance(ids, Tensor) and widths else None
         local.encoded = {}
         try:
@@ -272,5 +288,6 @@ def _guarded_generate(local: Local, generate: Any) -> Any:
         finally:
             local.prompt, local.encoded = before
             local.pending = False
+            traffic.leave()
 
     return guarded

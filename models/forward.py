@@ -20,6 +20,7 @@ from .run import Run, gather_columns
 from .signals import EMBEDDINGS
 from .spans import Batch, last_valid, make_batch, readable
 from .steps import Steps
+from .traffic import Traffic
 from .transformers_api import Cache, Call, attention_kind, call_of, hidden_of, need, new_cache, takes, with_hidden
 from .tripwire import check_features, check_output
 
@@ -43,6 +44,8 @@ class Forward:
         Per-thread state.
     words : Words
         The tokenizer, for methods that read the question.
+    traffic : Traffic
+        Who is inside the model.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class Forward:
         steps: Steps,
         local: Local,
         words: Words,
+        traffic: Traffic,
     ):
+        self.traffic = traffic
         self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
@@ -70,6 +75,11 @@ class Forward:
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the placeholders, if visual input came along."""
         self.local.clear()
+        if not self.traffic.enter():
+            raise RuntimeError(
+                "another thread took vtc's hooks off this model, or wrapped it anew, while it was called: call it again"
+            )
+        self.local.inside = True
         call = call_of(core, args, kwargs)
         ids, features = call.get("ids"), call.get("features")
         has = features is not None and (isinstance(features, Tensor) or any(v is not None for v in features.values()))
@@ -87,7 +97,10 @@ class Forward:
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
         unseen = output is not None and not self.local.opened and self.local.unused_features()
+        inside = self.local.inside
         self.local.clear()
+        if inside:  # else a hook before ours failed
+            self.traffic.leave()
         if unseen:
             check_features(core)
 
@@ -137,8 +150,6 @@ class Forward:
         embeds, cache = call.get("embeds"), call.get("cache")
         masks, local.masks = local.masks, None
         fed = self._fed(masks) if masks else {}
-        if fed:
-            local.opened, local.pending = True, False
         if not fed and not is_pruned(cache):
             if embeds is not None and embeds.shape[1] > 1 and not _length(cache):
                 self.steps.open_report()
@@ -171,6 +182,7 @@ class Forward:
         if run.pruned or is_pruned(cache, 0):
             self._hide_mask(run, call)
         local.run = run
+        local.opened, local.pending = True, False
         return call.args, call.kwargs
 
     def _open(
@@ -257,7 +269,7 @@ class Forward:
         run, self.local.run = self.local.run, None
         if run is None or output is None:
             return None
-        check_output(lm, run, output)
+        check_output(lm, len(self.parts.layers), run, output)
         if not run.pruned:
             return None
         hidden = hidden_of(output)

@@ -41,12 +41,13 @@ class Local(ThreadState):
         self.prompt: int | None = None  # length of what generate() was given, in columns
         self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
         self.pending = False  # whether generate() has encoded pictures that no forward has used yet
+        self.inside = False  # whether this thread is in a forward of the composite model
         self.opened = False  # whether this forward's pictures reached the text model's hook
 
     def clear(self) -> None:
         """Forget everything but the report."""
         self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-        self.token_ids, self.opened = None, False
+        self.token_ids, self.opened, self.inside = None, False, False
 
     def unused_features(self) -> bool:
         """Whether pictures were encoded for this forward."""

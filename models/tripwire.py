@@ -73,12 +73,12 @@ def check_attention(run: Any, layer: int, module: nn.Module, args: tuple[Any, ..
         trip(f"the attention of decoder layer {layer} writes to {_form(call.get('cache'))}, not to the cache of vtc")
 
 
-def check_output(lm: Any, run: Any, output: Any) -> None:
+def check_output(lm: nn.Module, depth: int, run: Any, output: Any) -> None:
     """All layers ran, the cache that comes back is the one that vtc tracks, and it holds what is left."""
     hidden, left = hidden_of(output), run.columns.shape
     if tuple(hidden.shape[:2]) != tuple(left):
         trip(f"{type(lm).__name__} gives back {list(hidden.shape[:2])} columns, and vtc left {list(left)}")
-    depth, seen = len(lm.layers), len(run.checks.columns)
+    seen = len(run.checks.columns)
     if seen != depth:
         trip(f"{seen} of {depth} decoder layers passed vtc's hooks")
     if run.cache is None:

@@ -24,6 +24,7 @@ from .record import VisionStep
 from .report import Report
 from .select import select_tokens
 from .spans import Batch, Span
+from .traffic import traffic
 from .vision_checks import QUERIES
 from .vision_rows import encoder_rows
 from .vision_signals import kind_of, layer_of
@@ -88,6 +89,7 @@ class VitAdapter:
         self.done: dict[int, list[tuple[str, int]]] = {}
         self._last: _VitRun | None = None
         self._local: Any = ThreadState()
+        self.traffic = traffic()
         self._handles: list[Any] = []
         depth = len(self.blocks)
         last_read: dict[tuple[str, int], int] = {}  # before which block
@@ -137,6 +139,7 @@ class VitAdapter:
 
     def attach(self) -> VitAdapter:
         """Set the hooks."""
+        self.traffic.shut()
         self.vit.__dict__["__reduce_ex__"] = refuse_copy  # else pickle stumbles over some hook and names only that
         eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
         self._handles.append(self.vit.register_forward_pre_hook(eager(self._open)))
@@ -160,14 +163,17 @@ class VitAdapter:
             if any(p.merges for j, entries in self.stops.items() if j <= i for p, _ in entries):
                 self._handles.append(block.attn.register_forward_pre_hook(eager(self._bias), with_kwargs=True))
         torch.compiler.reset()  # a graph made without the hooks would be run on, and nothing pruned
+        self.traffic.open()
         return self
 
     def detach(self) -> None:
-        """Remove every hook."""
+        """Remove every hook, when no thread is inside the model."""
+        self.traffic.shut()
         self.vit.__dict__.pop("__reduce_ex__", None)
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.traffic.gone()
         torch.compiler.reset()
 
     def report(self) -> Report | None:
@@ -179,7 +185,8 @@ class VitAdapter:
         columns = torch.arange(run.prefix, run.prefix + run.total).expand(images, -1)
         spans = [Span(i, i, "image", 0) for i in range(images)]
         rows = torch.arange(images)
-        batch = Batch(spans, [run.total] * images, columns, rows, {}, False, [], [run.layout] * images)
+        layouts = [run.layout] * images
+        batch = Batch(spans, [run.total] * images, columns, rows, {}, False, [], [False] * images, layouts)
         found = Report(0, batch)
         for step in run.steps:
             found.add("vision", step.layer, torch.stack(step.kept), [len(k) for k in step.kept])
@@ -189,9 +196,13 @@ class VitAdapter:
 
     def _open(self, module: nn.Module, args: Any) -> None:
         self._local.run = None
+        self._local.inside = self.traffic.enter()
 
     def _close(self, module: nn.Module, args: Any, output: Any) -> None:
         self._local.run = None
+        if getattr(self._local, "inside", False):
+            self._local.inside = False
+            self.traffic.leave()
 
     def _enter(self, i: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0] if self.batch_first else args[0].transpose(0, 1)
