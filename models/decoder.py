@@ -96,7 +96,7 @@ class DecoderSide:
         """Note what the sublayer at `place` does to each token."""
         run = self.local.run
         if run is not None and run.batch.spans:
-            before = call_of(module, args, kwargs).get("hidden")
+            before = args[0] if args else call_of(module, args, kwargs).get("hidden")  # an MLP calls it something else
             capture_transition(run, self.changed[place], before, output[0] if isinstance(output, tuple) else output)
 
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

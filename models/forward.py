@@ -275,14 +275,14 @@ class Forward:
         hidden = hidden_of(output)
         rows, length, width = hidden.shape
         index = torch.where(run.columns < 0, run.full, run.columns)
-        if any(run.batch.ends) and run.asking is None:  # the last token left answers for the last of the prompt
-            valid = run.valid if run.padded else None
-            last = last_valid(valid, run.batch.ends, run.full, index.device)
-            newest = torch.where(run.slots < 0, -1, torch.arange(length, device=index.device)).amax(1, keepdim=True)
-            index = index.scatter(1, newest, last[:, None])
         full = hidden.new_zeros(rows, run.full + 1, width)
-        index = index.to(hidden.device)[..., None].expand(rows, length, width)
-        return with_hidden(output, full.scatter(1, index, hidden)[:, : run.full])
+        full = full.scatter(1, index.to(hidden.device)[..., None].expand(rows, length, width), hidden)
+        if any(run.batch.ends) and run.asking is None:  # the last token left answers for the last of the prompt
+            newest = last_valid(run.slots >= 0, run.batch.ends, length, hidden.device)
+            last = last_valid(run.valid, run.batch.ends, run.full, hidden.device)
+            row = torch.arange(rows, device=hidden.device)
+            full = full.index_put((row, last), hidden[row, newest])
+        return with_hidden(output, full[:, : run.full])
 
     def _take_deepstack(self, run: Run, call: Call) -> None:
         """Take over the addition of deepstack features, which the text model does by a full-length mask."""

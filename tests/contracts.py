@@ -94,8 +94,10 @@ def merged_vectors(
             visual[span.sample, span.columns] = True
         values = []
         for b in range(batch):
-            present = (valid[b].bool() & ~gone[b]).nonzero()[:, 0]
-            values.append(states[layer][b, -len(present) :][visual[b, present]])  # pruned rows are right-aligned
+            there = valid[b].bool() & ~gone[b]
+            there[valid[b].nonzero().max()] = True  # asks, also when its token is gone
+            present = there.nonzero()[:, 0]
+            values.append(states[layer][b, -len(present) :][(visual & ~gone)[b, present]])  # rows are right-aligned
         out[layer] = (visual & ~gone, torch.cat(values))
     return out
 

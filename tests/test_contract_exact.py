@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import TOLERANCE, outcome
-from methods import BOTH_STAGES, IN_THE_TOWER, METHODS, ONE_LAYER, SETTINGS, TWO_LAYERS, Setting, cells
+from methods import BOTH_STAGES, IN_THE_TOWER, METHODS, ONE_LAYER, PIPELINES, SETTINGS, TWO_LAYERS, Setting, cells, fits
 from reference import (
     allowed,
     baseline,
@@ -62,6 +62,38 @@ def test_pruned_equals_masked(setting: Setting, family: str) -> None:
 )
 def test_pruned_equals_masked_under_every_prompt_shape(setting: Setting, family: str, shape: str) -> None:
     pruned_equals_masked(setting, family, shape)
+
+
+@pytest.mark.parametrize(
+    ("setting", "family", "shape"),
+    cells(PIPELINES, FAMILIES, "ends", "long_text") + cells(METHODS, ["llava", "gemma3", "qwen3_vl"], "ends"),
+)
+def test_pruned_equals_masked_where_a_row_ends_in_a_picture_and_where_the_longest_has_none(
+    setting: Setting, family: str, shape: str
+) -> None:
+    if shape == "ends" and setting.in_the_tower:
+        pytest.skip("a token that the encoder dropped has no features to ask with: see the next test")
+    pruned_equals_masked(setting, family, shape)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spec", ["random(at='vision', layer=1, keep=0.4)", "random(keep=0.4)"])
+def test_the_last_token_left_answers_where_the_last_one_can_not(family: str, spec: str) -> None:
+    """Pruned inside the encoder, or with compact positions, a prompt ends with the last visual token that is left."""
+    if "vision" in spec and not fits(IN_THE_TOWER, family):
+        pytest.skip("no pruning inside this tower")
+    positions = "keep" if "vision" in spec else "compact"
+    if positions == "compact" and family.startswith("qwen"):
+        pytest.skip("compact positions are refused")
+    model, given = tiny(family), prompt(family, "ends").inputs
+    with vtc.compressed(model, spec, positions=positions):
+        out = model(**given, output_hidden_states=True)
+        report = model.vtc.report
+    kept = kept_at_end(report, given["attention_mask"], len(text_model(model).layers))
+    for row in range(len(kept)):
+        last = int(kept[row].nonzero().max())
+        assert torch.equal(out.logits[row, -1], out.logits[row, last])
+        assert out.logits[row, -1].any()
 
 
 @pytest.mark.parametrize(("setting", "family"), cells([BOTH_STAGES, ONE_LAYER, IN_THE_TOWER], FAMILIES))

@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from methods import BOTH_STAGES, IN_THE_TOWER, READING, SETTINGS, Setting, cells
 from reference import baseline
 from torch import nn
 from transformers import Idefics3Model
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
@@ -38,7 +38,7 @@ def pretended(family: str, shape: str) -> Iterator[tuple[FakeDevice, nn.Module, 
             given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "pixel_attention_mask")}
             out = model.base_model.get_image_features(**given, return_dict=True)
             made = out.pooler_output  # one tensor in older versions
-            out = SimpleNamespace(
+            out = BaseModelOutputWithPooling(
                 pooler_output=gpu.put(made) if isinstance(made, torch.Tensor) else [gpu.put(f) for f in made]
             )
             model.base_model.get_image_features = lambda *_, **__: out

@@ -23,6 +23,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "pair": ("i", "i"),
     "singles": ("i", "", "i"),
     "clip": ("v",),
+    "ends": ("i", "i.i", ""),  # the last token is a visual one
+    "long_text": ("i", "", "i.i"),  # the longest row has no picture
 }
 BATCHES = ("ragged", "text_row", "touching", "sizes", "video")
 BEFORE, AFTER = (5, 3, 9, 4), (6, 8, 4, 7)  # "pair" comes out without padding
@@ -89,6 +91,9 @@ def make_prompt(family: Family, shape: str, seed: int = 0) -> Prompt:
             seen[mark] += 1
             own.append(family.picture(size, plan.count("i") == 1, g) if mark == "i" else family.video(size, g))
             row += own[-1].ids
-        rows.append(row + words(AFTER[s], g))
+        row += words(AFTER[s] + (90 if shape == "long_text" and not plan else 0), g)
+        if shape == "ends" and own:
+            row = row[: max(i for i, token in enumerate(row) if token in (IMAGE, VIDEO)) + 1]
+        rows.append(row)
         media.append(own)
     return Prompt(family, rows, media, "right" if shape == "right" else "left")
