@@ -30,7 +30,7 @@ from .signals import resolve
 from .steps import Steps
 from .taps import AttentionTap
 from .traffic import Traffic, traffic
-from .transformers_api import Call, Signature
+from .transformers_api import Call, Signature, configured
 from .vision import VisionSide
 
 MARK = "_vtc_adapter"
@@ -267,8 +267,8 @@ def _guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
     @functools.wraps(generate)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         call = Call(Signature(generate), args, kwargs)
-        config = call.get("generation") or getattr(generate.__self__, "generation_config", None)
-        chunk = call.get("prefill chunk") or getattr(config, "prefill_chunk_size", None)
+        config = call.get("generation") or configured(generate.__self__, "generation")
+        chunk = call.get("prefill chunk") or configured(config, "prefill chunk")
         if chunk:
             raise NotImplementedError(
                 f"prefill_chunk_size={chunk} would prune every chunk by itself. Pass prefill_chunk_size=None: a pruned "

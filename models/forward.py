@@ -21,7 +21,18 @@ from .signals import EMBEDDINGS
 from .spans import Batch, last_valid, make_batch, readable
 from .steps import Steps
 from .traffic import Traffic
-from .transformers_api import Cache, Call, attention_kind, call_of, hidden_of, need, new_cache, takes, with_hidden
+from .transformers_api import (
+    Cache,
+    Call,
+    attention_kind,
+    call_of,
+    configured,
+    hidden_of,
+    need,
+    new_cache,
+    takes,
+    with_hidden,
+)
 from .tripwire import check_features, check_output
 
 
@@ -160,7 +171,7 @@ class Forward:
             refuse_unsupported(cache)
         use_cache = call.get("use cache")
         if use_cache is None:
-            use_cache = getattr(lm.config, "use_cache", False) and not lm.training
+            use_cache = configured(lm.config, "use cache") and not lm.training
         if cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)

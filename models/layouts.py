@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from vtc.pruners.layout import Grid, Layout
 
+from .transformers_api import among
+
 
 @dataclass
 class VisionCall:
@@ -50,19 +52,23 @@ class VisionCall:
         given = self.arguments.get(name)
         return getattr(self.config, name, None) if given is None else given
 
-    def rows(self, name: str) -> list[list[int]] | None:
+    def given(self, meaning: str) -> Any:
+        """An argument of the call by what it is (``transformers_api.NAMES``)."""
+        return among(self.arguments, meaning)
+
+    def rows(self, meaning: str) -> list[list[int]] | None:
         """A small integer argument (grids, sizes) on the host, or None if it is not there or holds no values.
 
         Read once and only when asked: on a CUDA tensor it waits for the device, as the model's own code does.
         """
-        if name not in self._rows:
-            self._rows[name] = _read(self.arguments.get(name))
-        return self._rows[name]
+        if meaning not in self._rows:
+            self._rows[meaning] = _read(self.given(meaning))
+        return self._rows[meaning]
 
     @property
     def grids(self) -> list[list[int]] | None:
         """Qwen-VL: patches of each item as `[t, h, w]`."""
-        return self.rows(f"{self.modality}_grid_thw") or self.rows("image_grid_thw")
+        return self.rows(f"{self.modality} grid") or self.rows("image grid")
 
 
 def _read(value: Any) -> list[list[int]] | None:
@@ -93,9 +99,9 @@ def _square(n: int, kind: str = "image") -> Layout:
 def llava(call: VisionCall) -> list[Layout]:
     """LLaVA-1.5: the tower's patch grid; with ``image_sizes`` (a Pixtral tower) each image has its own."""
     patch = pair(getattr(call.config.vision_config, "patch_size", 1))
-    if call.arguments.get("image_sizes") is not None:
+    if call.given("sizes") is not None:
         return _sized(call, patch)
-    pixels = call.arguments.get("pixel_values")
+    pixels = call.given("image")
     height, width = pixels.shape[-2:] if isinstance(pixels, Tensor) else (0, 0)
     grid = Grid(height // patch[0], width // patch[1])
     layouts = []
@@ -115,7 +121,7 @@ def mistral3(call: VisionCall) -> list[Layout]:
 
 
 def _sized(call: VisionCall, cell: tuple[int, int]) -> list[Layout]:
-    sizes = call.rows("image_sizes")
+    sizes = call.rows("sizes")
     if sizes is None or len(sizes) != len(call.lengths):
         return lines(call)
     return [Layout((Grid(h // cell[0], w // cell[1]),)) for h, w in sizes]
@@ -147,7 +153,7 @@ def anyres(call: VisionCall) -> list[Layout]:
     """LLaVA-NeXT, OneVision images: the whole image, then its tiles as one unpadded mosaic with a newline per row."""
     from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-    side, sizes = tile_side(call), call.rows("image_sizes")
+    side, sizes = tile_side(call), call.rows("sizes")
     ratio = call.option("vision_aspect_ratio")  # OneVision only
     layouts = []
     for i, n in enumerate(call.lengths):
@@ -186,7 +192,7 @@ def onevision(call: VisionCall) -> list[Layout]:
 
 def onevision_fed(call: VisionCall) -> list[int]:
     """LLaVA-OneVision: older transformers add a video's newline behind ``get_video_features``."""
-    pixels = call.arguments.get("pixel_values_videos", call.arguments.get("pixel_values"))
+    pixels = call.given("image") if call.given("video") is None else call.given("video")
     if call.modality == "image" or not isinstance(pixels, Tensor):
         return call.lengths
     content = pixels.shape[1] * math.ceil(tile_side(call) / 2) ** 2

@@ -36,6 +36,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "logits to keep": ("logits_to_keep",),
     "image": ("pixel_values",),
     "video": ("pixel_values_videos",),
+    "sizes": ("image_sizes",),
+    "image grid": ("image_grid_thw",),
+    "video grid": ("video_grid_thw",),
+    "window index": ("window_index",),
     "features": ("mm_encoder_outputs",),
     "deepstack places": ("visual_pos_masks",),
     "deepstack": ("deepstack_visual_embeds",),
@@ -157,6 +161,16 @@ def given(module: nn.Module, **arguments: Any) -> dict[str, Any]:
     """Keyword arguments for a call of `module`, e.g. ``given(model, cache=cache)``, under its own names for them."""
     signature = signature_of(module)
     return {signature.name(meaning) or NAMES[meaning][0]: value for meaning, value in arguments.items()}
+
+
+def configured(config: Any, meaning: str) -> Any:
+    """What a configuration says of an argument that the call leaves out; None if nothing."""
+    return next((getattr(config, name) for name in NAMES[meaning] if hasattr(config, name)), None)
+
+
+def among(arguments: Mapping[str, Any], meaning: str) -> Any:
+    """An argument of a call that was bound by name; None if it was not given."""
+    return next((arguments[name] for name in NAMES[meaning] if name in arguments), None)
 
 
 def takes(module: nn.Module, meaning: str) -> bool:

@@ -164,7 +164,7 @@ class VisionSide:
         if self.family.fed is not None:
             asked.lengths = lengths = self.family.fed(asked)
         found = {s: run.aligned(s, layer_of(s, self.last, len(self.layers))) for s in self.signals}
-        small = partial(small_crops, asked.arguments.get("pixel_values"))
+        small = partial(small_crops, asked.given("image"))
         return output, VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small)
 
     # ------------------------------------------------------------------ hooks

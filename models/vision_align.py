@@ -15,7 +15,7 @@ from .layouts import VisionCall, pair, tile_shape, tile_side
 
 def one_to_one(call: VisionCall, x: Tensor) -> list[Tensor]:
     """LLaVA-1.5: a patch is a token (packed into one row by a Pixtral tower)."""
-    if call.arguments.get("image_sizes") is not None:
+    if call.given("sizes") is not None:
         return list(x.reshape(-1, 1, x.shape[-1]).split(call.lengths))
     return list(x[:, :, None])
 
@@ -32,14 +32,14 @@ def anyres(call: VisionCall, x: Tensor) -> list[Tensor]:
         if name in call.core.pack_image_features.__code__.co_varnames:
             options[name] = call.option(name)
     packed, _ = call.core.pack_image_features(
-        torch.split(x.contiguous(), counts), call.rows("image_sizes"), image_newline=x.new_zeros(x.shape[-1]), **options
+        torch.split(x.contiguous(), counts), call.rows("sizes"), image_newline=x.new_zeros(x.shape[-1]), **options
     )
     return [p[:, None] for p in packed]
 
 
 def tile_counts(call: VisionCall) -> list[int]:
     """Tower rows of each image: the whole image and its tiles."""
-    sizes = call.rows("image_sizes")
+    sizes = call.rows("sizes")
     if sizes is None:
         raise ValueError("image_sizes holds no values, so the tiles of an image can't be put together")
     counts = []
@@ -67,7 +67,7 @@ def window_order(call: VisionCall) -> Tensor | None:
     tower = call.core.visual
     if not hasattr(tower, "window_size"):
         return None
-    given = call.arguments.get("window_index")
+    given = call.given("window index")
     if given is None:
         given = call.arguments.get(f"{call.modality}_window_index")
     if given is not None:
@@ -108,7 +108,7 @@ def mistral3(call: VisionCall, x: Tensor) -> list[Tensor]:
     """Mistral3: the square cells that the patch merger unfolds, image by image out of one packed row."""
     merge = call.config.spatial_merge_size
     height, width = pair(call.config.vision_config.patch_size)
-    sizes = call.rows("image_sizes")
+    sizes = call.rows("sizes")
     if sizes is None:
         raise ValueError("image_sizes holds no values, so the rows of a packed tower can't be told apart")
     shapes = [(h // height, w // width) for h, w in sizes]
