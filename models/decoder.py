@@ -115,14 +115,16 @@ class DecoderSide:
                 hidden = self.steps.prune(run, pruner, stop, hidden)
             run.ahead = None
         call.put("hidden", hidden)
-        run.checks.expect(i, run.cache, hidden.shape[1])
+        if run.checks is not None:
+            run.checks.expect(i, run.cache, hidden.shape[1])
         if not run.pruned and not is_pruned(run.cache, i):
             return call.args, call.kwargs
         if run.pruned:
             call.put("rotary", self._rotary(run, call.get("rotary")))
         call.put("positions", None)  # only flash reads it, and would take gaps for packed sequences
         call.put("mask", self._mask(run, i, hidden, call.get("mask")))
-        run.checks.gave(i, call)
+        if run.checks is not None:
+            run.checks.gave(i, call)
         return call.args, call.kwargs
 
     def watched_layers(self) -> list[int]:

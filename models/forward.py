@@ -33,7 +33,7 @@ from .transformers_api import (
     takes,
     with_hidden,
 )
-from .tripwire import check_features, check_output
+from .tripwire import check_features, check_output, checks_for
 
 
 class Forward:
@@ -223,7 +223,7 @@ class Forward:
         run = Run(length, past, columns, slots, columns, everything if valid is None else valid, padded, batch, cache)
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
-        run.prompt = self.local.prompt
+        run.prompt, run.checks = self.local.prompt, checks_for(cache, bool(fed))
         if any(batch.ends) and not self.vision_stops and self.positions == "keep":
             run.asking = self._asking(batch, valid, length, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures

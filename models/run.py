@@ -72,8 +72,8 @@ class Run:
         its token goes, since the next token is asked of it.
     unseen : Tensor, optional
         `[B, L]` bool: such columns, whose keys nobody sees but themselves.
-    checks : Checks
-        What the tripwire compares.
+    checks : Checks, optional
+        What the tripwire compares, where it looks.
     """
 
     full: int
@@ -104,7 +104,7 @@ class Run:
     looking: tuple[Tensor, list[Tensor]] | None = None
     asking: Tensor | None = None
     unseen: Tensor | None = None
-    checks: Checks = field(default_factory=Checks)
+    checks: Checks | None = None
 
     @property
     def key_slots(self) -> Tensor:

@@ -56,12 +56,10 @@ class Signature:
 
     Attributes
     ----------
-    positional : tuple of str
-        Names of what may be given by position, without ``self``.
+    places : dict
+        The place of each name that may be given by position, without ``self``.
     named : frozenset of str
         All names.
-    open : bool
-        Whether it takes any keyword.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -69,13 +67,15 @@ class Signature:
         if parameters and parameters[0].name == "self":
             parameters = parameters[1:]
         by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        self.positional = tuple(p.name for p in parameters if p.kind in by_place)
+        self.places: dict[str | None, int] = {p.name: i for i, p in enumerate(parameters) if p.kind in by_place}
         self.named = frozenset(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        self.open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names: dict[str, str | None] = {}
 
     def name(self, meaning: str) -> str | None:
         """What this function calls the argument; None if it names none such."""
-        return next((n for n in NAMES[meaning] if n in self.named), None)
+        if meaning not in self._names:
+            self._names[meaning] = next((n for n in NAMES[meaning] if n in self.named), None)
+        return self._names[meaning]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -117,10 +117,12 @@ class Call:
 
     def put(self, meaning: str, value: Any) -> None:
         """Replace the argument, under the one name that its receiver reads."""
-        name = self.signature.name(meaning) or NAMES[meaning][0]
-        for known in NAMES[meaning]:
-            self.kwargs.pop(known, None)
-        place = self._place(name)
+        known = NAMES[meaning]
+        name = self.signature.name(meaning) or known[0]
+        if len(known) > 1:
+            for other in known:
+                self.kwargs.pop(other, None)
+        place = None if name in self.kwargs else self._place(name)
         if place is None:
             self.kwargs[name] = value
         else:
@@ -136,8 +138,7 @@ class Call:
         return value
 
     def _place(self, name: str | None) -> int | None:
-        positional = self.signature.positional
-        place = positional.index(name) if name in positional else len(self.args)  # type: ignore[arg-type]
+        place = self.signature.places.get(name, len(self.args))
         return place if place < len(self.args) else None
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from .transformers_api import Cache, Call, cache_of, call_of, hidden_of, versions
 
+CHECKED = "_vtc_checked"  # of a cache: a step behind its prefill was found right
+
 
 @dataclass
 class Checks:
@@ -36,6 +38,13 @@ class Checks:
     def gave(self, layer: int, call: Call) -> None:
         """Note what `layer` was given."""
         self.arguments[layer] = {meaning: call.get(meaning) for meaning in ("mask", "rotary")}
+
+
+def checks_for(cache: Any, prefill: bool) -> Checks | None:
+    """What to check of a forward: every prefill, and the first step behind it; later steps are built alike."""
+    if prefill or not getattr(cache, CHECKED, False):
+        return Checks()
+    return None
 
 
 def trip(what: str) -> NoReturn:
@@ -64,6 +73,8 @@ def check_columns(run: Any, layer: int, hidden: Tensor) -> None:
 
 def check_attention(run: Any, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A layer's attention gets the very mask and positions that vtc gave to the layer."""
+    if run.checks is None:
+        return
     call = call_of(module, args, kwargs)
     for meaning, value in run.checks.arguments.get(layer, {}).items():
         got = call.get(meaning)
@@ -78,6 +89,8 @@ def check_output(lm: nn.Module, depth: int, run: Any, output: Any) -> None:
     hidden, left = hidden_of(output), run.columns.shape
     if tuple(hidden.shape[:2]) != tuple(left):
         trip(f"{type(lm).__name__} gives back {list(hidden.shape[:2])} columns, and vtc left {list(left)}")
+    if run.checks is None:
+        return
     seen = len(run.checks.columns)
     if seen != depth:
         trip(f"{seen} of {depth} decoder layers passed vtc's hooks")
@@ -89,6 +102,7 @@ def check_output(lm: nn.Module, depth: int, run: Any, output: Any) -> None:
         got, window = held(run.cache, layer), getattr(run.cache.layers[layer], "sliding_window", None)
         if got != expected and (window is None or got > expected):
             trip(f"the cache of decoder layer {layer} holds {got} columns, and {expected} were left to it")
+    setattr(run.cache, CHECKED, not run.batch.spans)
 
 
 def check_features(core: Any) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,20 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 WORDS = r"Installed: transformers .* tested: 5.5.0.*vtc.restore\(model\)"
 
 
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes vtc look for arguments under a name that this transformers does not have."""
+
+    def rename(*meanings: str) -> None:
+        for meaning in meanings:
+            monkeypatch.setitem(api.NAMES, meaning, ("of_another_name",))
+        api._signature.cache_clear()
+
+    yield rename
+    monkeypatch.undo()
+    api._signature.cache_clear()
+
+
 def caught(model: nn.Module, family: str, match: str, **more: Any) -> None:
     """The first forward ends in the tripwire's one error, and the restored model runs as ever."""
     inputs = prompt(family, "ragged").inputs
@@ -32,10 +47,8 @@ def caught(model: nn.Module, family: str, match: str, **more: Any) -> None:
 
 @pytest.mark.parametrize("meaning", ["embeds", "mask", "positions", "cache"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
-def test_an_argument_of_another_name_is_refused_when_wrapping(
-    family: str, meaning: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(api.NAMES, meaning, ("of_another_name",))
+def test_an_argument_of_another_name_is_refused_when_wrapping(family: str, meaning: str, renamed: Any) -> None:
+    renamed(meaning)
     model = tiny(family)
     with pytest.raises(NotImplementedError, match=r"names no of_another_name, which vtc has to give it"):
         vtc.compress(model, "random", keep=3)
@@ -163,9 +176,8 @@ def test_a_layer_that_is_skipped_is_caught(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_that_never_reach_the_text_model_are_caught(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for meaning in ("image", "video", "features"):
-        monkeypatch.setitem(api.NAMES, meaning, ("of_another_name",))
+def test_pictures_that_never_reach_the_text_model_are_caught(family: str, renamed: Any) -> None:
+    renamed("image", "video", "features")
     model = vtc.compress(tiny(family), "random", keep=3)
     inputs = prompt(family, "ragged").inputs
     for run in (lambda: model(**inputs), lambda: model.generate(**inputs, max_new_tokens=2)):
