@@ -191,6 +191,8 @@ def _check(definition: Definition) -> None:
         raise ValueError("image and video can't both be said")
     if not (definition.image or definition.video or definition.images):
         raise ValueError("one of image, images and video has to be said")
+    if definition.fps is not None and not (definition.video or definition.kind):
+        raise ValueError("fps is of a video's frames: say video, or kind where an image column holds frames")
     if definition.images and not definition.image_id:
         raise ValueError("with images, image_id has to say which of them a question is about")
 

@@ -89,7 +89,7 @@ class Frames(Sequence[Image.Image]):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a video processor of transformers takes as ``video_metadata``; a new one each time, as they change it."""
+        """``video_metadata`` for a video processor of transformers; a new one each time, as they write into it."""
         width, height = self.pictures[0].size
         return {
             "total_num_frames": self.total, "fps": self.fps, "duration": self.total / self.fps,

@@ -126,10 +126,9 @@ def smolvlm() -> Any:
         size={"longest_edge": 32}, max_image_size={"longest_edge": 32},
         video_sampling={"max_frames": 8, "fps": 1, "video_size": {"longest_edge": 32}},
     )  # fmt: skip
-    return tf.SmolVLMProcessor(
-        tf.SmolVLMImageProcessor(**IDEFICS), letters("<image>", opened="<fake_token_around_image>", start=False), videos,
-        image_seq_len=16, chat_template=template(),
-    )  # fmt: skip
+    pictures = tf.SmolVLMImageProcessor(**IDEFICS)
+    words = letters("<image>", opened="<fake_token_around_image>", start=False)
+    return tf.SmolVLMProcessor(pictures, words, videos, image_seq_len=16, chat_template=template())
 
 
 def gemma3() -> Any:

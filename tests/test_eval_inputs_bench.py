@@ -62,9 +62,7 @@ def content(name: str, row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_a_sweep_feeds_what_the_chat_template_makes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_feeds_what_the_chat_template_makes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: dict[str, Row] = {}
 
     def noted(*given: Any) -> Row:
