@@ -57,7 +57,7 @@ def share_kept(
     found, of = [], {q.question_id: q for q in tasks.questions}
     for name in names:
         question = of[name]
-        row = make_row(loaded.processor, loaded.model.config, tasks.image(question.image_id), question)
+        row = make_row(loaded.processor, loaded.model.config, tasks.visuals(question), question)
         method = parse("random(layer=0)", keep=keep) if scores is None else (Given(keep=keep, scores=scores[name]),)
         with vtc.compressed(loaded.model, method) as model:
             answer = answer_plain(model, loaded.processor, [row], None, 16)[0].text

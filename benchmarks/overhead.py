@@ -100,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     loaded, tasks = load_model(device="cpu"), load_tasks(bundled_data())
     question = tasks.questions[0]
-    row = make_row(loaded.processor, loaded.model.config, tasks.image(question.image_id), question)
+    row = make_row(loaded.processor, loaded.model.config, tasks.visuals(question), question)
     prompt = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
     about = {**software(), **hardware(loaded.model), "rounds": options.rounds, "tokens": options.tokens}
     print(", ".join(f"{k} {v}" for k, v in about.items()))

@@ -11,7 +11,7 @@ from .bundled import bundled_data
 from .definition import definition, list_definitions
 from .options import DEFAULT_LIMIT, RunOptions
 from .skips import check_media
-from .tasks import TaskSet, load_tasks
+from .tasks import TaskInfo, TaskSet, load_tasks
 
 LMMS = "lmms:"
 
@@ -92,6 +92,9 @@ def asked_questions(options: RunOptions, default: int = DEFAULT_LIMIT) -> tuple[
     )
     own = options.model is None and everything.name == "bundled"
     tasks = everything.subset(names, default if options.limit is None and own else options.limit)
+    if options.num_frames:  # whoever looks at a video of the set sees as many
+        told = {t: replace(tasks.info.get(t, TaskInfo()), num_frames=options.num_frames) for t in tasks.tasks}
+        tasks = replace(tasks, info=told)
     return everything, check_media(tasks, options.on_error)
 
 

@@ -85,7 +85,9 @@ def _taskset(definitions: Sequence[Definition], data_dir: Path | None, name: str
     questions = whole_groups(reading.questions, reading.problems, reading.places)
     if not questions:
         raise ValueError(_nothing(name, reading.problems))
-    digest = hashlib.sha256(repr((questions, sorted(reading.files))).encode()).hexdigest()[:16]
+    content = (questions, sorted(reading.files))
+    times = (reading.clips, [(q.question_id, q.fps) for q in questions if q.fps])
+    digest = hashlib.sha256(repr((*content, times) if any(times) else content).encode()).hexdigest()[:16]
     info = {
         d.task: TaskInfo(d.title, d.hub or str(d.path), d.max_new_tokens, d.num_frames) for d in definitions
     }  # fmt: skip

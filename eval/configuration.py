@@ -14,7 +14,7 @@ from .cells import UNPRUNED, Cell
 from .encode import core_of
 from .loading import Loaded, config_hash, hardware, software
 from .options import RunOptions, frames_of, longest_answers
-from .prompt import prompt_template
+from .prompt import media_form, prompt_template
 from .summary import REPS
 from .tasks import TaskSet
 
@@ -34,7 +34,7 @@ def configuration(options: RunOptions, loaded: Loaded, tasks: TaskSet) -> dict[s
     return {
         "model": loaded.identity, "data": tasks.fingerprint, "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type, "attention": core_of(loaded.model).config._attn_implementation,
-        "prompt": prompt_template(loaded.processor),
+        "prompt": prompt_template(loaded.processor), **media_form(tasks.questions),
         "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": longest_answers(options, tasks)},
         "num_frames": frames_of(options, tasks), **{name: versions[name] for name in KEYED},
     }  # fmt: skip

@@ -13,6 +13,7 @@ READY = Path(__file__).resolve().parent / "definitions"
 _FIELDS = ("prompt", "answer", "id", "image_id", "references", "category", "group", "where", "kind")
 _TEXTS = ("task", "metric", "title", "hub", "config", "split", "revision", "image")
 _NUMBERS = ("max_new_tokens", "num_frames")
+Rate = float | Field  # frames per second: a number, or what a row says
 _REQUIRED = ("task", "metric", "prompt", "answer")
 
 
@@ -34,7 +35,7 @@ class VideoPath:
     path: Field
     start: Field | None = None
     end: Field | None = None
-    fps: float | None = None
+    fps: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Definition:
         See ``Question``; rows whose `where` is "False" are passed over.
     max_new_tokens, num_frames : int
         What the benchmark's authors generate and look at.
+    fps : float or Field
+        Frames per second of folders of frames, and of the frames of a list; a video's own says more.
     vars : mapping
         Constants for the templates.
     """
@@ -98,12 +101,14 @@ class Definition:
     kind: Field | None = None
     max_new_tokens: int | None = None
     num_frames: int | None = None
+    fps: Rate | None = None
     vars: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def all_fields(self) -> list[Field]:
         """Every field that is said, those of the videos aside."""
-        return [f for name in _FIELDS if (f := getattr(self, name)) is not None] + list(self.options)
+        rate = [self.fps] if isinstance(self.fps, Field) else []
+        return [f for name in _FIELDS if (f := getattr(self, name)) is not None] + list(self.options) + rate
 
 
 def _texts(value: Any, key: str) -> tuple[str, ...]:
@@ -120,6 +125,14 @@ def _image_table(value: Any) -> ImageTable:
     return ImageTable(**{**value, "files": _texts(value["files"], "images: files") if "files" in value else ()})
 
 
+def _rate(value: Any, key: str) -> Rate:
+    if isinstance(value, str) and value.strip():
+        return Field(key, value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):
+        return float(value)
+    raise ValueError(f"{key} must be a number above 0, a column or a template, it is {value!r}")
+
+
 def _video_path(value: Any) -> VideoPath:
     if isinstance(value, str):
         return VideoPath(Field("video", value))
@@ -129,7 +142,8 @@ def _video_path(value: Any) -> VideoPath:
     if not isinstance(clip, list) or len(clip) not in (0, 2):
         raise ValueError(f"video: clip must be [start, end], it is {clip!r}")
     start, end = (Field("video: clip", str(c)) for c in clip) if clip else (None, None)
-    return VideoPath(Field("video", value["path"]), start, end, value.get("fps"))
+    rate = _rate(value["fps"], "video: fps") if "fps" in value else None
+    return VideoPath(Field("video", value["path"]), start, end, rate)
 
 
 def _parsed(found: Any, path: Path) -> Definition:
@@ -152,6 +166,8 @@ def _parsed(found: Any, path: Path) -> Definition:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key} must be a whole number from 1 on, it is {value!r}")
             values[key] = value
+        elif key == "fps":
+            values[key] = _rate(value, key)
         elif key == "vars":
             values[key] = dict(value)
         elif key == "files":
@@ -175,6 +191,8 @@ def _check(definition: Definition) -> None:
         raise ValueError("image and video can't both be said")
     if not (definition.image or definition.video or definition.images):
         raise ValueError("one of image, images and video has to be said")
+    if definition.fps is not None and not (definition.video or definition.kind):
+        raise ValueError("fps is of a video's frames: say video, or kind where an image column holds frames")
     if definition.images and not definition.image_id:
         raise ValueError("with images, image_id has to say which of them a question is about")
 

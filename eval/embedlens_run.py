@@ -66,7 +66,8 @@ def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
     is_set = data is None or (data / "questions.parquet").is_file() or any(data.glob("*.yaml"))
     if is_set:
         tasks = load_tasks(data or bundled_data())
-        ids = list(dict.fromkeys(q.image_id for q in tasks.subset().questions if q.kind == "image"))[-count:]
+        pictures = (i for q in tasks.subset().questions if q.kind == "image" for i in q.media)
+        ids = list(dict.fromkeys(pictures))[-count:]
         found = [(i, lambda i=i: tasks.image(i)) for i in ids]
     else:
         places = np.linspace(0, max(len(files) - 1, 0), min(count, len(files))).round().astype(int).tolist()

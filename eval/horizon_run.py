@@ -236,7 +236,7 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
             bar = progress.add_task("measuring", total=len(tasks.questions))
             for question in tasks.questions:
                 if (cell, question.question_id) not in store:
-                    row = make_row(loaded.processor, loaded.model.config, tasks.image(question.image_id), question)
+                    row = make_row(loaded.processor, loaded.model.config, tasks.visuals(question), question)
                     found = measure(loaded, row, layers, None if options.search else options.window, options.batch_size)
                     about = {"cell": cell, "question_id": question.question_id, "task": question.task}
                     store.append([{**about, "image_id": question.image_id, **found}])

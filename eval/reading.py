@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .definition import Definition
+from .definition import Definition, Rate
 from .media import Media
 from .metrics import metric
 from .skips import Problems
@@ -48,6 +48,12 @@ class Reading:
         self.media_places.setdefault(media_id, place)
         return media_id
 
+    @property
+    def clips(self) -> list[tuple[Any, ...]]:
+        """What is meant of each video, by its id: its answers depend on it."""
+        clips = ((i, read.clip) for i, read in self.media.items() if isinstance(read, _Given))
+        return [(i, clip.start, clip.end, clip.fps) for i, clip in clips]
+
 
 def _seconds(f: Field | None, row: Row, given: Mapping[str, Any]) -> float | None:
     value = f.value(row.values, **given) if f else None
@@ -55,6 +61,20 @@ def _seconds(f: Field | None, row: Row, given: Mapping[str, Any]) -> float | Non
         return None if value is None or empty(value) else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"video: clip: {value!r} is no time in seconds") from None
+
+
+def _fps(rate: Rate | None, row: Row, given: Mapping[str, Any]) -> float | None:
+    """Frames per second as a definition or a row says; None if the row leaves it open."""
+    value = rate.value(row.values, **given) if isinstance(rate, Field) else rate
+    if value is None or empty(value):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"fps: {value!r} is no number of frames per second, which is above 0")
+    return found
 
 
 def _video(d: Definition, folder: Path, row: Row, given: Mapping[str, Any], reading: Reading) -> str:
@@ -66,7 +86,8 @@ def _video(d: Definition, folder: Path, row: Row, given: Mapping[str, Any], read
             path = folder / (name + ending)
             if name and path.exists():
                 start, end = (_seconds(f, row, given) for f in (candidate.start, candidate.end))
-                clip = Clip(path, start, end, candidate.fps)
+                rate = d.fps if candidate.fps is None else candidate.fps
+                clip = Clip(path, start, end, _fps(rate, row, given))
                 part = f"#{clip.start}-{clip.end}" if candidate.start else ""
                 return reading.keep(f"{d.task}/{name}{part}", _Given(clip), row.place)
         tried.append(name)
@@ -149,6 +170,7 @@ def question_of(d: Definition, folder: Path, row: Row, reading: Reading) -> Ques
         question_id=f"{d.task}/{text(d.id) or row.number}", task=d.task, image_id=image_id, question=str(prompt),
         answer=answer, references=references or (answer,), metric=d.metric, options=options, group=text(d.group),
         category=text(d.category), media=tuple(media), kind=kind,
+        fps=_fps(d.fps, row, given) if kind == "frames" else None,
     )  # fmt: skip
     metric(d.metric).check(question)
     return question

@@ -102,7 +102,7 @@ def asked(options: SelectionOptions) -> list[tuple[Image.Image, str]]:
     if len(first) < options.images:
         raise ValueError(f"--images {options.images} is out of range: {tasks.name} has {len(first)} pictures")
     chosen = list(first.values())[: options.images]
-    return [(tasks.image(q.image_id), options.question or q.question) for q in chosen]
+    return [(tasks.image(q.media[0]), options.question or q.question) for q in chosen]
 
 
 def compare_selections(

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from .frames import Frames
 from .media import Media, MediaStore, decode, part_of
 from .video import Clip, sample_frames, uniform
 
@@ -45,6 +46,8 @@ class Question:
         Ids of all its images in order; `image_id` alone if not said.
     kind : str
         "image", "video" (one file or folder of frames) or "frames" (every one of `media` is a frame).
+    fps : float, optional
+        Frames per second of "frames"; None: nobody says.
     """
 
     question_id: str
@@ -59,6 +62,7 @@ class Question:
     category: str = ""
     media: tuple[str, ...] = ()
     kind: str = "image"
+    fps: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.references:
@@ -105,8 +109,8 @@ class TaskSet:
         """Decode one image."""
         return decode(self.images[image_id], self._called(image_id))
 
-    def visuals(self, question: Question, num_frames: int | None = None) -> list[Image.Image]:
-        """What a question is about: its images in order, or uniformly sampled frames of its video.
+    def visuals(self, question: Question, num_frames: int | None = None) -> Sequence[Image.Image]:
+        """What a question is about: its images in order, or uniformly sampled ``Frames`` of its video.
 
         Parameters
         ----------
@@ -126,9 +130,10 @@ class TaskSet:
         if isinstance(first, Clip):
             return sample_frames(first, wanted, self._called(question.media[0]))
         media = question.media
-        if question.kind == "frames":
-            media = tuple(media[i] for i in uniform(len(media), wanted))
-        return [self.image(i) for i in media]
+        if question.kind != "frames":
+            return [self.image(i) for i in media]
+        numbers = uniform(len(media), wanted)
+        return Frames.of([self.image(media[i]) for i in numbers], numbers, len(media), question.fps)
 
     def _called(self, media_id: str) -> str:
         place = getattr(self.images, "place", None)

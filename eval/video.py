@@ -9,16 +9,21 @@ from typing import Any
 
 from PIL import Image
 
+from .frames import ASSUMED_FPS, Frames
 from .images import open_image
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 BACK = (0, 16, 10**9)  # frames by which seeking starts early, until it does not lead too far
-FOLDER_FPS = 3.0  # of frame folders that don't say it; what TVQA's have
+FILE_FPS = 25.0  # of files that don't say it
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file, or a folder of its frames, and the part of it that is meant (seconds; None: from or to its end)."""
+    """A video file, or a folder of its frames, and the part of it that is meant.
+
+    ``start`` and ``end`` are seconds (None: from or to its end), ``fps`` is the frame rate of a folder (None: nobody
+    says); most files know their own.
+    """
 
     path: Path
     start: float | None = None
@@ -57,15 +62,17 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _from_folder(clip: Clip, wanted: int, name: str) -> list[Image.Image]:
+def _from_folder(clip: Clip, wanted: int, name: str) -> Frames:
     files = sorted((p for p in clip.path.iterdir() if p.suffix.lower() in PICTURES), key=_natural)
     if not files:
         raise ValueError(f"{name} has no frames ({', '.join(sorted(PICTURES))})")
-    first, count = _window(clip, len(files), clip.fps or FOLDER_FPS, name)
-    return [open_image(files[i], f"frame {files[i].name} of {name}") for i in uniform(count, wanted, first)]
+    first, count = _window(clip, len(files), clip.fps or ASSUMED_FPS, name)
+    numbers = uniform(count, wanted)
+    shown = [files[first + i] for i in numbers]
+    return Frames.of([open_image(f, f"frame {f.name} of {name}") for f in shown], numbers, count, clip.fps)
 
 
-def _from_file(clip: Clip, wanted: int, name: str) -> list[Image.Image]:
+def _from_file(clip: Clip, wanted: int, name: str) -> Frames:
     try:
         import av
     except ImportError:
@@ -77,22 +84,30 @@ def _from_file(clip: Clip, wanted: int, name: str) -> list[Image.Image]:
                 raise ValueError(f"{name} has no video stream")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            fps = float(stream.average_rate or 0) or 25.0
+            rate = float(stream.average_rate or 0) or clip.fps
+            fps = rate or FILE_FPS
             count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
             first, count = _window(clip, count, fps, name)
-            frames = _decode(container, stream, uniform(count, wanted, first), fps)
-        return frames
+            found = _decode(container, stream, uniform(count, wanted, first), fps)
     except (av.FFmpegError, OSError) as e:
         raise ValueError(f"{name} cannot be read as a video: {e}") from None
+    numbers = tuple(max(0, number - first) for number, _ in found)
+    total = max([count, *(number + 1 for number in numbers)])
+    return Frames(tuple(picture for _, picture in found), numbers, total, fps, known=rate is not None)
 
 
-def _decode(container: Any, stream: Any, numbers: list[int], fps: float) -> list[Image.Image]:
-    """The frames with these numbers; each is sought from the key frame before it, so long videos cost no more."""
+def _decode(container: Any, stream: Any, numbers: list[int], fps: float) -> list[tuple[int, Image.Image]]:
+    """The frames with these numbers; each is sought from the key frame before it, so long videos cost no more.
+
+    Beside each stands its number by its own time, another one where the stream ends early or leaves some out.
+    """
     found = []
     for number in numbers:
         frame = next((f for early in BACK if (f := _seek(container, stream, number, fps, early)) is not None), None)
         if frame is not None:
-            found.append(frame.to_image())
+            if frame.pts is not None:
+                number = int((frame.pts - (stream.start_time or 0)) * float(stream.time_base) * fps + 0.5)
+            found.append((number, frame.to_image()))
     return found
 
 
@@ -113,8 +128,10 @@ def _seek(container: Any, stream: Any, number: int, fps: float, early: int) -> A
     return frame  # the last one where the stream ends before its own count
 
 
-def sample_frames(clip: Clip, num_frames: int, name: str | None = None) -> list[Image.Image]:
+def sample_frames(clip: Clip, num_frames: int, name: str | None = None) -> Frames:
     """Up to `num_frames` frames, evenly spread over the clip; a shorter one gives all it has.
+
+    Times are counted from the beginning of the clip, as if it had been cut out.
 
     Raises
     ------

@@ -18,6 +18,9 @@ def visual(doc):
 def clip(doc):
     return [doc["video"]]
 
+def clips(doc):
+    return [doc["video"], doc["video"]]
+
 def nothing(doc):
     return []
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from bench_world import png, world
-from public_data import write
+from public_data import write, write_frames
 
 from vtc.cli import main
-from vtc.eval.asked import load_asked
+from vtc.eval.asked import asked_questions, load_asked
+from vtc.eval.options import RunOptions
 from vtc.eval.plan import plan_cells
 from vtc.eval.store import read_all
 
@@ -116,3 +117,15 @@ def test_seeds_and_random_are_in_every_sweep():
     assert [c.method for c in plan_cells(["dart"], [3]).cells] == ["unpruned", "dart"]
     own = plan_cells(["random(seed=9)"], [3], range(3)).cells[1:]
     assert [(c.spec, c.seed) for c in own] == [("random(keep=3, seed=9)", None)]
+
+
+def test_whoever_looks_at_a_video_sees_as_many_frames_as_asked(tmp_path: Path):
+    """Probes and baselines see what the answers are given for, not the definition's number."""
+    write_frames(tmp_path / "film", 12)
+    (tmp_path / "q.jsonl").write_text(json.dumps({"q": "What?", "a": "red"}))
+    head = "task: films\nmetric: exact_match\nfiles: q.jsonl\nprompt: q\nanswer: a\nvideo: '{{ \"film\" }}'\n"
+    (tmp_path / "task.yaml").write_text(head + "num_frames: 6\n")
+    for asked, want in ((None, 6), (3, 3)):
+        everything, tasks = asked_questions(RunOptions(data=tmp_path, num_frames=asked))
+        assert len(tasks.visuals(tasks.questions[0])) == want
+        assert everything.info["films"].num_frames == 6

@@ -85,6 +85,10 @@ def test_several_images_videos_and_rows_without_any(tmp_path: Path) -> None:
     )
     assert film.questions[0].kind == "video"
     assert film.images[film.questions[0].image_id] == Clip(Path("/films/a.mp4"))
+    asked = [{"question": "who?", "answer": "me", "video": "/films/a.mp4"}]
+    path = own_task(tmp_path / "e", "films_local", asked, doc_to_visual="clips")
+    with pytest.raises(ValueError, match=r"films_local row 0: has a video and more beside it.*lmms_eval --model vtc"):
+        load_lmms_task(path)
     mixed = [
         {"question": f"{i}?", "answer": "a", "images": [{"bytes": png(i), "path": None}] * (i == 1)} for i in (1, 2)
     ]

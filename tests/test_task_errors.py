@@ -116,6 +116,9 @@ BAD_DEFINITIONS = {
     "image id": (YAML.replace("image: image", "images: {key: a, image: b}"), "image_id has to say which"),
     "clip": (YAML.replace("image: image", "video: {path: v, clip: [a]}"), "clip must be [start, end]"),
     "video": (YAML.replace("image: image", "video: {file: v}"), "video must be a path or a mapping with path"),
+    "video's fps": (YAML.replace("image: image", "video: {path: v, fps: 0}"), "video: fps must be a number above 0"),
+    "fps": (YAML + "kind: frames\nfps: .inf\n", "fps must be a number above 0, a column or a template, it is inf"),
+    "fps of a picture": (YAML + "fps: 2\n", "fps is of a video's frames: say video, or kind where"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 from public_data import picture, write, write_frames
 
-from vtc.eval.benchmarks import load_benchmarks
+from vtc.eval.benchmarks import load_benchmarks, load_folder
+from vtc.eval.frames import ASSUMED_FPS
 from vtc.eval.skips import check_media
 from vtc.eval.video import Clip, sample_frames, uniform
 
@@ -35,6 +37,68 @@ def test_folders_are_sorted_by_number_and_cut_by_time(tmp_path: Path):
     assert reds(Clip(folder, end=0.5, fps=4), 9) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"has 12 frames \(4.0 s\), none from 50.0 s to None s"):
         sample_frames(Clip(folder, start=50.0), 2)
+
+
+def test_frames_know_when_they_are_shown(tmp_path: Path):
+    folder = write_frames(tmp_path / "v", 12)
+    frames = sample_frames(Clip(folder, fps=2.0), 3)
+    assert (frames.indices, frames.total, frames.fps, frames.known) == ((0, 5, 11), 12, 2.0, True)
+    assert frames.metadata["duration"] == 6.0
+    part = sample_frames(Clip(folder, start=1.0, end=2.5, fps=2.0), 2)  # as if it had been cut out
+    assert (part.indices, part.total, reds(Clip(folder, 1.0, 2.5, 2.0), 2)) == ((0, 3), 4, [2, 5])
+    unsaid = sample_frames(Clip(folder), 2)
+    assert (unsaid.fps, unsaid.known) == (ASSUMED_FPS, False)
+
+
+def test_a_file_knows_its_times(tmp_path: Path):
+    path = film(tmp_path / "v.mp4", 60)  # 10 a second
+    frames = sample_frames(Clip(path, fps=3.0), 4)
+    assert (frames.indices, frames.total, frames.fps, frames.known) == ((0, 19, 39, 59), 60, 10.0, True)
+    part = sample_frames(Clip(path, start=2.0, end=3.0), 3)
+    assert (part.indices, part.total) == ((0, 5, 10), 11)
+
+
+def test_tasks_say_how_fast_frames_are(tmp_path: Path):
+    """A number, a row's column (empty: nobody says), or the rate of one path of several."""
+    write_frames(tmp_path / "a", 6)
+    write_frames(tmp_path / "cut" / "b", 6)
+    rows = [{"clip": "a", "rate": 2}, {"clip": "b", "rate": None}, {"clip": "a", "rate": "fast"}]
+    head = "task: films\nmetric: exact_match\nfiles: q.jsonl\nprompt: q\nanswer: a\n"
+
+    def rates(yaml: str, rows: list[dict]) -> list[float | None]:
+        (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({**row, "q": "What?", "a": "red"}) for row in rows))
+        (tmp_path / "task.yaml").write_text(head + yaml)
+        tasks = load_folder(tmp_path)
+        prints.append(tasks.fingerprint)
+        found = [tasks.visuals(q) for q in tasks.questions]
+        return [frames.fps if frames.known else None for frames in found]
+
+    prints: list[str] = []
+    paths = 'video: ["{{ clip }}", {path: "cut/{{ clip }}", fps: 9}]\n'
+    assert rates('video: ["{{ clip }}", "cut/{{ clip }}"]\nfps: rate\n', rows[:2]) == [2.0, None]
+    assert rates(paths, rows[:2]) == [None, 9.0]
+    assert rates(paths + "fps: 4\n", rows[:2]) == [4.0, 9.0]
+    assert rates(paths + "fps: '{{ rate }}'\n", rows[:1]) == [2.0]
+    assert len(set(prints)) == 4, "another rate is another set: its answers differ"
+    with pytest.raises(ValueError, match="line 1: fps: 'fast' is no number of frames per second"):
+        rates(paths + "fps: rate\n", rows[2:])
+
+
+def test_lists_of_frames_have_a_rate_too(tmp_path: Path):
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    row = {"frames": [f"{i}.png" for i in range(8)], "seconds": 4, "q": "What?", "a": "red"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    head = "task: films\nmetric: exact_match\nfiles: q.jsonl\nimage: frames\nkind: frames\nprompt: q\nanswer: a\n"
+    prints = []
+    for rate, want in (("", None), ("fps: '{{ 8 / seconds }}'\n", 2.0)):
+        (tmp_path / "task.yaml").write_text(head.replace("kind: frames", "kind: '{{ \"frames\" }}'") + rate)
+        tasks = load_folder(tmp_path)
+        frames = tasks.visuals(tasks.questions[0], 3)
+        prints.append(tasks.fingerprint)
+        assert (frames.indices, frames.total, frames.fps) == ((0, 3, 7), 8, want or ASSUMED_FPS)
+        assert frames.known is (want is not None)
+    assert len(set(prints)) == 2
 
 
 def test_bad_videos_are_named(tmp_path: Path):

@@ -15,7 +15,7 @@ from vtc.eval.configuration import KEYED
 from vtc.eval.encode import encode, encoder_inputs, reuses_encoder
 from vtc.eval.loading import Loaded, software
 from vtc.eval.metrics import metric
-from vtc.eval.prompt import Row, make_row, prompt_template
+from vtc.eval.prompt import Row, make_row, media_form, prompt_template
 from vtc.eval.relevance import NOTHING, explain, inputs_of
 from vtc.eval.store import ResultStore
 from vtc.eval.tasks import Question, TaskSet
@@ -53,7 +53,7 @@ def label_configuration(loaded: Loaded, tasks: TaskSet, max_new_tokens: int) -> 
     return {
         "labels": VERSION, "model": loaded.identity, "data": tasks.fingerprint,
         "dtype": str(parameter.dtype).removeprefix("torch."), "device": parameter.device.type,
-        "prompt": prompt_template(loaded.processor), "max_new_tokens": max_new_tokens,
+        "prompt": prompt_template(loaded.processor), **media_form(tasks.questions), "max_new_tokens": max_new_tokens,
         **{name: versions[name] for name in KEYED},
     }  # fmt: skip
 

@@ -70,7 +70,7 @@ def kept_finder(loaded: Any, cells: Iterable[Any], tasks: TaskSet) -> Finder:
     def find(spec: str, question: Question) -> Kept | None:
         from ..show import find_kept
 
-        kept, pictures = find_kept(loaded, of[spec], tasks.image(question.image_id), question.question, 1)
+        kept, pictures = find_kept(loaded, of[spec], tasks.image(question.media[0]), question.question, 1)
         return kept.masks, pictures
 
     return find
@@ -81,6 +81,6 @@ def picture_of(tasks: TaskSet, question: Question) -> Image.Image | None:
     if question.kind != "image" or len(question.media) > 1:
         return None
     try:
-        return tasks.image(question.image_id)
+        return tasks.image(question.media[0])
     except (ValueError, KeyError, OSError):
         return None

@@ -51,6 +51,11 @@ def content_of(task: Any, doc: Mapping[str, Any]) -> tuple[list[Mapping[str, Any
             f"lmms-eval's task {task.config.task!r} has several turns or text between images, which vtc bench has not: "
             "run it with lmms_eval --model vtc"
         )
+    if len(parts) > 2 and any(p["type"] == "video" for p in parts):
+        raise ValueError(
+            "has a video and more beside it, vtc bench asks about one video or about pictures: run it with lmms_eval "
+            "--model vtc"
+        )
     return parts[:-1], parts[-1]["text"]
 
 
