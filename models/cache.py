@@ -54,7 +54,7 @@ class SlotLayer:
         n = self.physical()
         return self.slots[:, self.slots.shape[1] - n :] if n and self.slots is not None else None
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new columns.
 
         Raises
@@ -63,9 +63,9 @@ class SlotLayer:
             If they are not those that were announced: the model is no longer wrapped, or is not understood.
         """
         if self.slots is not None:
-            check_update(self.pending, keys)
+            check_update(self.pending, key_states)
             self.pending = None
-        return super().update(keys, values, *args, **kwargs)  # type: ignore[misc]
+        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
 
     def get_seq_length(self, *args: Any) -> int:
         """Logical length: physical plus dropped columns."""
