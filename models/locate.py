@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,23 @@ class Parts:
         return self.lm.norm
 
 
-def unwrap(model: Any) -> Any:
-    """The transformers model inside PEFT wrappers and what ``torch.compile`` gives."""
+def wrappers(model: Any) -> Iterator[Any]:
+    """`model` and what is inside it, layer by layer: PEFT wrappers, what ``torch.compile`` gives, the model itself."""
     while True:
+        yield model
         compiled = getattr(model, "_modules", {}).get("_orig_mod")
         if compiled is not None:
             model = compiled
         elif hasattr(model, "get_base_model"):
             model = model.get_base_model()
         else:
-            return model
+            return
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside PEFT wrappers and what ``torch.compile`` gives."""
+    *_, inner = wrappers(model)
+    return inner
 
 
 def _first(owner: Any, *names: str) -> Any:
