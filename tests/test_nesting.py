@@ -1,4 +1,4 @@
-"""``compressed`` blocks of one model that begin and end in every order: the newest open one counts, none leaves a trace."""
+"""``compressed`` blocks of one model that begin and end in every order: the newest open one counts."""
 
 from __future__ import annotations
 

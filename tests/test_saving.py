@@ -1,4 +1,4 @@
-"""The set-up lies beside what is saved, whatever saves it and whatever is around the model; and goes when it is stale."""
+"""The set-up lies beside what is saved, whatever saves it and whatever is around it, and goes when it is stale."""
 
 from __future__ import annotations
 
@@ -115,9 +115,8 @@ def test_what_is_pushed_holds_it(way: str, tmp_path: Path, monkeypatch: pytest.M
     sent: list[set[str]] = []
 
     def upload(self: Any, working_dir: Any, repo_id: str, files_timestamps: dict[str, float], **_: Any) -> None:
-        files = [p for p in Path(working_dir).iterdir() if p.is_file()]
-        fresh = {p.name for p in files if p.name not in files_timestamps or p.stat().st_mtime > files_timestamps[p.name]}
-        sent.append(fresh)
+        files = {p.name: p.stat().st_mtime for p in Path(working_dir).iterdir()}
+        sent.append({name for name, changed in files.items() if changed > files_timestamps.get(name, 0)})
 
     monkeypatch.setattr(tf.utils.hub.PushToHubMixin, saving.UPLOAD, upload)
     where = tf.modeling_utils if hasattr(tf.modeling_utils, "hf_api") else None
