@@ -22,7 +22,7 @@ from vtc.eval.csv_file import plain_cell, write_rows
 from vtc.eval.definition import read_definition
 from vtc.eval.recipes import load_recipe
 from vtc.eval.store import AnswerStore, ResultStore, read_rows
-from vtc.eval.yaml_file import MOST, read_yaml
+from vtc.eval.yaml_file import read_yaml
 from vtc.pruners.parameters import KINDS
 from vtc.pruners.parsing import parse_json
 
@@ -133,7 +133,7 @@ def test_deeply_nested_json_is_no_crash(name: str, tmp_path: Path) -> None:
 
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
-YAML = {"deep": "[" * DEEP, "keys": "a: " + "{b: " * DEEP, "aliases": BOMB, "itself": "a: &a [*a]", "torn": "a: ["}
+YAML = {"deep": "[" * 1500, "keys": "a: " + "{b: " * 1500, "aliases": BOMB, "itself": "a: &a [*a]", "torn": "a: ["}
 
 
 @pytest.mark.parametrize("name", YAML)
@@ -146,9 +146,6 @@ def test_yaml_that_explodes_is_told_in_a_line(name: str, tmp_path: Path) -> None
         assert "\n" not in str(refused.value)
     path.write_text("a: &a [1, 2]\nb: *a\n")
     assert read_yaml(path) == {"a": [1, 2], "b": [1, 2]}
-    path.write_text(f"a: {list(range(MOST))}")
-    with pytest.raises(ValueError, match="says more than 100,000 values"):
-        read_yaml(path)
 
 
 ROW = {"config": "c", "cell": "unpruned", "question_id": "1", "score": 1.0, "visual_total": 4, "visual_kept": 4,
@@ -175,7 +172,7 @@ def test_lines_that_are_no_rows_are_left_alone(tmp_path: Path) -> None:
         assert AnswerStore(path, "c").rows == {("unpruned", "1"): ROW}
 
 
-FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "=cmd|'/c calc'!A1", "＝1"]
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "=cmd|'/c calc'!A1", "＝1"]
 
 
 def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:
