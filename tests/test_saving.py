@@ -48,7 +48,11 @@ def twice(family: str) -> nn.Module:
 def added(family: str) -> nn.Module:
     """An adapter put into the model by transformers, without a wrapper."""
     model = wrapped(family)
-    model.add_adapter(lora())
+    try:
+        model.add_adapter(lora())
+    except ValueError as error:
+        assert "version of PEFT" in str(error)
+        pytest.skip("this transformers wants a newer PEFT for add_adapter")
     return model
 
 
@@ -86,6 +90,10 @@ def test_an_adapter_saved_from_around_a_wrapped_model_loads_with_both(family: st
     tiny(family).save_pretrained(tmp_path / "base")
     model = get_peft_model(vtc.load(tmp_path / "base", "fastv", keep=3), lora()).eval()
     model.save_pretrained(tmp_path / "adapter")
+    try:
+        tf.AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter")
+    except KeyError:  # 5.5.0, of families whose checkpoints have other names for their layers
+        pytest.skip("this transformers can't load an adapter of this family, unwrapped either")
     again = vtc.load(tmp_path / "adapter")
     assert again.vtc.config == model.vtc.config
     with torch.no_grad():
@@ -132,7 +140,7 @@ def test_what_is_pushed_holds_it(way: str, tmp_path: Path, monkeypatch: pytest.M
     model.push_to_hub("somebody/something")
     assert CONFIG_NAME in sent[-1]
     if way == "bare":  # PEFT's save_pretrained uploads nothing
-        model.save_pretrained(tmp_path, push_to_hub=True)
+        model.save_pretrained(str(tmp_path), push_to_hub=True)  # 5.5.0 takes no Path there
         assert {CONFIG_NAME, "config.json"} <= sent[-1]
         assert saving.UPLOAD not in model.__dict__
 
