@@ -89,6 +89,11 @@ def _times(text: Any, old: Any, new: Any) -> None:
     spend(str(text).count(old) * len(new))
 
 
+def _json(value: Any, *widths: Any, **named: Any) -> None:
+    _width(*widths, *named.values())
+    spend(16 * size_of(value))
+
+
 def _lines(text: Any, *extra: Any) -> None:
     added = sum(v if isinstance(v, int) else len(str(v)) for v in extra)
     spend((str(text).count("\n") + 1) * added)
@@ -116,7 +121,7 @@ BEFORE_FILTER: dict[str, Callable[..., None]] = {
     "format": lambda text, *a, **k: _format(text),
     "center": lambda text, *a, **k: _width(*a, *k.values()),
     "indent": lambda text, *a, **k: _lines(text, *a, *k.values()),
-    "tojson": lambda value, *a, **k: (_width(*a, *k.values()), spend(size_of(value) * 16)),
+    "tojson": _json,
     "batch": lambda value, *a, **k: _width(*a, *k.values()), "slice": lambda value, *a, **k: _width(*a, *k.values()),
     "round": lambda value, *a, **k: _width(*(v * 100 for v in (*a, *k.values()) if isinstance(v, int))),
     "join": lambda value, *a, **k: spend(
@@ -256,7 +261,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             spend(size_of([left, right]))
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what plain values, macros and loops offer, and nothing else."""
         owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         allowed = next((names for kind, names in METHODS.items() if isinstance(owner, kind)), frozenset[str]())

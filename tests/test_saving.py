@@ -51,7 +51,8 @@ def added(family: str) -> nn.Module:
     try:
         model.add_adapter(lora())
     except ValueError as error:
-        assert "version of PEFT" in str(error)
+        if "version of PEFT" not in str(error):
+            raise
         pytest.skip("this transformers wants a newer PEFT for add_adapter")
     return model
 

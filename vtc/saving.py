@@ -66,10 +66,11 @@ class Save:
         folder = asked.get("save_directory", args[0] if args else None)
         if folder is None or not asked.get("is_main_process", True):  # another process writes
             return save(*args, **kwargs)
-        done = []
+        done: list[bool] = []
 
         def mark() -> None:
-            done.append(_mark(self.module, Path(folder)))
+            _mark(self.module, Path(folder))
+            done.append(True)
 
         with _before_upload(self.module, mark):
             result = save(*args, **kwargs)
