@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from readme_table import points
+
 from vtc.eval.listing import describe
 from vtc.eval.matching import keep_text
-from vtc.eval.stats import Interval
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "all-methods.md"
 COLUMNS = (
@@ -35,17 +36,13 @@ models they were made for: for those there are recipes (`vtc recipes`).
 """
 
 
-def points(gap: dict[str, float] | None) -> str:
-    """A difference with its interval, in points."""
-    return "" if gap is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in Interval(**gap)))
-
-
 def line(cell: dict[str, Any], stages: dict[str, str]) -> str:
     """A method's row."""
     kept, mean = round(cell["tokens_kept"]), round(cell["tokens_per_layer"])
     values = (
         f"`{cell['method']}`", stages.get(cell["method"], "decoder"), f"{kept}" if kept == mean else f"{kept} ({mean})",
-        f"{100 * cell['mean']['value']:.1f}", points(cell["difference"]), points(cell["against_random"]),
+        f"{100 * cell['mean']['value']:.1f}", points(cell["difference"], cell["flips"] == 0),
+        points(cell["against_random"]),
         cell["verdict"],
     )  # fmt: skip
     return "| " + " | ".join(values) + " |"
@@ -73,7 +70,8 @@ def main() -> None:
     further.sort(key=lambda c: -c["keep"])
     page += "\n## Random at the other budgets\n\n| keep | accuracy | against unpruned |\n|---|---|---|\n"
     page += "".join(
-        f"| {keep_text(c['keep'])} | {100 * c['mean']['value']:.1f} | {points(c['difference'])} |\n" for c in further
+        f"| {keep_text(c['keep'])} | {100 * c['mean']['value']:.1f} | {points(c['difference'], c['flips'] == 0)} |\n"
+        for c in further
     )
     for name, reason in about.get("left_out", {}).items():
         page += f"\nLeft out: `{name}`: {reason}\n"

@@ -1,25 +1,32 @@
-"""Puts the table of ``vtc bench --output DIR`` into the README: ``python benchmarks/readme_table.py DIR``."""
+"""Puts table and picture of ``vtc bench --output DIR`` into the README: ``python benchmarks/readme_table.py DIR``."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from vtc.eval.matching import keep_text
+from vtc.eval.report_html import words
+from vtc.eval.stats import Interval
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+PICTURE = README.parent / "docs" / "pareto.png"
 HEAD = (
     "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] "
     "| against random at equal tokens per layer | prefill time | FLOPs | KV memory |\n" + "|---" * 9 + "|"
 )
 
 
-def points(gap: dict[str, float] | None) -> str:
-    """A difference with its interval, in points."""
-    return "" if gap is None else f"{100 * gap['value']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
+def points(gap: dict[str, float] | None, same: bool = False) -> str:
+    """A difference with its interval, in points; see ``words.ends`` for `same`."""
+    if gap is None:
+        return ""
+    found = Interval(gap["value"], gap["low"], gap["high"])
+    return f"{100 * found.value:+.1f} {words.ends(found, same)}".replace("−", "-")
 
 
 def row(cell: dict[str, Any]) -> str:
@@ -27,7 +34,7 @@ def row(cell: dict[str, Any]) -> str:
     keep = "100%" if cell["keep"] is None else keep_text(cell["keep"])
     kept, mean = round(cell["tokens_kept"]), round(cell["tokens_per_layer"])
     tokens = f"{kept}" if kept == mean else f"{kept} ({mean})"
-    accuracy, against = f"{100 * cell['mean']['value']:.1f}", points(cell["difference"])
+    accuracy, against = f"{100 * cell['mean']['value']:.1f}", points(cell["difference"], cell["flips"] == 0)
     beside = f"{points(cell['against_random'])}: {cell['verdict']}" if cell["against_random"] else cell["verdict"]
     plain = cell["difference"] is None
     ratios = [1, 1, 1] if plain else [cell["time"]["lm_ratio"], cell["flops_ratio"], cell["kv_ratio"]]
@@ -36,14 +43,16 @@ def row(cell: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Replace what stands between the README's table markers."""
-    cells = json.loads((Path(sys.argv[1]) / "summary.json").read_text())["cells"]
+    """Replace what stands between the README's table markers, and the picture below, which shows the same FLOPs."""
+    folder = Path(sys.argv[1])
+    cells = json.loads((folder / "summary.json").read_text())["cells"]
     table = "\n".join([HEAD, *map(row, cells)])
     text = README.read_text()
     new, count = re.subn(r"(?s)(<!-- table -->\n).*?(\n\n<!-- /table -->)", lambda m: m[1] + table + m[2], text)
     if count != 1:
         raise SystemExit(f"{README} has no single <!-- table --> ... <!-- /table --> block")
     README.write_text(new)
+    shutil.copyfile(folder / "pareto.png", PICTURE)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from .plan import chosen_cells, leave_out, plan_sweep
 from .progress import Estimator, make_progress
 from .published import measured, published_table, recipe_json
 from .runner import ENCODING, Sweep
-from .store import ResultStore
+from .store import AnswerStore, ResultStore
 from .summary import CellSummary, summarise
 from .tables import print_tables
 from .timing import prefill_times
@@ -98,7 +98,7 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     )  # fmt: skip
     with writing_to(folder):
         introduce(console, options, tasks, everything, plan, loaded.name, folder)
-        with ResultStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
+        with AnswerStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
             _answer(sweep, store, options, rank, progress)
             if options.partial or rank.rank > 0:
                 done = sum((c.spec, q.question_id) in store for c in plan.cells for q in sweep.tasks.questions)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .template import Field
+from .yaml_file import read_yaml
 
 READY = Path(__file__).resolve().parent / "definitions"
 _FIELDS = ("prompt", "answer", "id", "image_id", "references", "category", "group", "where", "kind")
@@ -205,16 +206,13 @@ def read_definition(path: str | Path) -> Definition:
     FileNotFoundError, ValueError
         For a missing file, for what is no definition, an unknown key or metric, a template that doesn't parse.
     """
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such task definition: {path}")
+    found = read_yaml(path)
     try:
-        definition = _parsed(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+        definition = _parsed(found, path)
         _check(definition)
-    except yaml.YAMLError as e:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
     except (ValueError, TypeError) as e:
         raise ValueError(f"{path}: {e}") from None
     return definition

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .counted import flops_ratio, flops_shown, flops_words
 from .matching import keep_text
 from .report import unpruned_of
 from .report_html.charts import focus
@@ -16,7 +17,8 @@ from .summary import CellSummary
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers differ as well
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-BARS = {"elinewidth": 1.0, "capsize": 2.5, "markersize": 6, "linewidth": 1.6}
+# methods of equal cost stand on each other: seen through, and edged in white
+BARS = {"elinewidth": 1.0, "capsize": 2.5, "markersize": 7, "linewidth": 1.6, "alpha": 0.85, "markeredgecolor": "w"}
 REST = {"elinewidth": 0.0, "capsize": 0.0, "markersize": 2.5, "linewidth": 0.7, "color": "0.72", "marker": "o"}
 
 
@@ -33,13 +35,15 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
         Heading.
     """
     from matplotlib.figure import Figure
-    from matplotlib.transforms import ScaledTranslation
 
     alone = all(cell.lm_flops_ratio is None and cell.flops_ratio is not None for cell in cells)  # a classifier's tower
-    counted = alone or all(cell.lm_flops_ratio is not None for cell in cells)
+    shown = flops_shown(cells)
+    counted = all(flops_ratio(cell, shown) is not None for cell in cells)
 
     def place(cell: CellSummary) -> float:
-        return (cell.flops_ratio if alone else cell.lm_flops_ratio) if counted else cell.tokens_kept / cell.tokens_total  # type: ignore[return-value]
+        ratio = flops_ratio(cell, shown) if counted else cell.tokens_kept / cell.tokens_total
+        assert ratio is not None
+        return ratio
 
     looks = focus(cells)
     figure = Figure(figsize=(8.2, 5.2), dpi=150, layout="constrained")
@@ -53,9 +57,7 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
             f"unpruned {height:.1f}%", (0.995, height), color="0.25", fontsize=9,
             xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
         )  # fmt: skip
-    beside = [m for m, look in looks.items() if look.kind != "rest"]
-    apart = min(3.0, 24 / max(1, len(beside))) / 72  # in inches
-    others = len(looks) - len(beside)
+    others = sum(look.kind == "rest" for look in looks.values())
     order = ("rest", "random", "focus")
     for method, look in sorted(looks.items(), key=lambda item: order.index(item[1].kind)):
         line = sorted((cell for cell in cells if cell.method == method), key=place)
@@ -70,12 +72,7 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
         label = method
         if look.kind == "rest":  # all of them have one line in the legend
             label, others = (f"{others} others" if others else "_"), 0
-        # methods of equal cost would hide each other's bars: a few points apart, whatever the scale
-        aside = (beside.index(method) - (len(beside) - 1) / 2) * apart if method in beside else 0.0
-        axes.errorbar(
-            x, y, yerr=[below, above], label=label, zorder=2 if look.kind == "rest" else 3,
-            transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans), **style,
-        )  # fmt: skip
+        axes.errorbar(x, y, yerr=[below, above], label=label, zorder=2 if look.kind == "rest" else 3, **style)
     if looks:
         longest = max(looks, key=lambda m: sum(cell.method == m for cell in cells))
         for cell in (c for c in cells if c.method == longest and c.keep is not None):
@@ -84,13 +81,13 @@ def draw_pareto(cells: Sequence[CellSummary], path: Path, title: str) -> None:
                 ha="center", fontsize=7.5, color="0.35",
             )  # fmt: skip
         axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
-    what = "FLOPs" if alone else "prefill FLOPs of the language model" if counted else "visual tokens kept"
+    what = flops_words(shown, alone) if counted else "visual tokens kept"
     axes.set_xlabel(f"{what}, relative to unpruned")
     axes.set_ylabel("mean accuracy over tasks (%), 95% interval")
     axes.set_xlim(left=0, right=1.02)
     ends = [100 * end for cell in cells for end in (cell.mean.low, cell.mean.high)]
     margin = 0.06 * (max(ends) - min(ends)) + 1.0
-    axes.set_ylim(min(ends) - margin, max(ends) + margin)  # shifted lines don't count for matplotlib's own limits
+    axes.set_ylim(min(ends) - margin, max(ends) + margin)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(True, color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)

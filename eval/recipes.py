@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from vtc.pruners.registry import nearest
 from vtc.spec import parse
 
 from .cells import Cell, make_cell, needs_keep
+from .yaml_file import read_yaml
 
 KEYS = ("method", "model", "pruner", "cells", "published", "source", "notes")
 UNPRUNED_COLUMN = "unpruned"
@@ -92,10 +92,7 @@ def load_recipe(name: str) -> Recipe:
             raise ValueError(f"unknown recipe {name!r}. {nearest(name, list_recipes())}")
     if not path.is_file():
         raise ValueError(f"--recipe: no such file: {path}")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML: {error}") from None
+    found = read_yaml(path)
     try:
         return _read(path.stem, found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

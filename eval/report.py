@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .csv_file import write_rows
 from .store import write_atomic
 from .summary import CellSummary
 
@@ -28,13 +27,7 @@ def _clean(value: Any) -> Any:
 
 def write_csv(path: Path, cells: Sequence[CellSummary]) -> None:
     """Write ``summary.csv``, one line per cell, accuracies and differences in [0, 1]."""
-    rows = [cell.flat() for cell in cells]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue())
+    write_rows(path, [cell.flat() for cell in cells])
 
 
 def write_json(path: Path, cells: Sequence[CellSummary], about: dict[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from vtc.pruners.parsing import parse_json
 
 from .definition import Definition
 from .media import Cell, Media, ParquetCells, as_media
@@ -174,7 +175,7 @@ def _json(path: Path, folder: Path, image: str | None, needed: set[str], cells: 
         raise ValueError(f"{path} is not readable as text: {e}") from None
     if path.suffix == ".json":
         try:
-            records = json.loads(text)
+            records = parse_json(text)
         except ValueError as e:
             raise ValueError(f"{path} is not valid JSON: {e}") from None
         if not isinstance(records, list):
@@ -199,6 +200,6 @@ def _json(path: Path, folder: Path, image: str | None, needed: set[str], cells: 
 
 def _line(line: str) -> tuple[Any, str]:
     try:
-        return json.loads(line), ""
+        return parse_json(line), ""
     except ValueError as e:
         return None, f"is not valid JSON ({e}); the line may have been cut off"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from vtc.pruners.parsing import parse_json
 
 try:
     import fcntl
@@ -18,12 +21,14 @@ except ImportError:  # Windows: no lock, everything else works
     fcntl = None  # type: ignore[assignment]
 
 Key = tuple[str, str]
+NAMES = ("config", "cell", "question_id")  # texts that every row has
 
 
 def read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Rows of a results file from byte `start` on, and the number of bytes up to the end of the last whole line.
 
-    Lines that are no JSON object are skipped: they were torn by a crash and are computed again.
+    Lines that are no rows (a JSON object with ``NAMES``) are skipped: torn by a crash or written by something else,
+    they are computed again.
     """
     try:
         with open(path, "rb") as file:
@@ -35,10 +40,10 @@ def read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     rows = []
     for line in data[:end].splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in NAMES):
             rows.append(row)
     return rows, start + end
 
@@ -77,6 +82,8 @@ class ResultStore:
         Hash of the whole configuration; only rows that carry it count as done.
     """
 
+    numbers: ClassVar[tuple[str, ...]] = ()  # what must be finite numbers in a row for it to count
+
     def __init__(self, path: Path, config: str):
         self.path, self.config = path, config
         self.rows: dict[Key, dict[str, Any]] = {}
@@ -112,11 +119,15 @@ class ResultStore:
                 continue
             rows, self._read[path] = read_rows(path, self._read.get(path, 0))
             for row in rows:
-                key = (str(row.get("cell")), str(row.get("question_id")))
-                if row.get("config") == self.config and key not in self.rows:
+                key = (row["cell"], row["question_id"])
+                if row["config"] == self.config and key not in self.rows and self._whole(row):
                     self.rows[key] = row
                     new.append(row)
         return new
+
+    def _whole(self, row: dict[str, Any]) -> bool:
+        values = [row.get(name) for name in self.numbers]
+        return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
 
     def open(self) -> None:
         """Lock the first file that no other process writes, and cut off a torn last line.
@@ -185,6 +196,12 @@ class ResultStore:
                 self.file.unlink()  # still locked: nobody else has begun to write to it
             self._file.close()
             self._file = None
+
+
+class AnswerStore(ResultStore):
+    """Rows that say what was answered, of how many visual tokens."""
+
+    numbers = ("score", "visual_total", "visual_kept", "visual_mean_per_layer")
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -81,15 +81,16 @@ def verdict_table(cells: Sequence[CellSummary], questions: int, width: int) -> T
         verdict = verdict.removesuffix(NEEDS)
         if not cell.complete:
             verdict = ", ".join(filter(None, (f"unfinished: {cell.n} of {questions}", verdict)))
-        return [mean, _gap(cell.difference, width >= WIDE), _gap(cell.against_random), verdict]
+        plain = _gap(cell.difference, width >= WIDE, cell.flips == 0)
+        return [mean, plain, _gap(cell.against_random), verdict]
 
     return fill_table(table, cells, row)
 
 
-def _gap(interval: Any, ends: bool = True) -> str:
+def _gap(interval: Any, ends: bool = True, same: bool = False) -> str:
     if interval is None:
         return ""
-    return f"{words.points(interval)} {words.ends(interval)}".strip() if ends else words.points(interval)
+    return f"{words.points(interval)} {words.ends(interval, same)}".strip() if ends else words.points(interval)
 
 
 def task_tables(cells: Sequence[CellSummary], tasks: TaskSet, width: int) -> Iterator[Table]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from vtc.pruners.parsing import parse_json
+
 from .frames import Frames
 from .media import Media, MediaStore, decode, part_of
 from .video import Clip, sample_frames, uniform
@@ -216,7 +218,7 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        found = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as e:
         raise ValueError(f"{path} is not valid JSON: {e}") from None
     return found if isinstance(found, dict) else {}

@@ -10,14 +10,6 @@ from typing import Any
 GIVEN = ("row", "vars", "file", "number", "lettered")  # what a template may name beside the row's columns
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Any:
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-
-
 def is_template(text: str) -> bool:
     """Whether a field's text is a template rather than a column's name."""
     return "{{" in text or "{%" in text
@@ -46,10 +38,12 @@ class Field:
     @property
     def columns(self) -> set[str]:
         """The columns it needs; of a template, those that it names outright."""
-        from jinja2 import meta
-
         if is_template(self.text):
-            return set(meta.find_undeclared_variables(_environment().parse(self.text))) - set(GIVEN)
+            from jinja2 import meta
+
+            from .sandbox import environment
+
+            return set(meta.find_undeclared_variables(environment().parse(self.text))) - set(GIVEN)
         return {self.text}
 
     def value(self, row: Mapping[str, Any], **given: Any) -> Any:
@@ -64,12 +58,16 @@ class Field:
             return _column(row, self.text, self.key)
         from jinja2 import TemplateError, UndefinedError
 
+        from .sandbox import render
+
         try:
-            return self._compiled().render({**row, "row": row, **given})
+            return render(self._compiled(), {**row, "row": row, **given})
         except UndefinedError as e:
             raise ValueError(f"{self.key}: {e.message}; columns: {', '.join(row)}") from None
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as e:
             raise ValueError(f"{self.key}: {e}") from None
+        except RecursionError:
+            raise ValueError(f"{self.key}: the template is nested too deep, or calls itself without an end") from None
 
     def string(self, row: Mapping[str, Any], **given: Any) -> str:
         """Its value as text; an empty cell is an empty text."""
@@ -84,10 +82,14 @@ class Field:
 def _compile(key: str, text: str) -> Any:
     from jinja2 import TemplateSyntaxError
 
+    from .sandbox import environment
+
     try:
-        return _environment().from_string(text)
+        return environment().from_string(text)
     except TemplateSyntaxError as e:
         raise ValueError(f"{key}: {e.message} (line {e.lineno})") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{key}: the template is nested too deep") from None
 
 
 def _column(row: Mapping[str, Any], name: str, key: str) -> Any:

@@ -20,7 +20,7 @@ from .claims import Claims
 from .loading import load_model
 from .progress import Estimator
 from .runner import ENCODING, Advance, Sweep, _nothing, run_sweep
-from .store import ResultStore
+from .store import AnswerStore, ResultStore
 
 SMALL = 200_000_000  # parameters; larger models are not held more than once
 MOST = 8
@@ -91,7 +91,7 @@ def _work(job: _Job, out: Any) -> None:
 
         torch.set_num_threads(job.threads)
         sweep = replace(job.sweep, loaded=load_model(*job.source), parent=job.parent)
-        with ResultStore(job.path, job.config) as store, Claims(job.path.parent) as claims:
+        with AnswerStore(job.path, job.config) as store, Claims(job.path.parent) as claims:
             store.open()
             run_sweep(sweep, store, claims=claims, wait=False)
     except (ValueError, TypeError, NotImplementedError, OSError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.pruners.base import STAGES, Pruner, Stop, check_keep
+from vtc.pruners.base import STAGES, Pruner, Stop, check_keep, check_layer
 from vtc.pruners.signals import AttentionAhead, DecoderSignal, Signal
 
 from .checkpoint import LayerHooks, arm
@@ -41,11 +41,14 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
 
     Raises
     ------
+    TypeError
+        If a layer is no number.
     ValueError
         If a pruner lacks `keep`, or a decoder layer does not exist or can't have the signals asked for.
     """
     stops = [(p, stop) for p in pruners for stop in p.stops(depth)]
     for pruner, stop in stops:
+        check_layer(stop.layer, pruner.name)
         if stop.stage not in STAGES:
             raise ValueError(f"{pruner.name}: stage must be one of {', '.join(STAGES)}, got {stop.stage!r}")
         if stop.keep is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,23 @@ class Parts:
         return self.lm.norm
 
 
-def unwrap(model: Any) -> Any:
-    """The transformers model inside PEFT wrappers and what ``torch.compile`` gives."""
+def wrappers(model: Any) -> Iterator[Any]:
+    """`model` and what is inside it, layer by layer: PEFT wrappers, what ``torch.compile`` gives, the model itself."""
     while True:
+        yield model
         compiled = getattr(model, "_modules", {}).get("_orig_mod")
         if compiled is not None:
             model = compiled
         elif hasattr(model, "get_base_model"):
             model = model.get_base_model()
         else:
-            return model
+            return
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside PEFT wrappers and what ``torch.compile`` gives."""
+    *_, inner = wrappers(model)
+    return inner
 
 
 def _first(owner: Any, *names: str) -> Any:
@@ -69,6 +76,24 @@ def _first(owner: Any, *names: str) -> Any:
         if isinstance(found, nn.Module):
             return found
     return None
+
+
+def _check_places(core: Any, lm: Any, layers: Any, tower: Any, named: Mapping[str, str]) -> None:
+    """Raise ValueError where a part can't be what it was taken for: hooks there would see nothing, or another model."""
+
+    def called(key: str, found: Any) -> str:
+        return f"parts[{key!r}]={named[key]!r}" if key in named else f"the {key} found, {type(found).__name__},"
+
+    if not (isinstance(layers, nn.ModuleList | nn.Sequential) and len(layers)):
+        raise ValueError(
+            f"{called('layers', layers)} is no list of decoder layers (an nn.ModuleList) but {type(layers).__name__}; "
+            "name it with VTCConfig(parts={'layers': ...}), e.g. 'model.language_model.layers'"
+        )
+    for key, inner, outer_key, outer in (
+        ("lm", lm, "core", core), ("tower", tower, "core", core), ("layers", layers, "lm", lm),
+    ):  # fmt: skip
+        if inner is outer or not any(module is inner for module in outer.modules()):
+            raise ValueError(f"{called(key, inner)} is not inside {called(outer_key, outer).rstrip(',')}")
 
 
 def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
@@ -106,6 +131,14 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
         )
     family = family_of(getattr(model, "config", None))
     if family is None:
+        if not named and kind is None:
+            raise NotImplementedError(
+                f"{type(model).__name__} (of {type(model).__module__.split('.')[0]}) is neither a transformers model "
+                "nor a VisionTransformer of timm or open_clip (ViT, DeiT, DINOv2, SigLIP, CLIP): of other libraries' "
+                "models vtc prunes only these. If it is built like a transformers VLM (get_image_features, then a text "
+                "model called with inputs_embeds), name its modules: VTCConfig(..., parts={'core': ..., 'lm': ..., "
+                "'layers': ..., 'tower': ...})."
+            )
         if not named:
             raise NotImplementedError(
                 f"vtc does not know the model family {kind!r} ({type(model).__name__}). Known: "
@@ -139,4 +172,5 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
             )
     assert lm is not None
     assert tower is not None
+    _check_places(core, lm, layers, tower, named)
     return Parts(model, core, lm, layers, tower, family)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import LongTensor, Tensor
 
@@ -59,7 +59,7 @@ class Report:
     Attributes
     ----------
     depth : int
-        Decoder layers.
+        Decoder layers; 0 for a bare ViT.
     selection_seconds : float or None
         Time spent on choosing and dropping, the device synchronised around it; None unless ``model.vtc.timing`` is on.
     """
@@ -140,7 +140,14 @@ class Report:
             f"{stage}{'' if layer is None else f' layer {layer}'}: {sum(present)}"
             for stage, layer, _, present in self._steps
         )
+        mean = f"; mean per decoder layer {self.mean_tokens_per_layer:.1f}" if self.depth else ""  # a bare ViT has none
         return (
             f"{len(self.batch.spans)} spans, {self.tokens_total} visual tokens -> {self.tokens_kept}"
-            f" ({steps or 'nothing pruned'}); mean per decoder layer {self.mean_tokens_per_layer:.1f}"
+            f" ({steps or 'nothing pruned'}){mean}"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: numbers on the CPU, and nothing of the model."""
+        steps = [(stage, layer, ids.cpu(), present) for stage, layer, ids, present in self._steps]
+        batch = None if self.batch is None else self.batch.alone()
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "batch": batch, "_steps": steps}

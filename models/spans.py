@@ -9,7 +9,7 @@ sample an item belongs to must be read, for batches of several rows: one small r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,11 @@ class Batch:
             known: dict[str, Sequence[Layout]] = {m: f.record.layouts() for m, f in self.fed.items()}
             self._layouts = [known[s.modality][s.item] for s in self.spans]
         return self._layouts
+
+    def alone(self) -> Batch:
+        """The same spans without what was computed of them, on the CPU."""
+        columns, samples = self.columns.cpu(), self.samples.cpu()
+        return replace(self, columns=columns, samples=samples, fed={}, _layouts=self.layouts())
 
     def per_span(self, values: Callable[[VisionRecord], Sequence[Any]]) -> list[Any]:
         """A record's per-item values, one for each span."""

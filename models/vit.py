@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.pruners.base import Pruner, SignalSource, Stop, VisualTokens, resolve_keep
+from vtc.pruners.base import Pruner, SignalSource, Stop, VisualTokens, check_layer, resolve_keep
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, EncoderSpecial, PreProjector, Signal
 
@@ -108,6 +108,7 @@ class VitAdapter:
 
     def _check(self, pruner: Pruner, stop: Stop) -> int:
         name, depth = pruner.name or type(pruner).__name__, len(self.blocks)
+        check_layer(stop.layer, name)
         if stop.stage != "vision":
             raise ValueError(
                 f"{name} prunes at the {stop.stage} stage, but a bare ViT has no language model; "

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from .layout import Layout
+from .parameters import check_parameters, is_int
 from .signals import EncoderAttention, Signal
 
 STAGES = ("vision", "input", "decoder")
@@ -68,6 +69,12 @@ def check_keep(keep: Any, name: str = "keep") -> int | float:
     if not 0.0 < float(keep) <= 1.0:
         raise ValueError(f"{name}={keep} is out of range: it says what is KEPT and must be {allowed}")
     return float(keep)
+
+
+def check_layer(layer: Any, name: str) -> None:
+    """Raise TypeError where the layer of a stop of the method `name` is no layer's number."""
+    if layer is not None and not is_int(layer):
+        raise TypeError(f"{name}: layer must be an int, got {layer!r} ({type(layer).__name__})")
 
 
 def resolve_keep(keep: int | float, n: int) -> int:
@@ -272,6 +279,7 @@ class Pruner:
     joins_crops: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_parameters(self)
         if self.keep is not None:
             self.keep = check_keep(self.keep, f"{self.name or type(self).__name__}.keep")
 

@@ -83,7 +83,7 @@ class Dart(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.pivots, bool) or not isinstance(self.pivots, int) or self.pivots < 1:
+        if self.pivots < 1:
             raise ValueError(f"dart.pivots={self.pivots!r} is out of range; it must be an int >= 1")
         if self.variant not in VARIANTS:
             raise ValueError(f"dart.variant={self.variant!r} is unknown; allowed are {', '.join(VARIANTS)}")

@@ -76,7 +76,7 @@ class DeepRandom(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.first, str) or self.first == self.name:
+        if self.first == self.name:
             raise ValueError(f"deep_random.first must be another method's name, got {self.first!r}")
         params = dict(self.first_params or {})
         if "keep" in params:

@@ -57,7 +57,7 @@ class DyCoke(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio <= 1:
+        if not 0 <= self.ratio <= 1:
             raise ValueError(f"dycoke.ratio={self.ratio!r} is out of range; it must be in [0, 1]")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]  # of this instance only

@@ -60,8 +60,8 @@ class EmbedLens(Pruner):
     """
 
     classes: str | None = None
-    sink: tuple[int, ...] | None = None
-    dead: tuple[int, ...] | None = None
+    sink: int | tuple[int, ...] | None = None
+    dead: int | tuple[int, ...] | None = None
     top: int = 3
     rest: str = "diversity"
 
@@ -71,11 +71,9 @@ class EmbedLens(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sink, self.dead = _ids("sink", self.sink), _ids("dead", self.dead)
-        if self.classes is not None and not isinstance(self.classes, str):
-            raise TypeError(f"embedlens.classes must be a file's name, got {type(self.classes).__name__}")
         if self.classes is not None and (self.sink is not None or self.dead is not None):
             raise ValueError("embedlens.classes (a file) and embedlens.sink or .dead (ids) exclude each other")
-        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1:
+        if self.top < 1:
             raise ValueError(f"embedlens.top={self.top!r} is out of range; it must be an int >= 1")
         if self.rest not in RESTS:
             raise ValueError(f"embedlens.rest={self.rest!r}; allowed are {', '.join(RESTS)}")
@@ -159,7 +157,9 @@ class EmbedLens(Pruner):
     def _by_ids(self, tokens: VisualTokens, norm: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of sinks and dead tokens, `[B, N]` each: the cosine to the nearest row of the class, and the membership."""
         x, table = tokens.features, tokens.embeddings
-        given = (LLAVA_SINK, LLAVA_DEAD) if self.sink is None and self.dead is None else (self.sink, self.dead)
+        given = _ids("sink", self.sink), _ids("dead", self.dead)
+        if given == (None, None):
+            given = LLAVA_SINK, LLAVA_DEAD
         cosine, member = [], []
         beyond = [i for ids in given for i in ids or () if i >= table.shape[0]]
         if beyond:
@@ -198,6 +198,6 @@ def _ids(name: str, given: Any) -> tuple[int, ...] | None:
     if given is None:
         return None
     listed = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in listed):
+    if any(i < 0 for i in listed):
         raise ValueError(f"embedlens.{name}={given!r}; it must be vocabulary ids, ints >= 0")
     return listed

@@ -201,8 +201,6 @@ class Explainer(ScorePruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights is not None and not isinstance(self.weights, str):
-            raise TypeError(f"explainer.weights must be the name of a file, got {self.weights!r}")
         # read at once: a file that is none is found before any model is loaded
         network, self._about = load_network(SHIPPED if self.weights is None else self.weights)
         self._tensors: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): dict(network.named_parameters())}

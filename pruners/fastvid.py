@@ -78,11 +78,11 @@ class FastVid(Pruner):
         super().__post_init__()
         for name in ("segments", "every"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"fastvid.{name}={value!r} is out of range: an int >= 1")
         for name, low in (("threshold", -1), ("context", 0), ("weight", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
+            if not low <= value <= 1:
                 raise ValueError(f"fastvid.{name}={value!r} is out of range; it must be in [{low}, 1]")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]  # of this instance only

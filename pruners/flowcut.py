@@ -175,7 +175,7 @@ class FlowCut(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        if self.every < 1:
             raise ValueError(f"flowcut.every={self.every!r} is out of range; it must be an int >= 1")
         if not 0 <= self.history < 1:
             raise ValueError(f"flowcut.history={self.history} is out of range: it must be in [0, 1)")

@@ -62,7 +62,7 @@ class HoloV(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 1:
+        if self.crops < 1:
             raise ValueError(f"holov.crops={self.crops!r} is out of range; it must be an int >= 1")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]

@@ -84,7 +84,7 @@ class IDPruner(Pruner):
             raise ValueError("idpruner.scorer (a safetensors file or folder) goes with importance='scorer'")
         if not 0 <= self.lam <= 1:
             raise ValueError(f"idpruner.lam={self.lam!r} is out of range; it must be a number in [0, 1]")
-        if isinstance(self.parallel, bool) or not isinstance(self.parallel, int) or self.parallel < 1:
+        if self.parallel < 1:
             raise ValueError(f"idpruner.parallel={self.parallel!r} is out of range; it must be an int >= 1")
 
     @property

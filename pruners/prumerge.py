@@ -178,7 +178,7 @@ class PruMergePlus(PruMerge):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.outliers_share, (int, float)) or not 0 <= self.outliers_share <= 1:
+        if not 0 <= self.outliers_share <= 1:
             raise ValueError(f"prumerge_plus.outliers_share={self.outliers_share!r} is out of range, [0, 1]")
 
     def turns(self, attention: Tensor, tokens: VisualTokens) -> Tensor:

@@ -66,8 +66,6 @@ class Random(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"random.seed must be an int, got {self.seed!r}")
         if self.at is not None and self.at not in STAGES:
             raise ValueError(f"random.at={self.at!r} is no stage; allowed are {', '.join(STAGES)}")
         if (self.at == "input" and self.layer is not None) or (self.at in ("vision", "decoder") and self.layer is None):

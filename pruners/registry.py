@@ -82,7 +82,7 @@ def pruner_class(name: str) -> type[Pruner]:
     return _REGISTRY[name]
 
 
-def make_pruner(name: str, **params: Any) -> Pruner:
+def make_pruner(name: str, /, **params: Any) -> Pruner:
     """Build the method `name` with `params`.
 
     Raises

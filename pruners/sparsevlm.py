@@ -103,7 +103,7 @@ class SparseVLM(Pruner):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, tuple(value))
-                if not value or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value):
+                if not value or any(v < 1 for v in value):
                     raise ValueError(f"sparsevlm.{name}={value!r} must be ints >= 1")
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"sparsevlm.layers={self.layers} must rise")

@@ -61,8 +61,6 @@ class ToDREDiversity(Pruner):
         for name, allowed in (("objective", ("maxsum", "kcenter")), ("pivot", ("auto", "random"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{self.name}.{name}={getattr(self, name)!r}; allowed are {', '.join(allowed)}")
-        if isinstance(self.pivot_seed, bool) or not isinstance(self.pivot_seed, int):
-            raise TypeError(f"{self.name}.pivot_seed must be an int, got {self.pivot_seed!r}")
         if self.pivot == "random":
             self.order_dependent = True  # type: ignore[misc]  # of this instance only
 

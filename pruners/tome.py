@@ -71,7 +71,7 @@ class Tome(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.r is not None and (isinstance(self.r, bool) or not isinstance(self.r, (int, float)) or self.r <= 0):
+        if self.r is not None and self.r <= 0:
             raise ValueError(f"tome.r={self.r!r} is out of range: an int >= 1 or a share above 0")
         if self.metric not in (None, *METRICS):
             raise ValueError(f"tome.metric={self.metric!r} is unknown; allowed are {', '.join(METRICS)}")

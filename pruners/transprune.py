@@ -91,8 +91,6 @@ class TransPrune(ScorePruner):
         stops = len(PAPER[0]) if self.layers is None else len(self.layers)
         if len(PAPER[0] if self.ratios is None else self.ratios) != stops:
             raise ValueError(f"transprune: {stops} layers need as many ratios, got ratios={self.ratios}")
-        if self.since is not None and (isinstance(self.since, bool) or not isinstance(self.since, int)):
-            raise TypeError(f"transprune.since must be a layer, got {self.since!r}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"transprune.alpha={self.alpha!r} is out of range; it must be a number in [0, 1]")
         self._transitions(0)  # checks `over`

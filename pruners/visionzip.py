@@ -60,8 +60,7 @@ class VisionZip(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = isinstance(self.contextual, (int, float)) and not isinstance(self.contextual, bool)
-        if not known or self.contextual < 0 or (isinstance(self.contextual, float) and self.contextual > 1):
+        if self.contextual < 0 or (isinstance(self.contextual, float) and self.contextual > 1):
             raise ValueError(
                 f"visionzip.contextual={self.contextual!r} is out of range: an int >= 0 or a share in [0, 1] of keep"
             )

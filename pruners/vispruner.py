@@ -55,7 +55,7 @@ class VisPruner(Pruner):
         super().__post_init__()
         if not 0 <= self.important <= 1:
             raise ValueError(f"vispruner.important={self.important} is out of range: it must be in [0, 1]")
-        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
+        if self.step < 1:
             raise ValueError(f"vispruner.step={self.step!r} is out of range; it must be an int >= 1")
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+
+from .parsing import parse_json
 
 FORMAT = "vtc embedlens classes, version 1"
 KINDS = ("sink", "dead")
@@ -101,7 +102,7 @@ def read_calibration(path: str) -> Calibration:
 @lru_cache(maxsize=8)
 def _read(path: str, changed: int) -> Calibration:
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"embedlens.classes: {path!r} is no JSON file ({error})") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:

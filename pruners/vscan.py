@@ -98,7 +98,7 @@ class VScan(Pruner):
             raise ValueError(f"vscan.ratio={self.ratio} is out of range: it must be 1 (one stage) or more")
         if not 0 <= self.global_ratio <= 1:
             raise ValueError(f"vscan.global_ratio={self.global_ratio} is out of range: it must be in [0, 1]")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+        if self.window < 1:
             raise ValueError(f"vscan.window={self.window!r} is out of range; it must be an int >= 1")
         if self.official:
             self.adaptive_count = True  # type: ignore[misc]

@@ -44,8 +44,6 @@ class VTW(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
-            raise TypeError(f"vtw.layer must be an int, got {self.layer!r}")
         if self.keep is not None and self.layer is not None:
             raise ValueError(
                 f"vtw: keep={self.keep} and layer={self.layer} both say where to withdraw; give one of them"

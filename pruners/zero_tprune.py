@@ -207,7 +207,7 @@ class ZeroTPrune(Pruner):
         if self.at == "input" and self.layer is not None:
             raise ValueError(f"zero_tprune.layer={self.layer} is an encoder layer and does not go with at='input'")
         for name, value in (("steps", self.steps), ("votes", self.votes)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and value < 1:
                 raise ValueError(f"zero_tprune.{name}={value!r} is out of range; it must be an int >= 1")
         if not 0 <= self.similar <= 1:
             raise ValueError(f"zero_tprune.similar={self.similar} is out of range: it must be in [0, 1]")

@@ -79,7 +79,7 @@ class ZooPrune(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in (("directions", self.directions), ("rank", 1 if self.rank is None else self.rank)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"zoo_prune.{name}={value!r} is out of range; it must be an int >= 1")
         if not self.step > 0:
             raise ValueError(f"zoo_prune.step={self.step!r} is out of range; it must be a number > 0")

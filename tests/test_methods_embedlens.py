@@ -198,11 +198,11 @@ def test_a_changed_file_is_read_again(tmp_path):
     ("params", "error", "message"),
     [
         ({"sink": (1, -2)}, ValueError, "embedlens.sink=.*ints >= 0"),
-        ({"dead": "igh"}, ValueError, "embedlens.dead='igh'"),
-        ({"dead": (True,)}, ValueError, "embedlens.dead"),
+        ({"dead": "igh"}, TypeError, "embedlens.dead='igh'"),
+        ({"dead": (True,)}, TypeError, "embedlens.dead=.*a tuple of ints"),
         ({"top": 0}, ValueError, "embedlens.top=0"),
         ({"rest": "luck"}, ValueError, "embedlens.rest='luck'; allowed are diversity, norm"),
-        ({"classes": 3}, TypeError, "embedlens.classes must be a file's name"),
+        ({"classes": 3}, TypeError, "embedlens.classes=3 .*a string"),
         ({"classes": "c.json", "dead": (1,)}, ValueError, "exclude each other"),
     ],
 )

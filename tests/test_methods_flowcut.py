@@ -339,7 +339,7 @@ def test_a_tower_of_one_layer_is_refused():
     [("every=0", "every"), ("history=1.0", "history"), ("tower=0.5", "tower"), ("every=1.5", "every")],
 )
 def test_bad_parameters_are_named(spec, match):
-    with pytest.raises(ValueError, match=rf"flowcut\.{match}"):
+    with pytest.raises((ValueError, TypeError), match=rf"flowcut\.{match}="):
         vtc.parse(f"flowcut({spec}, keep=2)")
 
 

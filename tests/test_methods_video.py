@@ -418,5 +418,5 @@ def test_fastvid_official_counts():
     ],
 )
 def test_bad_parameters_are_named(spec, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, TypeError), match=match):
         vtc.parse(spec)

@@ -92,7 +92,7 @@ def test_a_file_that_is_no_recipe_is_told(message: str, tmp_path: Path):
 
 def test_what_is_not_yaml_is_told(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("a: [1,")
-    with pytest.raises(ValueError, match="is not readable YAML"):
+    with pytest.raises(ValueError, match="is not valid YAML"):
         load_recipe(str(tmp_path / "mine.yaml"))
     with pytest.raises(ValueError, match="no such file"):
         load_recipe(str(tmp_path / "other.yaml"))

@@ -149,6 +149,23 @@ def test_one_drawing_per_width_is_shown(page: Page, reports: Any):
     assert page.run(size) >= 10.5
 
 
+@pytest.mark.parametrize("name", ["plain", "markup", "many"])
+def test_verdicts_are_seen_at_390_px(name: str, page: Page, reports: Any):
+    page.open(reports[name][0], 390)
+    rows = page.run("""[...document.querySelectorAll('.results tbody tr.method')].map(r => {
+        const said = r.querySelector('.said'), box = said?.getBoundingClientRect(), row = r.getBoundingClientRect();
+        const clear = document.createRange(); if (said) clear.selectNodeContents(said);
+        return [said?.innerText ?? '', r.cells[7].dataset.v, box?.left ?? -1,
+                said ? clear.getBoundingClientRect().right : 999, box?.bottom <= row.bottom + 1]; })""")
+    assert rows
+    for said, verdict, left, right, inside in rows:
+        assert verdict in " ".join(said.split())
+        assert 0 <= left < right <= 390
+        assert inside
+    page.open(reports[name][0], 1280)  # where the column is seen, it is said once
+    assert page.run("[...document.querySelectorAll('.said')].every(e => !e.checkVisibility())")
+
+
 def test_everything_has_a_name_for_a_screen_reader(page: Page, reports: Any):
     page.open(reports["many"][0], 1280)
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]

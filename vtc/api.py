@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -17,11 +16,13 @@ from vtc.models.report import Report
 from vtc.models.vit import VitAdapter, is_vit
 from vtc.pruners.base import Pruner
 
+from . import saving
 from .config import VTCConfig, find_config
+from .nesting import blocks_of
+from .saving import HANDLE
 from .spec import Pipeline, parse
 
 M = TypeVar("M", bound=nn.Module)
-HANDLE = "vtc"
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 
 
@@ -152,14 +153,15 @@ def compress(
         if before is not None:
             before.adapter.attach()
         raise
-    target.__dict__[HANDLE] = handle
-    _shadow_save(model)
-    _forget_compiled(model)
+    _carry(model, handle)
     return model
 
 
 def restore(model: M) -> M:
     """Unwrap a model: hooks, configs and attributes are as before ``compress``. Does nothing to an unwrapped model.
+
+    If it was saved while it was wrapped, or loaded with its ``vtc_config.json``, its ``save_pretrained`` stays in our
+    hands for one thing: where the plain model is saved over that folder, the file goes, so that it loads plain.
 
     Raises
     ------
@@ -172,27 +174,34 @@ def restore(model: M) -> M:
     if handle is not None:
         handle.adapter.detach()
         del unwrap(model).__dict__[HANDLE]
+        saving.detach(model)
         _forget_compiled(model)
-    for module in {id(m): m for m in (model, unwrap(model))}.values():
-        if getattr(module.__dict__.get("save_pretrained"), "_vtc", False):
-            del module.__dict__["save_pretrained"]
     return model
 
 
 @contextmanager
 def compressed(model: M, pruner: Any, **kwargs: Any) -> Iterator[M]:
-    """``compress`` for the length of a ``with`` block; afterwards the model is as it was before it, wrapped or not."""
-    before = _handle(model) if isinstance(model, nn.Module) else None
-    compress(model, pruner, **kwargs)
+    """``compress`` for the length of a ``with`` block; afterwards the model is as it was before it, wrapped or not.
+
+    Blocks of one model may end in any order (threads, an ``ExitStack``): the newest that is still open counts.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    blocks = blocks_of(unwrap(model))
+    with blocks.lock:
+        before = _handle(model)
+        compress(model, pruner, **kwargs)
+        block = blocks.begin(before)
     try:
         yield model
     finally:
-        restore(model)
-        if before is not None:
-            before.adapter.attach()
-            unwrap(model).__dict__[HANDLE] = before
-            _shadow_save(model)
-            _forget_compiled(model)
+        with blocks.lock:
+            newest, before = blocks.end(block)
+            if newest:
+                restore(model)
+                if before is not None:
+                    before.adapter.attach()
+                    _carry(model, before)
 
 
 def load(
@@ -253,12 +262,22 @@ def load(
     if tokenizer is None and any(p.uses_question for p in pipeline):
         with suppress(OSError, ValueError):  # the method says so when it asks
             tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub)
-    return compress(model, chosen, keep=keep, positions=positions, parts=parts, tokenizer=tokenizer, **extra)
+    compress(model, chosen, keep=keep, positions=positions, parts=parts, tokenizer=tokenizer, **extra)
+    if pruner is None:
+        saving.note(model, path_or_id)
+    return model
 
 
 def _handle(model: nn.Module) -> Handle | None:
     handle = unwrap(model).__dict__.get(HANDLE)
     return handle if isinstance(handle, Handle) else None
+
+
+def _carry(model: nn.Module, handle: Handle) -> None:
+    """Make `handle`, whose adapter is attached, the set-up of the model."""
+    unwrap(model).__dict__[HANDLE] = handle
+    saving.attach(model)
+    _forget_compiled(model)
 
 
 def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
@@ -277,30 +296,3 @@ def _forget_compiled(model: nn.Module) -> None:
 
     if any(map(compiled, model.modules())):
         torch.compiler.reset()
-
-
-def _shadow_save(model: nn.Module) -> None:
-    """Make ``model.save_pretrained(dir)`` write ``vtc_config.json`` too, by an instance attribute."""
-    for module in {id(m): m for m in (model, unwrap(model))}.values():
-        save: Callable[..., Any] | None = getattr(module, "save_pretrained", None)
-        if save is None or "save_pretrained" in module.__dict__:
-            continue
-        module.__dict__["save_pretrained"] = _saving(module, save)
-
-
-def _saving(module: nn.Module, save: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(save)
-    def save_pretrained(save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        result = save(save_directory, *args, **kwargs)
-        handle = _handle(module)
-        if handle is not None:
-            if handle.config is None:
-                raise ValueError(
-                    f"the model was saved, but its pruner {' + '.join(map(str, handle.pipeline))} is not registered: "
-                    "vtc_config.json can't name it; use @vtc.register_pruner(name)"
-                )
-            handle.config.save_pretrained(save_directory)
-        return result
-
-    save_pretrained._vtc = True  # type: ignore[attr-defined]
-    return save_pretrained

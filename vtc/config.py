@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.pruners.base import check_keep
+from vtc.pruners.parsing import parse_json
 from vtc.pruners.registry import nearest
 
 from .spec import Pipeline, format_pipeline, parse
@@ -126,8 +127,8 @@ class VTCConfig:
         if path is None:
             raise FileNotFoundError(f"no {CONFIG_NAME} in {str(path_or_id)!r}")
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise ValueError(f"{path} is no valid JSON: {error}") from None
         return cls.from_dict(data)
 

@@ -28,7 +28,7 @@ from vtc.eval.progress import Estimator, make_progress
 from vtc.eval.report import write_csv, write_json
 from vtc.eval.report_html import write_report
 from vtc.eval.skips import ON_ERROR
-from vtc.eval.store import ResultStore
+from vtc.eval.store import AnswerStore, ResultStore
 from vtc.eval.summary import CellSummary, summarise
 from vtc.eval.tasks import TaskSet
 from vtc.pruners import list_pruners
@@ -198,7 +198,7 @@ def run_bench(options: ClassifyOptions, console: Console | None = None) -> list[
     folder = results_folder(options.output, classifier, everything, config_hash(described))
     with writing_to(folder):
         _introduce(console, options, sweep, everything, plan, how, folder)
-        with ResultStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
+        with AnswerStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
             _answer(sweep, store, progress)
             costs = _measure(sweep, options.timing, progress)
             summary = summarise_costs(sweep, store, costs, options.seed, options.match)

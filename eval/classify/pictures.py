@@ -13,6 +13,7 @@ from typing import Any
 from vtc.eval.media import Media, MediaStore
 from vtc.eval.sources import read_files
 from vtc.eval.tasks import Question, TaskSet
+from vtc.pruners.parsing import parse_json
 
 TASK, METRIC = "classification", "label"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -133,7 +134,7 @@ def read_mapping(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} names a class twice")
         return found
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as e:
         raise ValueError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(found, dict) or any(isinstance(v, bool) or not isinstance(v, int | str) for v in found.values()):

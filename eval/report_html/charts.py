@@ -14,7 +14,6 @@ from .drawing import LEFT, TOP, Chart, Look, Point, Series
 COLOURS = 7  # of the style sheet, without random's; a reader tells no more apart
 RIGHT, BOTTOM = 14, 46
 TEXT = 110  # px of the words at the reference line
-STEP = 5  # px between methods of the same cost, whose bars would hide each other
 
 Range = tuple[float, float, float]  # a value and its ends
 Cost = Callable[[CellSummary], Range | None]
@@ -118,18 +117,15 @@ def make_chart(
 def _series(
     placed: Sequence[tuple[CellSummary, Range]], looks: dict[str, Look], to_x: Scale, to_y: Scale
 ) -> list[Series]:
-    """The methods' lines in the order of drawing, those in focus beside each other."""
+    """The methods' lines in the order of drawing; each point stands where its cost and its accuracy put it."""
     lines: dict[str, list[tuple[CellSummary, Range]]] = {}
     for c, cost in sorted(placed, key=lambda pair: pair[1]):
         lines.setdefault(c.method, []).append((c, cost))
-    beside = [m for m, look in looks.items() if look.kind != "rest"]
-    step = min(STEP, 24 / max(1, len(beside)))
     found = []
     for index, (method, look) in enumerate(looks.items()):
-        aside = (beside.index(method) - (len(beside) - 1) / 2) * step if method in beside else 0.0
         made = []
         for c, cost in lines.get(method, []):
-            x, left, right = (min(max(to_x(v) + aside, to_x.first + 4), to_x.last - 2) for v in cost)
+            x, left, right = to_x(cost[0]), max(to_x(cost[1]), to_x.first), min(to_x(cost[2]), to_x.last)
             y, low, high = (to_y(100 * v) for v in c.mean)
             title = f"{c.label}: {words.percent(c.mean.value)}% {words.ends(c.mean, sign=False)}"
             title += f" at {words.ratio(cost[0])}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..counted import LANGUAGE, flops_ratio, flops_shown
 from ..matching import keep_text
 from ..power import MARGIN
 from ..significance import BETTER, NO_EVIDENCE, WORSE
 from ..summary import CellSummary
 from . import words
+from .notices import times_shown
 
 
 def verdict_kind(verdict: str) -> str:
@@ -85,13 +87,12 @@ def cheapest(cells: Sequence[CellSummary], margin: float = MARGIN) -> CellSummar
     return min(safe, key=lambda c: c.tokens_per_layer / c.tokens_total if c.tokens_total else 1.0, default=None)
 
 
-def spends(cell: CellSummary) -> str:
-    """What a cell costs, in words."""
-    parts = []
-    if cell.flops_ratio is not None or cell.lm_flops_ratio is not None:
-        flops = cell.lm_flops_ratio if cell.flops_ratio is None else cell.flops_ratio
-        parts.append(f"{words.ratio(flops)} of the {'language model’s ' if cell.flops_ratio is None else ''}FLOPs")
-    if cell.time is not None:
+def spends(cell: CellSummary, cells: Sequence[CellSummary]) -> str:
+    """What one of the `cells` of a sweep costs, in words."""
+    parts, shown = [], flops_shown(cells)
+    if (flops := flops_ratio(cell, shown)) is not None:
+        parts.append(f"{words.ratio(flops)} of the {'language model’s ' if shown == LANGUAGE else ''}FLOPs")
+    if cell.time is not None and times_shown(cells):
         what = "time" if cell.cost and cell.cost.images_per_second else "prefill time"
         parts.append(f"{words.ratio(cell.time.ratio)} of the measured {what}")
     if not parts and cell.tokens_total:
@@ -111,7 +112,7 @@ def lede(cells: Sequence[CellSummary], margin: float = MARGIN) -> str:
         if found
         else f"No setting is shown to stay within {close} of the unpruned model; the closest is "
     )
-    gap = f"{words.points(best.difference)} points {words.ends(best.difference)}"
+    gap = f"{words.points(best.difference)} points {words.ends(best.difference, best.flips == 0)}"
     unseen = f", but {best.n} questions would not show a loss of {300 / best.n:.1f} points" if best.n else ""
     few = not found and best.difference is not None and best.difference.low >= -margin
-    return f"{said}{words.short(best.label, 60)}: {gap} at {spends(best)}{unseen if few else ''}."
+    return f"{said}{words.short(best.label, 60)}: {gap} at {spends(best, cells)}{unseen if few else ''}."

@@ -42,7 +42,7 @@ def notices(cells: Sequence[CellSummary], about: dict[str, Any], images: int) ->
     if shaky:
         found.append(
             f"The measured times are rough: in {shaky} of {timed_lines} lines the turns differ by more than half of "
-            "the median (was the machine busy?)."
+            "the median (was the machine busy?). They stand in the tables only."
         )
     if 0 < images < IMAGES:
         found.append(f"There are only {images} images: intervals over so few are rough.")
@@ -58,6 +58,11 @@ def unsteady(cells: Sequence[CellSummary]) -> tuple[int, int]:
     """Lines whose readings of the whole time range over more than half of their median, of how many."""
     readings = [s for c in cells if c.cost and (s := c.cost.whole) and s.median]
     return sum((s.high - s.low) / s.median > UNSTEADY for s in readings), len(readings)
+
+
+def times_shown(cells: Sequence[CellSummary]) -> bool:
+    """Whether the measured times belong in a headline or a chart: not where the note calls them rough."""
+    return unsteady(cells)[0] == 0
 
 
 def partner_note(cell: CellSummary) -> str:

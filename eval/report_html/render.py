@@ -6,15 +6,17 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..counted import flops_ratio, flops_shown, flops_words
 from ..matching import keep_text
 from ..store import write_atomic
 from ..summary import CellSummary
 from ..tasks import TaskSet
 from . import headline, heat, notices, view, words
-from .charts import Range, focus, make_chart
+from .charts import Cost, Range, focus, make_chart
 from .costs import cost_columns, memory_note
 from .drawing import Chart
 from .escaping import breaks, cell, fence
@@ -34,9 +36,12 @@ MARKERS = (
 )  # fmt: skip
 
 
-def _flops(cell: CellSummary) -> Range | None:
-    ratio = cell.lm_flops_ratio if cell.flops_ratio is None else cell.flops_ratio
-    return None if ratio is None else (ratio, ratio, ratio)
+def _flops(shown: str) -> Cost:
+    def of(cell: CellSummary) -> Range | None:
+        ratio = flops_ratio(cell, shown)
+        return None if ratio is None else (ratio, ratio, ratio)
+
+    return of
 
 
 def _time(cell: CellSummary) -> Range | None:
@@ -47,15 +52,13 @@ def _time(cell: CellSummary) -> Range | None:
 
 
 def _charts(cells: Sequence[CellSummary], classifier: bool = False) -> list[tuple[str, str, dict[str, Chart]]]:
-    """Title, name of the axis and the drawings of each cost that was measured."""
-    looks = focus(cells)
-    whole = any(c.flops_ratio is not None for c in cells)
+    """Title, name of the axis and the drawings of each cost that was measured and can be relied on."""
+    looks, shown = focus(cells), flops_shown(cells)
     repeats = max((c.time.repeats for c in cells if c.time), default=0)
-    what = "" if classifier else "prefill "
-    costs = (
-        ("FLOPs", f"{what}FLOPs{'' if whole else ' of the language model'}, relative to unpruned", _flops),
-        (f"measured time (median of {repeats})", f"{what}time, relative to unpruned", _time),
-    )
+    costs = [("FLOPs", f"{flops_words(shown, classifier)}, relative to unpruned", _flops(shown))]
+    if notices.times_shown(cells):
+        what = "" if classifier else "prefill "
+        costs.append((f"measured time (median of {repeats})", f"{what}time, relative to unpruned", _time))
     found = []
     for title, label, cost in costs:
         made = {size: make_chart(cells, cost, label, looks, *shape) for size, shape in SIZES.items()}
@@ -94,7 +97,8 @@ def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet
         "sweep": notices.sweep_line(cells, about), "safe": headline.cheapest(cells),
         "detectable": sorted(known)[len(known) // 2] if known else None, "comparisons": len(known),
         "budgets": view.budgets_of(cells, rule), "rule": RULES[rule], "compared": COMPARED[rule],
-        "official": heat.official_rows(cells),
+        "official": heat.official_rows(cells), "flops_of": partial(flops_ratio, shown=flops_shown(cells)),
+        "timed": notices.times_shown(cells) and any(c.time is not None for c in cells),
         "command": about.get("command") or "", "steps": heat.heat_scale(cells),
         "heat": len(names) > 1 and any(c.difference_by_task for c in cells),
         "classifier": about.get("kind") == CLASSIFIER, "batch": about.get("batch_size"),

@@ -28,12 +28,35 @@ def points(interval: Interval | None) -> str:
     return NONE if interval is None else signed(100 * interval.value)
 
 
-def ends(interval: Interval | None, sign: bool = True) -> str:
-    """The ends of an interval in percent or points: ``[−0.3, +2.7]``."""
+def ends(interval: Interval | None, same: bool = False, sign: bool = True) -> str:
+    """The ends of an interval in percent or points: ``[−0.3, +2.7]``; in words where it has no width.
+
+    Parameters
+    ----------
+    interval : Interval, optional
+        A mean or a difference, bootstrapped over images.
+    same : bool
+        Of a difference: whether it is known that no question's score changed. Without, gains and losses on an image
+        may have made up for each other.
+    sign : bool
+        Whether it is a difference.
+    """
     if interval is None or not all(map(math.isfinite, interval)):
         return ""
+    if math.isclose(interval.low, interval.high, rel_tol=0, abs_tol=1e-9):  # every drawing of images gave the same
+        value = round(interval.value, 9)
+        if not sign and value in (0, 1):
+            return "all are right" if value else "none is right"
+        if not sign or value:
+            return "the same on every image"
+        return "no question differed" if same else "no image differed"
     low, high = 100 * interval.low, 100 * interval.high
-    return f"[{signed(low)}, {signed(high)}]" if sign else f"[{low:.1f}, {high:.1f}]"
+    digits = 1
+    while digits < 4 and all(round(end, digits) == 0 for end in (low, high)):  # narrow, but not nothing
+        digits += 1
+    if sign:
+        return f"[{signed(low, digits)}, {signed(high, digits)}]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def p_value(p: float | None) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
+
+from vtc.pruners.parsing import parse_json
 
 from ..cells import UNPRUNED, Cell
 from ..features import pruned
@@ -105,13 +108,12 @@ class Answering:
         """Measure the seconds of all cells in turns, once: a run that goes on decides by the same ones."""
         from ..timing import measure_costs
 
-        known: dict[str, Any] = {}
+        known: Any = {}
         if path.is_file():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                known = {}
-        seconds = known.get("prefill_seconds", {}) if known.get("config") == self.store.config else {}
+            with suppress(ValueError):
+                known = parse_json(path.read_text(encoding="utf-8"))
+        ours = isinstance(known, dict) and known.get("config") == self.store.config
+        seconds = known.get("prefill_seconds", {}) if ours else {}
         if not all(spec in seconds for spec in self._cells):
             bar = self.progress.add_task("timing", total=len(self._cells) * (REPEATS + 1))
             costs = measure_costs(

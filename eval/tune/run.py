@@ -26,7 +26,7 @@ from ..outputs import results_folder, writing_to
 from ..plan import leave_out, plan_cells
 from ..progress import make_progress
 from ..runner import Sweep
-from ..store import ResultStore, write_atomic
+from ..store import AnswerStore, write_atomic
 from ..workers import Rank
 from .answering import Answering
 from .confirm import confirm, sequence
@@ -77,7 +77,7 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
         )  # fmt: skip
         found = Found(options, images=len(images_of(parts.confirmation)))
         _forget(folder)
-        with ResultStore(folder / "results.jsonl", config) as store, make_progress(console) as progress:
+        with AnswerStore(folder / "results.jsonl", config) as store, make_progress(console) as progress:
             later = parts.later(rungs, settings, options.eta)
             trial = Answering(sweep, store, progress, options.by, options.source, options.workers, later)
             if options.by == "prefill":
