@@ -10,11 +10,15 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
+
+from vtc.pruners.registry import import_methods, imported
 
 from .claims import Claims
 from .loading import load_model
@@ -25,6 +29,16 @@ from .store import ResultStore
 SMALL = 200_000_000  # parameters; larger models are not held more than once
 MOST = 8
 POLL = 0.2
+EXPECTED = (NotImplementedError, ValueError, TypeError, OSError)  # errors whose words are for the user
+
+
+class WorkerFailed(RuntimeError):
+    """A worker ended early; the message says why in the worker's own words."""
+
+    def noted(self, where: str) -> WorkerFailed:
+        """This, with the worker's traceback below its own."""
+        self.__cause__ = RuntimeError(f"in a worker process:\n{where}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -82,20 +96,59 @@ class _Job:
     path: Path
     config: str
     parent: int
+    imports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker ended with, in plain values: an exception itself may not survive the journey."""
+
+    kind: str
+    message: str
+    code: int | None
+    where: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        code = error.errno if isinstance(error, OSError) else None
+        kind = next((k.__name__ for k in EXPECTED if isinstance(error, k)), type(error).__name__)
+        return cls(kind, str(error) if code is None else os.strerror(code), code, traceback.format_exc())
+
+    def error(self) -> Exception:
+        """The exception as the job's own process would have seen it, or a ``WorkerFailed`` in its words."""
+        for kind in EXPECTED:
+            if kind.__name__ == self.kind:
+                return kind(self.message) if self.code is None else OSError(self.code, self.message)
+        return WorkerFailed(f"{self.kind}: {self.message}").noted(self.where)
 
 
 def _work(job: _Job, out: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    warnings.simplefilter("ignore")  # the parent warns of the same
     try:
         import torch
 
         torch.set_num_threads(job.threads)
+        for source in job.imports:
+            import_methods(source)
         sweep = replace(job.sweep, loaded=load_model(*job.source), parent=job.parent)
         with ResultStore(job.path, job.config) as store, Claims(job.path.parent) as claims:
             store.open()
             run_sweep(sweep, store, claims=claims, wait=False)
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        out.put(error)
+    except Exception as error:  # whatever it is, it is told once, by the parent
+        out.put(_Failure.of(error))
+
+
+def ended(code: int) -> str:
+    """How a worker ended that could not say it itself."""
+    if code > 0:
+        return f"a worker process ended with exit code {code}; --workers 1 does the work in this process"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    short = " (no memory left?); --workers 1 needs less memory" if name == "SIGKILL" else "; --workers 1 uses one process"
+    return f"a worker process was killed by {name}{short}"
 
 
 def run_workers(
@@ -123,7 +176,7 @@ def run_workers(
         advance(cell, 1, True)
     lent: Any = None  # every worker loads the model itself
     part = replace(sweep, loaded=lent, tasks=sweep.tasks.part(sweep.tasks.questions))
-    job = _Job(part, source, max(1, cores() // workers), store.path, store.config, os.getpid())
+    job = _Job(part, source, max(1, cores() // workers), store.path, store.config, os.getpid(), tuple(imported()))
     processes = [context.Process(target=_work, args=(job, out), daemon=True) for _ in range(workers)]
     try:
         for process in processes:
@@ -136,10 +189,9 @@ def run_workers(
                 advance(cell, 1, not begun)  # the time until the first ones was for loading
             begun = begun or bool(new)
             if not out.empty():
-                raise out.get()
-            dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
-            if dead:
-                raise ValueError(f"a worker process died (exit code {dead[0]}); --workers 1 needs less memory")
+                raise out.get().error()
+            for code in (p.exitcode for p in processes if p.exitcode):
+                raise WorkerFailed(ended(code))
             time.sleep(POLL if running else 0)
     finally:
         for process in processes:

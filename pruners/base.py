@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from .layout import Layout
-from .signals import EncoderAttention, Signal
+from .parameters import check_types
+from .signals import EncoderAttention, Signal, as_signal
 
 STAGES = ("vision", "input", "decoder")
 
@@ -137,11 +138,11 @@ class VisualTokens:
 
     def read(self, signal: Signal) -> Tensor:
         """A declared signal at these tokens; the signal's docstring gives the shape. Padding columns hold zeros."""
-        return self._source().read(signal, self)
+        return self._source().read(as_signal(signal, "read"), self)
 
     def text(self, signal: Signal) -> Tensor:
         """A declared signal at the text tokens of each SAMPLE, `[S, T, ...]`; see ``text_valid`` for the padding."""
-        return self._source().text(signal)
+        return self._source().text(as_signal(signal, "text"))
 
     def text_valid(self, after: bool = False) -> Tensor:
         """`[S, T]` bool, the real text tokens; with ``after=True`` `[B, T]`: those behind each span's last token."""
@@ -272,8 +273,10 @@ class Pruner:
     joins_crops: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        name = self.name or type(self).__name__
         if self.keep is not None:
-            self.keep = check_keep(self.keep, f"{self.name or type(self).__name__}.keep")
+            self.keep = check_keep(self.keep, f"{name}.keep")
+        check_types(self, name)
 
     @property
     def uses_attention(self) -> bool:

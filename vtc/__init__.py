@@ -15,7 +15,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from vtc.pruners.base import Merged, Pruner, ScorePruner, Stop, VisualTokens
-    from vtc.pruners.registry import list_pruners, pruner_class, register_pruner
+    from vtc.pruners.registry import import_methods, list_pruners, pruner_class, register_pruner
+    from vtc.pruners.warning import VTCWarning
 
     from .api import Handle, compress, compressed, load, restore
     from .config import VTCConfig
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 # imported on first use: transformers only where it is needed
 _HOME = {
     **dict.fromkeys(("Merged", "Pruner", "ScorePruner", "Stop", "VisualTokens"), "vtc.pruners.base"),
-    **dict.fromkeys(("list_pruners", "pruner_class", "register_pruner"), "vtc.pruners.registry"),
+    **dict.fromkeys(("import_methods", "list_pruners", "pruner_class", "register_pruner"), "vtc.pruners.registry"),
+    "VTCWarning": "vtc.pruners.warning",
     **dict.fromkeys(("Handle", "compress", "compressed", "load", "restore"), "vtc.api"),
     "VTCConfig": "vtc.config",
     **dict.fromkeys(("format_pipeline", "parse"), "vtc.spec"),
@@ -37,11 +39,13 @@ __all__ = [
     "ScorePruner",
     "Stop",
     "VTCConfig",
+    "VTCWarning",
     "VisualTokens",
     "__version__",
     "compress",
     "compressed",
     "format_pipeline",
+    "import_methods",
     "list_pruners",
     "load",
     "parse",
