@@ -223,13 +223,3 @@ def write_png(path: Path, picture: Image.Image) -> None:
     data = io.BytesIO()
     picture.save(data, format="PNG")
     write_atomic(path, data.getvalue())
-
-
-def example() -> tuple[Image.Image, str]:
-    """A bundled evaluation image and a question about it."""
-    from .bundled import bundled_data
-    from .tasks import load_tasks
-
-    tasks = load_tasks(bundled_data())
-    first = tasks.questions[0]
-    return tasks.image(first.image_id), first.question

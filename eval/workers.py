@@ -12,6 +12,7 @@ import signal
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vtc.pruners.registry import import_methods, imported
 
 from .claims import Claims
 from .loading import load_model
-from .progress import Estimator
+from .progress import Estimator, Visits
 from .runner import ENCODING, Advance, Sweep, _nothing, run_sweep
 from .store import ResultStore
 
@@ -132,9 +133,19 @@ def _work(job: _Job, out: Any) -> None:
         for source in job.imports:
             import_methods(source)
         sweep = replace(job.sweep, loaded=load_model(*job.source), parent=job.parent)
+        visits = Visits(lambda *visit: out.put(visit))
+
+        def advance(cell: str, count: int, found: bool) -> None:
+            if found:
+                visits.skip()
+            elif cell != ENCODING:  # it is part of the answers that it is for
+                visits.done(cell, count)
+
         with ResultStore(job.path, job.config) as store, Claims(job.path.parent) as claims:
             store.open()
-            run_sweep(sweep, store, claims=claims, wait=False)
+            visits.skip()  # loading was no work on an answer
+            run_sweep(sweep, store, advance, claims, wait=False)
+            visits.close()
     except Exception as error:  # whatever it is, it is told once, by the parent
         out.put(_Failure.of(error))
 
@@ -157,6 +168,7 @@ def run_workers(
     workers: int,
     source: tuple[str | None, str, str],
     advance: Advance = _nothing,
+    took: Callable[[str, int, float], None] = lambda cell, count, seconds: None,
 ) -> None:
     """Compute what `store` lacks with several processes; this one watches.
 
@@ -168,6 +180,8 @@ def run_workers(
         How many, at least 2.
     source : tuple
         Arguments of ``load_model``, with which every worker loads its own copy.
+    took : callable
+        Called with a cell, a number of its answers and the seconds that they took their worker.
     """
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
@@ -181,15 +195,17 @@ def run_workers(
     try:
         for process in processes:
             process.start()
-        running, begun = True, False
+        running = True
         while running:
             running = any(p.is_alive() for p in processes)
-            new = [row["cell"] for row in store.refresh() if (row["cell"], row["question_id"]) in wanted]
-            for cell in new:
-                advance(cell, 1, not begun)  # the time until the first ones was for loading
-            begun = begun or bool(new)
-            if not out.empty():
-                raise out.get().error()
+            while not out.empty():
+                told = out.get()
+                if isinstance(told, _Failure):
+                    raise told.error()
+                took(*told)
+            for row in store.refresh():
+                if (row["cell"], row["question_id"]) in wanted:
+                    advance(row["cell"], 1, True)
             for code in (p.exitcode for p in processes if p.exitcode):
                 raise WorkerFailed(ended(code))
             time.sleep(POLL if running else 0)
@@ -214,7 +230,7 @@ def compute(
     sweep, store, workers, source
         As for ``run_workers``; 1 worker is this process.
     estimator : Estimator
-        For the time left; it knows the parts.
+        For the time left; it knows the parts, and is told by how many processes they are done.
     wait : bool
         As for ``run_sweep``.
     """
@@ -224,8 +240,9 @@ def compute(
         (estimator.found if found else estimator.done)(cell, count)
         progress.advance(bar, 0 if cell == ENCODING else count)
 
+    estimator.processes = workers
     if workers > 1:
-        run_workers(sweep, store, workers, source, advance)
+        run_workers(sweep, store, workers, source, advance, estimator.took)
         return
     with Claims(store.path.parent) as claims:
         store.open()

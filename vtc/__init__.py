@@ -1,7 +1,7 @@
 """vtc: visual-token compression for multimodal models, in one line on the stock transformers model.
 
 >>> import vtc
->>> model = vtc.load("llava-hf/llava-1.5-7b-hf", "dart", keep=64)  # doctest: +SKIP
+>>> model = vtc.load("bundled", "dart", keep=64)  # doctest: +SKIP
 >>> model.generate(**inputs)  # doctest: +SKIP
 >>> vtc.restore(model)  # doctest: +SKIP
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .api import Handle, compress, compressed, load, restore
     from .config import VTCConfig
+    from .sources import example
     from .spec import format_pipeline, parse
 
 # imported on first use: transformers only where it is needed
@@ -29,6 +30,7 @@ _HOME = {
     "VTCWarning": "vtc.pruners.warning",
     **dict.fromkeys(("Handle", "compress", "compressed", "load", "restore"), "vtc.api"),
     "VTCConfig": "vtc.config",
+    "example": "vtc.sources",
     **dict.fromkeys(("format_pipeline", "parse"), "vtc.spec"),
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "compress",
     "compressed",
+    "example",
     "format_pipeline",
     "import_methods",
     "list_pruners",

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -261,7 +262,7 @@ def load(
     by_hand = parts or (isinstance(chosen, VTCConfig) and chosen.parts) or from_pretrained_kwargs.get("trust_remote_code")
     if chosen is not None and not by_hand:
         check_family(path, **hub)
-    with explained(name, path):
+    with explained(name, path), _misplaced(pipeline, from_pretrained_kwargs):
         model = AutoModelForImageTextToText.from_pretrained(path, **from_pretrained_kwargs)
     if chosen is None:
         warnings.warn(
@@ -275,6 +276,21 @@ def load(
         with suppress(OSError, ValueError):  # the method says so when it asks
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
     return compress(model, chosen, keep=keep, positions=positions, parts=parts, tokenizer=tokenizer, **extra)
+
+
+@contextmanager
+def _misplaced(pipeline: Pipeline, given: Mapping[str, Any]) -> Iterator[None]:
+    """Say where a method's parameter belongs that ``from_pretrained`` does not know."""
+    try:
+        yield
+    except TypeError as error:
+        for pruner in pipeline:
+            for name in {f.name for f in fields(pruner)} & {*given}:
+                if repr(name) in str(error):
+                    raise TypeError(
+                        f"{name} is a parameter of {pruner.name}: write params={{{name!r}: {given[name]!r}}}"
+                    ) from None
+        raise
 
 
 def _handle(model: nn.Module) -> Handle | None:

@@ -7,7 +7,10 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BUNDLED = "bundled"
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
@@ -51,6 +54,38 @@ def find_source(source: Any) -> str:
             "the model that comes with vtc"
         )
     return name
+
+
+def example(number: int = 0) -> tuple[Image, str]:
+    """A picture of the bundled evaluation set and a question about it, to try things with.
+
+    Parameters
+    ----------
+    number : int
+        Which question of the set, from 0.
+
+    Returns
+    -------
+    tuple of PIL.Image.Image and str
+        What goes into a processor's chat template.
+
+    Raises
+    ------
+    IndexError
+        If there is no such question.
+
+    Examples
+    --------
+    >>> image, question = vtc.example()  # doctest: +SKIP
+    """
+    from vtc.eval.bundled import bundled_data
+    from vtc.eval.tasks import load_tasks
+
+    tasks = load_tasks(bundled_data())
+    if not 0 <= number < len(tasks.questions):
+        raise IndexError(f"number={number} is out of range: the bundled set has {len(tasks.questions)} questions")
+    asked = tasks.questions[number]
+    return tasks.image(asked.image_id), asked.question
 
 
 def check_family(path: str, **hub: Any) -> None:

@@ -47,7 +47,7 @@ def embedlens(
         from vtc.eval.embedlens import Rules
         from vtc.eval.embedlens_run import LensOptions, run_embedlens
 
-        file = output_file("--output", output, "embedlens.json", overwrite, ".json")
+        file = output_file("--output", output, "embedlens.json", overwrite, None)
         rules = Rules(presence, sink_cosine, sink_share, dead_cosine, dead_share)
         run_embedlens(LensOptions(model, data, images, file, rules, device, dtype))
         return

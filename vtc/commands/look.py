@@ -88,7 +88,8 @@ def show(
     cells = [cell for text in pruner or () if (cell := cell_of(text, keep))]
     picture = open_image(image) if image is not None else None
     from vtc.eval.loading import load_model
-    from vtc.eval.show import example, show_kept
+    from vtc.eval.show import show_kept
+    from vtc.sources import example
 
     if picture is None:
         picture, asked = example()

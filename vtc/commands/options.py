@@ -63,7 +63,7 @@ def import_all(files: list[Path] | None) -> None:
             import_methods(file)
 
 
-def output_file(option: str, given: Path | None, usual: str, overwrite: bool, suffix: str = ".png") -> Path:
+def output_file(option: str, given: Path | None, usual: str, overwrite: bool, suffix: str | None = ".png") -> Path:
     """The file to write: as asked for, else `usual` with a number if that one is there; never one that is there.
 
     Raises
@@ -72,7 +72,7 @@ def output_file(option: str, given: Path | None, usual: str, overwrite: bool, su
         If it is of another kind, its folder is not there, or it is there and may not be replaced.
     """
     out = Path(usual) if given is None else given
-    if out.suffix.lower() != suffix:
+    if suffix is not None and out.suffix.lower() != suffix:
         raise ValueError(f"{option} must end in {suffix}, got {out}")
     if not out.resolve().parent.is_dir():
         raise ValueError(f"{option}: no such folder: {out.resolve().parent}")
