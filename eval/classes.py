@@ -17,7 +17,7 @@ from vtc.pruners.layout import Layout
 
 from .lens import look
 from .loading import Loaded
-from .show import GAP, Painted, font, draw_panel, grid_pictures, write_png
+from .show import GAP, Painted, draw_panel, font, grid_pictures, write_png
 
 ALIVE, SINK, DEAD = 0, 1, 2
 NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}

@@ -49,7 +49,9 @@ def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
     from vtc.spec import parse
 
     pruners = [pruner for cell in cells if cell.spec != UNPRUNED.spec for pruner in parse(cell.spec)]
-    named = {value for p in pruners for value in p.params().values() if isinstance(value, str) and Path(value).is_file()}
+    named = {
+        value for p in pruners for value in p.params().values() if isinstance(value, str) and Path(value).is_file()
+    }
     sources = {p.name: file for p in pruners if (file := _own_source(type(p)))}
     found = {name: _hash(name) for name in sorted(named)}
     methods = {name: _hash(file) for name, file in sorted(sources.items())}

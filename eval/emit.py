@@ -9,7 +9,6 @@ from pathlib import Path
 from .cells import Cell
 from .store import write_atomic
 
-
 HEAD = "# each command answers one cell's questions"
 
 

@@ -96,7 +96,8 @@ def draw_scale(top: float) -> Image.Image:
     for row in range(3):
         scale.paste(bar, (0, row * patch))
     pen = ImageDraw.Draw(scale)
-    for place, text in ((0.0, "0"), (0.5, f"{25 * top:.2g}%"), (1.0, f"{100 * top:.2g}% or more of the sum, per token")):
+    marks = ((0.0, "0"), (0.5, f"{25 * top:.2g}%"), (1.0, f"{100 * top:.2g}% or more of the sum, per token"))
+    for place, text in marks:
         x = place * bar.width
         pen.line([(min(x, bar.width - 1), 0), (min(x, bar.width - 1), 3 * patch + 3)], fill="black")
         pen.text((max(0, x - 12 * bool(place)), 3 * patch + 4), text, fill=(40, 40, 40), font=font(12))

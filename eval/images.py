@@ -47,9 +47,7 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
     if not isinstance(source, bytes):
         path = Path(source)
         if address := re.match(r"https?:/+(.*)", str(source)):  # a Path has one slash only
-            raise ValueError(
-                f"the image {address[1]} is an address on the web, which vtc does not load: download it and give the file"
-            )
+            raise ValueError(f"the image {address[1]} is an address on the web: download it and give the file")
         if not path.exists():
             raise FileNotFoundError(f"no such image: {name}")
         if not path.is_file():

@@ -118,6 +118,7 @@ def draw_grid(picture: Image.Image, mask: Mask, patch: int) -> Image.Image:
 
 
 def font(size: int) -> Any:
+    """Pillow's own font."""
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow 10.0

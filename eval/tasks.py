@@ -248,8 +248,8 @@ def load_tasks(folder: str | Path) -> TaskSet:
     if not any(file.is_file() for file in files):
         other = next((f"; {p.name} must be called .yaml" for p in sorted(folder.glob("*.yml"))), "")
         raise FileNotFoundError(
-            f"{folder} holds no evaluation set: put images.parquet and questions.parquet there, or a definition such as "
-            f"task.yaml beside its data (README, questions of your own){other}"
+            f"{folder} holds no evaluation set: put images.parquet and questions.parquet there, or a definition such "
+            f"as task.yaml beside its data (README, questions of your own){other}"
         )
     readers, places = {}, {}
     for number, row in enumerate(_table(files[0], IMAGE_COLUMNS), 1):

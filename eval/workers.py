@@ -158,8 +158,7 @@ def ended(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    short = " (no memory left?); --workers 1 needs less memory" if name == "SIGKILL" else "; --workers 1 uses one process"
-    return f"a worker process was killed by {name}{short}"
+    return f"a worker process was killed by {name}; if memory ran out, --workers 1 needs less"
 
 
 def run_workers(

@@ -45,9 +45,7 @@ def check_types(pruner: Any, name: str) -> None:
     for f in fields(pruner):
         if f.init and f.name in hints and not fits(getattr(pruner, f.name), hints[f.name]):
             value = getattr(pruner, f.name)
-            raise TypeError(
-                f"{name}.{f.name} must be {words(hints[f.name])}, got {value!r} ({type(value).__name__})"
-            )
+            raise TypeError(f"{name}.{f.name} must be {words(hints[f.name])}, got {value!r} ({type(value).__name__})")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -56,16 +56,13 @@ def import_source(source: str) -> str:
     if path.suffix != ".py" and not path.is_file():
         if not all(part.isidentifier() for part in source.split(".")):
             raise ValueError(f"can't import {source!r}: give a .py file, or a module's name")
-        call: Callable[[], str] = lambda: import_module(source).__name__  # noqa: E731
-        file = source.replace(".", "/")
     elif not path.is_file():
         raise ValueError(f"can't import {source}: no such file")
-    else:
-        call, file = lambda: _run(path.resolve()), str(path.resolve())  # noqa: E731
     try:
-        return call()
+        return _run(path.resolve()) if path.is_file() else import_module(source).__name__
     except (Exception, SystemExit) as error:
-        raise ValueError(f"can't import {source}: {type(error).__name__}: {_words(error)}{_line(error, file)}") from error
+        words = f"{type(error).__name__}: {_words(error)}{_line(error, str(path.resolve()))}"
+        raise ValueError(f"can't import {source}: {words}") from error
 
 
 def _run(path: Path) -> str:

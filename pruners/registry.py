@@ -85,8 +85,8 @@ def import_methods(source: str | Path) -> list[str]:
             )
             if not new:
                 raise ValueError(
-                    f"{source} registers no method: write @vtc.register_pruner(\"name\") above a dataclass that extends "
-                    "vtc.Pruner"
+                    f"{source} registers no method: write @vtc.register_pruner('name') above a dataclass that "
+                    "extends vtc.Pruner"
                 )
         except ValueError:
             _REGISTRY.clear()

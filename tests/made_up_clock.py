@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from vtc.eval.progress import Estimator, Visits
+from vtc.eval.progress import Estimator
+from vtc.eval.timing import tried
 
 TIMING = "timing"
 
@@ -68,7 +70,7 @@ def run(world: World, load: Load, seed: int) -> list[tuple[float, float]]:
     def lasts(seconds: float, now: float) -> float:
         return seconds * load.at(now) * float(np.exp(generator.normal(0, world.noise)))
 
-    tries = [lasts(world.timing[cell], clock.now) for cell in trial(list(world.timing), world.turns)]
+    tries = [lasts(world.timing[cell], clock.now) for cell in tried(list(world.timing), world.turns)]
     clock.now += sum(tries)
     estimator.expect(TIMING, float(np.mean(tries)))
     answer(world, estimator, clock, lasts, note)
@@ -80,14 +82,9 @@ def run(world: World, load: Load, seed: int) -> list[tuple[float, float]]:
     return seen
 
 
-def trial(cells: list[str], turns: int) -> list[str]:
-    """The cells of the runner's own trial."""
-    from vtc.eval.costs import tried
-
-    return tried(cells, turns)
-
-
-def answer(world: World, estimator: Estimator, clock: Clock, lasts, note) -> None:
+def answer(
+    world: World, estimator: Estimator, clock: Clock, lasts: Callable[[float, float], float], note: Callable[[], None]
+) -> None:
     """The answers, chunk by chunk and cell by cell, by as many processes as there are."""
     work = [(cell, n) for n in world.chunks for cell in world.speeds]
     free = [(clock.now, i) for i in range(world.processes)]
@@ -97,12 +94,11 @@ def answer(world: World, estimator: Estimator, clock: Clock, lasts, note) -> Non
         begin = now
         while n:
             size = min(n, world.batch)
-            cost = world.speeds[cell] * (size if size == world.batch else (size + world.batch) / 2)  # small ones cost more
+            cost = world.speeds[cell] * (size + world.batch) / 2  # small ones cost more
             now += lasts(cost, now)
             n -= size
             events.append((now, order, cell, size, now - begin, n == 0))
         heapq.heappush(free, (now, worker))
-    visits = Visits(estimator.took, clock)
     for now, _, cell, size, whole, last in sorted(events):
         clock.now = max(clock.now, now)
         if world.processes == 1:
@@ -112,7 +108,6 @@ def answer(world: World, estimator: Estimator, clock: Clock, lasts, note) -> Non
             if last:
                 estimator.took(cell, world.chunks[0], whole)
         note()
-    del visits
 
 
 def errors(seen: list[tuple[float, float]], begin: float, end: float) -> dict[float, float]:

@@ -39,7 +39,7 @@ def test_cells_take_turns_and_the_first_turn_is_not_measured(prompt: Any, monkey
 
     monkeypatch.setattr(timing._Prompt, "read", read)
     ticks: list[None] = []
-    found = timing.measure_costs(*prompt[:1], CELLS, prompt[1], 4, lambda: ticks.append(None))
+    found = timing.measure_costs(*prompt[:1], CELLS, prompt[1], 4, ticks.append)
     n = len(CELLS)
     turns = [visits[i : i + n] for i in range(0, len(visits), n)]
     assert len(turns) == 5

@@ -259,8 +259,8 @@ def load(
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     path = path or find_source(path_or_id)
-    by_hand = parts or (isinstance(chosen, VTCConfig) and chosen.parts) or from_pretrained_kwargs.get("trust_remote_code")
-    if chosen is not None and not by_hand:
+    named = parts or (isinstance(chosen, VTCConfig) and chosen.parts)
+    if chosen is not None and not named and not from_pretrained_kwargs.get("trust_remote_code"):
         check_family(path, **hub)
     with explained(name, path), _misplaced(pipeline, from_pretrained_kwargs):
         model = AutoModelForImageTextToText.from_pretrained(path, **from_pretrained_kwargs)

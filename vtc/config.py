@@ -93,7 +93,9 @@ class VTCConfig:
         for key in data:
             if key not in known:
                 warnings.warn(
-                    f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}", VTCWarning, stacklevel=2
+                    f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}",
+                    VTCWarning,
+                    stacklevel=2,
                 )
         if "pruner" not in data:
             raise ValueError(f"a vtc configuration needs 'pruner'; it has {', '.join(map(str, data)) or 'nothing'}")

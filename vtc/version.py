@@ -6,8 +6,6 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
-# the versions of transformers that the whole test suite is run on, the newest last
-TESTED = ("5.5.0", "5.23.0", "5.24.0")
 
 _warned = False
 
@@ -34,10 +32,13 @@ def _release(text: str) -> tuple[int, ...]:
 def warn_untested() -> None:
     """Warn, once a process, if transformers is newer than what vtc was tested with."""
     global _warned
-    found = installed("transformers")
-    if not _warned and _release(found) > _release(TESTED[-1]):
-        from vtc.pruners.warning import VTCWarning
+    if _warned:
+        return
+    from vtc.models.transformers_api import TESTED
+    from vtc.pruners.warning import VTCWarning
 
+    found = installed("transformers")
+    if _release(found) > max(map(_release, TESTED)):
         _warned = True
         warnings.warn(
             f"transformers {found} is newer than what vtc {__version__} was tested with ({', '.join(TESTED)})",

@@ -69,7 +69,7 @@ def bench(
         typer.Option(
             callback=not_bundled,
             help="Folder or hub id of a transformers VLM; the bundled model if left out. A classifier: timm:NAME, "
-            "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot)."
+            "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot).",
         ),
     ] = None,
     imports: Import = None,

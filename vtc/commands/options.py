@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 
-
 def not_bundled(model: str | None) -> str | None:
     """The bundled model is what is taken where none is named, also where it is named."""
     return None if model == "bundled" else model
@@ -17,13 +16,11 @@ def not_bundled(model: str | None) -> str | None:
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        callback=not_bundled, help="Folder or hub id of a transformers VLM; the bundled model if left out."
-    ),
+    typer.Option(callback=not_bundled, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
 ]
 Import = Annotated[
     list[Path] | None,
-    typer.Option("--import", help="Python file with methods of yours (@vtc.register_pruner); may be said several times."),
+    typer.Option("--import", help="Python file with methods of your own (README); may be said several times."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
