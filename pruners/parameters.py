@@ -41,7 +41,8 @@ def check_types(pruner: Any, name: str) -> None:
     TypeError
         Naming the parameter, its value and what is allowed.
     """
-    hints = _hints(type(pruner))
+    cls: type = type(pruner)
+    hints = _hints(cls)
     for f in fields(pruner):
         if f.init and f.name in hints and not fits(getattr(pruner, f.name), hints[f.name]):
             value = getattr(pruner, f.name)
