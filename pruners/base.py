@@ -138,11 +138,13 @@ class VisualTokens:
 
     def read(self, signal: Signal) -> Tensor:
         """A declared signal at these tokens; the signal's docstring gives the shape. Padding columns hold zeros."""
-        return self._source().read(as_signal(signal, "read"), self)
+        known = as_signal(signal, "read")
+        return self._source().read(known, self)
 
     def text(self, signal: Signal) -> Tensor:
         """A declared signal at the text tokens of each SAMPLE, `[S, T, ...]`; see ``text_valid`` for the padding."""
-        return self._source().text(as_signal(signal, "text"))
+        known = as_signal(signal, "text")
+        return self._source().text(known)
 
     def text_valid(self, after: bool = False) -> Tensor:
         """`[S, T]` bool, the real text tokens; with ``after=True`` `[B, T]`: those behind each span's last token."""
