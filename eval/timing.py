@@ -22,7 +22,7 @@ from .features import pruned
 from .prompt import Row
 
 DECODED = 4  # tokens behind each timed prefill
-TRIED = 0.05  # of all turns: on so many it is tried ahead what the others will take
+TRIED = 0.1  # of all turns: on so many it is tried ahead what the others will take
 T = TypeVar("T")
 TIMING, PEAKS = "timing", "peaks"  # steps of the work: a cell's turn, and its peak of memory
 
@@ -199,7 +199,7 @@ def try_ahead(model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int) -
 
 def tried(cells: Sequence[T], turns: int) -> list[T]:
     """The cells whose turn is tried ahead, spread over all."""
-    count = min(len(cells), max(3, round(TRIED * turns * len(cells))))
+    count = min(len(cells), max(6, round(TRIED * turns * len(cells))))
     return [cells[round(i * (len(cells) - 1) / max(1, count - 1))] for i in range(count)]
 
 

@@ -70,8 +70,10 @@ def run(world: World, load: Load, seed: int) -> list[tuple[float, float]]:
     def lasts(seconds: float, now: float) -> float:
         return seconds * load.at(now) * float(np.exp(generator.normal(0, world.noise)))
 
-    tries = [lasts(world.timing[cell], clock.now) for cell in tried(list(world.timing), world.turns)]
-    clock.now += sum(tries)
+    tries: list[float] = []
+    for cell in tried(list(world.timing), world.turns):
+        tries.append(lasts(world.timing[cell], clock.now))
+        clock.now += tries[-1]
     estimator.expect(TIMING, float(np.mean(tries)))
     answer(world, estimator, clock, lasts, note)
     for _ in range(world.turns):

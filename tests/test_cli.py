@@ -234,3 +234,17 @@ def test_errors_that_nobody_foresaw_are_one_line_too(
     monkeypatch.setenv("VTC_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="size of tensor"):
         main(["pruners"])
+
+
+def test_a_file_is_replaced_only_when_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vtc.commands.options import output_file
+
+    monkeypatch.chdir(tmp_path)
+    assert output_file("--out", None, "kept.png", False) == Path("kept.png")
+    Path("kept.png").write_text("mine")
+    assert output_file("--out", None, "kept.png", False) == Path("kept-2.png")
+    assert output_file("--out", Path("kept.png"), "kept.png", True) == Path("kept.png")
+    with pytest.raises(ValueError, match=r"--out: kept\.png is there already; name another file, or say --overwrite"):
+        output_file("--out", Path("kept.png"), "kept.png", False)
+    with pytest.raises(ValueError, match="must end in"):
+        output_file("--out", Path("kept.jpg"), "kept.png", True)
