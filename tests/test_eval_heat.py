@@ -29,7 +29,7 @@ from vtc.eval.images import open_image
 from vtc.eval.loading import load_model
 from vtc.eval.prompt import make_row
 from vtc.eval.relevance import Explanation, explain, inputs_of
-from vtc.eval.show import GAP, draw_panel
+from vtc.eval.show import draw_panel
 from vtc.eval.tasks import Question
 from vtc.pruners.explainer import load_network
 from vtc.pruners.layout import Grid, Layout
@@ -146,4 +146,4 @@ def test_a_panel_shows_the_scale_below_its_map() -> None:
     heat = Heat("relevance", [np.zeros((4, 4))], 1, 16, "red", 0.25)
     panel = np.asarray(draw_panel([Image.new("RGB", (56, 56))], heat))
     legend = np.asarray(heat.legend)
-    assert (panel[-legend.shape[0] - GAP :][: legend.shape[0], : legend.shape[1]] == legend).all()
+    assert (panel[-legend.shape[0] :, : legend.shape[1]] == legend).all()

@@ -128,7 +128,7 @@ def test_without_the_timing_it_would_not_be():
     seen = run(world, Load(np.random.default_rng(0), *LOADS["alone"]), 0)
     steps = len(world.timing) * world.turns
     turns = steps * float(np.mean(list(world.timing.values())))
-    assert turns > 0.25 * (seen[-1][0] - 100)
+    assert turns > 0.25 * 0.9 * (seen[-1][0] - 100)  # what it would miss there
 
 
 def test_a_trial_counts_until_a_step_was_seen():
