@@ -41,7 +41,7 @@ def check_types(pruner: Any, name: str) -> None:
     TypeError
         Naming the parameter, its value and what is allowed.
     """
-    cls: type = type(pruner)
+    cls: Any = type(pruner)
     hints = _hints(cls)
     for f in fields(pruner):
         if f.init and f.name in hints and not fits(getattr(pruner, f.name), hints[f.name]):
