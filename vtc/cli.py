@@ -71,12 +71,19 @@ def _fail(message: object) -> NoReturn:
 _others_warnings = warnings.showwarning
 
 
-def _warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
     """Show a warning of vtc's as a line like its errors: the line of code that it came from says nothing here."""
     if category.__module__.startswith("vtc."):
         _tell(f"warning: {message}")
     else:
-        _others_warnings(message, category, *where)
+        _others_warnings(message, category, filename, lineno, file, line)
 
 
 def _unforeseen(error: Exception) -> str:

@@ -128,11 +128,12 @@ def explained(name: str, path: str | None = None, processor: bool = False) -> It
         For whatever ``from_pretrained`` raises about files; errors of the call, such as an unknown argument, are
         passed on.
     """
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError, *damage())
     try:
         yield
     except NotImplementedError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, *damage()) as error:
+    except expected as error:
         why = missing_part(path or name) if processor else None
         raise OSError(f"can't load the model {name!r}: {why or _why(error, path or name)}") from error
     except TypeError as error:
