@@ -39,9 +39,10 @@ def ask(loaded: Loaded, cell: Cell, image: Image.Image, question: str, max_new_t
 def saved_cell(model: str | None) -> Cell:
     """The setting saved beside a model (``vtc_config.json``); unpruned if there is none."""
     from vtc.config import VTCConfig, find_config
+    from vtc.sources import find_source
     from vtc.spec import format_pipeline, parse
 
-    found = find_config(model) if model is not None else None
+    found = find_config(find_source(model)) if model is not None else None
     if found is None:
         return UNPRUNED
     config = VTCConfig.from_pretrained(found)

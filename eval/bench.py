@@ -12,9 +12,9 @@ from rich.progress import Progress
 from .asked import a_part, asked_questions
 from .baselines import add_baselines
 from .configuration import configuration, files_read, record
-from .console import make_console, say
+from .console import make_console, say, say_found
 from .cost import LMCost, lm_cost
-from .costs import sweep_costs
+from .costs import expect_timing, sweep_costs
 from .emit import emit_cells
 from .introduction import introduce
 from .loading import Loaded, config_hash, load_model
@@ -23,7 +23,7 @@ from .outputs import FILES, results_folder, write_files, writing_to
 from .plan import chosen_cells, leave_out, plan_sweep
 from .progress import Estimator, make_progress
 from .published import measured, published_table, recipe_json
-from .runner import ENCODING, Sweep
+from .runner import ENCODING, Sweep, missing
 from .store import AnswerStore, ResultStore
 from .summary import CellSummary, summarise
 from .tables import print_tables
@@ -31,19 +31,27 @@ from .timing import prefill_times
 from .workers import Rank, compute, useful_workers
 
 
-def _answer(sweep: Sweep, store: ResultStore, options: BenchOptions, rank: Rank, progress: Progress) -> None:
-    """Compute what is missing, with as many processes as it is worth."""
+def _answer(
+    sweep: Sweep, store: ResultStore, options: BenchOptions, rank: Rank, progress: Progress
+) -> Estimator:  # fmt: skip
+    """Compute what is missing, with as many processes as it is worth; returns what knows how long the rest takes."""
     workers = 1 if rank.world > 1 else useful_workers(sweep, options.workers)
     parts = {cell.spec: len(sweep.tasks.questions) for cell in sweep.cells}
     if workers == 1:  # of its workers it sees the answers only
         parts[ENCODING] = len(sweep.tasks.groups())
     wait = rank.rank == 0 and not options.partial
-    compute(sweep, store, workers, options.source, progress, Estimator(parts), wait=wait)
+    estimator = Estimator(parts)
+    if wait and missing(sweep, store):
+        expect_timing(sweep, options.timing, estimator)
+    compute(sweep, store, workers, options.source, progress, estimator, wait=wait)
+    return estimator
 
 
-def _finish(sweep: Sweep, store: ResultStore, options: BenchOptions, progress: Progress) -> list[CellSummary]:
+def _finish(
+    sweep: Sweep, store: ResultStore, options: BenchOptions, progress: Progress, estimator: Estimator
+) -> list[CellSummary]:
     """Measure the costs and put everything together."""
-    costs = sweep_costs(sweep, options.timing, progress, store)
+    costs = sweep_costs(sweep, options.timing, progress, store, estimator)
     vision = {spec: n for spec, c in costs.items() if (n := c.tower_flops) is not None}
     summary = summarise(
         store, sweep.tasks, sweep.cells, prefill_times(costs), vision if sweep.cost else None, seed=options.seed,
@@ -99,12 +107,13 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     with writing_to(folder):
         introduce(console, options, tasks, everything, plan, loaded.name, folder)
         with AnswerStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
-            _answer(sweep, store, options, rank, progress)
+            say_found(console, sweep.total() - missing(sweep, store), sweep.total())
+            estimator = _answer(sweep, store, options, rank, progress)
             if options.partial or rank.rank > 0:
-                done = sum((c.spec, q.question_id) in store for c in plan.cells for q in sweep.tasks.questions)
+                done = sweep.total() - missing(sweep, store)
                 say(console, f"{done} of {sweep.total()} answers of this part are in {folder}")
                 return []
-            summary = _finish(sweep, store, options, progress)
+            summary = _finish(sweep, store, options, progress, estimator)
         about = record(options, loaded, tasks, described, time.time() - started)
         found = measured(recipe, asked, summary, tasks) if recipe else {}
         if recipe:

@@ -17,7 +17,7 @@ from vtc.pruners.layout import Layout
 
 from .lens import look
 from .loading import Loaded
-from .show import GAP, Painted, _font, draw_panel, grid_pictures, write_png
+from .show import GAP, Painted, draw_panel, font, grid_pictures, write_png
 
 ALIVE, SINK, DEAD = 0, 1, 2
 NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}
@@ -49,6 +49,11 @@ class ClassMap:
     def drawn(self) -> Painted:
         """Its maps, and what draws one over its picture."""
         return self.maps, draw_classes
+
+    @property
+    def legend(self) -> Image.Image:
+        """What the colours mean, and how many tokens have each."""
+        return draw_legend(self)
 
 
 def find_classes(
@@ -134,17 +139,15 @@ def draw_legend(found: ClassMap) -> Image.Image:
         legend.paste(sample, (0, KEY * line))
         count = found.counts[name]
         text = f"{name}: {count} of {total} tokens ({100 * count / total:.1f}%)"
-        pen.text((26, KEY * line + 1), text, fill=(40, 40, 40), font=_font(14))
+        pen.text((26, KEY * line + 1), text, fill=(40, 40, 40), font=font(14))
     return legend
 
 
 def show_classes(loaded: Loaded, image: Image.Image, out: Path, classes: str | None = None) -> ClassMap:
     """Draw the classes over `image` into the PNG `out`; see ``find_classes``."""
     found, pictures = find_classes(loaded, image, classes)
-    panel, legend = draw_panel(pictures, found), draw_legend(found)
-    width = max(panel.width, legend.width) + 2 * GAP
-    sheet = Image.new("RGB", (width, panel.height + legend.height + 3 * GAP), "white")
+    panel = draw_panel(pictures, found)
+    sheet = Image.new("RGB", (panel.width + 2 * GAP, panel.height + 2 * GAP), "white")
     sheet.paste(panel, (GAP, GAP))
-    sheet.paste(legend, (GAP, panel.height + 2 * GAP))
     write_png(out, sheet)
     return found

@@ -41,19 +41,33 @@ def configuration(options: RunOptions, loaded: Loaded, tasks: TaskSet) -> dict[s
 
 
 def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
-    """Hashes of the files that parameters of the cells' methods name, for the configuration; empty without any."""
+    """Hashes of the files that the cells' methods read, for the configuration; empty without any.
+
+    These are the files that parameters name, and the source of methods that are not vtc's own: who works on one wants
+    no answers of an earlier draft.
+    """
     from vtc.spec import parse
 
+    pruners = [pruner for cell in cells if cell.spec != UNPRUNED.spec for pruner in parse(cell.spec)]
     named = {
-        value
-        for cell in cells
-        if cell.spec != UNPRUNED.spec
-        for pruner in parse(cell.spec)
-        for value in pruner.params().values()
-        if isinstance(value, str) and Path(value).is_file()
+        value for p in pruners for value in p.params().values() if isinstance(value, str) and Path(value).is_file()
     }
-    found = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16] for name in sorted(named)}
-    return {"files": found} if found else {}
+    sources = {p.name: file for p in pruners if (file := _own_source(type(p)))}
+    found = {name: _hash(name) for name in sorted(named)}
+    methods = {name: _hash(file) for name, file in sorted(sources.items())}
+    return ({"files": found} if found else {}) | ({"methods": methods} if methods else {})
+
+
+def _own_source(cls: type) -> str | None:
+    """The file of a class that vtc does not bring; None for vtc's own, and where there is no file."""
+    if cls.__module__.startswith("vtc."):
+        return None
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return file if file and Path(file).is_file() else None
+
+
+def _hash(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def provenance(loaded: Loaded, tasks: TaskSet, described: dict[str, Any], seconds: float) -> dict[str, Any]:

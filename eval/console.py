@@ -17,3 +17,11 @@ def say(console: Console, *lines: str) -> None:
     """Print lines as they are, however long."""
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def say_found(console: Console, found: int, total: int | None = None) -> None:
+    """Say how many answers of an earlier run are used, if there are any; `total` is how many are needed."""
+    if found:
+        left = "" if total is None else "; none is left" if found == total else f"; {total - found} are left"
+        of = "" if total is None else f" of {total}"
+        say(console, f"resuming: {found}{of} answers were there already{left}")

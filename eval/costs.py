@@ -8,15 +8,33 @@ from rich.progress import Progress
 
 from .cells import first_of_lines
 from .cost import Cost
-from .prompt import make_row
+from .progress import Estimator
+from .prompt import Row, make_row
 from .runner import Sweep
 from .store import ResultStore
-from .timing import measure_costs
+from .timing import measure_costs, steps_of, try_ahead
 
 PER_LAYER = "visual_per_layer"
 
 
-def sweep_costs(sweep: Sweep, repeats: int, progress: Progress, store: ResultStore) -> dict[str, Cost]:
+def first_row(sweep: Sweep) -> Row:
+    """The prompt that costs are measured on."""
+    first = sweep.tasks.questions[0]
+    return make_row(sweep.loaded.processor, sweep.model.config, sweep.tasks.visuals(first, sweep.frames), first)
+
+
+def expect_timing(sweep: Sweep, repeats: int, estimator: Estimator) -> None:
+    """Have the estimate of the time left count the timing that follows the answers."""
+    cells = first_of_lines(sweep.cells)
+    estimator.left.update(steps_of(cells, repeats))
+    estimator.alone |= {*steps_of(cells, repeats)}
+    for step, seconds in (try_ahead(sweep.model, cells, first_row(sweep), repeats) if repeats else {}).items():
+        estimator.expect(step, seconds)
+
+
+def sweep_costs(
+    sweep: Sweep, repeats: int, progress: Progress, store: ResultStore, estimator: Estimator
+) -> dict[str, Cost]:
     """Costs by spec.
 
     Parameters
@@ -29,16 +47,24 @@ def sweep_costs(sweep: Sweep, repeats: int, progress: Progress, store: ResultSto
         Gets a bar for the timings.
     store : ResultStore
         Knows how many tokens each layer saw.
+    estimator : Estimator
+        Of the time left; see ``expect_timing``.
     """
     from .flops import LMFlops, count_flops
 
     cells = first_of_lines(sweep.cells)
     first = sweep.tasks.questions[0]
-    row = make_row(sweep.loaded.processor, sweep.model.config, sweep.tasks.visuals(first, sweep.frames), first)
+    row = first_row(sweep)
     costs: dict[str, Cost] = {cell.spec: Cost() for cell in cells}
     if repeats:
-        bar = progress.add_task("timing", total=len(cells) * (repeats + 1))
-        costs = measure_costs(sweep.model, cells, row, repeats, lambda: progress.advance(bar))
+        bar = progress.add_task("timing", total=sum(steps_of(cells, repeats).values()), estimator=estimator)
+
+        def advance(step: str) -> None:
+            estimator.done(step, 1)
+            progress.advance(bar)
+
+        estimator.skip()
+        costs = measure_costs(sweep.model, cells, row, repeats, advance)
     if sweep.cost is None:
         return costs
     try:

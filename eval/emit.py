@@ -9,6 +9,8 @@ from pathlib import Path
 from .cells import Cell
 from .store import write_atomic
 
+HEAD = "# each command answers one cell's questions"
+
 
 def emit_cells(path: Path, cells: Sequence[Cell], arguments: Sequence[str], output: Path) -> None:
     """Write the commands.
@@ -23,13 +25,20 @@ def emit_cells(path: Path, cells: Sequence[Cell], arguments: Sequence[str], outp
         Of ``vtc``, as they were given, with ``--emit``.
     output : Path
         The results' folder, which all commands share.
+
+    Raises
+    ------
+    ValueError
+        If the file is there and is another one than this writes.
     """
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(HEAD.encode())):
+        raise ValueError(f"--emit: {path} is there already, and no list of cells; name another file")
     import yaml
 
     base = [*without(arguments, "--emit", "--output"), "--output", str(output)]
     listed = [{"cell": c.spec, "command": shlex.join(["vtc", *base, "--cell", c.spec])} for c in cells]
     text = (
-        "# each command answers one cell's questions, or what is left of them; several may run at once, and\n"
+        f"{HEAD}, or what is left of them; several may run at once, and\n"
         "# --shard i/n behind one splits it further. `merge` does what is missing, measures times and reports.\n"
     )
     about = {"output": str(output), "merge": shlex.join(["vtc", *base]), "cells": listed}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vtc.pruners.explainer import Explainer, predict
@@ -18,7 +18,7 @@ from .classes import find_classes
 from .loading import Loaded
 from .prompt import make_row
 from .relevance import Explanation, explain, inputs_of
-from .show import Painted, Shown, grid_pictures
+from .show import Painted, Shown, font, grid_pictures
 from .tasks import Question
 
 TITLES = {
@@ -28,19 +28,24 @@ TITLES = {
 }
 SIGNALS = (*TITLES, "classes")
 LEAST, MOST = 0.35, 0.85  # how much of a patch is colour, at the coldest and the hottest
+SCALE = (64, 4)  # colours of the scale, and pixels of each
 HOTTEST = 0.995  # quantile that gets the hottest colour: a single sink should not hide the rest
 Map = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Heat:
-    """One signal over one image: a map per grid, from 0 to 1, and what is written above."""
+    """One signal over one image: a map per grid, from 0 to 1, and what is written above.
+
+    ``top`` is what the hottest colour stands for, as a share of the sum over all tokens.
+    """
 
     signal: str
     maps: list[Map]
     half: int
     total: int
     answer: str
+    top: float
 
     @property
     def title(self) -> str:
@@ -57,6 +62,11 @@ class Heat:
         """Its maps, and what draws one over its picture."""
         return self.maps, draw_heat
 
+    @property
+    def legend(self) -> Image.Image:
+        """The scale of its colours."""
+        return draw_scale(self.top)
+
 
 def draw_heat(picture: Image.Image, heat: Map, patch: int) -> Image.Image:
     """The picture in grey at `patch` pixels per token, under colours from dark (0) to bright yellow (1)."""
@@ -71,10 +81,38 @@ def draw_heat(picture: Image.Image, heat: Map, patch: int) -> Image.Image:
     return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
 
 
+def draw_scale(top: float) -> Image.Image:
+    """The colours from cold to hot, and what they stand for.
+
+    Parameters
+    ----------
+    top : float
+        What the hottest colour stands for, as a share of the sum over all tokens. Colours go by the root: the middle
+        one stands for a quarter of it.
+    """
+    cells, patch = SCALE
+    bar = draw_heat(Image.new("L", (cells, 1), 128), np.linspace(0, 1, cells)[None], patch)
+    scale = Image.new("RGB", (bar.width + 170, 34), "white")
+    for row in range(3):
+        scale.paste(bar, (0, row * patch))
+    pen = ImageDraw.Draw(scale)
+    marks = ((0.0, "0"), (0.5, f"{25 * top:.2g}%"), (1.0, f"{100 * top:.2g}% or more of the sum, per token"))
+    for place, text in marks:
+        x = place * bar.width
+        pen.line([(min(x, bar.width - 1), 0), (min(x, bar.width - 1), 3 * patch + 3)], fill="black")
+        pen.text((max(0, x - 12 * bool(place)), 3 * patch + 4), text, fill=(40, 40, 40), font=font(12))
+    return scale
+
+
+def hottest(values: Tensor) -> Tensor:
+    """What the hottest colour stands for: nearly the largest of `values` `[n]`, a scalar above 0."""
+    top = torch.quantile(values.float(), HOTTEST).clamp(min=values.max() * 1e-3)
+    return top.clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def scaled(values: Tensor) -> Tensor:
     """Values `[n]` as colours in [0, 1]: the square root of each as a share of nearly the largest."""
-    top = torch.quantile(values.float(), HOTTEST).clamp(min=values.max() * 1e-3)
-    return (values.float() / top.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1).sqrt()
+    return (values.float() / hottest(values)).clamp(0, 1).sqrt()
 
 
 def half_of(values: Tensor) -> int:
@@ -142,23 +180,28 @@ def find_heat(
         colours = scaled(every).split([len(x) for x in values])
         maps = grid_maps(found.layouts, colours)
         pictures = grid_pictures(image, row.vision.get("pixel_values"), len(maps), loaded.processor)
-        shown.append((Heat(signal, maps, half_of(every), len(every), answer), pictures))
+        top = float(hottest(every) / every.sum()) if float(every.sum()) > 0 else 0.0
+        shown.append((Heat(signal, maps, half_of(every), len(every), answer, top), pictures))
     return shown
+
+
+def check_signals(signals: Sequence[str]) -> None:
+    """Refuse a --signal that is not there.
+
+    Raises
+    ------
+    ValueError
+        Naming those that are.
+    """
+    for signal in signals:
+        if signal not in SIGNALS:
+            raise ValueError(f"--signal {signal!r} is unknown: there is {', '.join(SIGNALS)}")
 
 
 def find_signals(
     loaded: Loaded, signals: Sequence[str], image: Image.Image, question: str, weights: str | None = None
 ) -> list[tuple[Shown, list[Image.Image]]]:
-    """What each of `signals` shows, as ``find_heat`` and ``find_classes``.
-
-    Raises
-    ------
-    ValueError
-        For a signal that is not there, and as they do.
-    """
-    for signal in signals:
-        if signal not in SIGNALS:
-            raise ValueError(f"--signal {signal!r} is unknown: there is {', '.join(SIGNALS)}")
+    """What each of `signals` shows, as ``find_heat`` and ``find_classes``."""
     numbers = [signal for signal in signals if signal in TITLES]
     heats = iter(find_heat(loaded, numbers, image, question, weights) if numbers else ())
     return [next(heats) if signal in TITLES else find_classes(loaded, image) for signal in signals]

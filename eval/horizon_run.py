@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .answer import depth_of
 from .bundled import bundled_data
-from .console import make_console
+from .console import make_console, say_found
 from .horizon import LayerInformation, horizon_layer, layer_means, measure, withdrawal_layer
 from .loading import Loaded, config_hash, hardware, load_model, software
 from .outputs import results_folder, writing_to
@@ -233,6 +233,7 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
         progress = plain_progress(console)
         with ResultStore(folder / "results.jsonl", digest) as store, progress:
             store.open()
+            say_found(console, sum((cell, q.question_id) in store for q in tasks.questions), len(tasks.questions))
             bar = progress.add_task("measuring", total=len(tasks.questions))
             for question in tasks.questions:
                 if (cell, question.question_id) not in store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
     name = name or (str(source) if not isinstance(source, bytes) else "the image")
     if not isinstance(source, bytes):
         path = Path(source)
+        if address := re.match(r"https?:/+(.*)", str(source)):  # a Path has one slash only
+            raise ValueError(f"the image {address[1]} is an address on the web: download it and give the file")
         if not path.exists():
             raise FileNotFoundError(f"no such image: {name}")
         if not path.is_file():

@@ -7,11 +7,13 @@ import json
 import os
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from vtc.sources import BUNDLED, check_family, explained, find_source
+from vtc.version import installed, warn_untested
 
 HASHED_BYTES = 256 << 20
 
@@ -54,7 +56,7 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
     Parameters
     ----------
     source : str, optional
-        A folder or a hub id; None is the bundled model.
+        A folder or a hub id; None or "bundled" is the bundled model.
     device : str
         A torch device, or "auto": CUDA if there is one.
     dtype : str
@@ -62,36 +64,29 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
 
     Raises
     ------
-    ValueError
-        If it can't be loaded; the message is one line.
+    OSError, ValueError, NotImplementedError
+        If it can't be loaded, or vtc does not know its family; the message is one line.
     """
     import torch
     import transformers
 
-    from .bundled import bundled_model_path
     from .choices import check_choice, device_of
 
     quiet_transformers()
     check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     place = device_of(device)
     kind: Any = getattr(torch, dtype) if dtype != "auto" else (torch.float32 if place.type == "cpu" else "auto")
-    name = "bundled" if source is None else source
-    path = str(bundled_model_path()) if source is None else source
-    if (
-        source is not None
-        and not Path(source).is_dir()
-        and (source.count("/") != 1 or source.startswith((".", "/", "~")))
-    ):
-        raise ValueError(f"no such model: {source!r} is neither a folder nor a hub id such as llava-hf/llava-1.5-7b-hf")
-    try:
+    name = source or BUNDLED
+    path = find_source(name)
+    warn_untested()
+    check_family(path)
+    with explained(name, path, processor=True):
         processor = transformers.AutoProcessor.from_pretrained(path)
+    with explained(name, path):
         found: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             path, dtype=kind, output_loading_info=True
         )
-        model, missing = found[0].to(place).eval(), sorted(found[1]["missing_keys"])
-    except (OSError, ValueError, KeyError) as e:
-        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise ValueError(f"can't load the model {name!r}: {reason}") from None
+    model, missing = found[0].to(place).eval(), sorted(found[1]["missing_keys"])
     if missing:  # transformers would put random numbers there, and only warn
         raise ValueError(
             f"can't load the model {name!r}: {len(missing)} weights are not in its files (such as {missing[0]}); were "
@@ -104,13 +99,8 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
 
 def software() -> dict[str, str]:
     """Versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("vtc", "torch", "torchvision", "transformers", "numpy", "pillow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    packages = ("vtc", "torch", "torchvision", "transformers", "numpy", "pillow")
+    return {"python": platform.python_version(), **{package: installed(package) for package in packages}}
 
 
 def hardware(model: nn.Module) -> dict[str, Any]:

@@ -156,6 +156,11 @@ class Results(Protocol):
         """Take rows."""
 
 
+def missing(sweep: Sweep, store: Results) -> int:
+    """How many of the sweep's answers are not there yet."""
+    return sum((cell.spec, q.question_id) not in store for cell in sweep.cells for q in sweep.tasks.questions)
+
+
 def _nothing(cell: str, count: int, found: bool) -> None:
     pass
 

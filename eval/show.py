@@ -44,6 +44,10 @@ class Shown(Protocol):
     def drawn(self) -> Painted:
         """An array per grid, and what draws one over its picture at so many pixels per token."""
 
+    @property
+    def legend(self) -> Image.Image | None:
+        """What the colours mean, drawn below the pictures."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -66,6 +70,10 @@ class Kept:
     def drawn(self) -> Painted:
         """Its masks, and what draws one over its picture."""
         return self.masks, draw_grid
+
+    @property
+    def legend(self) -> None:
+        """None: what is clear is kept."""
 
 
 def grid_masks(layout: Any, kept: torch.Tensor) -> list[Mask]:
@@ -109,7 +117,8 @@ def draw_grid(picture: Image.Image, mask: Mask, patch: int) -> Image.Image:
     return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
 
 
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """Pillow's own font."""
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow 10.0
@@ -133,11 +142,13 @@ def draw_panel(pictures: Sequence[Image.Image], shown: Shown) -> Image.Image:
     lines = [drawn[i : i + across] for i in range(0, len(drawn), across)]
     heights = [max(d.height for d in line) for line in lines]
     width = max(sum(d.width + GAP for d in line) - GAP for line in lines)
-    width = max(width, 300)
-    panel = Image.new("RGB", (width, TITLE + sum(h + GAP for h in heights) - GAP), "white")
+    legend = shown.legend
+    width = max(width, 300, legend.width if legend else 0)
+    below = legend.height + GAP if legend else 0
+    panel = Image.new("RGB", (width, TITLE + sum(h + GAP for h in heights) - GAP + below), "white")
     pen = ImageDraw.Draw(panel)
-    pen.text((0, 0), _fit(shown.title, _font(16), width), fill="black", font=_font(16))
-    pen.text((0, 22), _fit(shown.note, _font(13), width), fill=(70, 70, 70), font=_font(13))
+    pen.text((0, 0), _fit(shown.title, font(16), width), fill="black", font=font(16))
+    pen.text((0, 22), _fit(shown.note, font(13), width), fill=(70, 70, 70), font=font(13))
     top = TITLE
     for line, height in zip(lines, heights, strict=True):
         left = 0
@@ -145,6 +156,8 @@ def draw_panel(pictures: Sequence[Image.Image], shown: Shown) -> Image.Image:
             panel.paste(picture, (left, top))
             left += picture.width + GAP
         top += height + GAP
+    if legend:
+        panel.paste(legend, (0, top))
     return panel
 
 
@@ -200,8 +213,8 @@ def show_kept(
     for panel in panels:
         sheet.paste(panel, (left, GAP))
         left += panel.width + GAP
-    text = _fit(f"question: {question}", _font(13), width - 2 * GAP)
-    ImageDraw.Draw(sheet).text((GAP, sheet.height - foot), text, fill=(70, 70, 70), font=_font(13))
+    text = _fit(f"question: {question}", font(13), width - 2 * GAP)
+    ImageDraw.Draw(sheet).text((GAP, sheet.height - foot), text, fill=(70, 70, 70), font=font(13))
     write_png(out, sheet)
     return [kept for kept, _ in found]
 
@@ -211,13 +224,3 @@ def write_png(path: Path, picture: Image.Image) -> None:
     data = io.BytesIO()
     picture.save(data, format="PNG")
     write_atomic(path, data.getvalue())
-
-
-def example() -> tuple[Image.Image, str]:
-    """A bundled evaluation image and a question about it."""
-    from .bundled import bundled_data
-    from .tasks import load_tasks
-
-    tasks = load_tasks(bundled_data())
-    first = tasks.questions[0]
-    return tasks.image(first.image_id), first.question

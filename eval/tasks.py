@@ -247,6 +247,12 @@ def load_tasks(folder: str | Path) -> TaskSet:
 
         return load_folder(folder)
     files = (folder / "images.parquet", folder / "questions.parquet")
+    if not any(file.is_file() for file in files):
+        other = next((f"; {p.name} must be called .yaml" for p in sorted(folder.glob("*.yml"))), "")
+        raise FileNotFoundError(
+            f"{folder} holds no evaluation set: put images.parquet and questions.parquet there, or a definition such "
+            f"as task.yaml beside its data (README, questions of your own){other}"
+        )
     readers, places = {}, {}
     for number, row in enumerate(_table(files[0], IMAGE_COLUMNS), 1):
         data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]

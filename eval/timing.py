@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from .features import pruned
 from .prompt import Row
 
 DECODED = 4  # tokens behind each timed prefill
+TRIED = 0.1  # of all turns: on so many it is tried ahead what the others will take
+T = TypeVar("T")
+TIMING, PEAKS = "timing", "peaks"  # steps of the work: a cell's turn, and its peak of memory
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,9 @@ def peak_resident() -> int:
 
 @torch.no_grad()
 def measure_costs(
-    model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int = 5, advance: Callable[[], None] = lambda: None
-) -> dict[str, Cost]:
+    model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int = 5,
+    advance: Callable[[str], None] = lambda step: None,
+) -> dict[str, Cost]:  # fmt: skip
     """Time all cells on one prompt, batch 1.
 
     Parameters
@@ -153,7 +157,7 @@ def measure_costs(
     repeats : int
         Measured turns.
     advance : callable
-        Called after each cell's turn.
+        Called with ``TIMING`` after each cell's turn, and with ``PEAKS`` after its memory was measured.
 
     Returns
     -------
@@ -168,13 +172,35 @@ def measure_costs(
             for part, seconds in prompt.read(cell).items():
                 if turn:
                     readings[cell.spec].setdefault(part, []).append(seconds)
-            advance()
+            advance(TIMING)
     found = {}
     for cell in cells:
         spreads: dict[str, Any] = {part: spread(values) for part, values in readings[cell.spec].items()}
         peak, of = prompt.memory(cell)
+        advance(PEAKS)
         found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **spreads)
     return found
+
+
+def steps_of(cells: Sequence[Cell], repeats: int) -> dict[str, int]:
+    """The steps of ``measure_costs``."""
+    return {TIMING: len(cells) * (repeats + 1), PEAKS: len(cells)} if repeats else {}
+
+
+@torch.no_grad()
+def try_ahead(model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int) -> dict[str, float]:
+    """Seconds that a step of ``measure_costs`` will take, from a small part of its turns, for the time left."""
+    prompt = _Prompt(model, row)
+    chosen = tried(cells, repeats + 1)
+    prompt.read(chosen[0])  # the first turn of all is no measure
+    found = [clock(prompt.device, lambda cell=cell: prompt.read(cell)) for cell in chosen]  # type: ignore[misc]
+    return {TIMING: statistics.fmean(s for s, _ in found), PEAKS: statistics.fmean(r["prefill"] for _, r in found)}
+
+
+def tried(cells: Sequence[T], turns: int) -> list[T]:
+    """The cells whose turn is tried ahead, spread over all."""
+    count = min(len(cells), max(6, round(TRIED * turns * len(cells))))
+    return [cells[round(i * (len(cells) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def prefill_times(costs: dict[str, Cost]) -> dict[str, PrefillTime]:

@@ -10,21 +10,36 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
+from vtc.pruners.registry import import_methods, imported
+
 from .claims import Claims
 from .loading import load_model
-from .progress import Estimator
+from .progress import Estimator, Visits
 from .runner import ENCODING, Advance, Sweep, _nothing, run_sweep
 from .store import AnswerStore, ResultStore
 
 SMALL = 200_000_000  # parameters; larger models are not held more than once
 MOST = 8
 POLL = 0.2
+EXPECTED = (NotImplementedError, ValueError, TypeError, OSError)  # errors whose words are for the user
+
+
+class WorkerFailed(RuntimeError):
+    """A worker ended early; the message says why in the worker's own words."""
+
+    def noted(self, where: str) -> WorkerFailed:
+        """This, with the worker's traceback below its own."""
+        self.__cause__ = RuntimeError(f"in a worker process:\n{where}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -82,20 +97,68 @@ class _Job:
     path: Path
     config: str
     parent: int
+    imports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker ended with, in plain values: an exception itself may not survive the journey."""
+
+    kind: str
+    message: str
+    code: int | None
+    where: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        code = error.errno if isinstance(error, OSError) else None
+        kind = next((k.__name__ for k in EXPECTED if isinstance(error, k)), type(error).__name__)
+        return cls(kind, str(error) if code is None else os.strerror(code), code, traceback.format_exc())
+
+    def error(self) -> Exception:
+        """The exception as the job's own process would have seen it, or a ``WorkerFailed`` in its words."""
+        for kind in EXPECTED:
+            if kind.__name__ == self.kind:
+                return kind(self.message) if self.code is None else OSError(self.code, self.message)
+        return WorkerFailed(f"{self.kind}: {self.message}").noted(self.where)
 
 
 def _work(job: _Job, out: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    warnings.simplefilter("ignore")  # the parent warns of the same
     try:
         import torch
 
         torch.set_num_threads(job.threads)
+        for source in job.imports:
+            import_methods(source)
         sweep = replace(job.sweep, loaded=load_model(*job.source), parent=job.parent)
+        visits = Visits(lambda *visit: out.put(visit))
+
+        def advance(cell: str, count: int, found: bool) -> None:
+            if found:
+                visits.skip()
+            elif cell != ENCODING:  # it is part of the answers that it is for
+                visits.done(cell, count)
+
         with AnswerStore(job.path, job.config) as store, Claims(job.path.parent) as claims:
             store.open()
-            run_sweep(sweep, store, claims=claims, wait=False)
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        out.put(error)
+            visits.skip()  # loading was no work on an answer
+            run_sweep(sweep, store, advance, claims, wait=False)
+            visits.close()
+    except Exception as error:  # whatever it is, it is told once, by the parent
+        out.put(_Failure.of(error))
+
+
+def ended(code: int) -> str:
+    """How a worker ended that could not say it itself."""
+    if code > 0:
+        return f"a worker process ended with exit code {code}; --workers 1 does the work in this process"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"a worker process was killed by {name}; if memory ran out, --workers 1 needs less"
 
 
 def run_workers(
@@ -104,6 +167,7 @@ def run_workers(
     workers: int,
     source: tuple[str | None, str, str],
     advance: Advance = _nothing,
+    took: Callable[[str, int, float], None] = lambda cell, count, seconds: None,
 ) -> None:
     """Compute what `store` lacks with several processes; this one watches.
 
@@ -115,6 +179,8 @@ def run_workers(
         How many, at least 2.
     source : tuple
         Arguments of ``load_model``, with which every worker loads its own copy.
+    took : callable
+        Called with a cell, a number of its answers and the seconds that they took their worker.
     """
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
@@ -123,23 +189,24 @@ def run_workers(
         advance(cell, 1, True)
     lent: Any = None  # every worker loads the model itself
     part = replace(sweep, loaded=lent, tasks=sweep.tasks.part(sweep.tasks.questions))
-    job = _Job(part, source, max(1, cores() // workers), store.path, store.config, os.getpid())
+    job = _Job(part, source, max(1, cores() // workers), store.path, store.config, os.getpid(), tuple(imported()))
     processes = [context.Process(target=_work, args=(job, out), daemon=True) for _ in range(workers)]
     try:
         for process in processes:
             process.start()
-        running, begun = True, False
+        running = True
         while running:
             running = any(p.is_alive() for p in processes)
-            new = [row["cell"] for row in store.refresh() if (row["cell"], row["question_id"]) in wanted]
-            for cell in new:
-                advance(cell, 1, not begun)  # the time until the first ones was for loading
-            begun = begun or bool(new)
-            if not out.empty():
-                raise out.get()
-            dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
-            if dead:
-                raise ValueError(f"a worker process died (exit code {dead[0]}); --workers 1 needs less memory")
+            while not out.empty():
+                told = out.get()
+                if isinstance(told, _Failure):
+                    raise told.error()
+                took(*told)
+            for row in store.refresh():
+                if (row["cell"], row["question_id"]) in wanted:
+                    advance(row["cell"], 1, True)
+            for code in (p.exitcode for p in processes if p.exitcode):
+                raise WorkerFailed(ended(code))
             time.sleep(POLL if running else 0)
     finally:
         for process in processes:
@@ -162,7 +229,7 @@ def compute(
     sweep, store, workers, source
         As for ``run_workers``; 1 worker is this process.
     estimator : Estimator
-        For the time left; it knows the parts.
+        For the time left; it knows the parts, and is told by how many processes they are done.
     wait : bool
         As for ``run_sweep``.
     """
@@ -172,8 +239,9 @@ def compute(
         (estimator.found if found else estimator.done)(cell, count)
         progress.advance(bar, 0 if cell == ENCODING else count)
 
+    estimator.processes = workers
     if workers > 1:
-        run_workers(sweep, store, workers, source, advance)
+        run_workers(sweep, store, workers, source, advance, estimator.took)
         return
     with Claims(store.path.parent) as claims:
         store.open()

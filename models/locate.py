@@ -96,6 +96,17 @@ def _check_places(core: Any, lm: Any, layers: Any, tower: Any, named: Mapping[st
             raise ValueError(f"{called(key, inner)} is not inside {called(outer_key, outer).rstrip(',')}")
 
 
+def unknown_family(config: Any, called: str) -> NotImplementedError:
+    """The refusal of a model of a family that is not in the table, and what to do."""
+    return NotImplementedError(
+        f"vtc does not know the model family {getattr(config, 'model_type', None)!r} ({called}). Known: "
+        f"{', '.join(supported_families())}. If it is built like them (get_image_features, then a text model "
+        "called with inputs_embeds), name its modules: VTCConfig(..., parts={'core': 'model', 'lm': "
+        "'model.language_model', 'layers': 'model.language_model.layers', 'tower': 'model.vision_tower'}); "
+        "else add a row to vtc/models/families.py."
+    )
+
+
 def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
     """Find the parts of `model`.
 
@@ -140,13 +151,7 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
                 "'layers': ..., 'tower': ...})."
             )
         if not named:
-            raise NotImplementedError(
-                f"vtc does not know the model family {kind!r} ({type(model).__name__}). Known: "
-                f"{', '.join(supported_families())}. If it is built like them (get_image_features, then a text model "
-                "called with inputs_embeds), name its modules: VTCConfig(..., parts={'core': 'model', 'lm': "
-                "'model.language_model', 'layers': 'model.language_model.layers', 'tower': 'model.vision_tower'}); "
-                "else add a row to vtc/models/families.py."
-            )
+            raise unknown_family(getattr(model, "config", None), type(model).__name__)
         family = Family.unknown(str(kind))
 
     def module(key: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .layout import Layout
 from .parameters import check_parameters, is_int
-from .signals import EncoderAttention, Signal
+from .signals import EncoderAttention, Signal, as_signal
 
 STAGES = ("vision", "input", "decoder")
 
@@ -144,11 +144,13 @@ class VisualTokens:
 
     def read(self, signal: Signal) -> Tensor:
         """A declared signal at these tokens; the signal's docstring gives the shape. Padding columns hold zeros."""
-        return self._source().read(signal, self)
+        known = as_signal(signal, "read")
+        return self._source().read(known, self)
 
     def text(self, signal: Signal) -> Tensor:
         """A declared signal at the text tokens of each SAMPLE, `[S, T, ...]`; see ``text_valid`` for the padding."""
-        return self._source().text(signal)
+        known = as_signal(signal, "text")
+        return self._source().text(known)
 
     def text_valid(self, after: bool = False) -> Tensor:
         """`[S, T]` bool, the real text tokens; with ``after=True`` `[B, T]`: those behind each span's last token."""

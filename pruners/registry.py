@@ -1,4 +1,4 @@
-"""The registry of methods: the decorator, look-up with near-miss suggestions, entry points of plug-in packages."""
+"""The registry of methods: the decorator, look-up with near-miss suggestions, files and packages of others."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .base import Pruner
+from .plugins import import_source, load_plugins
 
-ENTRY_POINTS = "vtc.pruners"
 _REGISTRY: dict[str, type[Pruner]] = {}
+_IMPORTED: dict[str, list[str]] = {}  # what a user had imported, and the methods in it
+OWN = "a method of your own is there once its file is imported: --import FILE.py, in Python vtc.import_methods(FILE)"
 _loaded = False
 P = TypeVar("P", bound=type[Pruner])
 
@@ -50,10 +52,53 @@ def _load() -> None:
         return
     _loaded = True
     import_module(__package__)  # the built-in methods register themselves on import
-    for point in entry_points(group=ENTRY_POINTS):
-        loaded = point.load()
-        if isinstance(loaded, type) and issubclass(loaded, Pruner) and loaded.name == "":
-            register_pruner(point.name)(loaded)
+    load_plugins(register_pruner)
+
+
+def import_methods(source: str | Path) -> list[str]:
+    """Import a Python file (or a module, by its name) that registers methods, as ``--import`` does.
+
+    Parameters
+    ----------
+    source : str or Path
+        ``"my_methods.py"`` or ``"my_package.methods"``. Importing it again does nothing.
+
+    Returns
+    -------
+    list of str
+        The names of the methods that it registers.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, it fails, or it registers no method; nothing of it is registered then.
+    """
+    _load()
+    path = Path(source).expanduser()
+    key = str(path.resolve()) if path.is_file() else str(source)
+    if key not in _IMPORTED:
+        before = dict(_REGISTRY)
+        try:
+            module = import_source(str(source))  # its methods may be there already, or lie in modules that it imports
+            new = sorted(
+                name for name, cls in _REGISTRY.items() if before.get(name) is not cls or cls.__module__ == module
+            )
+            if not new:
+                raise ValueError(
+                    f"{source} registers no method: write @vtc.register_pruner('name') above a dataclass that "
+                    "extends vtc.Pruner"
+                )
+        except ValueError:
+            _REGISTRY.clear()
+            _REGISTRY.update(before)
+            raise
+        _IMPORTED[key] = new
+    return list(_IMPORTED[key])
+
+
+def imported() -> list[str]:
+    """What ``import_methods`` has imported, in that order, for other processes to import too."""
+    return list(_IMPORTED)
 
 
 def list_pruners(pattern: str = "*") -> list[str]:
@@ -78,7 +123,7 @@ def pruner_class(name: str) -> type[Pruner]:
     """
     _load()
     if name not in _REGISTRY:
-        raise ValueError(f"unknown pruner {name!r}. {nearest(name, list(_REGISTRY))}")
+        raise ValueError(f"unknown pruner {name!r}. {nearest(name, list(_REGISTRY))} ({OWN})")
     return _REGISTRY[name]
 
 

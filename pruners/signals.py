@@ -23,6 +23,55 @@ class Signal:
         return f"{type(self).__name__}({fields})"
 
 
+def known_signals(of: type[Signal] = Signal) -> list[str]:
+    """Names of all kinds of signals."""
+    found = [name for cls in of.__subclasses__() for name in [*known_signals(cls), cls.__name__]]
+    return sorted({name for name in found if name not in ("EncoderSignal", "DecoderSignal")})
+
+
+def as_signal(given: object, call: str) -> Signal:
+    """`given`, if it is a signal.
+
+    Parameters
+    ----------
+    given : object
+        What ``tokens.read`` or ``tokens.text`` got.
+    call : str
+        Which of the two.
+
+    Raises
+    ------
+    TypeError
+        Saying how the signal is written that was probably meant.
+    """
+    if isinstance(given, Signal):
+        return given
+    meant = given if isinstance(given, str) else getattr(given, "__name__", "")
+    known = known_signals()
+    close = [name for name in known if name.lower() == str(meant).lower().replace("_", "").partition("(")[0]]
+    one = close[0] if close else "DecoderAttention"
+    raise TypeError(
+        f"tokens.{call} takes a signal that the method declares in `signals`, such as {one}(), not {given!r}: write "
+        f"`from vtc.pruners.signals import {one}`, `signals = ({one}(),)` in the class and tokens.{call}({one}()). "
+        f"There is: {', '.join(known)}"
+    )
+
+
+def check_signals(name: str, declared: object) -> None:
+    """Refuse a ``signals`` that is no tuple of signals.
+
+    Raises
+    ------
+    TypeError
+        Naming the method and what it declares.
+    """
+    if not (isinstance(declared, (tuple, list)) and all(isinstance(signal, Signal) for signal in declared)):
+        raise TypeError(
+            f"{name}.signals must be a tuple of signals such as (DecoderAttention(),), got {declared!r}; "
+            f"vtc.pruners.signals has: {', '.join(known_signals())}"
+        )
+
+
 @dataclass(frozen=True)
 class EncoderSignal(Signal):
     """A signal of one vision-encoder layer; negative layers count from the end, -1 is the last layer.

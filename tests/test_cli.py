@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,16 @@ BAD = {
     "--keep is empty": ("bench", "--keep", ","),
     "--pruners is empty": ("bench", "--pruners", " ,"),
     "Did you mean 'dart-llava-1.5-7b'": ("bench", "--recipe", "dart-llava-1.5-7"),
+    "is an address on the web: download it": (*ASK, "--image", "https://a.example/b.png"),
+    "layer must be an int or None, got '2' (str)": (
+        *ASK, "--image", "good.png", "--pruner", "random(layer='2', keep=3)"
+    ),
+    "or a definition such as task.yaml beside its data": ("bench", "--data", "."),
+    "signal 'heat' is unknown": ("show", "--signal", "heat"),
+    "good.png is there already; name another file, or say --overwrite": (
+        "show", "--pruner", "random(keep=3)", "--out", "good.png"
+    ),
+    "--emit: good.png is there already": ("bench", "--emit", "good.png", "--pruners", "uniform", "--no-random"),
     "no such file: mine.yaml": ("bench", "--recipe", "mine.yaml"),
     "leave out --keep": ("bench", "--recipe", "dart-llava-1.5-7b", "--keep", "0.5"),
     "leave out --pruners": ("bench", "--recipe", "dart-llava-1.5-7b", "--pruners", "dart"),
@@ -186,7 +197,12 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]):
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
-    assert run(capsys, "--version") == (0, f"vtc {vtc.__version__}\n", "")
+    said = f"vtc {vtc.__version__}, torch {version('torch')}, transformers {version('transformers')}"
+    assert run(capsys, "--version") == (0, f"{said}\n", "")
+    for args in (("bench", "--limit", "0"), ("ask", "--loud"), ("tune", "--target", "2")):
+        code, _, err = run(capsys, *args)
+        assert code == 2
+        assert err.endswith(f" [{said}]\n")
 
 
 @pytest.mark.parametrize("command", ["bench", "tune", "horizon"])
@@ -195,8 +211,40 @@ def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str], command: st
     assert "default: vtc-" in text  # square brackets would be markup
 
 
-def test_help_does_not_import_torch():
-    code = "import sys\nfrom vtc.cli import main\ntry:\n main(['--help'])\nfinally:\n print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["bench", "--limit", "0"], ["show", "--out", "a.jpg"], ["x"]]
+)
+def test_help_and_errors_that_need_no_model_do_not_import_torch(args: list[str]):
+    code = f"import sys\nfrom vtc.cli import main\ntry:\n main({args})\nfinally:\n print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
-    assert "bench" in out
     assert out.strip().endswith("False")
+
+
+def test_errors_that_nobody_foresaw_are_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: object) -> None:
+        raise RuntimeError("The size of tensor a (151)\nmust match tensor b (583)")
+
+    monkeypatch.setattr("vtc.eval.listing.describe", fail)
+    code, _, err = run(capsys, "pruners")
+    assert code == 2
+    assert err.startswith("vtc: RuntimeError: The size of tensor a (151) must match tensor b (583) (VTC_TRACEBACK=1")
+    assert err.count("\n") == 1
+    monkeypatch.setenv("VTC_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        main(["pruners"])
+
+
+def test_a_file_is_replaced_only_when_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from vtc.commands.options import output_file
+
+    monkeypatch.chdir(tmp_path)
+    assert output_file("--out", None, "kept.png", False) == Path("kept.png")
+    Path("kept.png").write_text("mine")
+    assert output_file("--out", None, "kept.png", False) == Path("kept-2.png")
+    assert output_file("--out", Path("kept.png"), "kept.png", True) == Path("kept.png")
+    with pytest.raises(ValueError, match=r"--out: kept\.png is there already; name another file, or say --overwrite"):
+        output_file("--out", Path("kept.png"), "kept.png", False)
+    with pytest.raises(ValueError, match="must end in"):
+        output_file("--out", Path("kept.jpg"), "kept.png", True)

@@ -252,7 +252,7 @@ def test_none_are_said_to_be_none(folder, tmp_path, capsys):
 BAD = {
     "no such folder": ("--data", "nowhere"),
     "--images 3 is out of range": ("--images", 3),
-    "--output must be a file": ("--output", "no/c.json"),
+    "--output: no such folder": ("--output", "no/c.json"),
     "presence=2.0 is out of range": ("--presence", 2),
     "--classes goes with --image": ("--classes", "c.json"),
     "no such image": ("--image", "nowhere.png"),

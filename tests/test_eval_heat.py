@@ -13,11 +13,23 @@ from methods import tiny_explainer
 from PIL import Image
 
 from vtc.cli import main
-from vtc.eval.heat import draw_heat, find_heat, grid_maps, half_of, scaled, token_values
+from vtc.eval.heat import (
+    SCALE,
+    Heat,
+    draw_heat,
+    draw_scale,
+    find_heat,
+    grid_maps,
+    half_of,
+    hottest,
+    scaled,
+    token_values,
+)
 from vtc.eval.images import open_image
 from vtc.eval.loading import load_model
 from vtc.eval.prompt import make_row
 from vtc.eval.relevance import Explanation, explain, inputs_of
+from vtc.eval.show import draw_panel
 from vtc.eval.tasks import Question
 from vtc.pruners.explainer import load_network
 from vtc.pruners.layout import Grid, Layout
@@ -114,3 +126,24 @@ def test_the_command_draws_classes_of_the_bundled_model(tmp_path: Path, capsys: 
     assert int(counts[1]) + int(counts[2]) == 576
     assert int(counts[2]) > 0
     assert Image.open(out).width > 400
+
+
+def test_the_scale_has_the_colours_of_the_map_and_says_what_the_hottest_stands_for() -> None:
+    values = torch.cat([torch.ones(999), torch.tensor([100.0])])
+    assert float(hottest(values)) == pytest.approx(1.0), "a single sink does not set the scale"
+    assert scaled(values)[0] == 1
+    drawn = np.asarray(draw_scale(0.02)).astype(int)
+    cells, patch = SCALE
+    hot = np.asarray(draw_heat(Image.new("L", (1, 1), 128), np.ones((1, 1)), 1))[0, 0]
+    assert (drawn[1, cells * patch - 3] == hot).all()
+    brightness = drawn[1, 2 : cells * patch - 2].sum(-1)
+    inner = np.delete(brightness, cells * patch // 2 - 2)  # the mark in the middle
+    assert (np.diff(inner) >= 0).all()
+    assert (drawn[14:, : cells * patch] < 100).any(), "figures stand below"
+
+
+def test_a_panel_shows_the_scale_below_its_map() -> None:
+    heat = Heat("relevance", [np.zeros((4, 4))], 1, 16, "red", 0.25)
+    panel = np.asarray(draw_panel([Image.new("RGB", (56, 56))], heat))
+    legend = np.asarray(heat.legend)
+    assert (panel[-legend.shape[0] :, : legend.shape[1]] == legend).all()

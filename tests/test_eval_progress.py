@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from made_up_clock import TIMING, Clock, Load, World, errors, run
 
-from vtc.eval.progress import Estimator
+from vtc.eval.progress import Estimator, Visits
 
 SECONDS = {"unpruned": 2.0, "half": 1.2, "few": 0.3, "slow": 5.0}
 IMAGES, PER_CHUNK = 160, 8
-
-
-class Clock:
-    """Stands still."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def steps(rising: float = 0.0) -> list[tuple[str, float]]:
@@ -99,3 +92,85 @@ def test_loading_counts_for_no_cell():
     clock.now += 5
     estimator.done("a", 10)
     assert estimator.seconds_left() == pytest.approx(40)
+
+
+def made_up(seed: int, processes: int) -> World:
+    """Cells of a sweep whose timing is a fifth to a half of all."""
+    generator = np.random.default_rng(seed)
+    speeds = {f"cell{i}": float(np.exp(generator.normal(-3, 0.5))) for i in range(12)}
+    timing = {cell: float(generator.uniform(0.8, 1.6)) for cell in speeds}
+    return World(speeds, [16 + 2] * 15, timing, processes=processes)
+
+
+# levels of other load, and how long one lasts in seconds, of runs of some minutes
+LOADS = {"alone": ((1.0,), 1e9), "loaded": ((2.5,), 1e9), "busy": ((1.0, 1.5, 2.0, 3.0), 0.5)}
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_right_within_a_quarter_with_the_timing_that_follows(processes: int, load: str):
+    """At a tenth, half and nine tenths of the whole run, by one process or two, on a busy machine too."""
+    found = []
+    for seed in range(15):
+        world = made_up(seed, processes)
+        seen = run(world, Load(np.random.default_rng(seed), *LOADS[load]), seed)
+        found.append(list(errors(seen, 100.0, seen[-1][0]).values()))
+        assert seen[-1][1] == pytest.approx(0, abs=1e-6)
+    within = (np.abs(found) < 0.25).mean(0)
+    # what other load will come nobody knows: of the busy runs some have to miss
+    assert (within >= (0.8 if load == "busy" else 1.0)).all(), within
+    assert (np.abs(np.median(found, 0)) < 0.12).all()
+
+
+def test_without_the_timing_it_would_not_be():
+    """The simulation can tell: an estimator that does not know of the timing is far off at a tenth."""
+    world = made_up(0, 1)
+    seen = run(world, Load(np.random.default_rng(0), *LOADS["alone"]), 0)
+    steps = len(world.timing) * world.turns
+    turns = steps * float(np.mean(list(world.timing.values())))
+    assert turns > 0.25 * 0.9 * (seen[-1][0] - 100)  # what it would miss there
+
+
+def test_a_trial_counts_until_a_step_was_seen():
+    clock = Clock()
+    estimator = Estimator({"a": 10, TIMING: 4}, clock, alone=[TIMING])
+    estimator.expect(TIMING, 5.0)
+    assert estimator.seconds_left() is None, "of the answers nothing is known"
+    clock.now += 2
+    estimator.done("a", 2)
+    assert estimator.seconds_left() == pytest.approx(8 * 1 + 4 * 5)
+    estimator.found("a", 8)
+    estimator.skip()
+    clock.now += 3
+    estimator.done(TIMING, 1)
+    assert estimator.seconds_left() == pytest.approx(3 * 3)
+
+
+def test_a_step_that_was_not_tried_counts_as_so_many_answers():
+    clock = Clock()
+    estimator = Estimator({"a": 10, TIMING: 2}, clock, alone=[TIMING], sizes={TIMING: 8})
+    clock.now += 1
+    estimator.done("a", 1)
+    assert estimator.seconds_left() == pytest.approx(9 + 2 * 8)
+
+
+def test_processes_share_the_answers_but_not_the_timing():
+    clock = Clock()
+    estimator = Estimator({"a": 100, TIMING: 3}, clock, processes=2, alone=[TIMING])
+    estimator.expect(TIMING, 4.0)
+    estimator.found("a", 20)
+    estimator.took("a", 10, 5.0)
+    estimator.took("a", 10, 5.0)
+    assert estimator.seconds_left() == pytest.approx(80 * 0.5 / 2 + 3 * 4)
+
+
+def test_a_visit_ends_with_another_cell():
+    clock, told = Clock(), []
+    visits = Visits(lambda *visit: told.append(visit), clock)
+    for cell, seconds, count in (("a", 1.0, 16), ("a", 0.5, 2), ("b", 3.0, 16)):
+        clock.now += seconds
+        visits.done(cell, count)
+    assert told == [("a", 18, pytest.approx(1.5))]
+    visits.close()
+    visits.close()
+    assert told[1:] == [("b", 16, pytest.approx(3.0))]

@@ -81,3 +81,23 @@ def test_command_with_the_bundled_image(tmp_path: Path, capsys: pytest.CaptureFi
     assert stop.value.code == 0
     assert "64 of 576 visual tokens before the language model" in capsys.readouterr().out
     assert Image.open(out).size[1] > 480
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (["--pruner", "uniform(keep=4)"], "kept"),
+        (["--signal", "attention"], "attention"),
+        (["--signal", "attention", "--pruner", "uniform(keep=4)"], "attention-kept"),
+    ],
+)
+def test_the_file_is_named_after_what_it_shows_and_replaces_none(
+    asked: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for file in (f"{name}.png", f"{name}-2.png"):
+        with pytest.raises(SystemExit) as stop:
+            main(["show", "--model", str(world()[0]), "--question", "what?", *asked])
+        assert stop.value.code == 0
+        assert f"written: {file}" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}-2.png", f"{name}.png"]

@@ -39,11 +39,12 @@ def test_cells_take_turns_and_the_first_turn_is_not_measured(prompt: Any, monkey
 
     monkeypatch.setattr(timing._Prompt, "read", read)
     ticks: list[None] = []
-    found = timing.measure_costs(*prompt[:1], CELLS, prompt[1], 4, lambda: ticks.append(None))
+    found = timing.measure_costs(*prompt[:1], CELLS, prompt[1], 4, ticks.append)
     n = len(CELLS)
     turns = [visits[i : i + n] for i in range(0, len(visits), n)]
     assert len(turns) == 5
-    assert len(ticks) == len(visits)
+    assert [ticks.count(step) for step in (timing.TIMING, timing.PEAKS)] == [len(visits), n]
+    assert timing.steps_of(CELLS, 4) == {timing.TIMING: len(visits), timing.PEAKS: n}
     assert all(sorted(turn) == sorted(c.spec for c in CELLS) for turn in turns)
     followers = {spec: {t[t.index(spec) - 1] for t in turns if t.index(spec)} for spec in turns[0]}
     assert all(len(before) > 1 for before in followers.values()), "nobody always follows the same one"

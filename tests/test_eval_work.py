@@ -55,15 +55,19 @@ def run(data: Path, out: Path, pruners: list[str], **more: Any) -> None:
 
 
 @pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
-def test_the_tower_runs_once_per_image_for_all_cells_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_tower_runs_once_per_image_for_all_cells_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     data, watch = save_data(tmp_path / "data", IMAGES), Watch(monkeypatch)
     run(data, tmp_path / "out", [*INPUT, *OTHER])
     rows = read_all(tmp_path / "out" / "results.jsonl")
     assert len({row["cell"] for row in rows}) == 1 + 2 * (len(INPUT) + len(OTHER))
     assert (watch.loads, watch.pictures) == (1, IMAGES)
-    # again: nothing to do, nothing is encoded
+    # again: nothing to do, nothing is encoded, and that is said
+    capsys.readouterr()
     run(data, tmp_path / "out", [*INPUT, *OTHER])
     assert (watch.loads, watch.pictures) == (2, IMAGES)
+    assert f"resuming: {len(rows)} of {len(rows)} answers were there already; none is left" in capsys.readouterr().out
     # cells that prune inside the tower run it themselves, each once per image
     run(data, tmp_path / "out", [*INPUT, *OTHER, TOWER])
     assert (watch.loads, watch.pictures) == (3, 3 * IMAGES)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ from vtc.eval.loading import load_model
 from vtc.eval.prompt import make_row
 from vtc.eval.store import read_all
 from vtc.eval.tasks import load_tasks
+from vtc.eval.tune import run as tune_run
 from vtc.eval.tune.confirm import confirm
 from vtc.eval.tune.halving import Answered, Rung, Standing
 from vtc.eval.tune.options import TuneOptions
 from vtc.eval.tune.report import Found, verdict
 from vtc.eval.tune.run import run_tune
+from vtc.pruners import registry
 
 ASKED = ("--pruners", "dart,random", "--keep", "0.5,0.05", "--tasks", "color,exist", "--limit", "40", "--target", "0.8")
 
@@ -91,10 +95,43 @@ def test_the_configuration_loads_and_answers_as_measured(finished):
     assert len(asked) == 5
 
 
+def test_the_line_that_it_prints_works_as_printed(finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, found, said = finished
+    line = re.search(r"To use it: (.*\)\))", said)
+    assert line is not None
+    monkeypatch.chdir(tmp_path)  # wherever that is
+    names: dict[str, Any] = {}
+    exec(line[1], names)
+    assert vtc.format_pipeline(names["model"].vtc.pipeline) == found.winner.spec
+
+
+def test_the_line_names_what_has_to_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tune_run, "imported", lambda: ["/there/my.py"])
+    line = tune_run.to_use("a/b", tmp_path, "uniform(keep=3)")
+    assert line == f"import vtc; model = vtc.load('a/b', vtc.VTCConfig.from_pretrained({str(tmp_path)!r}))"
+    vtc.list_pruners()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @vtc.register_pruner("mine")
+    @dataclass(kw_only=True)
+    class Mine(vtc.Pruner):
+        """Mine."""
+
+    line = tune_run.to_use(str(tmp_path), tmp_path, "mine(keep=3)")
+    assert line.startswith(f"import vtc; vtc.import_methods('/there/my.py'); model = vtc.load({str(tmp_path)!r}, ")
+
+
+@pytest.mark.parametrize("limit", [0, 3, 20])
+def test_a_limit_that_is_too_small_is_told_before_the_model_is_read(limit: int, tmp_path: Path):
+    with pytest.raises(ValueError, match="--limit"):
+        run(tmp_path / "out", limit=limit, target=0.98, model="no/such-model")
+
+
 def test_the_same_command_finds_everything_done(finished):
     out, _, _ = finished
     before, decision = (out / "results.jsonl").read_bytes(), decided(out)
-    run(out)
+    _, said = run(out)
+    assert f"resuming: {len(read_all(out / 'results.jsonl'))} answers were there already" in said
     assert (out / "results.jsonl").read_bytes() == before
     assert decided(out) == decision
     assert sorted(p.name for p in out.iterdir()) == ["results.jsonl", "tune.json", CONFIG_NAME]

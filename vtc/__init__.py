@@ -1,7 +1,7 @@
 """vtc: visual-token compression for multimodal models, in one line on the stock transformers model.
 
 >>> import vtc
->>> model = vtc.load("llava-hf/llava-1.5-7b-hf", "dart", keep=64)  # doctest: +SKIP
+>>> model = vtc.load("bundled", "dart", keep=64)  # doctest: +SKIP
 >>> model.generate(**inputs)  # doctest: +SKIP
 >>> vtc.restore(model)  # doctest: +SKIP
 """
@@ -15,18 +15,22 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from vtc.pruners.base import Merged, Pruner, ScorePruner, Stop, VisualTokens
-    from vtc.pruners.registry import list_pruners, pruner_class, register_pruner
+    from vtc.pruners.registry import import_methods, list_pruners, pruner_class, register_pruner
+    from vtc.pruners.warning import VTCWarning
 
     from .api import Handle, compress, compressed, load, restore
     from .config import VTCConfig
+    from .sources import example
     from .spec import format_pipeline, parse
 
 # imported on first use: transformers only where it is needed
 _HOME = {
     **dict.fromkeys(("Merged", "Pruner", "ScorePruner", "Stop", "VisualTokens"), "vtc.pruners.base"),
-    **dict.fromkeys(("list_pruners", "pruner_class", "register_pruner"), "vtc.pruners.registry"),
+    **dict.fromkeys(("import_methods", "list_pruners", "pruner_class", "register_pruner"), "vtc.pruners.registry"),
+    "VTCWarning": "vtc.pruners.warning",
     **dict.fromkeys(("Handle", "compress", "compressed", "load", "restore"), "vtc.api"),
     "VTCConfig": "vtc.config",
+    "example": "vtc.sources",
     **dict.fromkeys(("format_pipeline", "parse"), "vtc.spec"),
 }
 
@@ -37,11 +41,14 @@ __all__ = [
     "ScorePruner",
     "Stop",
     "VTCConfig",
+    "VTCWarning",
     "VisualTokens",
     "__version__",
     "compress",
     "compressed",
+    "example",
     "format_pipeline",
+    "import_methods",
     "list_pruners",
     "load",
     "parse",

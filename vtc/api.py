@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -15,15 +17,17 @@ from vtc.models.locate import locate, unwrap
 from vtc.models.report import Report
 from vtc.models.vit import VitAdapter, is_vit
 from vtc.pruners.base import Pruner
+from vtc.pruners.warning import VTCWarning
 
 from . import saving
-from .config import VTCConfig, find_config
+from .config import CONFIG_NAME, VTCConfig, find_config
 from .nesting import blocks_of
 from .saving import HANDLE
+from .sources import HUB_KEYS, check_family, explained, find_source
 from .spec import Pipeline, parse
+from .version import warn_untested
 
 M = TypeVar("M", bound=nn.Module)
-HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 
 
 class Handle:
@@ -124,6 +128,7 @@ def compress(
     --------
     >>> model = vtc.compress(model, "dart", keep=64)  # doctest: +SKIP
     """
+    warn_untested()
     if isinstance(pruner, (VTCConfig, Mapping)):
         config = pruner if isinstance(pruner, VTCConfig) else VTCConfig.from_dict(pruner)
         pipeline = parse(config.pruner, keep=config.keep if keep is None else keep, **{**config.params, **params})
@@ -220,8 +225,8 @@ def load(
     Parameters
     ----------
     path_or_id : str or path
-        A folder or hub id. A ``vtc_config.json`` beside the model's files is applied when `pruner` is None; without
-        one the model comes unwrapped.
+        A folder, a hub id, or ``"bundled"`` for the small model that comes with vtc. A ``vtc_config.json`` beside the
+        model's files is applied when `pruner` is None; without one the model comes unwrapped, with a warning.
     pruner, keep, positions, parts
         As for ``compress``. `keep` alone overrides the saved one.
     params : mapping, optional
@@ -235,14 +240,20 @@ def load(
     Raises
     ------
     OSError
-        If there is no such model.
+        If there is no such model, or its files are damaged; the message is one line.
     TypeError, ValueError, NotImplementedError
-        As ``compress``; bad arguments are found before the model is loaded.
+        As ``compress``; bad arguments and unknown families are found before the model is loaded.
+
+    Examples
+    --------
+    >>> model = vtc.load("bundled", "dart", keep=64)  # doctest: +SKIP
     """
+    name = str(path_or_id) if isinstance(path_or_id, (str, os.PathLike)) else ""
     hub = {k: v for k, v in from_pretrained_kwargs.items() if k in HUB_KEYS}
     chosen: Any = pruner
-    if chosen is None:
-        found = find_config(path_or_id, **hub)
+    path = None if pruner is not None and name else find_source(path_or_id)  # a pruner is checked first, as it is quick
+    if path is not None and chosen is None:
+        found = find_config(path, **hub)
         chosen = VTCConfig.from_pretrained(found) if found is not None else None
     if chosen is None and (keep is not None or params):
         raise ValueError(
@@ -256,16 +267,42 @@ def load(
         pipeline = parse(chosen, keep=keep, **extra)
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    model = AutoModelForImageTextToText.from_pretrained(path_or_id, **from_pretrained_kwargs)
+    path = path or find_source(path_or_id)
+    named = parts or (isinstance(chosen, VTCConfig) and chosen.parts)
+    if chosen is not None and not named and not from_pretrained_kwargs.get("trust_remote_code"):
+        check_family(path, **hub)
+    with explained(name, path), _misplaced(pipeline, from_pretrained_kwargs):
+        model = AutoModelForImageTextToText.from_pretrained(path, **from_pretrained_kwargs)
     if chosen is None:
+        warnings.warn(
+            f"{name!r} has no {CONFIG_NAME}: nothing was applied, the model is the stock one. Name a method, as in "
+            f"vtc.load({name!r}, 'dart', keep=64), or leave vtc out",
+            VTCWarning,
+            stacklevel=2,
+        )
         return model
     if tokenizer is None and any(p.uses_question for p in pipeline):
         with suppress(OSError, ValueError):  # the method says so when it asks
-            tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(path, **hub)
     compress(model, chosen, keep=keep, positions=positions, parts=parts, tokenizer=tokenizer, **extra)
     if pruner is None:
-        saving.note(model, path_or_id)
+        saving.note(model, path)
     return model
+
+
+@contextmanager
+def _misplaced(pipeline: Pipeline, given: Mapping[str, Any]) -> Iterator[None]:
+    """Say where a method's parameter belongs that ``from_pretrained`` does not know."""
+    try:
+        yield
+    except TypeError as error:
+        for pruner in pipeline:
+            for name in {f.name for f in fields(pruner)} & {*given}:
+                if repr(name) in str(error):
+                    raise TypeError(
+                        f"{name} is a parameter of {pruner.name}: write params={{{name!r}: {given[name]!r}}}"
+                    ) from None
+        raise
 
 
 def _handle(model: nn.Module) -> Handle | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,6 +20,7 @@ from .commands.lists import pruners, recipes
 from .commands.look import ask, show
 from .commands.train_explainer import train_explainer
 from .commands.tune import tune
+from .version import versions
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -33,16 +35,17 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from vtc import __version__
-
-        typer.echo(f"vtc {__version__}")
+        typer.echo(versions())
         raise typer.Exit
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the versions of vtc, torch and transformers."
+        ),
     ] = False,
 ) -> None:
     """Visual-token compression for vision-language models: measure it, try it, look at it."""
@@ -54,10 +57,39 @@ for command in (
     app.command()(command)
 
 
-def _fail(message: object, code: int = BAD_INPUT) -> NoReturn:
-    """One line on stderr and out."""
+def _tell(message: object) -> None:
+    """One line on stderr."""
     print(f"vtc: {' '.join(str(message).split())}", file=sys.stderr)
-    raise SystemExit(code)
+
+
+def _fail(message: object) -> NoReturn:
+    """One line on stderr, with the versions that a report of the error needs, and out."""
+    _tell(f"{' '.join(str(message).split())} [{versions()}]")
+    raise SystemExit(BAD_INPUT)
+
+
+_others_warnings = warnings.showwarning
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning of vtc's as a line like its errors: the line of code that it came from says nothing here."""
+    if category.__module__.startswith("vtc."):
+        _tell(f"warning: {message}")
+    else:
+        _others_warnings(message, category, filename, lineno, file, line)
+
+
+def _unforeseen(error: Exception) -> str:
+    """An error that nobody wrote for the command line; one of vtc's own has words already."""
+    kind = "" if type(error).__module__.startswith("vtc.") else f"{type(error).__name__}: "
+    return f"{kind}{error} (VTC_TRACEBACK=1 in the environment shows where)"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -69,23 +101,27 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code: Any = None
     try:
-        code = app(args, standalone_mode=False, obj=list(sys.argv[1:] if args is None else args))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warning
+            code = app(args, standalone_mode=False, obj=list(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        if os.environ.get("VTC_TRACEBACK"):
-            raise
-        _fail(error)
     except Exception as error:
         # the parser's own errors (typer brings its own copy of click's classes)
         if type(error).__name__ == "Abort":
             code = INTERRUPTED
         elif hasattr(error, "format_message"):
             _fail(f"{error.format_message()} (--help lists the options)")
+        elif os.environ.get("VTC_TRACEBACK"):
+            raise
+        elif isinstance(error, (ValueError, TypeError, NotImplementedError, OSError)):
+            _fail(error)
+        elif isinstance(error, RuntimeError):
+            _fail(_unforeseen(error))
         else:
             raise
     if code == INTERRUPTED:
-        _fail("interrupted; what vtc has finished is kept, and the same command goes on from there", INTERRUPTED)
+        _tell("interrupted; what vtc has finished is kept, and the same command goes on from there")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

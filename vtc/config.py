@@ -13,6 +13,7 @@ from typing import Any
 from vtc.pruners.base import check_keep
 from vtc.pruners.parsing import parse_json
 from vtc.pruners.registry import nearest
+from vtc.pruners.warning import VTCWarning
 
 from .spec import Pipeline, format_pipeline, parse
 from .version import __version__
@@ -93,7 +94,9 @@ class VTCConfig:
         for key in data:
             if key not in known:
                 warnings.warn(
-                    f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}", stacklevel=2
+                    f"{CONFIG_NAME}: unknown key {key!r} is ignored. {nearest(str(key), known)}",
+                    VTCWarning,
+                    stacklevel=2,
                 )
         if "pruner" not in data:
             raise ValueError(f"a vtc configuration needs 'pruner'; it has {', '.join(map(str, data)) or 'nothing'}")

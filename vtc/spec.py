@@ -13,6 +13,7 @@ from typing import Any
 
 from vtc.pruners.base import Pruner
 from vtc.pruners.registry import make_pruner
+from vtc.pruners.signals import check_signals
 
 Pipeline = tuple[Pruner, ...]
 
@@ -33,8 +34,15 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
     ------
     TypeError, ValueError
         If the text is no pipeline, or names an unknown method or parameter (the nearest ones are named), or a value is
-        out of range, or `keep` is given twice.
+        out of range, or `keep` is given twice, or a method's ``signals`` are none.
     """
+    pipeline = _parse(spec, keep, **params)
+    for pruner in pipeline:
+        check_signals(pruner.name or type(pruner).__name__, pruner.signals)
+    return pipeline
+
+
+def _parse(spec: str | Pruner | Iterable[Pruner], keep: Any, **params: Any) -> Pipeline:
     if isinstance(spec, str):
         calls = _split(spec)
         if len(calls) > 1 and (keep is not None or params):

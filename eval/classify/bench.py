@@ -16,7 +16,7 @@ from vtc.eval.bundled import bundled_digits_path
 from vtc.eval.cells import first_of_lines
 from vtc.eval.choices import check_choice
 from vtc.eval.configuration import KEYED, record
-from vtc.eval.console import make_console, say
+from vtc.eval.console import make_console, say, say_found
 from vtc.eval.cost import Cost
 from vtc.eval.introduction import NAMED
 from vtc.eval.loading import config_hash, software
@@ -31,6 +31,7 @@ from vtc.eval.skips import ON_ERROR
 from vtc.eval.store import AnswerStore, ResultStore
 from vtc.eval.summary import CellSummary, summarise
 from vtc.eval.tasks import TaskSet
+from vtc.eval.timing import TIMING
 from vtc.pruners import list_pruners
 
 from .classifier import DIGITS, TEMPLATES, Classifier, load_classifier, zero_shot
@@ -122,17 +123,29 @@ def describe(classifier: Classifier, tasks: TaskSet, places: dict[str, int]) -> 
     }  # fmt: skip
 
 
-def _measure(sweep: ClassifySweep, timing: int, progress: Progress) -> dict[str, Cost]:
+def _measure(sweep: ClassifySweep, timing: int, progress: Progress, estimator: Estimator) -> dict[str, Cost]:
     cells = first_of_lines(sweep.cells)
     asked = sweep.tasks.questions[: sweep.batch_size]
     images = sweep.classifier.batch([sweep.tasks.image(q.image_id) for q in asked])
-    bar = progress.add_task("timing", total=len(cells) * (timing + WARM_UP), visible=bool(timing))
-    return measure_costs(sweep.classifier, cells, images, timing, lambda: progress.advance(bar))
+    bar = progress.add_task("timing", total=estimator.left[TIMING], visible=bool(timing), estimator=estimator)
+
+    def advance() -> None:
+        estimator.done(TIMING, 1)
+        progress.advance(bar)
+
+    return measure_costs(sweep.classifier, cells, images, timing, advance, estimator.skip)
 
 
-def _answer(sweep: ClassifySweep, store: ResultStore, progress: Progress) -> None:
+def _estimator(sweep: ClassifySweep, timing: int) -> Estimator:
+    """Of the time left: a turn of the timing is a batch without its pictures' decoding, so about a batch."""
     total = len(sweep.tasks.questions)
-    estimator = Estimator({cell.spec: total for cell in sweep.cells})
+    turns = len(first_of_lines(sweep.cells)) * (timing + WARM_UP) if timing else 0
+    parts = {cell.spec: total for cell in sweep.cells} | {TIMING: turns}
+    return Estimator(parts, alone=[TIMING], sizes={TIMING: min(sweep.batch_size, total)})
+
+
+def _answer(sweep: ClassifySweep, store: ResultStore, progress: Progress, estimator: Estimator) -> None:
+    total = len(sweep.tasks.questions)
     bar = progress.add_task("classifying", total=total * len(sweep.cells), estimator=estimator)
 
     def advance(cell: str, count: int, found: bool) -> None:
@@ -199,8 +212,11 @@ def run_bench(options: ClassifyOptions, console: Console | None = None) -> list[
     with writing_to(folder):
         _introduce(console, options, sweep, everything, plan, how, folder)
         with AnswerStore(folder / "results.jsonl", config_hash(described)) as store, make_progress(console) as progress:
-            _answer(sweep, store, progress)
-            costs = _measure(sweep, options.timing, progress)
+            found = sum((cell.spec, q.question_id) in store for cell in sweep.cells for q in tasks.questions)
+            say_found(console, found, len(sweep.cells) * len(tasks.questions))
+            estimator = _estimator(sweep, options.timing)
+            _answer(sweep, store, progress, estimator)
+            costs = _measure(sweep, options.timing, progress, estimator)
             summary = summarise_costs(sweep, store, costs, options.seed, options.match)
         about = _about(options, sweep, plan, described, time.time() - started)
         write_csv(folder / "summary.csv", summary)

@@ -74,10 +74,11 @@ def measure_throughput(
 
 def measure_costs(
     classifier: Classifier, cells: Sequence[Cell], images: Tensor, repeats: int,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None, begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Cost]:  # fmt: skip
-    """FLOPs of a picture, and with `repeats` the time and throughput of a batch, by spec."""
+    """FLOPs of a picture, and with `repeats` the time and throughput of a batch, by spec; `begin` is called between."""
     costs = {cell.spec: Cost(vision_flops=count_flops(classifier, cell, images[:1])) for cell in cells}
+    begin()
     if repeats:
         n = len(images)
         for spec, took in measure_throughput(classifier, cells, images, repeats, advance).items():

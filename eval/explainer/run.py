@@ -17,7 +17,7 @@ from rich.table import Table
 
 from vtc.eval.asked import load_asked
 from vtc.eval.bundled import bundled_data
-from vtc.eval.console import make_console, say
+from vtc.eval.console import make_console, say, say_found
 from vtc.eval.loading import Loaded, config_hash, hardware, load_model, software
 from vtc.eval.outputs import results_folder, writing_to
 from vtc.eval.progress import plain_progress
@@ -164,6 +164,7 @@ def run_explainer(options: ExplainerOptions, console: Console | None = None) -> 
         progress = plain_progress(console, TextColumn("{task.fields[said]}"))
         with ResultStore(folder / LABELS, digest) as store, progress:
             store.open()
+            say_found(console, sum((CELL, q.question_id) in store for q in tasks.questions), len(tasks.questions))
             bar = progress.add_task("labelling", total=len(tasks.questions), said="")
             make_labels(loaded, tasks, store, options.max_new_tokens, lambda n: progress.advance(bar, n))
             found = samples(store, tasks)

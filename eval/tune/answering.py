@@ -15,10 +15,10 @@ from rich.progress import Progress
 from vtc.pruners.parsing import parse_json
 
 from ..cells import UNPRUNED, Cell
+from ..costs import first_row
 from ..features import pruned
 from ..progress import Estimator
-from ..prompt import Row, make_row
-from ..runner import ENCODING, Sweep
+from ..runner import ENCODING, Sweep, missing
 from ..store import ResultStore, write_atomic
 from ..tasks import Question
 from ..workers import compute, useful_workers
@@ -63,21 +63,15 @@ class Answering:
 
     def _run(self, cells: Sequence[Cell], questions: Sequence[Question], what: str) -> None:
         part = replace(self.sweep, cells=cells, tasks=self.sweep.tasks.part(questions))
-        missing = sum((c.spec, q.question_id) not in self.store for c in cells for q in questions)
-        asked = 1 if self.workers is None and missing < WORTH else self.workers
-        workers = useful_workers(part, asked) if missing else 1
+        left = missing(part, self.store)
+        asked = 1 if self.workers is None and left < WORTH else self.workers
+        workers = useful_workers(part, asked) if left else 1
         estimator = self._estimator
         estimator.left.update({cell.spec: len(questions) for cell in cells})
         estimator.left[ENCODING] = len(part.tasks.groups()) if workers == 1 else 0
         estimator.left[LATER] = self.later[self._stage] if self._stage < len(self.later) else 0
         self._stage += 1
         compute(part, self.store, workers, self.source, self.progress, estimator, what)
-
-    def _first_row(self) -> Row:
-        sweep = self.sweep
-        first = sweep.tasks.questions[0]
-        visuals = sweep.tasks.visuals(first, sweep.frames)
-        return make_row(sweep.loaded.processor, sweep.model.config, visuals, first)
 
     def _cost(self, spec: str, rows: Sequence[Mapping[str, Any]]) -> float:
         """What a setting costs as a ratio to the unpruned model."""
@@ -101,12 +95,12 @@ class Answering:
             from ..flops import vision_flops
 
             with pruned(self.sweep.model, cell) as model:
-                self._tower[spec] = sum(vision_flops(model, self._first_row()))
+                self._tower[spec] = sum(vision_flops(model, first_row(self.sweep)))
         return self._tower[spec]
 
     def time_prefills(self, path: Path) -> None:
         """Measure the seconds of all cells in turns, once: a run that goes on decides by the same ones."""
-        from ..timing import measure_costs
+        from ..timing import measure_costs, steps_of
 
         known: Any = {}
         if path.is_file():
@@ -115,9 +109,9 @@ class Answering:
         ours = isinstance(known, dict) and known.get("config") == self.store.config
         seconds = known.get("prefill_seconds", {}) if ours else {}
         if not all(spec in seconds for spec in self._cells):
-            bar = self.progress.add_task("timing", total=len(self._cells) * (REPEATS + 1))
+            bar = self.progress.add_task("timing", total=sum(steps_of(self.sweep.cells, REPEATS).values()))
             costs = measure_costs(
-                self.sweep.model, self.sweep.cells, self._first_row(), REPEATS, lambda: self.progress.advance(bar)
+                self.sweep.model, self.sweep.cells, first_row(self.sweep), REPEATS, lambda _: self.progress.advance(bar)
             )
             seconds = {spec: cost.prefill.median for spec, cost in costs.items() if cost.prefill}
             write_atomic(path, json.dumps({"config": self.store.config, "prefill_seconds": seconds}, indent=1) + "\n")

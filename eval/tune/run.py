@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from vtc.config import CONFIG_NAME, VTCConfig
+from vtc.pruners.registry import imported
+from vtc.sources import BUNDLED
 from vtc.spec import parse
 
 from ..asked import asked_questions
 from ..cells import UNPRUNED
 from ..configuration import configuration, files_read, provenance
-from ..console import make_console, say
+from ..console import make_console, say, say_found
 from ..cost import LMCost, lm_cost
 from ..loading import Loaded, config_hash, load_model
 from ..options import LONGEST, longest_answers
@@ -78,6 +80,7 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
         found = Found(options, images=len(images_of(parts.confirmation)))
         _forget(folder)
         with AnswerStore(folder / "results.jsonl", config) as store, make_progress(console) as progress:
+            say_found(console, len(store.rows))
             later = parts.later(rungs, settings, options.eta)
             trial = Answering(sweep, store, progress, options.by, options.source, options.workers, later)
             if options.by == "prefill":
@@ -100,9 +103,27 @@ def run_tune(options: TuneOptions, console: Console | None = None) -> Found:
     written = f"{folder}/{REPORT}" + (f", {CONFIG_NAME}" if found.winner else f"; no {CONFIG_NAME}")
     say(console, *verdict(found), f"{time.time() - started:.0f} s. Written: {written}")
     if found.winner:
-        model = repr(options.model) if options.model else "vtc.eval.bundled.bundled_model_path()"
-        say(console, f"To use it: vtc.load({model}, vtc.VTCConfig.from_pretrained({str(folder)!r}))")
+        say(console, f"To use it: {to_use(options.model, folder, found.winner.spec)}")
     return found
+
+
+def to_use(model: str | None, folder: Path, spec: str) -> str:
+    """A line of Python that loads the model with what was found, wherever it is run.
+
+    Parameters
+    ----------
+    model : str, optional
+        As ``--model`` names it.
+    folder : Path
+        Holds the configuration.
+    spec : str
+        The setting; methods of a user's are imported before.
+    """
+    name = BUNDLED if model is None else str(Path(model).resolve()) if Path(model).is_dir() else model
+    own = any(not type(pruner).__module__.startswith("vtc.") for pruner in parse(spec))
+    lines = ["import vtc", *(f"vtc.import_methods({source!r})" for source in imported() if own)]
+    config = f"vtc.VTCConfig.from_pretrained({str(folder.resolve())!r})"
+    return "; ".join([*lines, f"model = vtc.load({name!r}, {config})"])
 
 
 def _cost_model(options: TuneOptions, loaded: Loaded) -> LMCost | None:

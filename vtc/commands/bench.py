@@ -14,12 +14,15 @@ from .options import (
     DataDir,
     Device,
     Dtype,
+    Import,
     IncludePath,
     MaxNewTokens,
     NumFrames,
     OnError,
     Workers,
     folders,
+    import_all,
+    not_bundled,
     refuse_given,
     was_given,
 )
@@ -64,10 +67,12 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
+            callback=not_bundled,
             help="Folder or hub id of a transformers VLM; the bundled model if left out. A classifier: timm:NAME, "
-            "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot)."
+            "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot).",
         ),
     ] = None,
+    imports: Import = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -145,6 +150,7 @@ def bench(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    import_all(imports)
     if classifier is not None:
         from vtc.eval.classify import bench as classify
 

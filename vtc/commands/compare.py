@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, cell_of, check_png, folders
+from .options import Device, Dtype, Import, Model, Overwrite, cell_of, folders, import_all, output_file
 
 
 def compare_selections(
@@ -19,17 +19,24 @@ def compare_selections(
         int | None, typer.Option(help="Average over so many pictures (default: 1); one says little.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Evaluation set for --images; the bundled one if left out.")] = None,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("selections.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write (default: selections.png, numbered if it is there).")
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    imports: Import = None,
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Show how much of the same several methods keep, beside what chance would give."""
-    check_png(out)
+    file = output_file("--out", out, "selections.png", overwrite)
     folders(("--data", data))
     if image is not None and (images is not None or data is not None):
         raise ValueError("--image is one picture; leave out --images and --data, which choose others")
+    if images is not None and images < 1:
+        raise ValueError(f"--images {images} is out of range: at least 1")
+    import_all(imports)
     from vtc.eval.images import open_image
     from vtc.eval.selections import SelectionOptions, check_cells, run_selections
 
@@ -38,6 +45,6 @@ def compare_selections(
     picture = open_image(image) if image is not None else None
     run_selections(
         SelectionOptions(
-            cells, out, picture, 1 if images is None else images, data, question, as_json, model, device, dtype
+            cells, file, picture, 1 if images is None else images, data, question, as_json, model, device, dtype
         )
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, check_png
+from .options import Device, Dtype, Model, Overwrite, output_file
 
 
 def embedlens(
@@ -16,9 +16,13 @@ def embedlens(
         Path | None, typer.Option(help="Folder of pictures, or an evaluation set; the bundled images if left out.")
     ] = None,
     images: Annotated[int, typer.Option(help="Pictures to look at, 50 or more.")] = 64,
-    output: Annotated[Path, typer.Option(help="The calibration to write, for embedlens(classes=...).")] = Path(
-        "embedlens.json"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The calibration to write, for embedlens(classes=...) (default: embedlens.json, numbered if it is "
+            "there)."
+        ),
+    ] = None,
     presence: Annotated[float, typer.Option(help="Share of images in which a vocabulary id has to be.")] = 0.9,
     sink_cosine: Annotated[float, typer.Option(help="Least mean cosine across images of sinks.")] = 0.99,
     sink_share: Annotated[float, typer.Option(help="Largest share of all tokens of a group of sinks.")] = 0.15,
@@ -28,7 +32,11 @@ def embedlens(
     classes: Annotated[
         Path | None, typer.Option(help="With --image: the calibration; what vtc knows of the model if left out.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="With --image: the PNG to write.")] = Path("classes.png"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --image: the PNG to write (default: classes.png, numbered if it is there)."),
+    ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -39,10 +47,11 @@ def embedlens(
         from vtc.eval.embedlens import Rules
         from vtc.eval.embedlens_run import LensOptions, run_embedlens
 
+        file = output_file("--output", output, "embedlens.json", overwrite, None)
         rules = Rules(presence, sink_cosine, sink_share, dead_cosine, dead_share)
-        run_embedlens(LensOptions(model, data, images, output, rules, device, dtype))
+        run_embedlens(LensOptions(model, data, images, file, rules, device, dtype))
         return
-    check_png(out)
+    file = output_file("--out", out, "classes.png", overwrite)
     from vtc.eval.images import open_image
 
     picture = open_image(image)
@@ -52,6 +61,6 @@ def embedlens(
 
     if classes is not None:
         read_calibration(str(classes))
-    found = show_classes(load_model(model, device, dtype), picture, out, None if classes is None else str(classes))
+    found = show_classes(load_model(model, device, dtype), picture, file, None if classes is None else str(classes))
     typer.echo(found.note)
-    typer.echo(f"written: {out}")
+    typer.echo(f"written: {file}")

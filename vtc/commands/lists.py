@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
+from .options import Import, import_all
+
 
 def pruners(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     pattern: Annotated[
         str, typer.Argument(help="Shell-style pattern of names, or methods with parameters: 'dart(official=True)'.")
     ] = "*",
+    imports: Import = None,
 ) -> None:
     """List the methods: where they prune, what they read, their paper, the families they run on."""
+    import_all(imports)
     from vtc.eval.listing import describe, listing
 
     rows = describe(pattern)

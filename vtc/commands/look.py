@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, Model, cell_of, check_png
+from .options import Device, Dtype, Import, Model, Overwrite, cell_of, import_all, output_file
 
 
 def ask(
@@ -15,6 +15,7 @@ def ask(
     question: Annotated[str, typer.Option(help="The question.")],
     pruner: Annotated[str | None, typer.Option(help="Method or pipeline; unpruned if left out.")] = None,
     keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
+    imports: Import = None,
     model: Model = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     device: Device = "auto",
@@ -24,6 +25,7 @@ def ask(
     from vtc.eval.images import open_image
 
     picture = open_image(image)
+    import_all(imports)
     cell = cell_of(pruner, keep)
     from vtc.eval.ask import ask as run
     from vtc.eval.ask import saved_cell
@@ -54,7 +56,15 @@ def show(
     keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
     image: Annotated[Path | None, typer.Option(help="The picture; one of the bundled ones if left out.")] = None,
     question: Annotated[str | None, typer.Option(help="Some methods read it.")] = None,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("kept.png"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The PNG to write (default: kept.png, or the signal's name such as relevance.png; numbered if it is "
+            "there)."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    imports: Import = None,
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -66,13 +76,20 @@ def show(
         raise ValueError("say what to draw: --pruner METHOD (with --keep), or --signal relevance")
     if weights is not None and "predicted" not in (signal or ()):
         raise ValueError("--weights goes with --signal predicted")
-    check_png(out)
+    if signal:
+        from vtc.eval.heat import check_signals, find_signals
+
+        check_signals(signal)
+    usual = "-".join(dict.fromkeys([*(signal or ()), *(["kept"] if pruner else [])]))
+    file = output_file("--out", out, f"{usual}.png", overwrite)
     if keep is not None and not pruner:
         raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
+    import_all(imports)
     cells = [cell for text in pruner or () if (cell := cell_of(text, keep))]
     picture = open_image(image) if image is not None else None
     from vtc.eval.loading import load_model
-    from vtc.eval.show import example, show_kept
+    from vtc.eval.show import show_kept
+    from vtc.sources import example
 
     if picture is None:
         picture, asked = example()
@@ -80,12 +97,10 @@ def show(
     question, loaded = question or "What is in the image?", load_model(model, device, dtype)
     heats: Any = []
     if signal:
-        from vtc.eval.heat import find_signals
-
         heats = find_signals(loaded, signal, picture, question, str(weights) if weights else None)
-    found = show_kept(loaded, cells, picture, question, out, beside=heats)
+    found = show_kept(loaded, cells, picture, question, file, beside=heats)
     for name, (heat, _) in zip(signal or (), heats, strict=True):
         typer.echo(f"{name}: {heat.note}")
     for cell, kept in zip(cells, found, strict=True):
         typer.echo(f"{cell.spec}: {kept.note}")
-    typer.echo(f"written: {out}")
+    typer.echo(f"written: {file}")

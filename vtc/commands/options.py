@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+
+def not_bundled(model: str | None) -> str | None:
+    """The bundled model is what is taken where none is named, also where it is named."""
+    return None if model == "bundled" else model
+
+
 Model = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a transformers VLM; the bundled model if left out.")
+    str | None,
+    typer.Option(callback=not_bundled, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
 ]
+Import = Annotated[
+    list[Path] | None,
+    typer.Option("--import", help="Python file with methods of your own (README); may be said several times."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else the checkpoint's.")
@@ -38,12 +51,35 @@ def folders(*given: tuple[str, Path | None]) -> None:
             raise ValueError(f"{option}: no such folder: {folder}")
 
 
-def check_png(out: Path) -> None:
-    """Refuse an --out that is no PNG in a folder that is there."""
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {out}")
+def import_all(files: list[Path] | None) -> None:
+    """Import what --import names, so that its methods are known."""
+    if files:
+        from vtc.pruners.registry import import_methods
+
+        for file in files:
+            import_methods(file)
+
+
+def output_file(option: str, given: Path | None, usual: str, overwrite: bool, suffix: str | None = ".png") -> Path:
+    """The file to write: as asked for, else `usual` with a number if that one is there; never one that is there.
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind, its folder is not there, or it is there and may not be replaced.
+    """
+    out = Path(usual) if given is None else given
+    if suffix is not None and out.suffix.lower() != suffix:
+        raise ValueError(f"{option} must end in {suffix}, got {out}")
     if not out.resolve().parent.is_dir():
-        raise ValueError(f"--out: no such folder: {out.resolve().parent}")
+        raise ValueError(f"{option}: no such folder: {out.resolve().parent}")
+    if out.is_dir():
+        raise ValueError(f"{option}: {out} is a folder")
+    if overwrite or not out.exists():
+        return out
+    if given is not None:
+        raise ValueError(f"{option}: {out} is there already; name another file, or say --overwrite to replace it")
+    return next(free for n in itertools.count(2) if not (free := out.with_stem(f"{out.stem}-{n}")).exists())
 
 
 def was_given(context: typer.Context, name: str) -> bool:

@@ -13,6 +13,7 @@ from .options import (
     DataDir,
     Device,
     Dtype,
+    Import,
     IncludePath,
     MaxNewTokens,
     Model,
@@ -20,6 +21,7 @@ from .options import (
     OnError,
     Workers,
     folders,
+    import_all,
 )
 
 
@@ -46,6 +48,7 @@ def tune(
         str | None, typer.Option(help="Tasks, comma-separated, as for vtc bench; all if left out.")
     ] = None,
     model: Model = None,
+    imports: Import = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +98,7 @@ def tune(
         device=device, dtype=dtype,
     )  # fmt: skip
     check_options(asked)
+    import_all(imports)
     from vtc.eval.tune.run import run_tune
 
     if run_tune(asked).winner is None:

@@ -1,0 +1,95 @@
+"""Methods from elsewhere: a user's file, and packages with the entry-point group ``vtc.pruners``."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+from .base import Pruner
+from .warning import VTCWarning
+
+ENTRY_POINTS = "vtc.pruners"
+
+
+def load_plugins(register: Callable[[str], Callable[[Any], Any]]) -> None:
+    """Load all installed plug-in packages; one that can't be loaded warns, and the others are loaded.
+
+    Parameters
+    ----------
+    register : callable
+        ``register_pruner``, for classes that have no name yet.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            loaded = point.load()
+            if isinstance(loaded, type) and issubclass(loaded, Pruner) and loaded.name == "":
+                register(point.name)(loaded)
+        except (Exception, SystemExit) as error:  # whatever somebody else's module does
+            package = f" of the package {point.dist.name}" if point.dist else ""
+            warnings.warn(
+                f"the plug-in {point.name} = {point.value}{package} can't be loaded, its methods are missing: "
+                f"{type(error).__name__}: {error}",
+                VTCWarning,
+                stacklevel=2,
+            )
+
+
+def import_source(source: str) -> str:
+    """Run a Python file, or import a module by its name; once is enough. Returns the module's name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it fails; the message names the line.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise ValueError(f"can't import {source}: it is a folder; give a .py file, or a module's name")
+    if path.suffix != ".py" and not path.is_file():
+        if not all(part.isidentifier() for part in source.split(".")):
+            raise ValueError(f"can't import {source!r}: give a .py file, or a module's name")
+    elif not path.is_file():
+        raise ValueError(f"can't import {source}: no such file")
+    try:
+        return _run(path.resolve()) if path.is_file() else import_module(source).__name__
+    except (Exception, SystemExit) as error:
+        words = f"{type(error).__name__}: {_words(error)}{_line(error, str(path.resolve()))}"
+        raise ValueError(f"can't import {source}: {words}") from error
+
+
+def _run(path: Path) -> str:
+    name = f"vtc_imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return name
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no Python file")
+    if str(path.parent) not in sys.path:  # what lies beside it can be imported, as if it were run; nothing is hidden
+        sys.path.append(str(path.parent))
+    module = sys.modules[name] = module_from_spec(spec)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return name
+
+
+def _words(error: BaseException) -> str:
+    return error.msg if isinstance(error, SyntaxError) else str(error)
+
+
+def _line(error: BaseException, file: str) -> str:
+    """Where in the file it failed, if it was there."""
+    if isinstance(error, SyntaxError):
+        return f" (line {error.lineno})" if error.lineno else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" (line {lines[-1]})" if lines else ""
