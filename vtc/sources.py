@@ -99,10 +99,13 @@ def check_family(path: str, **hub: Any) -> None:
         If the configuration can't be read.
     """
     from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
 
     from vtc.models.families import family_of
     from vtc.models.locate import unknown_family
 
+    if find_adapter_config_file(path, **hub) is not None:  # its base model is named there
+        return
     with explained(path):
         config = AutoConfig.from_pretrained(path, **hub)
     if family_of(config) is None:
@@ -128,7 +131,8 @@ def explained(name: str, path: str | None = None, processor: bool = False) -> It
         For whatever ``from_pretrained`` raises about files; errors of the call, such as an unknown argument, are
         passed on.
     """
-    expected: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError, *damage())
+    # ImportError: a package that this model needs and that is not installed
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError, ImportError, *damage())
     try:
         yield
     except NotImplementedError:
