@@ -28,8 +28,9 @@ from .run import Run, gather_columns
 from .signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .steps import Steps
 from .taps import attention_rows
-from .transformers_api import Call, call_of, given, need
+from .transformers_api import Call, attention_kind, call_of, given, need, takes
 from .tripwire import check_attention, check_columns
+from .windows import Windows
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
@@ -72,10 +73,20 @@ class DecoderSide:
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
         for layer in parts.layers:
             need(layer, "hidden", "mask", "rotary")
+        self.windows = Windows(parts.lm, parts.layers)
         self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
+        for i, signals in self.attended.items():
+            layer = self.parts.layers[i]
+            ahead = any(isinstance(s, AttentionAhead) for s in signals)
+            for part in ("self_attn", "input_layernorm")[: 1 + ahead]:
+                if not hasattr(layer, part):
+                    raise NotImplementedError(
+                        f"{type(layer).__name__} has no {part!r}, so its attention can't be read"
+                        f"{' before it runs' if ahead else ''}; use a method that does not read {signals[0]}"
+                    )
         return sorted(self.attended)
 
     def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
@@ -121,7 +132,7 @@ class DecoderSide:
             return call.args, call.kwargs
         if run.pruned:
             call.put("rotary", self._rotary(run, call.get("rotary")))
-        call.put("positions", None)  # only flash reads it, and would take gaps for packed sequences
+        call.put("positions", self._position_ids(run, i, call.get("positions")))
         call.put("mask", self._mask(run, i, hidden, call.get("mask")))
         if run.checks is not None:
             run.checks.gave(i, call)
@@ -159,6 +170,8 @@ class DecoderSide:
             rotary = self._rotary(run, rotary)
         if run.pruned or is_pruned(run.cache, i):
             mask = self._mask(run, i, hidden, mask, peek=True)
+        positions = self._position_ids(run, i, call.get("positions"))
+        more = {} if positions is None else {"positions": positions}
         found: list[Tensor] = []
         run.looking = query_columns(run, queries, hidden.shape[1]), found
         try:
@@ -171,6 +184,7 @@ class DecoderSide:
                         rotary=rotary,
                         mask=mask,
                         cache=None if run.cache is None else Peek(run.cache),
+                        **more,
                     )
                 )
         finally:
@@ -185,13 +199,18 @@ class DecoderSide:
             run.memo[key] = (embeddings, picked)
         return run.memo[key][1]
 
+    def _position_ids(self, run: Run, i: int, ids: Any) -> Any:
+        """Position ids of what is left, where the attention itself reads them."""
+        attention = getattr(self.parts.layers[i], "self_attn", None)
+        if not isinstance(ids, Tensor) or attention is None or not takes(attention, "positions"):
+            return None  # nobody but flash would read them, and take gaps for packed sequences
+        return gather_columns(ids, run.rope_columns, -1) if run.pruned else ids
+
     def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
-        config = self.parts.lm.config
-        attention = self.parts.layers[i].self_attn
-        window = getattr(attention, "sliding_window", None) if hasattr(attention, "sliding_window") else None
-        if not hasattr(attention, "sliding_window"):
-            window = getattr(config, "sliding_window", None)
+        if run.windows is None:
+            run.windows = self.windows.now()
+        window = run.windows[i]
         slots = run.slots.to(hidden.device)
         new = run.key_slots.to(hidden.device)
         if run.cache is None:
@@ -212,6 +231,11 @@ class DecoderSide:
         self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
     ) -> Any:
         config = self.parts.lm.config
+        if window is not None and run.past + run.full > window and "flash" in attention_kind(config):
+            raise NotImplementedError(
+                f"flash attention would count the window of {window} tokens in kept ones, and see further back than the "
+                "model does: call model.set_attn_implementation('sdpa') first"
+            )
         given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
             return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))

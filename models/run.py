@@ -74,6 +74,8 @@ class Run:
         `[B, L]` bool: such columns, whose keys nobody sees but themselves.
     checks : Checks, optional
         What the tripwire compares, where it looks.
+    windows : list of (int or None), optional
+        The sliding window of each layer, once a mask was made.
     """
 
     full: int
@@ -105,6 +107,7 @@ class Run:
     asking: Tensor | None = None
     unseen: Tensor | None = None
     checks: Checks | None = None
+    windows: list[int | None] | None = None
 
     @property
     def key_slots(self) -> Tensor:

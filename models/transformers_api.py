@@ -6,10 +6,11 @@ takes it. Nothing else under ``models`` knows the name of a keyword, so that a r
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -172,6 +173,9 @@ def configured(config: Any, meaning: str) -> Any:
 def among(arguments: Mapping[str, Any], meaning: str) -> Any:
     """An argument of a call that was bound by name; None if it was not given."""
     return next((arguments[name] for name in NAMES[meaning] if name in arguments), None)
+def undecorated(module: nn.Module) -> Callable[..., Any]:
+    """The forward that a module's class was written with, its ``self`` not bound."""
+    return inspect.unwrap(type(module).forward)
 
 
 def takes(module: nn.Module, meaning: str) -> bool:
@@ -236,6 +240,29 @@ def interface_mask(
         use_vmap=False,
         device=device,
     )
+
+
+class Rule(NamedTuple):
+    """What stands where a mask would be under ``masks_as_rules``: `function(b, h, q, k)` says who sees whom."""
+
+    function: Callable[..., Any]
+
+
+def masks_as_rules(config: Any) -> Any:
+    """A copy of a text model's config under which its masks come as ``Rule``."""
+    name = "vtc_rules"
+    if name not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *_, mask_function, **__: Rule(mask_function))
+    changed = copy.copy(config)
+    changed.__dict__["_attn_implementation_internal"] = name
+    return changed
+
+
+def mask_settings(config: Any) -> tuple[Any, ...]:
+    """What of a text model's config its masks depend on, as far as it may be changed while the model is in use."""
+    names = ("sliding_window", "attention_chunk_size", "is_causal", "layer_types")
+    found = [getattr(config, name, None) for name in names]
+    return tuple(tuple(value) if isinstance(value, list) else value for value in found)
 
 
 class ConfigView:

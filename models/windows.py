@@ -1,0 +1,107 @@
+"""How far back each decoder layer sees: asked of the text model itself, by the rule behind the mask that it makes.
+
+Attributes don't say it: layers carry a window that they don't use, configurations have one for some layers, and a newer
+model may have another kind of mask. So the text model's own forward runs once on layers that only note their mask,
+under an attention implementation whose masks are the rules that masks are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .transformers_api import Rule, call_of, given, mask_settings, masks_as_rules, undecorated, versions
+
+FAR = 1 << 18  # a window that is longer is taken for none
+
+
+class Windows:
+    """The sliding window of each decoder layer of a text model.
+
+    Parameters
+    ----------
+    lm : nn.Module
+        The text model.
+    layers : sequence of nn.Module
+        Its decoder layers.
+
+    Raises
+    ------
+    NotImplementedError
+        If a layer's queries see tokens by another rule than the causal one, with or without a window.
+    """
+
+    def __init__(self, lm: Any, layers: Sequence[Any]):
+        self.lm, self.layers = lm, layers
+        self._known: dict[Any, list[int | None]] = {}
+        self.now()
+
+    def now(self) -> list[int | None]:
+        """Per layer the window, or None: a query at 9 with a window of 3 sees 7, 8 and 9. Asked anew if it changed."""
+        settings = mask_settings(self.lm.config)
+        if settings not in self._known:
+            self._known[settings] = self._ask()
+        return self._known[settings]
+
+    def _ask(self) -> list[int | None]:
+        lm, name = self.lm, type(self.lm).__name__
+        seen: list[Any] = []
+        stand_in = object.__new__(type(lm))
+        stand_in.__dict__.update(lm.__dict__)
+        stand_in.__dict__["_modules"] = {**lm._modules, "layers": nn.ModuleList(_Noting(x, seen) for x in self.layers)}
+        stand_in.__dict__["config"] = masks_as_rules(lm.config)
+        like = next(lm.buffers(), next(lm.parameters()))  # weights may be offloaded
+        embeds = torch.zeros(1, 2, lm.config.hidden_size, device=like.device)
+        mask = torch.ones(1, 2, dtype=torch.long, device=like.device)
+        try:
+            with torch.no_grad():
+                undecorated(lm)(stand_in, **given(lm, embeds=embeds, mask=mask, **{"use cache": False}))
+        except Exception as error:
+            raise NotImplementedError(
+                f"vtc can't find out which tokens the layers of {name} see ({type(error).__name__}: {error}), so it "
+                f"can't make masks for what pruning leaves. {versions()}"
+            ) from error
+        known: dict[int, int | None] = {}
+        for i, rule in enumerate(seen):
+            if id(rule) not in known:
+                known[id(rule)] = _window(rule, f"decoder layer {i} of {name}")
+        if len(seen) != len(self.layers):
+            raise NotImplementedError(f"{name} runs {len(seen)} of {len(self.layers)} decoder layers. {versions()}")
+        return [known[id(rule)] for rule in seen]
+
+
+class _Noting(nn.Module):
+    """Stands for a decoder layer: it has the layer's attributes, and its forward only notes the mask."""
+
+    def __init__(self, layer: nn.Module, seen: list[Any]):
+        super().__init__()
+        self.__dict__.update(layer=layer, seen=seen)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = call_of(self.layer, args, kwargs)
+        self.seen.append(call.get("mask"))
+        return call.get("hidden")
+
+
+def _window(rule: Any, layer: str) -> int | None:
+    found = set()
+    if isinstance(rule, Rule):
+        keys, zero = torch.arange(FAR), torch.zeros((), dtype=torch.long)
+        for query in (FAR - 2, FAR - 39):  # chunks would begin elsewhere
+            sees = torch.as_tensor(rule.function(zero, zero, torch.tensor(query), keys)).expand(FAR)
+            first = int(sees.int().argmax())
+            causal = bool(sees[first : query + 1].all()) and not bool(sees[query + 1 :].any())
+            found.add(query + 1 - first if first else 0) if causal else found.add(-1)
+    if len(found) != 1 or -1 in found:
+        raise NotImplementedError(
+            f"{layer} attends by another rule than the causal one with or without a sliding window (chunks, both "
+            "directions, or no attention at all): vtc can't make its masks for what pruning leaves. Use another text "
+            "model, or a method of the vision encoder in a model without one"
+        )
+    return found.pop() or None

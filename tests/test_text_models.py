@@ -1,0 +1,121 @@
+"""Every kind of text model inside a VLM: windows in some layers, in none, unused; rotary embeddings by kind of layer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from contracts import TOLERANCE
+from methods import BOTH_STAGES, READING, TWO_LAYERS, Setting
+from reference import allowed, greedy, kept_at_end, record_positions, reference
+from torch import nn
+from zoo import prompt
+from zoo.models import TEXT, build, clip
+from zoo.tokens import IMAGE
+
+import vtc
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+SHORT = {"sliding_window": 9}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"] * 2
+NEW = 6
+IMPLEMENTATION = {"gemma2": "eager", "gpt_oss": "eager"}  # these have no sdpa
+# by model_type: what makes it tiny, with a window shorter than the prompt wherever it knows one
+TEXT_MODELS: dict[str, dict[str, Any]] = {
+    "cohere2": SHORT,
+    "exaone4": {**SHORT, "head_dim": 16, "sliding_window_pattern": 3, "layer_types": MIXED},
+    "exaone_moe": {**SHORT, **EXPERTS, "head_dim": 16, "layer_types": MIXED, "num_experts": 4, "n_group": 1,
+                   "topk_group": 1, "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 3, "num_shared_experts": 1},
+    "gemma2": {**SHORT, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**SHORT, "head_dim": 16, "query_pre_attn_scalar": 16, "layer_types": MIXED},
+    "gpt_oss": {**SHORT, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "ministral": {**SHORT, "head_dim": 16, "layer_types": MIXED},
+    "ministral3": {"head_dim": 16, "sliding_window": None, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 8}},
+    "mixtral": {**SHORT, "num_local_experts": 4},
+    "olmo3": SHORT,
+    "phi3": SHORT,
+    "qwen2": {**SHORT, "use_sliding_window": True, "max_window_layers": 3},
+    "qwen3": {**SHORT, "head_dim": 16, "use_sliding_window": False},
+    "smollm3": {**SHORT, "use_sliding_window": True, "layer_types": MIXED},
+    "starcoder2": SHORT,
+}  # fmt: skip
+REFUSED: dict[str, dict[str, Any]] = {
+    "llama4_text": {**EXPERTS, "head_dim": 16, "attention_chunk_size": 8, "intermediate_size_mlp": 96,
+                    "num_local_experts": 2, "num_experts_per_tok": 1},
+    "jamba": {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "qwen3_next": {**EXPERTS, "head_dim": 16, "num_experts": 2, "linear_num_value_heads": 4, "linear_num_key_heads": 4,
+                   "linear_key_head_dim": 16, "linear_value_head_dim": 16, "shared_expert_intermediate_size": 32},
+    "xglm": {"d_model": 64, "attention_heads": 4, "num_layers": 6, "ffn_dim": 96},
+}  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def llava_over(kind: str, impl: str) -> nn.Module:
+    """LLaVA's tower and projector before another text model."""
+    text = tf.AutoConfig.for_model(kind, **{**TEXT, **(TEXT_MODELS | REFUSED)[kind]})
+    config = tf.LlavaConfig(vision_config=clip(), text_config=text, image_token_id=IMAGE)
+    return build(tf.LlavaForConditionalGeneration, config, impl)
+
+
+def agrees(setting: Setting, kind: str, impl: str) -> None:
+    """Prefill and greedy tokens are those of the stock model under eager attention with what went masked."""
+    inputs = prompt("llava", "ragged").inputs
+    width = inputs["input_ids"].shape[1]
+    stock, model = llava_over(kind, "eager"), llava_over(kind, impl)
+    _, positions = record_positions(stock, inputs, NEW)
+    with vtc.compressed(model, setting.pruner):
+        first = model(**inputs, position_ids=positions[:, :width]).logits
+        generated, report = greedy(model, inputs, NEW), model.vtc.report
+    logits = reference(stock, inputs, report, positions, generated.tokens)
+    kept = kept_at_end(report, inputs["attention_mask"], 6)
+    assert (first - logits[:, :width])[kept].abs().max() < TOLERANCE
+    assert (generated.logits - logits[:, width - 1 :]).abs().max() < TOLERANCE
+    assert torch.equal(allowed(logits[:, width - 1 :]).argmax(-1), generated.tokens)
+
+
+@pytest.mark.parametrize("kind", TEXT_MODELS)
+def test_pruned_equals_masked(kind: str) -> None:
+    for setting in (BOTH_STAGES, TWO_LAYERS):
+        agrees(setting, kind, IMPLEMENTATION.get(kind, "sdpa"))
+
+
+@pytest.mark.parametrize("setting", [READING, Setting("pyramiddrop(keep=0.4)")], ids=str)
+@pytest.mark.parametrize("kind", ["cohere2", "gemma3_text", "ministral3"])
+def test_methods_that_read_attention(kind: str, setting: Setting) -> None:
+    agrees(setting, kind, "sdpa")
+
+
+def test_attention_ahead_of_a_layer_that_norms_afterwards_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="no 'input_layernorm'"):
+        vtc.compress(llava_over("exaone4", "sdpa"), "pyramiddrop", keep=0.4)
+
+
+def test_a_window_changed_after_wrapping() -> None:
+    """The stock model reads its window at every forward, and so do the masks that vtc makes."""
+    inputs = prompt("llava", "one").inputs
+    stock, model = llava_over("mixtral", "eager"), llava_over("mixtral", "sdpa")
+    before = model.model.language_model.config.sliding_window
+    with vtc.compressed(model, TWO_LAYERS.pruner):
+        narrow = model(**inputs, use_cache=False).logits
+        for net in (stock, model):
+            net.model.language_model.config.sliding_window = 14
+        wide, report = model(**inputs, use_cache=False).logits, model.vtc.report
+    truth = reference(stock, inputs, report, torch.arange(64)[None], torch.zeros(1, 1, dtype=torch.long))
+    kept = kept_at_end(report, inputs["attention_mask"], 6)
+    assert (wide - truth)[kept].abs().max() < TOLERANCE
+    assert (wide - narrow)[kept].abs().max() > 1e-3
+    for net in (stock, model):
+        net.model.language_model.config.sliding_window = before
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_text_models_whose_masks_vtc_cannot_make_are_refused_when_wrapped(kind: str) -> None:
+    model = llava_over(kind, "eager")
+    with pytest.raises(NotImplementedError, match=r"decoder layer \d|names no"):
+        vtc.compress(model, "random", keep=0.5)
+    assert not hasattr(model, "vtc")
