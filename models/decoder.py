@@ -233,8 +233,8 @@ class DecoderSide:
         config = self.parts.lm.config
         if window is not None and run.past + run.full > window and "flash" in attention_kind(config):
             raise NotImplementedError(
-                f"flash attention would count the window of {window} tokens in kept ones, and see further back than the "
-                "model does: call model.set_attn_implementation('sdpa') first"
+                f"flash attention would count the window of {window} tokens in kept ones, and see further back than "
+                "the model does: call model.set_attn_implementation('sdpa') first"
             )
         given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images

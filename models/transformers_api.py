@@ -28,7 +28,7 @@ TESTED = ("5.5.0", "5.23.0", "5.24.0")
 NAMES: dict[str, tuple[str, ...]] = {
     "ids": ("input_ids", "inputs"),
     "embeds": ("inputs_embeds",),
-    "hidden": ("hidden_states",),
+    "hidden": ("hidden_states", "hidden_state", "x"),
     "mask": ("attention_mask",),
     "positions": ("position_ids",),
     "rotary": ("position_embeddings",),

@@ -51,11 +51,11 @@ class Windows:
         seen: list[Any] = []
         stand_in = object.__new__(type(lm))
         stand_in.__dict__.update(lm.__dict__)
-        stand_in.__dict__["_modules"] = {**lm._modules, "layers": nn.ModuleList(_Noting(x, seen) for x in self.layers)}
-        stand_in.__dict__["config"] = masks_as_rules(lm.config)
-        like = next(lm.buffers(), next(lm.parameters()))  # weights may be offloaded
-        embeds = torch.zeros(1, 2, lm.config.hidden_size, device=like.device)
-        mask = torch.ones(1, 2, dtype=torch.long, device=like.device)
+        # no weight is touched, wherever it may be
+        parts: dict[str, nn.Module] = {n: (_Turning if "rot" in n else _Passing)(m) for n, m in lm._modules.items()}
+        parts["layers"] = nn.ModuleList(_Noting(layer, seen) for layer in self.layers)
+        stand_in.__dict__.update(_modules=parts, config=masks_as_rules(lm.config))
+        embeds, mask = torch.zeros(1, 2, lm.config.hidden_size), torch.ones(1, 2, dtype=torch.long)
         try:
             with torch.no_grad():
                 undecorated(lm)(stand_in, **given(lm, embeds=embeds, mask=mask, **{"use cache": False}))
@@ -73,20 +73,45 @@ class Windows:
         return [known[id(rule)] for rule in seen]
 
 
-class _Noting(nn.Module):
-    """Stands for a decoder layer: it has the layer's attributes, and its forward only notes the mask."""
+class _Passing(nn.Module):
+    """Stands for a module: it has the module's attributes, and its forward gives back what it gets."""
 
-    def __init__(self, layer: nn.Module, seen: list[Any]):
+    def __init__(self, module: Any):
         super().__init__()
-        self.__dict__.update(layer=layer, seen=seen)
+        self.__dict__["module"] = module
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
+        return getattr(self.__dict__["module"], name)
+
+    def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        return hidden
+
+
+class _Noting(_Passing):
+    """Stands for a decoder layer: its forward only notes the mask."""
+
+    def __init__(self, module: Any, seen: list[Any]):
+        super().__init__(module)
+        self.__dict__["seen"] = seen
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = call_of(self.layer, args, kwargs)
+        call = call_of(self.module, args, kwargs)
         self.seen.append(call.get("mask"))
         return call.get("hidden")
+
+
+class _Turning(_Passing):
+    """Stands for a rotary embedding: one, a pair or one for each kind of layer, whatever the text model takes it for."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _Anything()
+
+
+class _Anything:
+    def __getitem__(self, key: Any) -> _Anything:
+        if isinstance(key, int) and key > 1:
+            raise IndexError
+        return self
 
 
 def _window(rule: Any, layer: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Every kind of text model inside a VLM: windows in some layers, in none, unused; rotary embeddings by kind of layer."""
+"""Every kind of text model inside a VLM: windows in some layers, in none, unused; ropes by kind of layer."""
 
 from __future__ import annotations
 
