@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vtc.pruners.base import STAGES, Pruner, Stop, check_keep, check_layer
 from vtc.pruners.signals import AttentionAhead, DecoderSignal, Signal
 
+from .accepted import continuous_methods, refuse_continuous
 from .checkpoint import LayerHooks, arm
 from .decoder import DecoderSide
 from .expansion import EXPAND, guarded_expansion, repeats_pictures_one_by_one
@@ -31,6 +32,7 @@ from .steps import Steps
 from .taps import AttentionTap
 from .traffic import Traffic, traffic
 from .transformers_api import Call, Signature, configured
+from .tripwire import check_features
 from .vision import VisionSide
 
 MARK = "_vtc_adapter"
@@ -155,13 +157,7 @@ class Adapter:
         self._hook(lm.register_forward_pre_hook(eager(f.lm_pre), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
         hooks = [
-            LayerHooks(
-                layer,
-                self.local,
-                functools.partial(d.layer_pre, i),
-                functools.partial(d.layer_post, i) if i < d.deepstack_layers else None,
-            ).attach()
-            for i, layer in enumerate(layers)
+            LayerHooks(layer, self.local, functools.partial(d.layer_pre, i)).attach() for i, layer in enumerate(layers)
         ]
         self._undo += [h.detach for h in hooks]
         if any(h.movable for h in hooks):
@@ -183,6 +179,8 @@ class Adapter:
         self._undo.append(self.vision.detach)
         if hasattr(self.parts.model, "generate"):
             self._shadow(self.parts.model, "generate", functools.partial(_guarded_generate, self.local, self.traffic))
+            for name in continuous_methods(self.parts.model):
+                self._shadow(self.parts.model, name, functools.partial(refuse_continuous, name))
             if repeats_pictures_one_by_one(self.parts):
                 self._shadow(self.parts.model, EXPAND, functools.partial(guarded_expansion, f.placeholders))
         for owner in {id(m): m for m in (self.parts.model, core, lm)}.values():
@@ -287,7 +285,10 @@ def _guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
         local.prompt = max(widths) if isinstance(ids, Tensor) and widths else None
         local.encoded = {}
         try:
-            return generate(*args, **kwargs)
+            found = generate(*args, **kwargs)
+            if local.pictured is not local.encoded and any(call.get(m) is not None for m in ("image", "video")):
+                check_features(generate.__self__)
+            return found
         finally:
             local.prompt, local.encoded = before
             local.pending = False

@@ -74,7 +74,6 @@ class DecoderSide:
         for layer in parts.layers:
             need(layer, "hidden", "mask", "rotary")
         self.windows = Windows(parts.lm, parts.layers)
-        self.deepstack_layers = len(getattr(parts.tower, "deepstack_visual_indexes", ()) or ())
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
@@ -116,7 +115,7 @@ class DecoderSide:
         if run is None:
             return None
         call = call_of(layer, args, kwargs)
-        hidden = call.get("hidden")
+        hidden = self._with_deepstack(run, i - 1, call.get("hidden"))
         check_columns(run, i, hidden)
         if run.batch.spans:
             capture_hidden(run, self.hidden.get(i - 1, ()), hidden)
@@ -128,6 +127,7 @@ class DecoderSide:
         call.put("hidden", hidden)
         if run.checks is not None:
             run.checks.expect(i, run.cache, hidden.shape[1])
+        run.trail[i] = (run.columns, None)
         if not run.pruned and not is_pruned(run.cache, i):
             return call.args, call.kwargs
         if run.pruned:
@@ -223,6 +223,8 @@ class DecoderSide:
             key = ("mask", window, past, history)
             if not peek:
                 held.padded, held.history = padded, history
+        if not peek:
+            run.trail[i] = (run.columns, keys)
         if key not in run.memo:
             run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
         return run.memo[key]
@@ -239,6 +241,9 @@ class DecoderSide:
         given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
             return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))
+        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-1] == run.past + run.full:
+            # a mask over the whole sequence: the caller's own, or a layer's that nothing was pruned before
+            return gather_mask(given, run.columns.to(slots.device), config, keys)
         mask = slot_mask(config, slots, keys, dtype, padded, window)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
             new = gather_mask(
@@ -252,11 +257,11 @@ class DecoderSide:
             mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
         return mask
 
-    def layer_post(self, i: int, layer: nn.Module, args: Any, output: Any) -> Any:
-        """Add the deepstack features of layer `i` to the visual columns that are left."""
-        run = self.local.run
-        if run is None or run.deepstack is None or i >= len(run.deepstack[1]):
-            return None
+    @staticmethod
+    def _with_deepstack(run: Run, i: int, output: Tensor) -> Tensor:
+        """What layer `i` gave, with its deepstack features added to the visual columns that are left."""
+        if run.deepstack is None or not 0 <= i < len(run.deepstack[1]):
+            return output
         where = torch.where(run.columns < 0, -1, gather_columns(run.deepstack[0], run.columns, -1))
         features = run.deepstack[1][i].to(output.device, output.dtype)
         features = torch.cat([features, features.new_zeros(1, features.shape[1])])

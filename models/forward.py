@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
+from .accepted import refuse_arguments, refuse_generate, warn_merged
 from .cache import is_pruned, refuse_unsupported, slot_layer
 from .fed import Fed, fed_of
 from .local import Local
 from .locate import Parts
 from .masks import valid_columns
+from .outputs import restore_output
 from .questions import Words
 from .run import Run, gather_columns
 from .signals import EMBEDDINGS
@@ -27,11 +29,9 @@ from .transformers_api import (
     attention_kind,
     call_of,
     configured,
-    hidden_of,
     need,
     new_cache,
     takes,
-    with_hidden,
 )
 from .tripwire import check_features, check_output, checks_for
 
@@ -79,12 +79,15 @@ class Forward:
         self.keep_ids = any(p.uses_question or p.joins_crops for p, _ in stops)
         self.keep_embeddings = any(s.part == "input" for s in signals)
         self.takes_features = takes(parts.core, "features")
+        self.warned = False
+        refuse_generate(parts)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the placeholders, if visual input came along."""
+        pruned_before = self.vision_stops and any(record.steps for record in self.local.records.values())
         self.local.clear()
         if not self.traffic.enter():
             raise RuntimeError(
@@ -99,11 +102,26 @@ class Forward:
                 "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
             )
         if not has and call.get("image") is None and call.get("video") is None:
+            self._without_pictures(call, bool(pruned_before))
             return
         self.local.fed = features if has else None
         self.local.masks = self.placeholders(ids, call.get("embeds"))
         self.local.attention_mask = call.get("mask")
         self.local.token_ids = ids if self.keep_ids else None
+
+    def _without_pictures(self, call: Call, pruned_before: bool) -> None:
+        """Embeddings alone may be those of pictures, merged by the caller."""
+        embeds = call.get("embeds")
+        if not isinstance(embeds, Tensor) or embeds.shape[1] == 1 or _length(call.get("cache")):
+            return
+        if pruned_before:
+            raise NotImplementedError(
+                "embeddings merged by the caller: pruning inside the vision encoder leaves zeros in the features, "
+                "which only vtc can take out again. Pass pixel_values, or the features as mm_encoder_outputs"
+            )
+        if not self.warned:
+            self.warned = True
+            warn_merged()
 
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
@@ -159,10 +177,17 @@ class Forward:
         local.run = None
         call = call_of(lm, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
+        if not local.inside:  # called by itself
+            self._without_pictures(call, False)
+            if embeds is None and is_pruned(cache):
+                embeds = lm.get_input_embeddings()(call.pop("ids"))
+                call.put("embeds", embeds)
         masks, local.masks = local.masks, None
         fed = self._fed(masks) if masks else {}
         if not fed and not is_pruned(cache):
-            if embeds is not None and embeds.shape[1] > 1 and not _length(cache):
+            # text beside the prompt of a generate() with pictures (guidance) has no report of its own
+            beside = local.encoded is not None and local.pictured is local.encoded
+            if embeds is not None and embeds.shape[1] > 1 and not _length(cache) and not beside:
                 self.steps.open_report()
             return None
         if not isinstance(embeds, Tensor):
@@ -171,10 +196,14 @@ class Forward:
             refuse_unsupported(cache)
         use_cache = call.get("use cache")
         if use_cache is None:
-            use_cache = configured(lm.config, "use cache") and not lm.training
+            checkpointed = lm.training and getattr(lm, "gradient_checkpointing", False)
+            use_cache = bool(configured(lm.config, "use cache")) and not checkpointed
+            call.put("use cache", use_cache)  # else the text model may make a cache that nobody tracks
         if cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)
+        mask = call.get("mask")
+        refuse_arguments(self.parts, call, self.local.attention_mask if mask is None else mask, cache)
         run = self._open(embeds, cache, call, masks or {}, fed)
         if run.batch.spans:
             self.steps.open_report(run)
@@ -193,7 +222,7 @@ class Forward:
         if run.pruned or is_pruned(cache, 0):
             self._hide_mask(run, call)
         local.run = run
-        local.opened, local.pending = True, False
+        local.opened, local.pending, local.pictured = True, False, local.encoded if fed else local.pictured
         return call.args, call.kwargs
 
     def _open(
@@ -276,24 +305,12 @@ class Forward:
         call.put("mask", ones)
 
     def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Give the last hidden state its full length again, zeros where tokens are gone, so losses stay aligned."""
+        """Give the output its full length again, so that losses stay aligned."""
         run, self.local.run = self.local.run, None
         if run is None or output is None:
             return None
         check_output(lm, len(self.parts.layers), run, output)
-        if not run.pruned:
-            return None
-        hidden = hidden_of(output)
-        rows, length, width = hidden.shape
-        index = torch.where(run.columns < 0, run.full, run.columns)
-        full = hidden.new_zeros(rows, run.full + 1, width)
-        full = full.scatter(1, index.to(hidden.device)[..., None].expand(rows, length, width), hidden)
-        if any(run.batch.ends) and run.asking is None:  # the last token left answers for the last of the prompt
-            newest = last_valid(run.slots >= 0, run.batch.ends, length, hidden.device)
-            last = last_valid(run.valid, run.batch.ends, run.full, hidden.device)
-            row = torch.arange(rows, device=hidden.device)
-            full = full.index_put((row, last), hidden[row, newest])
-        return with_hidden(output, full[:, : run.full])
+        return restore_output(run, output)
 
     def _take_deepstack(self, run: Run, call: Call) -> None:
         """Take over the addition of deepstack features, which the text model does by a full-length mask."""

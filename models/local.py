@@ -40,6 +40,7 @@ class Local(ThreadState):
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
         self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
+        self.pictured: dict[str, VisionRecord] | None = None  # the `encoded` of the generate() that last fed pictures
         self.pending = False  # whether generate() has encoded pictures that no forward has used yet
         self.inside = False  # whether this thread is in a forward of the composite model
         self.opened = False  # whether this forward's pictures reached the text model's hook

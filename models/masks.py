@@ -71,13 +71,12 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor | None = None) -> Any:
-    """Rows and columns `columns` `[B, L']` (-1: padding) of a square mask `[B, H, L, L]` or a flex ``BlockMask``.
+def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor) -> Any:
+    """Rows `columns` `[B, n]` (-1: padding) and columns `keys` `[B, m]` of a mask `[B, H, L, K]` or flex ``BlockMask``.
 
-    `keys` are the columns as keys, where some (-1) are seen by their own query only.
+    The last `n` of `keys` are the queries' own; those of -1 are seen by their own query only.
     """
     batch, n = columns.shape
-    keys = columns if keys is None else keys
     if not isinstance(mask, Tensor):
         index = columns.clamp(min=0)
 
@@ -88,13 +87,14 @@ def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor | None = N
         kind = attention_kind(config)
         return interface_mask(config, kind, rule, batch, n, n, torch.float32, columns.device)
     index = columns.clamp(min=0).to(mask.device)
-    heads, length = mask.shape[1], mask.shape[-1]
+    heads, length, m = mask.shape[1], mask.shape[-1], keys.shape[1]
     mask = mask.expand(batch, -1, -1, -1)
     mask = mask.gather(2, index[:, None, :, None].expand(batch, heads, n, length))
-    mask = mask.gather(3, index[:, None, None, :].expand(batch, heads, n, n))
-    hidden = (keys < 0).to(mask.device)
-    off = (columns < 0).to(mask.device)[:, None, :, None] | hidden[:, None, None, :]
-    own = torch.eye(n, dtype=torch.bool, device=mask.device) & hidden[:, None, :, None]
+    mask = mask.gather(3, keys.clamp(min=0).to(mask.device)[:, None, None, :].expand(batch, heads, n, m))
+    hidden = (keys < 0).to(mask.device)[:, None, None, :]
+    off = (columns < 0).to(mask.device)[:, None, :, None] | hidden
+    own = torch.eye(n, dtype=torch.bool, device=mask.device)
+    own = torch.nn.functional.pad(own, (m - n, 0)) & hidden
     if mask.dtype == torch.bool:
         return (mask & ~off) | own
     return mask.masked_fill(off, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)

@@ -33,6 +33,14 @@ def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
     return x.gather(where, index.expand(*lead, batch, n, *tail))
 
 
+def places(columns: Tensor, length: int) -> Tensor:
+    """`[B, length]`: where in `columns` `[B, n]` (-1 is padding) each of 0 .. length-1 stands, -1 where it is gone."""
+    rows, n = columns.shape
+    place = torch.full((rows, length + 1), -1, device=columns.device)
+    index = torch.where(columns < 0, length, columns)
+    return place.scatter_(1, index, torch.arange(n, device=place.device).expand(rows, n))[:, :length]
+
+
 @dataclass
 class Run:
     """One forward of the text model.
@@ -76,6 +84,8 @@ class Run:
         What the tripwire compares, where it looks.
     windows : list of (int or None), optional
         The sliding window of each layer, once a mask was made.
+    trail : dict
+        By layer the columns that entered it, and the slots `[B, K]` of its keys where vtc made its mask.
     """
 
     full: int
@@ -108,6 +118,7 @@ class Run:
     unseen: Tensor | None = None
     checks: Checks | None = None
     windows: list[int | None] | None = None
+    trail: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     @property
     def key_slots(self) -> Tensor:
@@ -134,12 +145,7 @@ class Run:
     def current(self) -> Tensor:
         """`[B, full + 1]`: present column of each original one, -1 where it is gone (the last entry is a dummy)."""
         if "current" not in self.memo:
-            rows, length = self.columns.shape
-            place = torch.full((rows, self.full + 1), -1, device=self.columns.device)
-            index = torch.where(self.columns < 0, self.full, self.columns)
-            place.scatter_(1, index, torch.arange(length, device=place.device).expand(rows, length))
-            place[:, self.full] = -1
-            self.memo["current"] = place
+            self.memo["current"] = torch.nn.functional.pad(places(self.columns, self.full), (0, 1), value=-1)
         return self.memo["current"]
 
     def look_ahead(self, queries: str) -> tuple[Tensor, Tensor]:

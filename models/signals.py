@@ -52,13 +52,7 @@ def text_columns(run: Run) -> tuple[Tensor, Tensor]:
         batch, full = run.batch, run.full
         rows = run.columns.shape[0]
         device = run.columns.device
-        is_text = torch.ones(rows, full, dtype=torch.bool, device=device)
-        lengths = torch.tensor(batch.lengths, device=device)
-        inside = torch.arange(batch.columns.shape[1], device=device) < lengths[:, None]
-        flat = batch.samples[:, None] * full + batch.columns
-        # padding of a span's row points at its first token
-        flat = torch.where(inside, flat, flat[:, :1])
-        is_text.view(-1).scatter_(0, flat.reshape(-1), False)
+        is_text = ~batch.visual(rows, full)
         if run.prompt is not None:
             is_text[:, max(0, run.prompt - run.past) :] = False
         valid = run.valid

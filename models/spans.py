@@ -85,6 +85,19 @@ class Batch:
         columns, samples = self.columns.cpu(), self.samples.cpu()
         return replace(self, columns=columns, samples=samples, fed={}, _layouts=self.layouts())
 
+    def visual(self, rows: int, length: int) -> Tensor:
+        """`[rows, length]` bool: the columns of visual tokens."""
+        device = self.columns.device
+        inside = torch.arange(self.columns.shape[1], device=device) < torch.tensor(self.lengths, device=device)[:, None]
+        flat = self.samples[:, None] * length + self.columns
+        # padding of a span's row points at its first token
+        flat = torch.where(inside, flat, flat[:, :1])
+        return (
+            torch.zeros(rows * length, dtype=torch.bool, device=device)
+            .scatter(0, flat.reshape(-1), True)
+            .view(rows, length)
+        )
+
     def per_span(self, values: Callable[[VisionRecord], Sequence[Any]]) -> list[Any]:
         """A record's per-item values, one for each span."""
         known = {m: values(f.record) for m, f in self.fed.items()}

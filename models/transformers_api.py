@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -28,7 +29,7 @@ TESTED = ("5.5.0", "5.23.0", "5.24.0")
 NAMES: dict[str, tuple[str, ...]] = {
     "ids": ("input_ids", "inputs"),
     "embeds": ("inputs_embeds",),
-    "hidden": ("hidden_states", "hidden_state", "x"),
+    "hidden": ("hidden_states",),
     "mask": ("attention_mask",),
     "positions": ("position_ids",),
     "rotary": ("position_embeddings",),
@@ -48,6 +49,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "longest chunk": ("max_seqlen",),
     "prefill chunk": ("prefill_chunk_size",),
     "generation": ("generation_config",),
+    "causal": ("is_causal",),
+    "packed ends": ("cu_seq_lens_q",),
     "copies": ("expand_size",),
 }
 
@@ -173,6 +176,8 @@ def configured(config: Any, meaning: str) -> Any:
 def among(arguments: Mapping[str, Any], meaning: str) -> Any:
     """An argument of a call that was bound by name; None if it was not given."""
     return next((arguments[name] for name in NAMES[meaning] if name in arguments), None)
+
+
 def undecorated(module: nn.Module) -> Callable[..., Any]:
     """The forward that a module's class was written with, its ``self`` not bound."""
     return inspect.unwrap(type(module).forward)
@@ -202,6 +207,33 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
         return (hidden, *output[1:])
     output.last_hidden_state = hidden
     return output
+
+
+def change_layers(
+    output: Any, states: Callable[[int, Tensor], Tensor], attention: Callable[[int, Tensor], Tensor]
+) -> Any:
+    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`."""
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        change_one = {3: states, 4: attention}
+        return tuple(change_one[x.dim()](i, x) if isinstance(x, Tensor) else x for i, x in enumerate(value))
+
+    if isinstance(output, tuple):
+        return tuple(map(change, output))
+    for name in list(output):
+        if isinstance(output[name], tuple):
+            output[name] = change(output[name])
+    return output
+
+
+CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+def own_generate(model: Any) -> bool:
+    """Whether the class of a model generates by a method of its own."""
+    return getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate
 
 
 def new_cache(config: Any) -> Cache:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import EncoderSignal, Signal
 
 from .checkpoint import LayerHooks, arm
 from .fed import item_lengths as entry_lengths
@@ -26,7 +26,16 @@ from .record import VisionRecord
 from .segments import SegmentedAttention
 from .taps import AttentionTap
 from .transformers_api import call_of
-from .vision_checks import check_signals, check_stops, prefix_tokens, read_layer, vision_layers
+from .vision_checks import (
+    FEATURE_LAYER,
+    check_features_asked,
+    check_signals,
+    check_stops,
+    cut_of,
+    prefix_tokens,
+    read_layer,
+    vision_layers,
+)
 from .vision_rows import encoder_rows
 from .vision_run import VisionRun
 from .vision_signals import kind_of, layer_of
@@ -60,6 +69,8 @@ class VisionSide:
         self.prefix = self.cut = self.last = 0
         self.needs: dict[int, set[str]] = {}
         self.done: dict[int, list[tuple[str, int]]] = {}
+        # whether anything is read or done where the projector reads: then that place is fixed
+        self.by_last = bool(stops) or any(isinstance(s, EncoderSignal) and s.layer is None for s in self.signals)
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
         self._hooks: list[LayerHooks] = []
@@ -68,8 +79,8 @@ class VisionSide:
             return
         self.layers = vision_layers(self.tower)
         self.prefix = prefix_tokens(self.tower)
-        self.cut = int(getattr(parts.config, "vision_feature_select_strategy", None) == "default")
-        self.last = read_layer(parts.config, len(self.layers))
+        asked = VisionCall(parts.core, "image", {})
+        self.cut, self.last = cut_of(asked), read_layer(asked.option(FEATURE_LAYER), len(self.layers))
         check_signals(parts, self.signals, self.prefix, len(self.layers))
         last_read: dict[tuple[str, int], int] = {}  # before which layer
         for layer, pruner, stop in check_stops(parts, stops, self.prefix, self.cut, self.last, len(self.layers)):
@@ -151,7 +162,9 @@ class VisionSide:
             return call(), None
         arm(self._hooks)
         asked = VisionCall(self.parts.core, modality, arguments)
-        run = VisionRun(asked, self.family, self.tower, self.prefix, self.cut, len(self.layers), self.last)
+        if self.needs or self.stops:
+            check_features_asked(asked, self)
+        run = VisionRun(asked, self.family, self.tower, self.prefix, cut_of(asked), len(self.layers), self.last)
         self._local.run = run
         try:
             output = call()

@@ -10,11 +10,13 @@ from torch import nn
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector, Signal
 
+from .layouts import VisionCall
 from .locate import Parts
 from .vision_signals import layer_of
 
 PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks")
 DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model")
+FEATURE_LAYER, FEATURE_STRATEGY = "vision_feature_layer", "vision_feature_select_strategy"
 QUERIES = ("auto", "cls", "received", "mean", "global", "cls_or_none")
 
 
@@ -38,9 +40,35 @@ def prefix_tokens(tower: nn.Module) -> int:
     return int(hasattr(embeddings, "class_embedding") or hasattr(embeddings, "cls_token"))
 
 
-def read_layer(config: Any, depth: int) -> int:
+def cut_of(call: VisionCall) -> int:
+    """How many tokens in front of a row the model cuts off before the projector, by the call or the configuration."""
+    return int(call.option(FEATURE_STRATEGY) == "default")
+
+
+def check_features_asked(call: VisionCall, side: Any) -> None:
+    """Refuse a call that has the projector read elsewhere than the model did when it was wrapped, where that matters.
+
+    Raises
+    ------
+    NotImplementedError
+        If a method reads or prunes there.
+    """
+    index = call.option(FEATURE_LAYER)
+    if side.by_last and read_layer(index, len(side.layers)) != side.last:
+        raise NotImplementedError(
+            f"vision_feature_layer={index} is not what it was when the model was wrapped, and its pruner reads or "
+            "prunes by it: set model.config.vision_feature_layer and call vtc.compress(...) again, or use a method that "
+            "needs nothing of the encoder"
+        )
+    if side.stops and cut_of(call) != side.prefix:
+        raise NotImplementedError(
+            f"vision_feature_select_strategy={call.option(FEATURE_STRATEGY)!r} feeds the class token to the language "
+            "model, which pruning inside the tower does not support; use the input stage"
+        )
+
+
+def read_layer(index: Any, depth: int) -> int:
     """The layer whose output the projector reads: ``hidden_states[-2]`` is the output of the last layer but one."""
-    index = getattr(config, "vision_feature_layer", None)
     if isinstance(index, (list, tuple)):
         index = max(i if i >= 0 else depth + 1 + i for i in index)
     if index is None:

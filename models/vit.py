@@ -7,7 +7,7 @@ token, mean or attention pooling alike). ``forward_features`` therefore gives `[
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import partial, wraps
 from inspect import signature
 from typing import Any
 
@@ -55,6 +55,36 @@ def find_vit(model: Any) -> Any:
 def is_vit(model: Any) -> bool:
     """Whether `model` is a vision transformer (or an open_clip model with one) that ``VitAdapter`` can prune."""
     return isinstance(model, nn.Module) and find_vit(model) is not None
+
+
+GRIDS = "forward_intermediates"
+
+
+def _refuse_grids(method: Any) -> Any:
+    """The method, but an error where it would lay out what is left of the patches as a picture."""
+    parameters = signature(method)
+
+    @wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        bound = parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        layout = bound.arguments.get("output_fmt", bound.arguments.get("image_output_fmt", "NLC"))
+        if layout == "NCHW":
+            raise NotImplementedError(
+                f"{GRIDS}: a pruned ViT has no full grid of patches (output_fmt='NCHW', reshape=True). Ask for 'NLC': "
+                "every layer gives [B, tokens left, D], and model.vtc.report says which; or call vtc.restore(model)"
+            )
+        return method(*args, **kwargs)
+
+    return checked
+
+
+def _refuse_masks(block: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+        raise NotImplementedError(
+            "attn_mask and is_causal are meant for all patches, and a pruned ViT runs on those left: leave them out, "
+            "or call vtc.restore(model) first"
+        )
 
 
 class VitAdapter:
@@ -147,6 +177,9 @@ class VitAdapter:
         self._handles.append(self.vit.register_forward_hook(eager(self._close), always_call=True))
         # timm's forward_features and open_clip's inner parts can be called by themselves: the first block opens too
         self._handles.append(self.blocks[0].register_forward_pre_hook(eager(partial(self._enter, 0))))
+        self._handles.append(self.blocks[0].register_forward_pre_hook(_refuse_masks, with_kwargs=True))
+        if hasattr(self.vit, GRIDS):
+            self.vit.__dict__[GRIDS] = _refuse_grids(getattr(self.vit, GRIDS))
         for i, block in enumerate(self.blocks):
             if i and i in self.stops:
                 self._handles.append(block.register_forward_pre_hook(eager(partial(self._enter, i))))
@@ -171,6 +204,7 @@ class VitAdapter:
         """Remove every hook, when no thread is inside the model."""
         self.traffic.shut()
         self.vit.__dict__.pop("__reduce_ex__", None)
+        self.vit.__dict__.pop(GRIDS, None)
         for handle in self._handles:
             handle.remove()
         self._handles = []

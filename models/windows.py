@@ -101,7 +101,7 @@ class _Noting(_Passing):
 
 
 class _Turning(_Passing):
-    """Stands for a rotary embedding: one, a pair or one for each kind of layer, whatever the text model takes it for."""
+    """Stands for a rotary embedding: one, a pair or one for each kind of layer, as the text model takes it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return _Anything()
