@@ -15,7 +15,7 @@ from .transformers_api import CONTINUOUS, Call, attention_kind, configured, own_
 
 MERGED = (
     "embeddings came without pictures: vtc can't tell which of them are visual tokens, so none is pruned. Give the "
-    "model input_ids (or embeddings of the placeholders) with pixel_values or mm_encoder_outputs, and it merges them itself"
+    "model input_ids (or embeddings of the placeholders) with pixel_values or mm_encoder_outputs instead"
 )
 
 
@@ -30,8 +30,8 @@ def refuse_generate(parts: Parts) -> None:
     if parts.family.projector or not own_generate(parts.model):  # families of the table generate by transformers' own
         return
     raise NotImplementedError(
-        f"{type(parts.model).__name__} has a generate() of its own, which may call the text model without its composite "
-        f"model {type(parts.core).__name__}, so that nothing would be pruned. Wrap a model that generates by "
+        f"{type(parts.model).__name__} has a generate() of its own, which may call the text model without its "
+        f"composite model {type(parts.core).__name__}, so that nothing would be pruned. Wrap a model that generates by "
         "transformers' GenerationMixin, or add a row to vtc/models/families.py once that is sure"
     )
 

@@ -202,8 +202,8 @@ class Forward:
         if cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)
-        mask = call.get("mask")
-        refuse_arguments(self.parts, call, self.local.attention_mask if mask is None else mask, cache)
+        # Gemma3's composite model makes masks of its own, also where it was given none
+        refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
         run = self._open(embeds, cache, call, masks or {}, fed)
         if run.batch.spans:
             self.steps.open_report(run)

@@ -57,8 +57,8 @@ def check_features_asked(call: VisionCall, side: Any) -> None:
     if side.by_last and read_layer(index, len(side.layers)) != side.last:
         raise NotImplementedError(
             f"vision_feature_layer={index} is not what it was when the model was wrapped, and its pruner reads or "
-            "prunes by it: set model.config.vision_feature_layer and call vtc.compress(...) again, or use a method that "
-            "needs nothing of the encoder"
+            "prunes by it: set model.config.vision_feature_layer and call vtc.compress(...) again, or use a method "
+            "that needs nothing of the encoder"
         )
     if side.stops and cut_of(call) != side.prefix:
         raise NotImplementedError(

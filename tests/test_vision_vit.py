@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -268,3 +269,53 @@ def test_a_wrapped_one_is_not_copied(kind: str, duplicate: Any) -> None:
     model = vtc.compress(build(kind), "random(at=vision, layer=1, keep=6)")
     with pytest.raises(TypeError, match=r"call vtc\.restore\(model\) first"):
         duplicate(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entry_points_beside_forward(kind: str) -> None:
+    """Intermediate features are those of the tokens left in each block; a full grid of them is refused."""
+    model, prefix = build(kind), prefix_of(kind)
+    blocks = model.transformer.resblocks if kind == "open_clip" else model.blocks
+    outputs: list[Tensor] = []
+    layout = "output_fmt" if kind != "open_clip" else "image_output_fmt"
+    layout = layout if layout in inspect.signature(model.forward_intermediates).parameters else "output_fmt"
+    with vtc.compressed(model, "random(at=vision, layer=2)", keep=5):
+        hooks = [b.register_forward_hook(lambda m, a, y: outputs.append(y)) for b in blocks]
+        found = model.forward_intermediates(IMAGES, **{layout: "NLC"}, intermediates_only=True)
+        found = found["image_intermediates"] if isinstance(found, dict) else found
+        assert [f.shape[1] for f in found] == [16, 16, 5, 5]
+        for mine, theirs in zip(found, outputs, strict=True):
+            assert torch.equal(mine, theirs[:, prefix:])
+        assert model.vtc.report.tokens_kept == 15
+        for hook in hooks:
+            hook.remove()
+        with pytest.raises(NotImplementedError, match="NLC"):
+            model.forward_intermediates(IMAGES)
+        if kind != "open_clip":
+            left = model.forward_features(IMAGES)
+            assert left.shape[1] == prefix + 5
+            assert torch.equal(model.forward_head(left), model(IMAGES))
+            assert model.get_intermediate_layers(IMAGES, n=1)[0].shape[1] == 5
+            with pytest.raises(NotImplementedError, match="NLC"):
+                model.get_intermediate_layers(IMAGES, n=1, reshape=True)
+            with pytest.raises(NotImplementedError, match="attn_mask"):
+                model(IMAGES, attn_mask=torch.ones(1, 1, 16 + prefix, 16 + prefix, dtype=torch.bool))
+    assert "forward_intermediates" not in vars(model)
+    assert model.forward_intermediates(IMAGES)
+
+
+def test_the_image_side_of_a_whole_open_clip_model() -> None:
+    """encode_image prunes, encode_text is as ever, and so is what the logits are made of."""
+    tower = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 4, "head_width": 12}
+    small = {"embed_dim": 32, "vision_cfg": tower,
+             "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}}  # fmt: skip
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**small).eval()
+    text = torch.randint(1, 50, (2, 8))
+    plain, words = model.encode_image(IMAGES), model.encode_text(text)
+    with vtc.compressed(model, "random(at=vision, layer=2)", keep=5):
+        pruned = model.encode_image(IMAGES)
+        assert model.vtc.report.tokens_kept == 15
+        assert torch.equal(model.encode_text(text), words)
+        assert torch.equal(model(IMAGES, text)[0], nn.functional.normalize(pruned, dim=-1))
+    assert (pruned - plain).abs().max() > 1e-3
