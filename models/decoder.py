@@ -246,12 +246,9 @@ class DecoderSide:
             return gather_mask(given, run.columns.to(slots.device), config, keys)
         mask = slot_mask(config, slots, keys, dtype, padded, window)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
-            new = gather_mask(
-                given[..., given.shape[-1] - run.full :],
-                run.columns.to(slots.device),
-                config,
-                run.key_slots.to(slots.device),
-            )
+            columns = run.columns.to(slots.device)
+            own = torch.where(run.key_slots.to(slots.device) < 0, -1, columns)
+            new = gather_mask(given[..., given.shape[-1] - run.full :], columns, config, own)
             if mask is None:
                 mask = slot_mask(config, slots, keys, dtype, True, window)
             mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)

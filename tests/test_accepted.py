@@ -88,6 +88,7 @@ def test_hidden_states_and_attentions_have_their_full_length(family: str) -> Non
     with vtc.compressed(model, BOTH_STAGES.pruner):
         out = model(**inputs, position_ids=positions[..., :width], use_cache=True, **asked)
         report = model.vtc.report
+        assert torch.equal(model(**inputs, position_ids=positions[..., :width]).logits, out.logits)
         tokens = allowed(out.logits[:, -1:]).argmax(-1)
         step = model(
             input_ids=tokens,
