@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .locate import Parts
 from .spans import readable
-from .transformers_api import CONTINUOUS, Call, attention_kind, configured, own_generate
+from .transformers_api import CONTINUOUS, PACKED_KWARGS, Call, attention_kind, configured, own_generate
 
 MERGED = (
     "embeddings came without pictures: vtc can't tell which of them are visual tokens, so none is pruned. Give the "
@@ -73,7 +73,8 @@ def refuse_arguments(parts: Parts, call: Call, mask: Any, cache: Any) -> None:
         raise NotImplementedError(
             "is_causal=False: vtc makes causal masks of what pruning leaves. Leave it out, or call vtc.restore(model)"
         )
-    if call.get("packed ends") is not None or (mask is None and cache is None and _starts_anew(call.get("positions"))):
+    packed = any(call.kwargs.get(name) is not None for name in PACKED_KWARGS)
+    if packed or (mask is None and cache is None and _starts_anew(call.get("positions"))):
         raise NotImplementedError(
             "several samples are packed into one row (cu_seq_lens, or position_ids that start anew without a "
             "mask): methods would take them for one. Give every sample a row of its own, and a mask for the padding"

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .local import ThreadState
-from .transformers_api import ConfigView, attention_function, attention_kind
+from .transformers_api import PACKED_KWARGS, ConfigView, attention_function, attention_kind
 
 PREFIX = "vtc_segments_"
-PACKED_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 ROWS = 512  # queries at a time when only a mean over them is asked for
 
 

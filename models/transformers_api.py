@@ -50,9 +50,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     "prefill chunk": ("prefill_chunk_size",),
     "generation": ("generation_config",),
     "causal": ("is_causal",),
-    "packed ends": ("cu_seq_lens_q",),
     "copies": ("expand_size",),
 }
+
+# how flash attention is told of several sequences in a row
+PACKED_KWARGS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 class Signature:
