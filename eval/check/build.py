@@ -62,12 +62,5 @@ def with_attention(model: Any, implementation: str) -> Any:
 @contextmanager
 def uncompiled_flex() -> Iterator[None]:
     """Flex attention as it is defined: torch's compiled CPU kernel does not always give the same answer."""
-    from torch.nn.attention.flex_attention import flex_attention
-    from transformers.integrations.flex_attention import WrappedFlexAttention
-
-    before = WrappedFlexAttention.__call__
-    WrappedFlexAttention.__call__ = lambda _: flex_attention
-    try:
+    with torch.compiler.set_stance("force_eager"):
         yield
-    finally:
-        WrappedFlexAttention.__call__ = before

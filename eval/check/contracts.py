@@ -268,3 +268,6 @@ CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
 }
 # prompts that not every model takes
 NEEDS = {"touching pictures": "touching", "pictures of other sizes": "sizes", "videos": "video"}
+# uncompiled flex attention takes a hundred times longer: what it can get wrong is the mask
+OF_FLEX = ("keep=1.0, bit for bit", "pruned = masked", "a row of text", "picture last")
+FLEX_TOKENS = 2

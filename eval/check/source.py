@@ -79,4 +79,7 @@ def _read(path: Path) -> Any:
             f"the installed transformers does not know the model_type {kind!r} of {path}"
             + (code if given.get("auto_map") else "")
         )
-    return CONFIG_MAPPING[kind].from_dict(given)
+    try:
+        return CONFIG_MAPPING[kind].from_dict(given)
+    except Exception as error:
+        raise ValueError(f"transformers does not accept {path}: {type(error).__name__}: {error}") from error

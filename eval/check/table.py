@@ -17,9 +17,10 @@ class Notes:
 
     def number(self, outcome: Outcome) -> int:
         """Number of an outcome's reason."""
-        if outcome.why not in self.lines:
-            self.lines.append(outcome.why)
-        return self.lines.index(outcome.why) + 1
+        line = f"{outcome.stage}: {outcome.why}" if outcome.status in (WRONG, FAILED) else outcome.why
+        if line not in self.lines:
+            self.lines.append(line)
+        return self.lines.index(line) + 1
 
 
 def table_of(result: Result) -> tuple[Table, list[str]]:
@@ -36,11 +37,14 @@ def table_of(result: Result) -> tuple[Table, list[str]]:
 
 
 def _cell(outcomes: list[Outcome], notes: Notes) -> str:
-    """All stages in one word where they agree, else a line for each status."""
-    words: dict[str, list[str]] = {}
+    """All stages in one word where they agree, else a line for each status and reason; of wrong ones the worst."""
+    alike: dict[tuple[str, str], list[Outcome]] = {}
     for o in outcomes:
-        text = f"[{STYLES[o.status]}]{o.status}[/]" + (f" ({notes.number(o)})" if o.status != EXACT else "")
-        words.setdefault(text, []).append(o.stage)
-    if len(words) == 1:
-        return next(iter(words))
-    return "\n".join(f"{text}: {', '.join(stages)}" for text, stages in words.items())
+        alike.setdefault((o.status, "" if o.status in (EXACT, WRONG) else o.why), []).append(o)
+    words = []
+    for (status, _), group in alike.items():
+        worst = max(group, key=lambda o: o.difference or 0.0)
+        note = "" if status == EXACT else f" ({notes.number(worst)})"
+        stages = "" if len(alike) == 1 else f": {', '.join(o.stage for o in group)}"
+        words.append(f"[{STYLES[status]}]{status}[/]{note}{stages}")
+    return "\n".join(words) or "-"

@@ -20,7 +20,8 @@ def check(
         ),
     ],
     attn: Annotated[
-        str | None, typer.Option(help="Attention implementations, comma-separated: eager, sdpa, flex, flash (default: all).")
+        str | None,
+        typer.Option(help="Attention implementations, comma-separated: eager, sdpa, flex, flash (default: all)."),
     ] = None,
     stage: Annotated[
         str | None,
