@@ -150,7 +150,7 @@ def reference(
     """
     given = dict(inputs)
     ids, valid = given.pop("input_ids"), given.pop("attention_mask")
-    batch, width = ids.shape
+    width = ids.shape[1]
     extra = tokens.shape[1] - 1
 
     def longer(x: Tensor, value: int = 0) -> Tensor:
