@@ -277,3 +277,18 @@ def test_the_table_says_the_worst_and_each_reason_once() -> None:
     assert str(cells[1]) == "[yellow]refused[/] (2)"
     assert notes == ["(1) pipeline: off by 2", "(2) can't"]
     assert result.exit_code == BROKEN
+
+
+@pytest.mark.parametrize("error", [RuntimeError("size of tensor a (151) must match"), KeyError("cache")])
+def test_a_model_that_fails_under_the_harness_names_the_check(error: Exception) -> None:
+    from types import SimpleNamespace
+
+    from vtc.eval.answer import _generate
+
+    class Model(nn.Linear):
+        def generate(self, **_: Any) -> None:
+            raise error
+
+    batch = {"input_ids": torch.zeros(1, 2, dtype=torch.long)}
+    with pytest.raises(RuntimeError, match=r"Model failed inside its forward: .*`vtc check MODEL`"):
+        _generate(Model(1, 1), SimpleNamespace(pad_token_id=0), batch, 1)

@@ -18,7 +18,7 @@ from .subject import Pruned, Setting, Subject
 
 TOLERANCE = 2e-5  # of the largest logit: what other kernels round otherwise
 SHOWS = 10  # times the tolerance: what dropping tokens changes at least, else a wrong mask would not show either
-BEAMS, BEAM_TOKENS = 3, 4
+BEAMS = 3
 REPLY = [7, 8, 9, 10]
 
 
@@ -212,10 +212,10 @@ def beams(shape: str) -> Callable[[Subject, Setting], float]:
 
     def contract(subject: Subject, setting: Setting) -> float:
         inputs, pruned = subject.prompts[shape].inputs, subject.pruned(setting, shape)
-        width = inputs["input_ids"].shape[1]
+        width, n = inputs["input_ids"].shape[1], subject.length(shape)
         with setting.compressed(subject.model):
             out = subject.model.generate(
-                **inputs, num_beams=BEAMS, num_return_sequences=BEAMS, do_sample=False, max_new_tokens=BEAM_TOKENS,
+                **inputs, num_beams=BEAMS, num_return_sequences=BEAMS, do_sample=False, max_new_tokens=n,
                 length_penalty=0.0, suppress_tokens=list(subject.special), return_dict_in_generate=True,
                 output_scores=True,
             )  # fmt: skip
@@ -226,7 +226,7 @@ def beams(shape: str) -> Callable[[Subject, Setting], float]:
             score = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(-1)
             off = (score - out.sequences_scores[j::BEAMS]).abs().nan_to_num(float("inf"))
             worst = max(worst, float(off.max()))
-            if worst > BEAM_TOKENS * 2 * TOLERANCE * float(logits.abs().max()):
+            if worst > 2 * n * TOLERANCE * float(logits.abs().max()):
                 row = int(off.argmax())
                 raise Wrong(f"beam {j} of row {row}: its score is off by {worst:.2g}", worst)
         return worst
