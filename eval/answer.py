@@ -58,8 +58,8 @@ def _generate(model: nn.Module, processor: Any, batch: dict[str, Any], max_new_t
         if "vtc check" in str(error):
             raise
         raise RuntimeError(
-            f"{type(model).__name__} failed inside its forward: {type(error).__name__}: {error}; `vtc check MODEL` tells "
-            "whether vtc works with this model and the installed transformers"
+            f"{type(model).__name__} failed inside its forward: {type(error).__name__}: {error}; `vtc check MODEL` "
+            "tells whether vtc works with this model and the installed transformers"
         ) from error
     texts = processor.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]

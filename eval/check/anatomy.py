@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 HOOKS = (
     "_forward_hooks",
@@ -26,7 +26,7 @@ def identity(value: Any) -> Any:
     return "tensor" if isinstance(value, Tensor) else id(value)
 
 
-def anatomy(model: nn.Module) -> dict[str, Any]:
+def anatomy(model: Any) -> dict[str, Any]:
     """Classes, hooks, instance attributes and configs of every module, and the state dict's keys."""
     out: dict[str, Any] = {}
     for name, module in model.named_modules():

@@ -19,7 +19,7 @@ def pick(kinds: Sequence[Hashable], want: int) -> list[int]:
 
 
 def _per_layer(config: dict[str, Any], depth: int) -> dict[str, list[Any]]:
-    return {k: v for k, v in config.items() if isinstance(v, (list, tuple)) and len(v) == depth and _plain(v)}
+    return {k: list(v) for k, v in config.items() if isinstance(v, (list, tuple)) and len(v) == depth and _plain(v)}
 
 
 def _index_lists(config: dict[str, Any], depth: int) -> dict[str, list[int]]:

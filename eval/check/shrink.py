@@ -148,7 +148,7 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
 
 def _feature_layers(config: dict[str, Any], tower: dict[str, Any]) -> None:
     """Layers of the tower that features are read from: as far from its end as before, where it has as many."""
-    depth = tower.get("num_hidden_layers", tower.get("depth"))
+    depth = int(tower["depth"] if "depth" in tower else tower["num_hidden_layers"])
 
     def fit(layer: int) -> int:
         return max(layer, -depth) if layer < 0 else min(layer, depth)
