@@ -13,7 +13,8 @@ from vtc.models.transformers_api import given
 from vtc.pruners.base import Pruner
 
 from .anatomy import anatomy
-from .reference import TYPE_INPUTS
+from .reference import TYPE_INPUTS, greedy
+from .results import PRUNED
 from .subject import Pruned, Setting, Subject
 
 TOLERANCE = 2e-5  # of the largest logit: what other kernels round otherwise
@@ -186,19 +187,35 @@ def _kept(report: Any, row: int) -> list[list[list[int]]]:
 
 def second_turn(subject: Subject, setting: Setting) -> float:
     """A text-only second turn on the pruned cache sees what the reference sees over the whole dialogue."""
-    inputs, n = subject.prompts["ragged"].inputs, min(subject.tokens, 4)
-    width = inputs["input_ids"].shape[1]
+    n = min(subject.tokens, 4)
     pruned, positions = subject.pruned(setting, "ragged"), _further(subject.plain("ragged").positions, len(REPLY) + n)
     with setting.compressed(subject.model):
-        first = subject.generate(inputs, n)
-        ids = torch.cat([first.sequences, torch.tensor([REPLY]).expand(len(first.sequences), -1)], 1)
-        new = ids.shape[1] - width
-        text = {k: v for k, v in inputs.items() if k in ("attention_mask", *TYPE_INPUTS)}
-        text = {k: torch.cat([v, v.new_full((len(v), new), int(k == "attention_mask"))], 1) for k, v in text.items()}
-        second = subject.generate({**text, "input_ids": ids}, n, **given(subject.model, cache=first.cache))
-    truth = subject.truth_of(pruned, "ragged", torch.cat([ids[:, width:], second.tokens], 1), positions)
-    chosen(subject, truth[:, -n:], second.tokens, "second turn")
-    return close(second.logits, truth[:, -n:], "second turn")
+        tokens, logits = _two_turns(subject, subject.model, n)
+    truth = subject.truth_of(pruned, "ragged", tokens, positions)[:, -n:]
+    try:
+        chosen(subject, truth, tokens[:, -n:], "second turn")
+        return close(logits, truth, "second turn")
+    except Wrong:
+        plain = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
+        tokens, logits = _two_turns(subject, subject.truth.model, n)
+        try:
+            close(logits, subject.truth_of(plain, "ragged", tokens, positions)[:, -n:], "second turn")
+        except Wrong as error:
+            raise NothingToSee(f"the untouched model's own second turn is not that of its dialogue: {error}") from None
+        raise
+
+
+def _two_turns(subject: Subject, model: Any, n: int) -> tuple[Tensor, Tensor]:
+    """Tokens behind the prompt of two turns, `n` generated in each, and the logits `[B, n, V]` of the last ones."""
+    inputs = subject.prompts["ragged"].inputs
+    width = inputs["input_ids"].shape[1]
+    first = greedy(model, inputs, n, subject.special)
+    ids = torch.cat([first.sequences, torch.tensor([REPLY]).expand(len(first.sequences), -1)], 1)
+    text = {k: v for k, v in inputs.items() if k in ("attention_mask", *TYPE_INPUTS)}
+    fill = {k: v.new_full((len(v), ids.shape[1] - width), int(k == "attention_mask")) for k, v in text.items()}
+    text = {k: torch.cat([v, fill[k]], 1) for k, v in text.items()}
+    second = greedy(model, {**text, "input_ids": ids}, n, subject.special, **given(model, cache=first.cache))
+    return torch.cat([ids[:, width:], second.tokens], 1), second.logits
 
 
 def _further(positions: Tensor, n: int) -> Tensor:
@@ -252,7 +269,7 @@ def restored(subject: Subject, setting: Setting) -> float:
 
 CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
     "keep=1.0, bit for bit": keeping_all,
-    "pruned = masked": masked("ragged"),
+    PRUNED: masked("ragged"),
     "a row of text": masked("text row"),
     "touching pictures": masked("touching"),
     "pictures of other sizes": masked("sizes"),
@@ -269,5 +286,5 @@ CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
 # prompts that not every model takes
 NEEDS = {"touching pictures": "touching", "pictures of other sizes": "sizes", "videos": "video"}
 # uncompiled flex attention takes a hundred times longer: what it can get wrong is the mask
-OF_FLEX = ("keep=1.0, bit for bit", "pruned = masked", "a row of text", "picture last")
+OF_FLEX = ("keep=1.0, bit for bit", PRUNED, "a row of text", "picture last")
 FLEX_TOKENS = 2

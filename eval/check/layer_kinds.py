@@ -43,7 +43,7 @@ def kinds_of(config: dict[str, Any], depth: int) -> list[tuple[Hashable, ...]]:
     for i in range(depth):
         own: list[Hashable] = [values[i] for values in lists.values()]
         # each layer of a deepstack list is of a kind of its own: each feeds another decoder layer
-        own += [i in v and (v.index(i) if "deepstack" in k else True) for k, v in members.items()]
+        own += [f"{k} {v.index(i) if 'deepstack' in k else ''}" if i in v else "" for k, v in members.items()]
         kinds.append((*own, i < dense, (i + 1) % step == 0))
     return kinds
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 EXACT, REFUSED, NOT_RUN, WRONG, FAILED = "exact", "refused", "not run", "WRONG", "failed"
+PRUNED = "pruned = masked"  # the contract without which a model is not supported
 FINE, BROKEN, UNSUPPORTED = 0, 1, 3  # exit codes; 2 is bad input, as everywhere in vtc
 
 
@@ -62,10 +63,10 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0: all that vtc does not refuse is exact; 1: something is WRONG or failed; 3: nothing was exact."""
+        """0: all that vtc does not refuse is exact; 1: something is WRONG or failed; 3: nowhere was pruning exact."""
         if self.count(WRONG) or self.count(FAILED):
             return BROKEN
-        return FINE if self.count(EXACT) else UNSUPPORTED
+        return FINE if any(o.contract == PRUNED and o.status == EXACT for o in self.outcomes) else UNSUPPORTED
 
     def as_json(self) -> dict[str, Any]:
         """All of it, and the exit code."""
@@ -78,5 +79,5 @@ class Result:
         return {
             FINE: "vtc works with this model and this transformers",
             BROKEN: "vtc is BROKEN with this model and this transformers",
-            UNSUPPORTED: "vtc does not support this model with this transformers",
+            UNSUPPORTED: "vtc does not support this with this transformers",
         }[self.exit_code] + f": {', '.join(parts) or 'nothing to check'}."

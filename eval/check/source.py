@@ -77,7 +77,7 @@ def _read(path: Path) -> Any:
         code = " (it comes with code of its own: take the transformers-native port, a '-hf' repository)"
         raise ValueError(
             f"the installed transformers does not know the model_type {kind!r} of {path}"
-            + (code if given.get("auto_map") else "")
+            + (code if "auto_map" in given else "")
         )
     try:
         return CONFIG_MAPPING[kind].from_dict(given)

@@ -40,8 +40,8 @@ def check(
 ) -> None:
     """Does vtc work with MODEL and the installed transformers? Tells on a small random model of its configuration.
 
-    Exit code 0: all that vtc does not refuse is exact. 1: something is WRONG or failed. 2: bad input. 3: nothing was
-    exact, vtc does not support the model.
+    Exit code 0: all that vtc does not refuse is exact. 1: something is WRONG or failed. 2: bad input. 3: nowhere was
+    pruning exact, vtc does not support the model.
     """
     from vtc.eval.cells import parse_keep
     from vtc.eval.check.run import ATTENTIONS, STAGES, CheckOptions, run_check
