@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from versions import ENCODES_FIRST
 
 from vtc.eval.check.contracts import CONTRACTS
 from vtc.eval.check.layer_kinds import pick
@@ -29,6 +30,8 @@ EXAONE = {
     "text_config": {"model_type": "exaone4", "sliding_window": 4096, "sliding_window_pattern": 4},
     "vision_config": {"model_type": "clip_vision_model"},
 }
+# what older transformers does wrong by itself (tests/versions.py)
+OLD = () if ENCODES_FIRST else ("beams, several pictures", "second turn")
 
 
 def check(model: str, *stages: str, attention: str = "sdpa", tokens: int = 3, **more: Any) -> Result:
@@ -52,7 +55,7 @@ def test_every_family(kind: str) -> None:
     assert result.exit_code == FINE
     assert result.family == TYPES[kind].name
     for stage in STAGES:
-        statuses = {o.status for o in result.outcomes if o.stage == stage}
+        statuses = {o.status for o in result.outcomes if o.stage == stage and o.contract not in OLD}
         assert statuses == {REFUSED if stage == "vision" and TYPES[kind].no_vision_stage else EXACT}
     assert {"keep=1.0, bit for bit", "pruned = masked", "picture last", "second turn", "beams", "restored"} <= {
         o.contract for o in result.outcomes
