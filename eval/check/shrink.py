@@ -153,8 +153,9 @@ def _feature_layers(config: dict[str, Any], tower: dict[str, Any]) -> None:
     def fit(layer: int) -> int:
         return max(layer, -depth) if layer < 0 else min(layer, depth)
 
-    layer = config.get("vision_feature_layer")
-    if isinstance(layer, int):
-        config["vision_feature_layer"] = fit(layer)
-    elif isinstance(layer, (list, tuple)):
-        config["vision_feature_layer"] = [fit(one) for one in layer]
+    for name in ("vision_feature_layer", "vision_feature_layers"):
+        layer = config.get(name)
+        if isinstance(layer, int):
+            config[name] = fit(layer)
+        elif isinstance(layer, (list, tuple)):
+            config[name] = [fit(one) for one in layer]
