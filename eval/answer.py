@@ -47,9 +47,20 @@ def _measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> l
 def _generate(model: nn.Module, processor: Any, batch: dict[str, Any], max_new_tokens: int, **more: Any) -> list[str]:
     batch = {name: to_device(value, model) for name, value in batch.items()}
     pad = _pad_id(processor)
-    out = model.generate(  # type: ignore[operator]
-        **batch, **more, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad, use_cache=True
-    )
+    try:
+        out = model.generate(  # type: ignore[operator]
+            **batch, **more, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad,
+            use_cache=True,
+        )  # fmt: skip
+    except (NotImplementedError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, LookupError, AttributeError) as error:
+        if "vtc check" in str(error):
+            raise
+        raise RuntimeError(
+            f"{type(model).__name__} failed inside its forward: {type(error).__name__}: {error}; `vtc check MODEL` "
+            "tells whether vtc works with this model and the installed transformers"
+        ) from error
     texts = processor.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 

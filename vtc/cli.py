@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .commands.bench import bench
+from .commands.check import check
 from .commands.compare import compare_selections
 from .commands.embedlens import embedlens
 from .commands.horizon import horizon
@@ -52,7 +53,7 @@ def options(
 
 
 for command in (
-    bench, tune, ask, show, compare_selections, horizon, embedlens, train_explainer, pruners, recipes,
+    bench, tune, ask, show, check, compare_selections, horizon, embedlens, train_explainer, pruners, recipes,
 ):  # fmt: skip
     app.command()(command)
 

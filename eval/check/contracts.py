@@ -1,0 +1,290 @@
+"""The contracts, one function each: it returns the largest difference, or raises ``Wrong`` with where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.models.transformers_api import given
+from vtc.pruners.base import Pruner
+
+from .anatomy import anatomy
+from .reference import TYPE_INPUTS, greedy
+from .results import PRUNED
+from .subject import Pruned, Setting, Subject
+
+TOLERANCE = 2e-5  # of the largest logit: what other kernels round otherwise
+SHOWS = 10  # times the tolerance: what dropping tokens changes at least, else a wrong mask would not show either
+BEAMS = 3
+REPLY = [7, 8, 9, 10]
+
+
+class Wrong(Exception):
+    """A result that is not what it must be.
+
+    Parameters
+    ----------
+    why : str
+        What differs and where.
+    difference : float, optional
+        The largest difference of a logit.
+    """
+
+    def __init__(self, why: str, difference: float | None = None):
+        super().__init__(why)
+        self.difference = difference
+
+
+class NothingToSee(Exception):
+    """The setting drops nothing here, or nothing that shows."""
+
+
+def same(got: Tensor, want: Tensor, what: str) -> float:
+    """Bit for bit."""
+    if not torch.equal(got, want):
+        worst = float((got - want).abs().max()) if got.shape == want.shape else float("nan")
+        raise Wrong(f"{what} not bit for bit those of the untouched model (largest difference {worst:.2g})", worst)
+    return 0.0
+
+
+def close(got: Tensor, want: Tensor, what: str, where: Tensor | None = None) -> float:
+    """Up to rounding; `got` and `want` are `[B, n, V]`, `where` `[B, n]` bool are the places that count."""
+    if got.shape != want.shape:
+        raise Wrong(f"{what}: shape {list(got.shape)} instead of {list(want.shape)}")
+    worst = (got - want).abs().nan_to_num(float("inf")).amax(-1)
+    worst = worst if where is None else worst.masked_fill(~where, 0.0)
+    largest, limit = float(worst.max()), TOLERANCE * float(want.abs().max())
+    if largest > limit:
+        row, place = divmod(int(worst.argmax()), worst.shape[1])
+        raise Wrong(f"{what}: logits differ by {largest:.2g} (rounding: {limit:.1g}) at row {row}, {place}", largest)
+    return largest
+
+
+def chosen(subject: Subject, logits: Tensor, tokens: Tensor, what: str) -> None:
+    """The tokens are those that greedy decoding takes from the reference's logits, ties within rounding aside."""
+    allowed = logits.index_fill(-1, torch.tensor(subject.special), float("-inf"))
+    lost = allowed.amax(-1) - allowed.gather(-1, tokens[..., None])[..., 0]
+    if float(lost.max()) > 2 * TOLERANCE * float(logits.abs().max()):
+        row, place = divmod(int(lost.argmax()), lost.shape[1])
+        raise Wrong(f"{what}: another token at row {row}, generated token {place}", float(lost.max()))
+
+
+# ---------------------------------------------------------------------- the contracts
+
+
+def keeping_all(subject: Subject, setting: Setting) -> float:
+    """keep=1.0 is the untouched model, bit for bit: logits, tokens."""
+    plain, inputs = subject.plain("ragged"), subject.prompts["ragged"].inputs
+    width, n = inputs["input_ids"].shape[1], min(subject.tokens, 4)
+    with replace(setting, pipeline=tuple(map(_all, setting.pipeline))).compressed(subject.model):
+        logits = subject.model(**inputs, position_ids=plain.positions[..., :width], use_cache=False).logits
+        again = subject.generate(inputs, n)
+        report = subject.model.vtc.report
+        if report.tokens_kept != report.tokens_total or not report.tokens_total:
+            raise Wrong(f"keep=1.0 kept {report.tokens_kept} of {report.tokens_total} tokens")
+    same(logits, plain.logits, "logits are")
+    same(again.tokens, plain.generated.tokens[:, :n], "generated tokens are")
+    return same(again.logits, plain.generated.logits[:, :n], "logits of generated tokens are")
+
+
+def _all(pruner: Pruner) -> Pruner:
+    if not hasattr(pruner, "keep"):
+        raise NothingToSee(f"{pruner.name} has no keep that could be 1.0")
+    return replace(pruner, keep=1.0)
+
+
+def masked(shape: str) -> Callable[[Subject, Setting], float]:
+    """Pruned equals masked on a prompt of `shape`: prefill, generated tokens, and what the caches hold."""
+
+    def contract(subject: Subject, setting: Setting) -> float:
+        inputs, pruned, plain = subject.prompts[shape].inputs, subject.pruned(setting, shape), subject.plain(shape)
+        valid = inputs["attention_mask"].bool()
+        width = valid.shape[1]
+        _dropped(subject, pruned, plain.logits, valid)
+        tokens = pruned.generated.tokens if pruned.generated is not None else valid.new_zeros(len(valid), 1).long()
+        truth = subject.truth_of(pruned, shape, tokens)
+        left = valid & ~pruned.hidden[-1]
+        if pruned.features:  # a last token that the tower dropped never was: the last one left answers in its place
+            rows, last = torch.arange(len(left)), (left.long() * torch.arange(width)).argmax(1)
+            truth[:, width - 1] = truth[rows, last]
+            left[rows, last] = False
+        left[:, -1] |= valid[:, -1]  # a visual token that the next one is asked of keeps its logits
+        worst = close(pruned.logits, truth[:, :width], "prefill", left)
+        if pruned.generated is not None:
+            worst = max(worst, close(pruned.generated.logits, truth[:, width - 1 :], "generated tokens"))
+            chosen(subject, truth[:, width - 1 :], tokens, "generated tokens")
+        _columns(pruned, valid)
+        return worst
+
+    return contract
+
+
+def _dropped(subject: Subject, pruned: Pruned, plain: Tensor, valid: Tensor) -> None:
+    if not pruned.hidden.any():
+        raise NothingToSee("the setting drops no token of the small model's pictures")
+    rows = pruned.hidden.any(2).any(0)
+    last = valid & (valid.cumsum(1) == valid.sum(1, keepdim=True))  # the last column of each row
+    change = (pruned.logits - plain)[last].abs().amax(-1)[rows]
+    if float(change.min()) < SHOWS * TOLERANCE * float(plain.abs().max()):
+        raise NothingToSee(f"dropping tokens changes no logit by more than {float(change.min()):.1g}")
+
+
+def _columns(pruned: Pruned, valid: Tensor) -> None:
+    """Caches hold what is left of the longest row, and no more."""
+    for layer, (held, window) in enumerate(pruned.columns):
+        hidden = pruned.hidden[layer]
+        left = int((valid & ~hidden).sum(1).max()) if hidden.any() else valid.shape[1]
+        # a visual token that the next one is asked of stays as a column
+        asked = int(any(int(span.columns[-1]) == valid.shape[1] - 1 for span in pruned.report.spans))
+        if window is None and not left <= held <= left + asked:
+            raise Wrong(f"the cache of decoder layer {layer} holds {held} columns, and {left} tokens are left")
+
+
+def text_only(subject: Subject, setting: Setting) -> float:
+    """A batch without pictures is untouched bit for bit, also behind one with pictures."""
+    plain, inputs = subject.plain("text"), subject.prompts["text"].inputs
+    width, n = inputs["input_ids"].shape[1], subject.length("text")
+    with setting.compressed(subject.model):
+        subject.model(**subject.prompts["ragged"].inputs)
+        logits = subject.model(**inputs, position_ids=plain.positions[..., :width], use_cache=False).logits
+        again = subject.generate(inputs, n)
+    same(again.tokens, plain.generated.tokens, "generated tokens are")
+    return same(logits, plain.logits, "logits are")
+
+
+def right_padding(subject: Subject, setting: Setting) -> float:
+    """Right padding gives what left padding gives."""
+    left, right = subject.pruned(setting, "ragged"), subject.pruned(setting, "right")
+    masks = [subject.prompts[s].inputs["attention_mask"].bool() for s in ("ragged", "right")]
+    kept = [m & ~p.hidden[-1] for m, p in zip(masks, (left, right), strict=True)]
+    if not torch.equal(kept[0].sum(1), kept[1].sum(1)):
+        raise Wrong("other numbers of tokens are kept under right padding")
+    return close(right.logits[kept[1]][None], left.logits[kept[0]][None], "prefill, right against left padding")
+
+
+def one_by_one(subject: Subject, setting: Setting) -> float:
+    """Each row of a ragged batch by itself: the same tokens kept, the same logits."""
+    prompt, together = subject.prompts["ragged"], subject.pruned(setting, "ragged")
+    assert together.generated is not None
+    n, worst = min(subject.tokens, 4), 0.0
+    with setting.compressed(subject.model):
+        for b in range(len(prompt.rows)):
+            alone = subject.generate(prompt.alone(b).inputs, n)
+            if _kept(subject.model.vtc.report, 0) != _kept(together.report, b):
+                raise Wrong(f"row {b} keeps other tokens alone than in the batch")
+            worst = max(worst, close(together.generated.logits[b : b + 1, :n], alone.logits, f"row {b} alone"))
+    return worst
+
+
+def _kept(report: Any, row: int) -> list[list[list[int]]]:
+    spans = [i for i, span in enumerate(report.spans) if span.sample == row]
+    return [[step.kept[i].tolist() for i in spans] for step in report.steps]
+
+
+def second_turn(subject: Subject, setting: Setting) -> float:
+    """A text-only second turn on the pruned cache sees what the reference sees over the whole dialogue."""
+    n = min(subject.tokens, 4)
+    pruned, positions = subject.pruned(setting, "ragged"), _further(subject.plain("ragged").positions, len(REPLY) + n)
+    with setting.compressed(subject.model):
+        tokens, logits = _two_turns(subject, subject.model, n)
+    truth = subject.truth_of(pruned, "ragged", tokens, positions)[:, -n:]
+    try:
+        chosen(subject, truth, tokens[:, -n:], "second turn")
+        return close(logits, truth, "second turn")
+    except Wrong:
+        plain = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
+        tokens, logits = _two_turns(subject, subject.truth.model, n)
+        try:
+            close(logits, subject.truth_of(plain, "ragged", tokens, positions)[:, -n:], "second turn")
+        except Wrong as error:
+            raise NothingToSee(f"the untouched model's own second turn is not that of its dialogue: {error}") from None
+        raise
+
+
+def _two_turns(subject: Subject, model: Any, n: int) -> tuple[Tensor, Tensor]:
+    """Tokens behind the prompt of two turns, `n` generated in each, and the logits `[B, n, V]` of the last ones."""
+    inputs = subject.prompts["ragged"].inputs
+    width = inputs["input_ids"].shape[1]
+    first = greedy(model, inputs, n, subject.special)
+    ids = torch.cat([first.sequences, torch.tensor([REPLY]).expand(len(first.sequences), -1)], 1)
+    text = {k: v for k, v in inputs.items() if k in ("attention_mask", *TYPE_INPUTS)}
+    fill = {k: v.new_full((len(v), ids.shape[1] - width), int(k == "attention_mask")) for k, v in text.items()}
+    text = {k: torch.cat([v, fill[k]], 1) for k, v in text.items()}
+    second = greedy(model, {**text, "input_ids": ids}, n, subject.special, **given(model, cache=first.cache))
+    return torch.cat([ids[:, width:], second.tokens], 1), second.logits
+
+
+def _further(positions: Tensor, n: int) -> Tensor:
+    """`positions` with as many more, counting on."""
+    more = positions[..., -1:] + torch.arange(1, n + 1)
+    return torch.cat([positions, more], -1)
+
+
+def beams(shape: str) -> Callable[[Subject, Setting], float]:
+    """Beam search: the score of every beam is the reference's log-probability of its tokens."""
+
+    def contract(subject: Subject, setting: Setting) -> float:
+        inputs, pruned = subject.prompts[shape].inputs, subject.pruned(setting, shape)
+        width, n = inputs["input_ids"].shape[1], subject.length(shape)
+        with setting.compressed(subject.model):
+            out = subject.model.generate(
+                **inputs, num_beams=BEAMS, num_return_sequences=BEAMS, do_sample=False, max_new_tokens=n,
+                length_penalty=0.0, suppress_tokens=list(subject.special), return_dict_in_generate=True,
+                output_scores=True,
+            )  # fmt: skip
+        worst = 0.0
+        for j in range(BEAMS):
+            tokens = out.sequences[j::BEAMS, width:]
+            logits = subject.truth_of(pruned, shape, tokens)[:, width - 1 :]
+            score = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(-1)
+            off = (score - out.sequences_scores[j::BEAMS]).abs().nan_to_num(float("inf"))
+            worst = max(worst, float(off.max()))
+            if worst > 2 * n * TOLERANCE * float(logits.abs().max()):
+                row = int(off.argmax())
+                raise Wrong(f"beam {j} of row {row}: its score is off by {worst:.2g}", worst)
+        return worst
+
+    return contract
+
+
+def restored(subject: Subject, setting: Setting) -> float:
+    """After the block everything is as before: hooks, classes, attributes, configs, outputs."""
+    model, inputs, plain = subject.model, subject.prompts["ragged"].inputs, subject.plain("ragged")
+    n = min(subject.tokens, 4)
+    before = anatomy(model)
+    with setting.compressed(model):
+        subject.generate(inputs, n)
+    after = anatomy(model)
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    if changed:
+        raise Wrong(f"restore left traces at {', '.join(sorted(changed)[:3])}")
+    again = subject.generate(inputs, n)
+    same(again.tokens, plain.generated.tokens[:, :n], "tokens after restore are")
+    return same(again.logits, plain.generated.logits[:, :n], "logits after restore are")
+
+
+CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
+    "keep=1.0, bit for bit": keeping_all,
+    PRUNED: masked("ragged"),
+    "a row of text": masked("text row"),
+    "touching pictures": masked("touching"),
+    "pictures of other sizes": masked("sizes"),
+    "picture last": masked("last"),
+    "videos": masked("video"),
+    "right padding": right_padding,
+    "one by one": one_by_one,
+    "text only": text_only,
+    "second turn": second_turn,
+    "beams": beams("singles"),
+    "beams, several pictures": beams("text row"),
+    "restored": restored,
+}
+# prompts that not every model takes
+NEEDS = {"touching pictures": "touching", "pictures of other sizes": "sizes", "videos": "video"}
+# uncompiled flex attention takes a hundred times longer: what it can get wrong is the mask
+OF_FLEX = ("keep=1.0, bit for bit", PRUNED, "a row of text", "picture last")
+FLEX_TOKENS = 2
