@@ -242,7 +242,8 @@ class Forward:
         call.put("embeds", hidden)
         if not run.pruned:
             return
-        positions = gather_columns(self._positions(run, call), run.columns, -1)
+        whole = self._positions(run, call)
+        positions = gather_columns(whole, run.columns, -1)
         if self.positions == "compact":
             if positions.dim() != 2:
                 raise ValueError(
@@ -252,7 +253,9 @@ class Forward:
             start = torch.where(real, positions, torch.iinfo(positions.dtype).max).amin(1, keepdim=True)
             compact = torch.where(real, real.long().cumsum(1) - 1 + start, 0)
             if run.cache is not None:
-                gap = (positions - compact)[:, -1]
+                # the next token follows the last one left, though the prompt may go on behind it
+                last = last_valid(run.valid, run.batch.ends, run.full, whole.device)[:, None]
+                gap = gather_columns(whole, last, -1)[:, 0] - compact.amax(1)
                 slot_layer(run.cache, 0).shift = gap if shift is None else shift + gap
             positions = compact
         call.put("positions", positions)
