@@ -211,8 +211,10 @@ class Forward:
         valid = valid_columns(mask, rows, length, device) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
         masks = {m: x.to(device) for m, x in masks.items() if m in fed}
+        prompt = self.local.prompt
+        end = length if prompt is None or prompt <= past else min(length, prompt - past)
         if fed:
-            batch, padded = make_batch(masks, fed, valid)
+            batch, padded = make_batch(masks, fed, valid, end)
         else:
             batch = _no_spans(rows, device)
             padded = valid is not None and (not readable(valid) or not bool(valid.all()))
@@ -223,20 +225,21 @@ class Forward:
         run = Run(length, past, columns, slots, columns, everything if valid is None else valid, padded, batch, cache)
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
-        run.prompt, run.checks = self.local.prompt, checks_for(cache, bool(fed))
+        run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
         if any(batch.ends) and not self.vision_stops and self.positions == "keep":
-            run.asking = self._asking(batch, valid, length, device)
+            run.asking = self._asking(batch, valid, end, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run
 
-    def _asking(self, batch: Batch, valid: Tensor | None, length: int, device: torch.device) -> Tensor:
-        """`[B]`: the column of a row's last token where that is a visual one, which the next token is asked of."""
+    def _asking(self, batch: Batch, valid: Tensor | None, end: int, device: torch.device) -> Tensor:
+        """`[B]`: a prompt's last column where that is a visual one, which the next token is asked of; else -2."""
         if "flash" in attention_kind(self.parts.lm.config):
             raise NotImplementedError(
                 "a prompt that ends in a picture can't be pruned under flash attention, which can't hide the last "
                 "column's key: end the prompt with text, or call model.set_attn_implementation('sdpa') first"
             )
-        return torch.where(torch.tensor(batch.ends, device=device), last_valid(valid, batch.ends, length, device), -2)
+        last = last_valid(valid, len(batch.ends), end, device)
+        return torch.where(torch.tensor(batch.ends, device=device), last, -2)
 
     def _slice_inputs(self, run: Run, call: Call, hidden: Tensor, shift: Tensor | None) -> None:
         call.put("embeds", hidden)
@@ -254,7 +257,7 @@ class Forward:
             compact = torch.where(real, real.long().cumsum(1) - 1 + start, 0)
             if run.cache is not None:
                 # the next token follows the last one left, though the prompt may go on behind it
-                last = last_valid(run.valid, run.batch.ends, run.full, whole.device)[:, None]
+                last = last_valid(run.valid, len(run.valid), run.full, whole.device)[:, None]
                 gap = gather_columns(whole, last, -1)[:, 0] - compact.amax(1)
                 slot_layer(run.cache, 0).shift = gap if shift is None else shift + gap
             positions = compact
@@ -292,8 +295,9 @@ class Forward:
         full = hidden.new_zeros(rows, run.full + 1, width)
         full = full.scatter(1, index.to(hidden.device)[..., None].expand(rows, length, width), hidden)
         if any(run.batch.ends) and run.asking is None:  # the last token left answers for the last of the prompt
-            newest = last_valid(run.slots >= 0, run.batch.ends, length, hidden.device)
-            last = last_valid(run.valid, run.batch.ends, run.full, hidden.device)
+            left = (run.columns >= 0) & (run.columns < run.end) & (run.slots >= 0)
+            newest = last_valid(left, rows, length, hidden.device)
+            last = last_valid(run.valid, rows, run.end, hidden.device)
             row = torch.arange(rows, device=hidden.device)
             full = full.index_put((row, last), hidden[row, newest])
         return with_hidden(output, full[:, : run.full])

@@ -57,6 +57,8 @@ class Run:
         Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
+    end : int
+        The same, counted in columns of this forward; `full` without candidates.
     words : Words, optional
         The tokenizer, if any method reads the question.
     token_ids : Tensor, optional
@@ -94,6 +96,7 @@ class Run:
     stage_count: int = 0
     mask_hidden: bool = False
     prompt: int | None = None
+    end: int = 0
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     notes: dict[int, dict[Any, Any]] = field(default_factory=dict)
     words: Words | None = None

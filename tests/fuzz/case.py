@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from contracts import recorded_features, recorded_states
+from methods import Setting
 from reference import Generated, greedy, text_model
 from torch import Tensor, nn
 from zoo import FAMILIES, Prompt, free_prompt, tiny
@@ -62,6 +65,12 @@ def rope_positions(model: nn.Module, batch: int) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+@lru_cache(maxsize=64)
+def model_of(_: str, family: str, impl: str, dtype: torch.dtype) -> nn.Module:
+    """One model for the stock side and one to wrap, unwrap and wrap again; ``cache_clear`` when one may be broken."""
+    return tiny(family, impl).to(dtype)
+
+
 class Case:
     """What the ways to run share."""
 
@@ -69,12 +78,12 @@ class Case:
         self.draw, self.dtype = draw, getattr(torch, draw.dtype)
         self.generator = torch.Generator().manual_seed(draw.seed)
         self.family = FAMILIES[draw.family]
-        self.prompt: Prompt = free_prompt(self.family, draw.rows, self.generator, draw.side)
+        self.prompt: Prompt = free_prompt(self.family, draw.rows, self.generator, draw.side, draw.padding)
         self.inputs: dict[str, Any] = cast(self.prompt.inputs, self.dtype)
         self.valid = self.inputs["attention_mask"].bool()
-        self.model = tiny(draw.family, draw.attention).to(self.dtype)
         impl = "sdpa" if draw.attention == "flex_attention" else draw.attention
-        self.stock = tiny(draw.family, impl).to(self.dtype)
+        self.stock = model_of("stock", draw.family, impl, self.dtype)
+        self.model = model_of("wrapped", draw.family, draw.attention, self.dtype)
         self.worst = 0.0
 
     @property
@@ -102,13 +111,32 @@ class Case:
         with recorded_features(self.model) as features, recorded_states(self.model) as states:
 
             def look() -> Seen:
-                seen = Seen(self.model.vtc.report, dict(states))
+                # a prompt of one token has no report
+                seen = Seen(self.model.vtc.report or SimpleNamespace(spans=[], steps=[]), dict(states))
+                self.promised(seen.report)
                 if seen.in_the_tower:
                     seen.features = dict(features)
                 states.clear()
                 return seen
 
             yield look
+
+    def promised(self, report: Any) -> None:
+        """The kept ids of a report are in order, of those that were left, and as many as asked for."""
+        left = [set(range(len(span.columns))) for span in report.spans]
+        for step in report.steps:
+            for i, kept in enumerate(step.kept):
+                if not torch.equal(kept, kept.unique()) or not set(kept.tolist()) <= left[i]:
+                    raise Disagreement(f"span {i} keeps {kept.tolist()} of {sorted(left[i])}")
+                left[i] = set(kept.tolist())
+        pipeline = self.model.vtc.pipeline
+        if not report.steps or len(pipeline) > 1 or pipeline[0].adaptive_count or pipeline[0].joins_crops:
+            return
+        name, params = self.draw.methods[0]
+        setting = Setting(name, None, params)
+        for span, kept in zip(report.spans, left, strict=True):
+            if len(kept) != setting.kept(len(span.columns)):
+                raise Disagreement(f"{len(kept)} of {len(span.columns)} kept, not {setting.kept(len(span.columns))}")
 
     def truth(
         self,
@@ -129,7 +157,7 @@ class Case:
             whole = rows_of(seen.report, range(max(rows) + 1))
             wide = torch.zeros(max(rows) + 1, width, dtype=torch.bool)
             wide[rows] = valid
-            vectors = merged(Seen(whole, seen.states), wide, asks(whole, wide, self.draw.positions), rows)
+            vectors = merged(Seen(whole, seen.states), wide, asks(whole, wide, self.draw.positions, self.width), rows)
         if self.draw.positions == "compact":
             early, shift = compacted(positions[:, :width], report, valid, torch.zeros(batch, dtype=torch.long))
             positions = torch.cat([early, positions[:, width:] - shift[:, None]], 1)

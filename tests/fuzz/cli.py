@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--draw", type=int, help="run this one only, and show where it fails")
     parser.add_argument("--shrink", action="store_true", help="with --draw: look for the smallest that fails")
-    parser.add_argument("--log", type=Path, help="a JSON line for each draw; what it holds already is not run again")
+    parser.add_argument(
+        "--log", type=Path, help="a JSON line for each draw; what it holds is not run again, unless wrong"
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if options.draw is not None:
@@ -78,9 +80,14 @@ def row_of(seed: int, number: int, draw: Draw, result: Result) -> dict[str, Any]
 def run(seed: int, numbers: Iterable[int], log: Path | None = None) -> list[dict[str, Any]]:
     """Run the draws that `log` does not hold yet; gives the lines of all of them."""
     numbers = list(numbers)
-    known = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if _there(log) else []
-    rows = {row["draw"]: row for row in known if row["seed"] == seed and row["draw"] in set(numbers)}
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    rows = known(log, seed, set(numbers))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns) as bar:
         task = bar.add_task("", total=len(numbers), completed=len(rows))
         for number in numbers:
@@ -98,8 +105,16 @@ def run(seed: int, numbers: Iterable[int], log: Path | None = None) -> list[dict
     return [rows[number] for number in numbers]
 
 
-def _there(log: Path | None) -> bool:
-    return log is not None and log.exists()
+def known(log: Path | None, seed: int, numbers: set[int]) -> dict[int, dict[str, Any]]:
+    """What `log` holds of these draws, but for those that were wrong: they may be right by now."""
+    if log is None or not log.exists():
+        return {}
+    text = log.read_text()
+    if text and not text.endswith("\n"):  # killed while it wrote
+        log.write_text(text[: text.rfind("\n") + 1])
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    found = {row["draw"]: row for row in rows if row["seed"] == seed and row["draw"] in numbers}
+    return {number: row for number, row in found.items() if row["status"] != "wrong"}
 
 
 def reproducer(row: dict[str, Any]) -> str:

@@ -16,7 +16,6 @@ from .parameters import parameters
 
 MODES = ("forward", "labels", "greedy", "no_cache", "sample", "beams", "assisted", "turns")
 DTYPES = ("float32", "float32", "float64", "bfloat16", "float16")
-FLEX = ("llava", "llava_next", "internvl", "mistral3", "gemma3")  # transformers has none for the others
 Row = tuple[Any, ...]
 
 
@@ -36,6 +35,8 @@ class Draw:
         Whether position ids are given to a plain forward.
     tokens, sequences : int
         How many are generated, and beams or returned sequences.
+    padding : int
+        Columns of padding more than the longest row needs.
     seed : int
         Of pixels and words.
     """
@@ -52,6 +53,7 @@ class Draw:
     tail: Row = ()
     tokens: int = 4
     sequences: int = 2
+    padding: int = 0
     seed: int = 0
 
     def __str__(self) -> str:
@@ -87,24 +89,24 @@ def draws(draw: st.DrawFn, family: str) -> Draw:
     most = 1 if mode == "assisted" else 4  # transformers assists one sample only
     rows = tuple(draw(st.lists(pieces(kind), min_size=1, max_size=most)))
     plain = mode in ("forward", "labels")
-    # flex is compiled for every shape
-    flex = family in FLEX and mode in ("forward", "greedy") and draw(st.integers(0, 5)) == 5
-    attention = "flex_attention" if flex else draw(st.sampled_from(["sdpa", "sdpa", "eager"]))
+    flex = [] if family.startswith("qwen") else ["flex_attention"]  # transformers has none for them
+    attention = draw(st.sampled_from(["sdpa", "sdpa", "eager", *flex]))
     # the eager mask of a padded row is all infinite once softmax is float32, which gives NaN in the stock model
-    dtypes = {"sdpa": DTYPES, "eager": [d for d in DTYPES if d != "float64"], "flex_attention": ["float32"]}
+    dtypes = [d for d in DTYPES if attention != "eager" or d != "float64"]
     return Draw(
         family,
         draw(methods()),
         rows,
         mode,
         side=draw(st.sampled_from(["left", "right"])) if plain else "left",
-        dtype=draw(st.sampled_from(dtypes[attention])),
+        dtype=draw(st.sampled_from(dtypes)),
         attention=attention,
         positions="compact" if draw(st.integers(0, 7 if family.startswith("qwen") else 3)) == 3 else "keep",
         given=draw(st.booleans()) if plain else True,
         tail=draw(pieces(kind, 1)) if mode == "turns" else (),
         tokens=draw(st.integers(2, 6)),
         sequences=draw(st.integers(2, 3)),
+        padding=draw(st.sampled_from([0, 0, 0, 1, 3])),
         seed=draw(st.integers(0, 2**16)),
     )
 

@@ -60,7 +60,9 @@ def forward(case: Case) -> None:
     case.same(out.logits[who.kept], lambda stock: truth(stock)[who.kept], "logits")
     rows = torch.arange(len(case.valid))[who.answer >= 0]
     last = last_columns(case.valid)
-    case.same(out.logits[rows, last[rows]], lambda stock: truth(stock)[rows, who.answer[rows]], "the last token's logits")
+    case.same(
+        out.logits[rows, last[rows]], lambda stock: truth(stock)[rows, who.answer[rows]], "the last token's logits"
+    )
 
 
 def labels(case: Case) -> None:

@@ -60,11 +60,12 @@ def last_columns(valid: Tensor) -> Tensor:
     return torch.where(valid, torch.arange(valid.shape[1]), -1).amax(1)
 
 
-def asks(report: Any, valid: Tensor, positions: str) -> Tensor:
-    """`[B]` bool: rows whose last token is a visual one that stays as a query when its token goes."""
-    ends = visual_columns(report, *valid.shape).gather(1, last_columns(valid).clamp(min=0)[:, None])[:, 0]
+def asks(report: Any, valid: Tensor, positions: str, end: int) -> Tensor:
+    """`[B]`: the last column of a prompt of `end` columns where it is a visual one that stays as a query; else -1."""
+    last = last_columns(valid[:, :end])
+    ends = visual_columns(report, *valid.shape).gather(1, last.clamp(min=0)[:, None])[:, 0]
     asking = positions == "keep" and not any(step.stage == "vision" for step in report.steps)
-    return ends & asking
+    return torch.where(ends & asking, last, -1)
 
 
 @dataclass
@@ -86,9 +87,9 @@ class Truth:
 def who_answers(report: Any, valid: Tensor, positions: str, depth: int) -> Truth:
     """From the report of a forward over `valid` `[B, L]`."""
     kept = valid & ~hidden_per_layer(report, *valid.shape, depth)[-1]
-    asking, last = asks(report, valid, positions), last_columns(valid)
-    for row in asking.nonzero()[:, 0].tolist():
-        kept[row, last[row]] = True
+    asking = asks(report, valid, positions, valid.shape[1])
+    for row in (asking >= 0).nonzero()[:, 0].tolist():
+        kept[row, asking[row]] = True
     return Truth(kept, last_columns(kept))
 
 
@@ -119,7 +120,7 @@ def compacted(positions: Tensor, report: Any, valid: Tensor, shift: Tensor) -> t
 def merged(seen: Seen, valid: Tensor, asking: Tensor, rows: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
     """For ``reference.injected``: the visual vectors that entered the layer behind each step, of `rows`."""
     batch, width = valid.shape
-    report, last, out = seen.report, last_columns(valid), {}
+    report, out = seen.report, {}
     visual = visual_columns(report, batch, width)
     for step in report.steps:
         layer = step.layer if step.stage == "decoder" else 0
@@ -127,13 +128,16 @@ def merged(seen: Seen, valid: Tensor, asking: Tensor, rows: Sequence[int]) -> di
         states, values, places = seen.states[layer], [], []
         for b in rows:
             present = valid[b] & ~gone[b]
-            if asking[b]:
-                present[last[b]] = True
+            if asking[b] >= 0:
+                present[asking[b]] = True
             columns = present.nonzero()[:, 0]
             if states.shape[1] == width:
                 vectors = states[b, columns]
-            else:  # rows are right-aligned; one by itself is not padded, but may have candidates behind it
-                begin = states.shape[1] - len(columns) if batch > 1 else int(asking[b] and not gone[b, last[b]])
+            else:  # rows are right-aligned, but one by itself: it keeps its padding and may have candidates behind it
+                begin = states.shape[1] - len(columns)
+                if batch == 1:
+                    stays = int(valid[b].long().argmax())  # asking moves all padding to the left
+                    begin = stays if asking[b] < 0 else int((~valid[b]).sum() + ~gone[b, asking[b]])
                 vectors = states[b, begin : begin + len(columns)]
             values.append(vectors[visual[b, columns] & ~gone[b, columns]])
             places.append(visual[b] & ~gone[b])

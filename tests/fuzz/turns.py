@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from zoo.tokens import pad, words
 
 from .case import Case, Skip, positions_of
 from .modes import pixels_of
-from .oracle import Seen, asks, cast, compacted, joined, logits_of, merged, who_answers
+from .oracle import Seen, asks, cast, compacted, joined, last_columns, logits_of, merged, who_answers
 
 REPLY, MORE = 2, 2
 
@@ -59,7 +60,7 @@ def turns(case: Case) -> None:
     seen: dict[int, Seen] = {}
     cache = None
     with case.watched() as look:
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in pairwise(edges):
             given = {k: v[:, a:b] for k, v in whole.items() if k in ("input_ids", "mm_token_type_ids")}
             if "token_type_ids" in whole:  # Gemma3 wants the whole dialogue's
                 given["token_type_ids"] = whole["token_type_ids"][:, (0 if b - a > 1 else a) : b]
@@ -81,9 +82,13 @@ def compare(
     joint, features = joined(first.report, second.report, start), {**first.features, **second.features}
     kept, positions = valid.clone(), positions.clone()
     shift = torch.zeros(len(valid), dtype=torch.long)
+    replies: list[tuple[int, Tensor, Tensor]] = []  # of each turn: the row, its last column, and the one that answers
     for a, b, after, part in ((0, width, start, first), (start, end, None, second)):
         own = valid[:, a:b]
-        kept[:, a:b] = who_answers(part.report, own, case.draw.positions, DEPTH).kept
+        who = who_answers(part.report, own, case.draw.positions, DEPTH)
+        kept[:, a:b] = who.kept
+        last = last_columns(own)
+        replies += [(row, a + last[row], a + who.answer[row]) for row in (who.answer >= 0).nonzero()[:, 0].tolist()]
         if case.draw.positions == "compact":
             positions[:, a:b], shift = compacted(positions[:, a:b], part.report, own, shift)
             positions[:, b:after] -= shift[:, None]
@@ -91,9 +96,10 @@ def compare(
 
     def truth(stock: nn.Module) -> Tensor:
         none = torch.zeros(len(valid), 1, dtype=torch.long)
-        return logits_of(stock, whole, joint, positions, none, vectors, features)[kept]
+        logits = logits_of(stock, whole, joint, positions, none, vectors, features)
+        return torch.cat([logits[kept], *(logits[row, answer][None] for row, _, answer in replies)])
 
-    case.same(found[kept], truth, "the dialogue's logits")
+    case.same(torch.cat([found[kept], *(found[row, last][None] for row, last, _ in replies)]), truth, "the dialogue")
 
 
 def both(
@@ -106,7 +112,9 @@ def both(
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for a, b, part in ((0, case.width, first), (start, end, second)):
         own = valid[:, a:b]
-        for layer, (where, values) in merged(part, own, asks(part.report, own, case.draw.positions), rows).items():
+        for layer, (where, values) in merged(
+            part, own, asks(part.report, own, case.draw.positions, b - a), rows
+        ).items():
             wide = torch.zeros_like(valid)
             wide[:, a:b] = where
             found.setdefault(layer, []).append((wide, values))

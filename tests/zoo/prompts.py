@@ -50,11 +50,12 @@ class Prompt:
     rows: list[list[int]]
     media: list[list[Media]]
     side: str = "left"
+    padding: int = 0  # columns more than the longest row needs
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
-        return with_types(self.family, {**pad(self.rows, self.side), **self.family.collate(self.media)})
+        return with_types(self.family, {**pad(self.rows, self.side, self.padding), **self.family.collate(self.media)})
 
     def alone(self, sample: int) -> Prompt:
         """One sample by itself, without padding."""
@@ -67,6 +68,7 @@ class Prompt:
             [row for row in self.rows for _ in range(n)],
             [media for media in self.media for _ in range(n)],
             self.side,
+            self.padding,
         )
 
 
@@ -97,7 +99,12 @@ def make_prompt(family: Family, shape: str, seed: int = 0) -> Prompt:
 
 
 def free_prompt(
-    family: Family, plan: Sequence[Sequence[int | str]], g: torch.Generator, side: str = "left", fresh: bool = True
+    family: Family,
+    plan: Sequence[Sequence[int | str]],
+    g: torch.Generator,
+    side: str = "left",
+    padding: int = 0,
+    fresh: bool = True,
 ) -> Prompt:
     """A prompt of any plan: of each row the pieces, a number of words or a picture (``"i0"``) or video (``"v0"``).
 
@@ -126,7 +133,7 @@ def free_prompt(
             row[0] = BOS
         rows.append(row)
         media.append(own)
-    return Prompt(family, rows, media, side)
+    return Prompt(family, rows, media, side, padding)
 
 
 def with_types(family: Family, inputs: dict[str, Any]) -> dict[str, Any]:
