@@ -62,15 +62,12 @@ class Draw:
         return f"{self.family} | {spec} | {self.rows} | {self.mode} | {rest}"
 
 
-def pieces(family: Family, most: int = 3, least: int = 1) -> st.SearchStrategy[Row]:
-    """Pieces of a row with up to `most` pictures and videos, not all of it in front of the text."""
+def pieces(family: Family, most: int = 3) -> st.SearchStrategy[Row]:
+    """Pieces of a row with up to `most` pictures and videos anywhere in it; one row in five is text."""
     media = [f"i{i}" for i in range(len(family.sizes))] + [f"v{i}" for i in range(len(family.clips))]
     piece = st.one_of(st.integers(1, 8), st.sampled_from(media))
-    return (
-        st.lists(piece, min_size=least, max_size=6)
-        .filter(lambda row: sum(isinstance(p, str) for p in row) <= most)
-        .map(tuple)
-    )
+    row = st.lists(piece, min_size=1, max_size=6).filter(lambda row: sum(isinstance(p, str) for p in row) <= most)
+    return st.integers(0, 4).flatmap(lambda n: row.map(tuple) if n else st.integers(1, 8).map(lambda n: (n,)))
 
 
 @st.composite
