@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
-from .cache import is_pruned, refuse_unsupported, slot_layer
+from .cache import is_pruned, note_padding, refuse_unsupported, slot_layer
 from .fed import Fed, fed_of
 from .local import Local
 from .locate import Parts
-from .masks import valid_columns
+from .masks import past_columns, valid_columns
 from .questions import Words
 from .run import Run, gather_columns
 from .signals import EMBEDDINGS
@@ -218,6 +218,10 @@ class Forward:
         else:
             batch = _no_spans(rows, device)
             padded = valid is not None and (not readable(valid) or not bool(valid.all()))
+        if past and batch.spans and not is_pruned(cache):
+            before = past_columns(mask, past, length, device)
+            if before is not None:
+                note_padding(cache, before)
         slots = columns + past
         if padded and valid is not None:
             slots = torch.where(valid, slots, -1)
@@ -253,7 +257,8 @@ class Forward:
                     "positions='compact' is not defined for multi-dimensional rotary embeddings; use 'keep'"
                 )
             real = run.slots >= 0
-            start = torch.where(real, positions, torch.iinfo(positions.dtype).max).amin(1, keepdim=True)
+            # what goes first leaves no gap behind an earlier turn
+            start = torch.where(run.valid, whole, torch.iinfo(whole.dtype).max).amin(1, keepdim=True)
             compact = torch.where(real, real.long().cumsum(1) - 1 + start, 0)
             if run.cache is not None:
                 # the next token follows the last one left, though the prompt may go on behind it

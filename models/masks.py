@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .spans import readable
 from .transformers_api import attention_kind, interface_mask
 
 
@@ -111,3 +112,11 @@ def valid_columns(mask: Any, batch: int, length: int, device: torch.device) -> T
     mask = mask.expand(batch, -1, -1, -1)[:, 0, -length:, -length:]
     # a padding key is masked even for itself
     return torch.diagonal(mask if mask.dtype == torch.bool else mask == 0, dim1=1, dim2=2).to(device)
+
+
+def past_columns(mask: Any, past: int, length: int, device: torch.device) -> Tensor | None:
+    """`[B, past]` bool: of the columns before the newest `length`, those that are no padding; None: all, or unknown."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < past + length or not readable(mask):
+        return None
+    valid = mask[:, mask.shape[1] - past - length : mask.shape[1] - length].bool()
+    return None if bool(valid.all()) else valid.to(device)

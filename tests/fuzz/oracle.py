@@ -131,11 +131,11 @@ def merged(seen: Seen, valid: Tensor, asking: Tensor, rows: Sequence[int]) -> di
             if asking[b] >= 0:
                 present[asking[b]] = True
             columns = present.nonzero()[:, 0]
-            if states.shape[1] == width:
+            if not gone.any():
                 vectors = states[b, columns]
             else:  # rows are right-aligned, but one by itself: it keeps its padding and may have candidates behind it
                 begin = states.shape[1] - len(columns)
-                if batch == 1:
+                if len(states) == 1:
                     stays = int(valid[b].long().argmax())  # asking moves all padding to the left
                     begin = stays if asking[b] < 0 else int((~valid[b]).sum() + ~gone[b, asking[b]])
                 vectors = states[b, begin : begin + len(columns)]
