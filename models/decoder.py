@@ -215,7 +215,10 @@ class DecoderSide:
         given = None if run.mask_hidden else given
         if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
             return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))
-        mask = slot_mask(config, slots, keys, dtype, padded, window)
+        pattern = None
+        if past and hasattr(given, "mask_mod") and run.full > 1:  # the same in flex attention's words
+            pattern = given, given.seq_lengths[1] - run.full, run.columns.to(slots.device)
+        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
             new = gather_mask(
                 given[..., given.shape[-1] - run.full :],

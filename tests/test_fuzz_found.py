@@ -51,3 +51,10 @@ def test_a_prompt_of_pictures_alone_that_would_lose_them_is_refused(family: str)
     result = check(Draw(family, (("vtw", {"layer": 3}),), (("i0",),), "greedy", positions="compact"))
     assert result.status == "refused", f"{result.status}: {result.why}"
     assert "a prompt of pictures alone would lose all its tokens" in result.why
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_a_picture_of_a_second_turn_sees_itself_both_ways(attention: str) -> None:
+    """Gemma3's pattern is kept on a pruned cache too, also where it comes as flex attention's block mask."""
+    rows = (("i0", 4), (2, "i0"))
+    exact(Draw("gemma3", (("random", {"keep": 9}),), rows, "turns", attention=attention, tail=("i0", 3)))
