@@ -85,6 +85,7 @@ class Case:
         self.stock = model_of("stock", draw.family, impl, self.dtype)
         self.model = model_of("wrapped", draw.family, draw.attention, self.dtype)
         self.worst = 0.0
+        self.unwrapped: Callable[[], Any] | None = None  # what the wrapped model is about to do, by the stock one
 
     @property
     def width(self) -> int:

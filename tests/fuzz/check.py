@@ -81,10 +81,21 @@ def _check(draw: Draw) -> Result:
             return Result("stock", f"{type(error).__name__}: {_line(error)}")
         if isinstance(error, (ValueError, NotImplementedError)) and _from_vtc(error) and len(str(error)) >= WORDS:
             return Result("refused", _line(error))
+        if _fails_unwrapped(case):
+            return Result("stock", f"{type(error).__name__}: {_line(error)}")
         return Result("wrong", f"{type(error).__name__}: {_line(error)}", trace=traceback.format_exc())
     finally:
         vtc.restore(case.model)
     return Result("exact", off=case.worst)
+
+
+def _fails_unwrapped(case: Case) -> bool:
+    try:
+        if case.unwrapped is not None:
+            case.unwrapped()
+    except Exception:
+        return True
+    return False
 
 
 def _line(error: Exception) -> str:

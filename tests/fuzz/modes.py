@@ -157,9 +157,11 @@ def several(case: Case, **kwargs: Any) -> tuple[Any, Seen, Tensor]:
     n = case.draw.tokens
     with rope_positions(case.stock, len(case.valid)) as found:
         case.generate(case.stock, n)
+    settings = {"max_new_tokens": n, "min_new_tokens": n, **SETTINGS, **kwargs}
+    case.unwrapped = lambda: case.stock.generate(**case.inputs, **settings)
     case.compress()
     with case.watched() as look:
-        out = case.model.generate(**case.inputs, max_new_tokens=n, min_new_tokens=n, **SETTINGS, **kwargs)
+        out = case.model.generate(**case.inputs, **settings)
         return out, look(), torch.cat(found, -1)
 
 
@@ -194,14 +196,12 @@ def assisted(case: Case) -> None:
     n = case.draw.tokens + 4
     with rope_positions(case.stock, 1) as found:
         case.generate(case.stock, n)
+    # the end token is suppressed too; transformers < 5.13 needs to have one here
+    settings = {"prompt_lookup_num_tokens": case.draw.sequences, "eos_token_id": CLOSE}
+    case.unwrapped = lambda: case.generate(case.stock, n, **settings)
     case.compress()
     with case.watched() as look:
-        out = case.generate(
-            case.model,
-            n,
-            prompt_lookup_num_tokens=case.draw.sequences,
-            eos_token_id=CLOSE,  # suppressed too; transformers < 5.13 needs to have one here
-        )
+        out = case.generate(case.model, n, **settings)
         seen = look()
     against(case, seen, torch.cat(found, -1), out.tokens, out.logits)
 
