@@ -211,6 +211,7 @@ class Run:
         if not self.batch.single or self.asking is not None:
             keep &= self.slots >= 0  # padding goes, and comes anew with the longest row
         width, padded = self.batch.width_after(self.full, present, self.padded, self.asking is not None)
+        width = min(width, length)  # of the longest row nothing went, nor its last token
         order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
 
         def take(x: Tensor) -> Tensor:

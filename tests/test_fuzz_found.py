@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from fuzz.check import check
 from fuzz.draws import Draw
 from zoo import FAMILIES
+from zoo.tokens import IMAGE
 
 MIXED = [f for f in FAMILIES if not f.startswith("qwen")]  # compact positions are not defined for several axes
 RANDOM = (("random", {"keep": 4}),)
@@ -58,3 +60,15 @@ def test_a_picture_of_a_second_turn_sees_itself_both_ways(attention: str) -> Non
     """Gemma3's pattern is kept on a pruned cache too, also where it comes as flex attention's block mask."""
     rows = (("i0", 4), (2, "i0"))
     exact(Draw("gemma3", (("random", {"keep": 9}),), rows, "turns", attention=attention, tail=("i0", 3)))
+
+
+@pytest.mark.parametrize("mode", ["forward", "greedy", "turns"])
+# the others' spans are all of one size
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3", "pixtral"])
+def test_the_longest_row_ends_in_a_picture_and_loses_nothing(family: str, mode: str) -> None:
+    """Another row loses tokens, and the longest is given no column more for a last token that is still there."""
+    kind, g = FAMILIES[family], torch.Generator()
+    tokens = [kind.picture(size, True, g).ids.count(IMAGE) for size in kind.sizes]
+    small, large = (tokens.index(n) for n in (min(tokens), max(tokens)))
+    rows = ((f"i{large}", 3), (max(tokens) + 9, f"i{small}"))
+    exact(Draw(family, (("uniform", {"keep": min(tokens), "layer": 2}),), rows, mode, tail=(3,)))
