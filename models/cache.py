@@ -172,6 +172,16 @@ def slot_layer(cache: Cache, index: int) -> Any:
     return new
 
 
+def note_padding(cache: Cache, valid: Tensor) -> None:
+    """Tell the layers of a cache that nothing was pruned from which of its tokens, `valid` `[B, past]`, are real."""
+    for i in range(len(cache.layers)):
+        layer = slot_layer(cache, i)
+        if n := layer.physical():
+            past = valid.shape[1]
+            slots = torch.arange(past - n, past, device=valid.device)
+            layer.slots, layer.padded = torch.where(valid[:, past - n :], slots, -1), True
+
+
 def seen_slots(layer: Any, new: Tensor, memo: dict[Any, Tensor]) -> Tensor:
     """`[B, K]` slots of all keys that an attention of the columns `new` sees: those that `layer` holds, and they."""
     n = layer.physical()

@@ -244,7 +244,10 @@ class DecoderSide:
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-1] == run.past + run.full:
             # a mask over the whole sequence: the caller's own, or a layer's that nothing was pruned before
             return gather_mask(given, run.columns.to(slots.device), config, keys)
-        mask = slot_mask(config, slots, keys, dtype, padded, window)
+        pattern = None
+        if past and hasattr(given, "mask_mod") and run.full > 1:  # the same in flex attention's words
+            pattern = given, given.seq_lengths[1] - run.full, run.columns.to(slots.device)
+        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
             columns = run.columns.to(slots.device)
             own = torch.where(run.key_slots.to(slots.device) < 0, -1, columns)

@@ -11,11 +11,11 @@ from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
 from .accepted import refuse_arguments, refuse_generate, warn_merged
-from .cache import is_pruned, refuse_unsupported, slot_layer
+from .cache import is_pruned, note_padding, refuse_unsupported, slot_layer
 from .fed import Fed, fed_of
 from .local import Local
 from .locate import Parts
-from .masks import valid_columns
+from .masks import past_columns, valid_columns
 from .outputs import restore_output
 from .questions import Words
 from .run import Run, gather_columns
@@ -240,11 +240,17 @@ class Forward:
         valid = valid_columns(mask, rows, length, device) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
         masks = {m: x.to(device) for m, x in masks.items() if m in fed}
+        prompt = self.local.prompt
+        end = length if prompt is None or prompt <= past else min(length, prompt - past)
         if fed:
-            batch, padded = make_batch(masks, fed, valid)
+            batch, padded = make_batch(masks, fed, valid, end)
         else:
             batch = _no_spans(rows, device)
             padded = valid is not None and (not readable(valid) or not bool(valid.all()))
+        if past and batch.spans and not is_pruned(cache):
+            before = past_columns(mask, past, length, device)
+            if before is not None:
+                note_padding(cache, before)
         slots = columns + past
         if padded and valid is not None:
             slots = torch.where(valid, slots, -1)
@@ -252,36 +258,41 @@ class Forward:
         run = Run(length, past, columns, slots, columns, everything if valid is None else valid, padded, batch, cache)
         run.present = list(batch.lengths)
         run.ids = _all_ids(batch.lengths, device)
-        run.prompt, run.checks = self.local.prompt, checks_for(cache, bool(fed))
+        run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
         if any(batch.ends) and not self.vision_stops and self.positions == "keep":
-            run.asking = self._asking(batch, valid, length, device)
+            run.asking = self._asking(batch, valid, end, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run
 
-    def _asking(self, batch: Batch, valid: Tensor | None, length: int, device: torch.device) -> Tensor:
-        """`[B]`: the column of a row's last token where that is a visual one, which the next token is asked of."""
+    def _asking(self, batch: Batch, valid: Tensor | None, end: int, device: torch.device) -> Tensor:
+        """`[B]`: a prompt's last column where that is a visual one, which the next token is asked of; else -2."""
         if "flash" in attention_kind(self.parts.lm.config):
             raise NotImplementedError(
                 "a prompt that ends in a picture can't be pruned under flash attention, which can't hide the last "
                 "column's key: end the prompt with text, or call model.set_attn_implementation('sdpa') first"
             )
-        return torch.where(torch.tensor(batch.ends, device=device), last_valid(valid, batch.ends, length, device), -2)
+        last = last_valid(valid, len(batch.ends), end, device)
+        return torch.where(torch.tensor(batch.ends, device=device), last, -2)
 
     def _slice_inputs(self, run: Run, call: Call, hidden: Tensor, shift: Tensor | None) -> None:
         call.put("embeds", hidden)
         if not run.pruned:
             return
-        positions = gather_columns(self._positions(run, call), run.columns, -1)
+        whole = self._positions(run, call)
+        positions = gather_columns(whole, run.columns, -1)
         if self.positions == "compact":
             if positions.dim() != 2:
                 raise ValueError(
                     "positions='compact' is not defined for multi-dimensional rotary embeddings; use 'keep'"
                 )
             real = run.slots >= 0
-            start = torch.where(real, positions, torch.iinfo(positions.dtype).max).amin(1, keepdim=True)
+            # what goes first leaves no gap behind an earlier turn
+            start = torch.where(run.valid, whole, torch.iinfo(whole.dtype).max).amin(1, keepdim=True)
             compact = torch.where(real, real.long().cumsum(1) - 1 + start, 0)
             if run.cache is not None:
-                gap = (positions - compact)[:, -1]
+                # the next token follows the last one left, though the prompt may go on behind it
+                last = last_valid(run.valid, len(run.valid), run.full, whole.device)[:, None]
+                gap = gather_columns(whole, last, -1)[:, 0] - compact.amax(1)
                 slot_layer(run.cache, 0).shift = gap if shift is None else shift + gap
             positions = compact
         call.put("positions", positions)

@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .spans import readable
 from .transformers_api import attention_kind, interface_mask
 
 
 def slot_mask(
-    config: Any, queries: Tensor, keys: Tensor, dtype: torch.dtype, padded: bool, window: int | None = None
+    config: Any,
+    queries: Tensor,
+    keys: Tensor,
+    dtype: torch.dtype,
+    padded: bool,
+    window: int | None = None,
+    pattern: tuple[Any, int, Tensor] | None = None,
 ) -> Any:
     """Mask for queries at original slots over keys at original slots.
 
@@ -28,6 +35,9 @@ def slot_mask(
         Whether any slot is -1.
     window : int, optional
         Sliding window, counted in ORIGINAL positions.
+    pattern : tuple of (BlockMask, int, Tensor), optional
+        Flex attention's own mask between the new columns, in front of which it has that many others, and the `[B, Q]`
+        columns of it that are left, -1 for padding.
 
     Returns
     -------
@@ -39,7 +49,7 @@ def slot_mask(
     if "flash" in kind:  # flash takes 2D padding; its window counts kept tokens
         return (keys >= 0) if padded else None
     # only sdpa reads "no mask" as causal; flex would attend to everything
-    if not padded and window is None and (n_query == 1 or (n_query == n_key and kind == "sdpa")):
+    if not padded and window is None and pattern is None and (n_query == 1 or (n_query == n_key and kind == "sdpa")):
         return None
 
     def allowed(b: Any, h: Any, q: Any, k: Any) -> Any:
@@ -47,6 +57,11 @@ def slot_mask(
         ok = (key >= 0) & (key <= query)
         if window is not None:
             ok = ok & (key > query - window)
+        if pattern is not None:
+            (mask, before, columns), own = pattern, k - (n_key - n_query)
+            place = columns[b, own.clamp(min=0)].clamp(min=0)
+            seen = mask.mask_mod(b, h, columns[b, q].clamp(min=0), before + place) & (key >= 0) & (query >= 0)
+            ok = torch.where(own >= 0, seen, ok)
         # every query sees itself: rows without any key are NaN on some kernels
         return ok | (k - (n_key - n_query) == q)
 
@@ -111,3 +126,11 @@ def valid_columns(mask: Any, batch: int, length: int, device: torch.device) -> T
     mask = mask.expand(batch, -1, -1, -1)[:, 0, -length:, -length:]
     # a padding key is masked even for itself
     return torch.diagonal(mask if mask.dtype == torch.bool else mask == 0, dim1=1, dim2=2).to(device)
+
+
+def past_columns(mask: Any, past: int, length: int, device: torch.device) -> Tensor | None:
+    """`[B, past]` bool: of the columns before the newest `length`, those that are no padding; None: all, or unknown."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < past + length or not readable(mask):
+        return None
+    valid = mask[:, mask.shape[1] - past - length : mask.shape[1] - length].bool()
+    return None if bool(valid.all()) else valid.to(device)

@@ -65,6 +65,8 @@ class Run:
         Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
+    end : int
+        The same, counted in columns of this forward; `full` without candidates.
     words : Words, optional
         The tokenizer, if any method reads the question.
     token_ids : Tensor, optional
@@ -106,6 +108,7 @@ class Run:
     stage_count: int = 0
     mask_hidden: bool = False
     prompt: int | None = None
+    end: int = 0
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     notes: dict[int, dict[Any, Any]] = field(default_factory=dict)
     words: Words | None = None
@@ -217,6 +220,7 @@ class Run:
         if not self.batch.single or self.asking is not None:
             keep &= self.slots >= 0  # padding goes, and comes anew with the longest row
         width, padded = self.batch.width_after(self.full, present, self.padded, self.asking is not None)
+        width = min(width, length)  # of the longest row nothing went, nor its last token
         order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
 
         def take(x: Tensor) -> Tensor:

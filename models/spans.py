@@ -57,7 +57,7 @@ class Batch:
     row_lengths : list of int
         Real columns of each row (several rows only).
     ends : list of bool
-        Whether a row's last token is a visual one.
+        Whether the last token of a row's prompt is a visual one.
     pictures : list of Picture or None
         Pictures whose crops are spans of their own; None as long as no method asked.
     """
@@ -111,14 +111,25 @@ class Batch:
         """
         more = [int(asking and end) for end in self.ends]
         if self.single:
-            return full - sum(self.lengths) + sum(after) + sum(more), padded or any(more)
+            width = full - sum(self.lengths) + sum(after) + sum(more)
+            _refuse_empty([width])
+            return width, padded or any(more)
         widths = [n + m for n, m in zip(self.row_lengths, more, strict=True)]
         for span, n, k in zip(self.spans, self.lengths, after, strict=True):
             widths[span.sample] -= n - k
+        _refuse_empty([widths[span.sample] for span in self.spans])
         return max(widths), any(more) or min(widths) < max(widths)
 
 
-def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | None) -> tuple[Batch, bool]:
+def _refuse_empty(widths: list[int]) -> None:
+    if not all(widths):
+        raise ValueError(
+            "a prompt of pictures alone would lose all its tokens, and nothing is left to answer: keep one at least, "
+            "or put text beside the picture"
+        )
+
+
+def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | None, prompt: int) -> tuple[Batch, bool]:
     """Find the spans of a batch.
 
     Parameters
@@ -129,6 +140,8 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
         Per modality what was fed.
     valid : Tensor or None
         `[B, L]` bool, columns that are no padding; None: all.
+    prompt : int
+        Columns behind these are candidates of assisted decoding.
 
     Returns
     -------
@@ -145,7 +158,7 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
     names = [m for m in masks if m in fed]
     first = masks[names[0]]
     rows, length = first.shape
-    counts, row_lengths, ends = _read_counts([masks[m] for m in names], valid, rows, length)
+    counts, row_lengths, ends = _read_counts([masks[m] for m in names], valid, rows, length, prompt)
     spans: list[Span] = []
     lengths: list[int] = []
     pieces: list[Tensor] = []
@@ -170,13 +183,13 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
 
 
 def _read_counts(
-    masks: list[Tensor], valid: Tensor | None, rows: int, length: int
+    masks: list[Tensor], valid: Tensor | None, rows: int, length: int, prompt: int
 ) -> tuple[list[list[int]] | None, list[int], list[bool]]:
     """Placeholders per modality and row, real columns per row, and which rows end in one: a prefill's one host read."""
     if not readable(masks[0]):
         return None, [length] * rows if rows > 1 else [], [False] * rows
     visual = torch.stack([m.to(masks[0].device) for m in masks])
-    last = last_valid(valid, [True] * rows, length, visual.device)
+    last = last_valid(valid, rows, prompt, visual.device)
     lines = [visual.any(0).gather(1, last[:, None])[:, 0].long(), *visual.sum(2)]
     lines.append(valid.sum(1).to(visual.device) if valid is not None else torch.full_like(lines[0], length))
     ends, *numbers = torch.stack(lines).tolist()
@@ -185,11 +198,11 @@ def _read_counts(
     return numbers[:-1], numbers[-1], list(map(bool, ends))
 
 
-def last_valid(valid: Tensor | None, rows: list[Any], length: int, device: torch.device) -> Tensor:
-    """`[B]`: the column of each row's last token that is no padding; `valid` `[B, length]` bool, None: all."""
+def last_valid(valid: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """`[B]`: of the first `length` columns each row's last that is no padding; `valid` `[B, L]` bool, None: all."""
     if valid is None:
-        return torch.full((len(rows),), length - 1, device=device)
-    return torch.where(valid.to(device), torch.arange(length, device=device), 0).amax(1)
+        return torch.full((rows,), length - 1, device=device)
+    return torch.where(valid[:, :length].to(device), torch.arange(length, device=device), 0).amax(1)
 
 
 def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -45,7 +46,7 @@ def recorded_features(model: nn.Module) -> Iterator[dict[str, Any]]:
             before = dict(seen)
             out = fn(*args, **kwargs)
             seen.clear()  # Qwen3-VL's videos go through get_image_features: only the outer call counts
-            seen.update(before, **{name: out})
+            seen.update(before, **{name: copy(out)})  # generate() repeats it in place for beams
             return out
 
         return call

@@ -55,7 +55,8 @@ class Setting:
 
     def kept(self, n: int) -> int:
         """How many of a span's `n` tokens are left at the end: what the last stop keeps."""
-        stops = [stop for p in vtc.parse(self.pruner, keep=self.keep, **self.params) for stop in p.stops(DEPTH)]
+        given = self.params if self.keep is None else {**self.params, "keep": self.keep}
+        stops = [stop for p in vtc.parse(self.pruner, **given) for stop in p.stops(DEPTH)]
         keep = stops[-1].keep if stops else 1.0
         return 0 if keep == 0 else asked(keep, n)
 

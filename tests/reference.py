@@ -128,21 +128,21 @@ def masked(model: nn.Module, hidden: Tensor, valid: Tensor) -> Iterator[None]:
     query, key = torch.arange(width)[:, None], torch.arange(width)[None]
     eager = lm.config._attn_implementation == "eager"
 
-    def explicit(given: Tensor | None, window: int | None, layer: int) -> Tensor:
+    def explicit(given: Tensor | None, window: int | None, layer: int, dtype: torch.dtype) -> Tensor:
         if given is not None and given.dim() == 4:
             base = given if given.dtype == torch.bool else given == 0
         else:
             base = (key <= query) & (key > query - window if window else torch.ones_like(key, dtype=torch.bool))
         mask = base & valid[:, None, None] & ~hidden[layer][:, None, None]
         mask = mask | torch.eye(width, dtype=torch.bool)
-        return torch.zeros(()).masked_fill(~mask, torch.finfo(torch.float32).min) if eager else mask
+        return torch.zeros((), dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min) if eager else mask
 
     def hook(layer: int) -> Any:
         attention = lm.layers[layer].self_attn
         window = getattr(attention, "sliding_window", getattr(lm.config, "sliding_window", None))
 
         def pre(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            return args, {**kwargs, "attention_mask": explicit(kwargs["attention_mask"], window, layer)}
+            return args, {**kwargs, "attention_mask": explicit(kwargs["attention_mask"], window, layer, args[0].dtype)}
 
         return pre
 

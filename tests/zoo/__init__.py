@@ -9,7 +9,7 @@ from torch import nn
 
 from . import models
 from .media import AnyRes, Family, Fixed, Media, Packed, Patches, SampleCrops
-from .prompts import BATCHES, SHAPES, Prompt, make_prompt, shapes_of
+from .prompts import BATCHES, SHAPES, Prompt, free_prompt, make_prompt, shapes_of
 from .tokens import SPECIAL
 
 GRIDS = ((1, 8, 8), (1, 4, 8), (1, 8, 4), (1, 12, 8))
@@ -61,6 +61,7 @@ __all__ = [
     "Family",
     "Media",
     "Prompt",
+    "free_prompt",
     "make_prompt",
     "prompt",
     "shapes_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +50,12 @@ class Prompt:
     rows: list[list[int]]
     media: list[list[Media]]
     side: str = "left"
+    padding: int = 0  # columns more than the longest row needs
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
-        out: dict[str, Any] = {**pad(self.rows, self.side), **self.family.collate(self.media)}
-        if self.family.marked:
-            ids = out["input_ids"]
-            out[self.family.marked] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
-        return out
+        return with_types(self.family, {**pad(self.rows, self.side, self.padding), **self.family.collate(self.media)})
 
     def alone(self, sample: int) -> Prompt:
         """One sample by itself, without padding."""
@@ -70,6 +68,7 @@ class Prompt:
             [row for row in self.rows for _ in range(n)],
             [media for media in self.media for _ in range(n)],
             self.side,
+            self.padding,
         )
 
 
@@ -97,3 +96,49 @@ def make_prompt(family: Family, shape: str, seed: int = 0) -> Prompt:
         rows.append(row)
         media.append(own)
     return Prompt(family, rows, media, "right" if shape == "right" else "left")
+
+
+def free_prompt(
+    family: Family,
+    plan: Sequence[Sequence[int | str]],
+    g: torch.Generator,
+    side: str = "left",
+    padding: int = 0,
+    fresh: bool = True,
+) -> Prompt:
+    """A prompt of any plan: of each row the pieces, a number of words or a picture (``"i0"``) or video (``"v0"``).
+
+    The number is the size's, among ``sizes`` or ``clips``. A row that begins or ends with a picture does so with its
+    placeholder: marks before and behind are left out there. `fresh`: rows begin with ``BOS``, if with words.
+    """
+    rows, media = [], []
+    for pieces in plan:
+        row: list[int] = []
+        own: list[Media] = []
+        pictures = sum(str(p).startswith("i") for p in pieces)
+        for piece in pieces:
+            if isinstance(piece, int):
+                row += words(piece, g)
+                continue
+            sizes = family.sizes if piece[0] == "i" else family.clips
+            size = sizes[int(piece[1:]) % len(sizes)]
+            own.append(family.picture(size, pictures == 1, g) if piece[0] == "i" else family.video(size, g))
+            row += own[-1].ids
+        visual = [i for i, token in enumerate(row) if token in (IMAGE, VIDEO)]
+        if isinstance(pieces[-1], str):
+            row = row[: visual[-1] + 1]
+        if isinstance(pieces[0], str):
+            row = row[visual[0] :]
+        elif fresh:
+            row[0] = BOS
+        rows.append(row)
+        media.append(own)
+    return Prompt(family, rows, media, side, padding)
+
+
+def with_types(family: Family, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` with the token types of ``input_ids``, where `family` wants them."""
+    if family.marked:
+        ids = inputs["input_ids"]
+        inputs[family.marked] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+    return inputs

@@ -17,9 +17,9 @@ def words(n: int, generator: torch.Generator) -> list[int]:
     return torch.randint(*TEXT, (n,), generator=generator).tolist()
 
 
-def pad(rows: list[list[int]], side: str = "left") -> dict[str, Tensor]:
-    """Pad `rows` to a common length; gives ``input_ids`` and ``attention_mask``, `[B, L]`."""
-    width = max(map(len, rows))
+def pad(rows: list[list[int]], side: str = "left", more: int = 0) -> dict[str, Tensor]:
+    """Pad `rows` to a common length, and by `more`; gives ``input_ids`` and ``attention_mask``, `[B, L]`."""
+    width = max(map(len, rows)) + more
     ids = torch.full((len(rows), width), PAD)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
