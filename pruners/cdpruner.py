@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from .base import Pruner, VisualTokens
 from .clip_text import clip_text
 from .greedy import dpp_map
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .signals import EncoderFeatures, Signal, TextEmbeddings
 
@@ -126,8 +127,8 @@ class CDPruner(Pruner):
         return -found if self.negate else found
 
     def _embeddings(self, tokens: VisualTokens) -> Tensor:
-        words = normalize(tokens.text(TextEmbeddings()).float(), dim=-1)[tokens.sample]
+        words = normalize(wide(tokens.text(TextEmbeddings())), dim=-1)[tokens.sample]
         behind = tokens.text_valid(after=True)
         text = (words * behind[..., None]).sum(1) / behind.sum(1, keepdim=True).clamp(min=1)
-        length = vector_norm(tokens.features, dim=-1, dtype=torch.float32).clamp(min=1e-8)
-        return (tokens.features.float() @ text[..., None])[..., 0] / length
+        length = vector_norm(tokens.features, dim=-1, dtype=wide_dtype(tokens.features)).clamp(min=1e-8)
+        return (wide(tokens.features) @ text[..., None])[..., 0] / length

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import wide, wide_dtype
 from .selection import rankable, top_k
 
 FAR = 1e9  # a distance that is not finite
@@ -21,7 +22,7 @@ class Clusters(NamedTuple):
 
 def pair_distances(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Euclidean distances over ``sqrt(D)`` of the rows of `x` `[B, N, D]`, `[B, N, N]` float32; inf at padding."""
-    distance = torch.cdist(x.float(), x.float()) / x.shape[-1] ** 0.5
+    distance = torch.cdist(wide(x), wide(x)) / x.shape[-1] ** 0.5
     # exactly symmetric: two that are each other's nearest must have the same density
     distance = ((distance + distance.transpose(1, 2)) / 2).nan_to_num(FAR, FAR)
     distance.diagonal(dim1=1, dim2=2).zero_()
@@ -116,8 +117,8 @@ def cluster_means(x: Tensor, owner: Tensor, clusters: int) -> Tensor:
     """Mean of the rows of each cluster, `[B, clusters, D]` float32; zeros for empty ones. Owners out of range: none."""
     batch, _, width = x.shape
     index = torch.where((owner >= 0) & (owner < clusters), owner, clusters)
-    total = torch.zeros(batch, clusters + 1, width, device=x.device)
-    total = total.scatter_add(1, index[..., None].expand_as(x), x.float())
+    total = torch.zeros(batch, clusters + 1, width, device=x.device, dtype=wide_dtype(x))
+    total = total.scatter_add(1, index[..., None].expand_as(x), wide(x))
     ones = torch.ones_like(index, dtype=torch.float32)
     count = torch.zeros(batch, clusters + 1, device=x.device).scatter_add(1, index, ones)
     return (total / count.clamp(min=1)[..., None])[:, :clusters]

@@ -13,6 +13,7 @@ from .base import Merged, Pruner, VisualTokens
 from .frames import BLOCK, Frames, frames_of
 from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
 from .partition import best, budgets_of, columns_of, per_token, rank_in_part
+from .precision import wide
 from .registry import register_pruner
 from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
@@ -91,7 +92,7 @@ class FastVid(Pruner):
         """Salient tokens and merged anchors in reading order; official: another number, -1 in unused columns."""
         frames, valid = frames_of(tokens), tokens.valid
         frame, count = frames.frame, frames.there.shape[1]
-        attention = tokens.read(self.signals[0]).to(frame.device).float().mean(1)
+        attention = wide(tokens.read(self.signals[0]).to(frame.device)).mean(1)
         share, most = self._shares(tokens, frames)
         context = (share.double() * self.context).long()
         salient = valid & (rank_in_part(attention, frame, count) < per_token(share - context, frame))

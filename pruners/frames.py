@@ -18,6 +18,7 @@ from torch import Tensor
 from .base import VisualTokens
 from .layout import Layout
 from .merging import channel_blocks
+from .precision import wide, wide_dtype
 
 BLOCK = 1024  # tokens of a video at a time in float32
 
@@ -198,14 +199,14 @@ def similarity(x: Tensor, reference: Sequence[int], there: Tensor) -> Tensor:
         `[B, T, P]` float32; -1 (nothing in common) where either token is missing or nothing is compared.
     """
     compared = [t for t, r in enumerate(reference) if r != t]
-    found = x.new_full(there.shape, -1.0, dtype=torch.float32)
+    found = x.new_full(there.shape, -1.0, dtype=wide_dtype(x))
     some = max(1, BLOCK // there.shape[2])  # frames at a time: no float32 copy of the whole video
     for start in range(0, len(compared), some):
         here = torch.tensor(compared[start : start + some], device=x.device)
         other = torch.tensor([reference[t] for t in compared[start : start + some]], device=x.device)
-        product = left = right = x.new_zeros((), dtype=torch.float32)
+        product = left = right = x.new_zeros((), dtype=wide_dtype(x))
         for c in channel_blocks(x.shape[-1]):
-            a, b = (x.detach()[..., c].index_select(1, at).float() for at in (here, other))
+            a, b = (wide(x.detach()[..., c].index_select(1, at)) for at in (here, other))
             product = product + (a * b).sum(-1)
             left, right = left + a.square().sum(-1), right + b.square().sum(-1)
         cosine = product / (left.sqrt() * right.sqrt()).clamp(min=1e-12)

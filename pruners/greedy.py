@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .precision import wide, wide_dtype
 from .selection import top_k
 
 LAST = -1e30  # far below every score, and finite: tokens that come last still have an order
@@ -29,7 +30,7 @@ def finite_range(score: Tensor, valid: Tensor | None = None, epsilon: float = 1e
 
     ``(s - min) / (max - min + epsilon)`` in float32.
     """
-    score = score.float()
+    score = wide(score)
     use = score.isfinite() if valid is None else score.isfinite() & valid
     low = torch.where(use, score, float("inf")).amin(-1, keepdim=True)
     high = torch.where(use, score, float("-inf")).amax(-1, keepdim=True)
@@ -63,8 +64,7 @@ class Similarities:
     """
 
     def __init__(self, x: Tensor, valid: Tensor | None, steps: int):
-        x = x.float() if x.dtype == torch.float64 else x
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
         self.usable = norm.isfinite()[..., 0]
         length = norm.clamp(min=1e-8)
         unit = (x / length).masked_fill_(~self.usable[..., None], 0)
@@ -105,7 +105,7 @@ class Similarities:
 def _finite(bar: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """`bar` with tokens of a score that is not finite put last, and the scores with 0 for theirs."""
     finite = score.isfinite()
-    return bar.masked_fill((bar == 0) & ~finite, LAST), torch.where(finite, score.float(), 0)
+    return bar.masked_fill((bar == 0) & ~finite, LAST), torch.where(finite, wide(score), 0)
 
 
 def _best(bar: Tensor, score: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | Non
     # as shares of the largest, whose squares can't overflow
     weight = (weight / weight.amax(-1, keepdim=True).clamp(min=1e-30)).square()
     left, order = similar.own, []
-    factor = x.new_zeros(x.shape[0], k - 1, x.shape[1], dtype=torch.float32)
+    factor = x.new_zeros(x.shape[0], k - 1, x.shape[1], dtype=left.dtype)
     for step in range(k):
         best = (bar + weight * left).argmax(-1, keepdim=True)
         order.append(best)

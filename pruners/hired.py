@@ -12,6 +12,7 @@ from torch import Tensor
 from .base import Pruner, VisualTokens
 from .layout import Layout
 from .partition import best, budgets_of, by_id, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .precision import wide
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 
@@ -94,7 +95,7 @@ class HiRED(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""
-        shallow, deep = (tokens.read(s).float().sum(1) for s in self.signals)
+        shallow, deep = (wide(tokens.read(s)).sum(1) for s in self.signals)
         device, budget = tokens.ids.device, budgets_of(tokens)
         part, count = parts_of(tokens)
         tiled = [bool(_crops(layout)[0]) for layout in tokens.layouts]

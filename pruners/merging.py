@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import wide, wide_dtype
+
 FAR = 1e9  # a distance that is not finite
 CHANNELS = 1024  # at a time in float32, so that half precision needs no second copy of the features
 
@@ -27,24 +29,25 @@ def channel_blocks(width: int) -> list[slice]:
 
 def combine(weights: Tensor, x: Tensor) -> Tensor:
     """Weighted sums of the tokens `x [B, N, D]`, `[B, K, D]` float32; entries that are not finite count as 0."""
-    made = weights.new_empty(*weights.shape[:2], x.shape[-1], dtype=torch.float32)
+    made = weights.new_empty(*weights.shape[:2], x.shape[-1], dtype=wide_dtype(x))
+    weights = weights.to(made)
     for c in channel_blocks(x.shape[-1]):
-        made[..., c] = weights @ x[..., c].to(torch.float32, copy=True).nan_to_num_(0, 0, 0)
+        made[..., c] = weights @ x[..., c].to(made.dtype, copy=True).nan_to_num_(0, 0, 0)
     return made
 
 
 def add_weighted(made: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`made [B, K, D]` float32, to which the tokens `x [B, K, D]` are added by `weight [B, K, 1]`."""
     for c in channel_blocks(x.shape[-1]):
-        made[..., c] += x[..., c].float() * weight
+        made[..., c] += wide(x[..., c]) * weight
     return made
 
 
 def inner(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Inner products of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32, and the squared norms of each."""
-    found = left = right = a.new_zeros((), dtype=torch.float32)
+    found = left = right = a.new_zeros((), dtype=wide_dtype(a))
     for c in channel_blocks(a.shape[-1]):
-        u, v = a[..., c].detach().float(), b[..., c].detach().float()
+        u, v = wide(a[..., c].detach()), wide(b[..., c].detach())
         found = torch.baddbmm(found.expand(*u.shape[:2], v.shape[1]), u, v.transpose(1, 2))
         left, right = u.square().sum(-1) + left, v.square().sum(-1) + right
     return found, left, right
@@ -99,7 +102,7 @@ def largest(x: Tensor, m: int) -> Tensor:
 def membership(group: Tensor, count: int, member: Tensor, weight: Tensor | None = None) -> Tensor:
     """`[B, count, N]` float32: 1 (or the token's `weight [B, N]`) where token n is a `member` of a group, else 0."""
     inside = (group[:, None] == torch.arange(count, device=group.device)[:, None]) & member[:, None]
-    return inside.float() if weight is None else inside * weight.float()[:, None]
+    return inside.float() if weight is None else inside * wide(weight)[:, None]
 
 
 class Match(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, VisualTokens
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import EncoderAttention, PreProjector, Signal
@@ -61,10 +62,10 @@ class VisPruner(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The important ones by falling attention, then the diverse ones."""
         attention, seen = self.signals
-        x = torch.nn.functional.normalize(tokens.read(seen).float().mean(2).nan_to_num(0, 0, 0), dim=-1)
+        x = torch.nn.functional.normalize(wide(tokens.read(seen)).mean(2).nan_to_num(0, 0, 0), dim=-1)
         cosine = x @ x.transpose(1, 2)
         width, device = x.shape[1], x.device
-        order = top_k(tokens.read(attention).float().mean(1), width, tokens.valid)
+        order = top_k(wide(tokens.read(attention)).mean(1), width, tokens.valid)
         top = [int(b * self.important) for b in tokens.budgets]
         left = [n - t for n, t in zip(tokens.counts, top, strict=True)]
         goal = [b - t for b, t in zip(tokens.budgets, top, strict=True)]

@@ -14,6 +14,7 @@ from .budget import scaled_layer
 from .layout import Layout
 from .merging import cosine, membership, nearest, take
 from .partition import best, columns_of, part_sizes, parts_of, per_token, rank_in_part
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import AttentionAhead, EncoderAttention, Signal
@@ -127,20 +128,20 @@ class VScan(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """Columns in ascending order with their merged vectors; in the decoder the best by attention."""
         if tokens.stage == "decoder":
-            return top_k(tokens.read(self.signals[2]).float().mean(1)[:, 0], k, tokens.valid)
+            return top_k(wide(tokens.read(self.signals[2])).mean(1)[:, 0], k, tokens.valid)
         chosen = self._scan(tokens)
         index = columns_of(chosen, k, exact=False)
         real = index >= 0
         index_ = index.clamp(min=0)
         _, owner = nearest(cosine(tokens.features, take(tokens.features, index_)), real)
-        x = tokens.features.float()
-        joined = membership(owner, k, tokens.valid & ~chosen)
+        x = wide(tokens.features)
+        joined = membership(owner, k, tokens.valid & ~chosen).to(x)
         merged = (take(x, index_) + joined @ x) / (1 + joined.sum(2, keepdim=True))
         return Merged(index, merged.to(tokens.features.dtype))
 
     def _scan(self, tokens: VisualTokens) -> Tensor:
         """`[B, N]` bool: what the local and the global scan choose."""
-        shallow, deep = (tokens.read(s).float().mean(1) for s in self.signals[:2])
+        shallow, deep = (wide(tokens.read(s)).mean(1) for s in self.signals[:2])
         device, valid = tokens.ids.device, tokens.valid
         near = [int(b * (1 - self.global_ratio)) for b in tokens.budgets]
         local = torch.tensor(near, device=device)[:, None]
