@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtc.models.select import select_tokens
-from vtc.pruners import list_pruners, make_pruner
+from vtc.pruners import make_pruner
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
-from vtc.pruners.signals import Signal
 
 from .cells import takes_keep
-from .synthetic import Made, Sizes, Vary, picture, unchanged, video
+from .synthetic import Made, Sizes, Vary, picture, video
 
 DEPTH, LAST = 32, 22  # LLaVA-1.5's decoder layers, and the encoder layer that its projector reads
 EPSILON = 1e-6  # of a relative perturbation
@@ -140,15 +138,11 @@ def setting(name: str, keep: int | float) -> Pruner:
         return plain
 
 
-@cache
-def _span(name: str, tokens: int, seed: int) -> Made:
-    layout = (picture, video)[seed % 2](tokens)
-    return Made(layout, SIZES.get(name, Sizes()), seed)
-
-
-def draw(name: str, tokens: int, keep: float, seed: int, changes: Sequence[str] = tuple(CHANGES)) -> dict[str, float]:
+def draw(
+    name: str, tokens: int, keep: float, seed: int, changes: Sequence[str] = tuple(CHANGES), copies: bool = False
+) -> dict[str, float]:
     """Overlap under each of `changes` of one draw: the least over the method's stops. Odd draws are videos."""
-    made = _span(name, tokens, seed)
+    made = Made((picture, video)[seed % 2](tokens), SIZES.get(name, Sizes()), seed, copies=copies)
     pruner = setting(name, keep)
     plain = walk(pruner, made)
     found = {}
@@ -166,5 +160,5 @@ def measure(
         for n in tokens:
             found = [draw(name, n, keep, seed, changes) for seed in range(draws)]
             yield Stability(
-                name, n, getattr(setting(name, keep), "cascades", False), {change: [f[change] for f in found] for change in changes}
+                name, n, setting(name, keep).cascades, {change: [f[change] for f in found] for change in changes}
             )

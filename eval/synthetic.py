@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -132,12 +133,27 @@ class Made(SignalSource):
         Of all draws.
     vary : callable
         What becomes of everything drawn but the weights; its generator depends on seed and name alone.
+    copies : bool
+        Whether many tokens are equal in everything: a third of a picture's are different, and a video stands still for
+        three frames at a time.
     """
 
     layout: Layout
     sizes: Sizes = field(default_factory=Sizes)
     seed: int = 0
     vary: Vary = unchanged
+    copies: bool = False
+
+    @cached_property
+    def same_as(self) -> Tensor:
+        """`[N]` int64: the token that each one is a copy of, its own number without ``copies``."""
+        n, grid = self.layout.tokens, self.layout.grids[0]
+        if not self.copies:
+            return torch.arange(n)
+        if grid.kind != "frame":
+            return torch.randint(0, 1 + n // 3, (n,), generator=self._generator("copies"))
+        frame, place = torch.arange(n) // grid.tokens, torch.arange(n) % grid.tokens
+        return (frame - frame % 3) * grid.tokens + place
 
     def draw(self, name: str, *shape: int) -> Tensor:
         """Normal numbers of a name, float32."""
@@ -154,7 +170,7 @@ class Made(SignalSource):
         """`[N, D]` at one place of the model; of the encoder's width inside it."""
         width = self.sizes.encoder if stage == "vision" else self.sizes.decoder
         name = f"features {stage} {layer}"
-        return self._varied(name, self.draw(name, self.layout.tokens, width))
+        return self._varied(name, self.draw(name, self.layout.tokens, width))[self.same_as]
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """`signal` at the tokens that are left."""
@@ -166,7 +182,7 @@ class Made(SignalSource):
         found = self._varied(name, found)
         if isinstance(signal, EncoderSpecial):
             return found[None]
-        ids = tokens.ids[0]
+        ids = tokens.ids[0] if isinstance(signal, EncoderSegments) else self.same_as[tokens.ids[0]]
         return found[..., ids][None] if signal.is_attention else found[ids][None]
 
     def text(self, signal: Signal) -> Tensor:

@@ -24,6 +24,7 @@ FLAGS = (
     "order_dependent",
     "ragged",
     "joins_crops",
+    "cascades",
 )
 
 

@@ -13,7 +13,7 @@ from .base import Merged, Pruner, VisualTokens
 from .frames import BLOCK, Frames, frames_of
 from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
 from .partition import best, budgets_of, columns_of, per_token, rank_in_part
-from .precision import wide
+from .precision import exact_dtype, settled, wide
 from .registry import register_pruner
 from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
@@ -129,8 +129,8 @@ class FastVid(Pruner):
         """Cosine of each frame's global feature and the next one's, `[B, T - 1]`."""
         x = tokens.read(self.signals[1]).to(frames.frame.device).mean(2)
         inside = membership(frames.frame, frames.there.shape[1], tokens.valid)
-        means = combine(inside, x) / inside.sum(2, keepdim=True).clamp(min=1)
-        return cosine_similarity(means[:, 1:], means[:, :-1], dim=-1)
+        means = combine(inside, x, exact_dtype(x.device)) / inside.sum(2, keepdim=True).clamp(min=1)
+        return settled(cosine_similarity(means[:, 1:], means[:, :-1], dim=-1))
 
     def plan(self, likeness: Tensor, context: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:
         """The segment of each frame and how many anchors it gets, `[B, T]` int64."""
@@ -176,7 +176,7 @@ class FastVid(Pruner):
 def peaks(x: Tensor, free: Tensor) -> Tensor:
     """Score of each `free [F, P]` token of a frame as a density peak, from its features `[F, P, D]`.
 
-    `[F, P]` float32, the logarithm of density times distance (the density alone would vanish for large distances); the
+    `[F, P]` float64, the logarithm of density times distance (the density alone would vanish for large distances); the
     lowest for what is not finite, -inf for what is not free. Some rows at a time: no P x P matrix is kept.
     """
     starts = range(0, x.shape[1], BLOCK)

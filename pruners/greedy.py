@@ -22,6 +22,7 @@ from .selection import top_k
 
 LAST = -1e30  # far below every score, and finite: tokens that come last still have an order
 BLOCK = 256  # rows of the N x N matrix looked at together
+ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
 WHOLE_FROM = 8  # a matrix product does this many times the work of a matrix-vector product in the same time
 
 
@@ -84,7 +85,7 @@ class Similarities:
     def columns(self, chosen: Tensor) -> Tensor:
         """Similarity of every token to the tokens `chosen` `[B, p]` of its row: `[B, p, N]`."""
         found = self.table.gather(1, chosen[..., None].expand(-1, -1, self.table.shape[-1]))
-        return found if self.is_matrix else found @ self.table.mT
+        return _alike(found if self.is_matrix else found @ self.table.mT)
 
     def nearest(self) -> Tensor:
         """Similarity of each token to the most similar other one, `[B, N]`; -2 where there is none."""
@@ -99,7 +100,12 @@ class Similarities:
             rows.append(block.amax(-1))
             columns = torch.maximum(columns, block.amax(1))
         # a product of matrices is symmetric up to rounding only, and two tokens nearest to each other are a true tie
-        return torch.maximum(torch.cat(rows, 1), columns)
+        return _alike(torch.maximum(torch.cat(rows, 1), columns))
+
+
+def _alike(cosine: Tensor) -> Tensor:
+    """Cosines of tokens that are equal but for rounding are 1; in place."""
+    return cosine.masked_fill_(cosine > ALIKE, 1.0)
 
 
 def _finite(bar: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:

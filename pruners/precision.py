@@ -34,6 +34,14 @@ def exact(x: Tensor) -> Tensor:
     return x.to(exact_dtype(x.device))
 
 
-def settled(x: Tensor) -> Tensor:
-    """`x`, of size about 1, without its last bits in float64: what is equal but for the order of a sum is equal."""
-    return x.mul(GRID).round_().div_(GRID) if x.dtype == torch.float64 else x
+def settled(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """`x` in steps of ``scale / GRID`` where it is float64, in place: equal but for the order of a sum becomes equal.
+
+    `scale` (default 1) is the size of what was summed up, and broadcasts.
+    """
+    if x.dtype != torch.float64:
+        return x
+    if scale is None:
+        return x.mul_(GRID).round_().div_(GRID)
+    step = scale.clamp(min=torch.finfo(torch.float32).tiny) / GRID
+    return x.div_(step).round_().mul_(step)
