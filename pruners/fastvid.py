@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, pad
 from .base import Merged, Pruner, VisualTokens
 from .frames import BLOCK, Frames, frames_of
 from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
-from .partition import best, budgets_of, columns_of, per_token, rank_in_part
+from .partition import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
 from .precision import exact_dtype, settled, wide
 from .registry import register_pruner
 from .selection import rankable
@@ -41,7 +41,8 @@ class FastVid(Pruner):
     weight : float
         beta: the least weight of an anchor beside the mean of its group.
     official : bool
-        As the authors count: ``m = int(keep P)`` tokens of every frame, ``int(d m)`` of them context.
+        As the authors count: ``m = int(keep P)`` tokens of every frame, ``int(d m)`` of them context. Where that leaves
+        none, the most attended token of all.
 
     Notes
     -----
@@ -99,7 +100,9 @@ class FastVid(Pruner):
         segment, quota = self.plan(self.similarities(tokens, frames), context, frames)
         anchor = valid & ~salient & (self._peaks(tokens, frames, salient) < per_token(quota, frame))
         kept = salient | anchor
-        if not self.official:  # what an anchor frame is too small for
+        if self.official:
+            kept = at_least_one(kept, attention, valid)
+        else:  # what an anchor frame is too small for
             turn = rank_in_part(attention, torch.where(valid, 0, 1), 1)
             kept = best((1 + kept.long()) * turn.shape[1] - turn, budgets_of(tokens), valid)
         index = columns_of(kept, most, exact=not self.official)

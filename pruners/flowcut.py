@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
-from .partition import best, budgets_of, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    best,
+    budgets_of,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+    within_budgets,
+)
 from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .selection import top_k
@@ -218,7 +228,7 @@ class FlowCut(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """In the encoder `[B, N]` with -1 behind what is kept now."""
         if tokens.stage == "decoder":
-            return top_k(self._decoder_score(tokens), k, tokens.valid)
+            return within_budgets(top_k(self._decoder_score(tokens), k, tokens.valid), tokens)
         assert tokens.layer is not None
         assert tokens.last is not None
         part, score, target = self._carried(tokens)

@@ -12,7 +12,18 @@ from torch.nn.functional import interpolate
 
 from .base import Pruner, VisualTokens
 from .layout import Layout
-from .partition import best, budgets_of, by_id, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    at_least_one,
+    best,
+    budgets_of,
+    by_id,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+)
 from .precision import wide
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
@@ -108,7 +119,8 @@ class GlobalCom2(Pruner):
         share = torch.where(crop, self._shares(tokens, own, crop, ratio), ratio)
         if self.official:
             quota = torch.where(torch.tensor(tiled, device=part.device)[:, None], (sizes * share).long(), sizes)
-            return columns_of((rank < per_token(quota, part)) & tokens.valid, part.shape[1], exact=False)
+            chosen = at_least_one((rank < per_token(quota, part)) & tokens.valid, both, tokens.valid)
+            return columns_of(chosen, part.shape[1], exact=False)
         quota = sizes * share
         first = torch.where(crop, 0, quota).sum(1, keepdim=True)
         crops = torch.where(crop, quota, 0).sum(1, keepdim=True)

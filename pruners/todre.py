@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
 from .greedy import farthest_point, max_sum
+from .partition import within_budgets
 from .precision import wide
 from .random import _seed
 from .registry import register_pruner
@@ -219,8 +220,7 @@ class ToDRE(ToDREDiversity):
         """What the stage that `tokens` are at selects, -1 in unused columns."""
         if tokens.stage != "input":
             return self._second().select(tokens, k)
-        budget = torch.tensor(list(tokens.budgets), device=tokens.ids.device)[:, None]
-        return super().select(tokens, k).masked_fill(torch.arange(k, device=budget.device) >= budget, -1)
+        return within_budgets(super().select(tokens, k), tokens)
 
     def _second(self) -> ToDRERemoval:
         return ToDRERemoval(layer=self.layer, tau=self.tau)

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
-from .partition import best, budgets_of, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    at_least_one,
+    best,
+    budgets_of,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+)
 from .precision import wide
 from .registry import register_pruner
 from .selection import rankable
@@ -95,8 +105,7 @@ class TokenCorr(Pruner):
             most = budget if self.keep is not None else sizes.sum(1, keepdim=True)
             fresh = torch.maximum(fresh, part_sums(far.long(), part, count))  # outliers are kept at all events
             chosen = (rank < per_token(fresh, part)) & tokens.valid
-            lone = best(-rank.float(), torch.ones_like(budget), tokens.valid)  # a span keeps one token at least
-            chosen = torch.where(chosen.any(1, keepdim=True), chosen, lone)
+            chosen = at_least_one(chosen, -rank.float(), tokens.valid)
             key = per_token(fresh, part).float() - rank
             chosen = chosen & best(torch.where(chosen, key, float("-inf")), most, tokens.valid)
             return columns_of(chosen, part.shape[1], exact=False)

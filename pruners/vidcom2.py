@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Pruner, VisualTokens
 from .frames import Frames, frames_of
-from .partition import per_token, rank_in_part
+from .partition import at_least_one, per_token, rank_in_part
 from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .selection import rankable
@@ -103,6 +103,7 @@ class VidCom2(Pruner):
             return turn.masked_fill(~tokens.valid, float("inf")).sort(dim=1, stable=True).indices[:, :k]
         seats = (self.shares(tokens, scores) * frames.there.sum(2)).round()
         kept = tokens.valid & (place < per_token(seats, frames.frame))
+        kept = at_least_one(kept, -(scores.video + scores.frame), tokens.valid)
         columns = (~kept).to(torch.int8).sort(dim=1, stable=True).indices
         return torch.where(torch.arange(kept.shape[1], device=kept.device) < kept.sum(1, keepdim=True), columns, -1)
 

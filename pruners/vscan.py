@@ -13,7 +13,7 @@ from .base import Merged, Pruner, Stop, VisualTokens
 from .budget import scaled_layer
 from .layout import Layout
 from .merging import cosine, membership, nearest, take
-from .partition import best, columns_of, part_sizes, parts_of, per_token, rank_in_part
+from .partition import at_least_one, best, columns_of, part_sizes, parts_of, per_token, rank_in_part, within_budgets
 from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
@@ -64,7 +64,7 @@ class VScan(Pruner):
         Share of the input stage's tokens that the global scan chooses. The authors' is 0.5.
     official : bool
         As the authors' code: every window keeps the same whole number of tokens, so fewer than asked are kept where
-        that leaves a rest.
+        that leaves a rest, but one at least.
 
     Notes
     -----
@@ -128,7 +128,8 @@ class VScan(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """Columns in ascending order with their merged vectors; in the decoder the best by attention."""
         if tokens.stage == "decoder":
-            return top_k(wide(tokens.read(self.signals[2])).mean(1)[:, 0], k, tokens.valid)
+            columns = top_k(wide(tokens.read(self.signals[2])).mean(1)[:, 0], k, tokens.valid)
+            return within_budgets(columns, tokens) if self.official else columns
         chosen = self._scan(tokens)
         index = columns_of(chosen, k, exact=False)
         real = index >= 0
@@ -153,4 +154,4 @@ class VScan(Pruner):
         else:
             quota = local * sizes / sizes.sum(1, keepdim=True)
             chosen = best(per_token(quota, part) - rank, local, valid)
-        return chosen | best(deep, rest, valid & ~chosen)
+        return at_least_one(chosen | best(deep, rest, valid & ~chosen), deep, valid)
