@@ -333,6 +333,18 @@ class Pruner:
         """
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        """Read the files that parameters name, so that a wrong one is found before a model is loaded or wrapped.
+
+        Called by ``vtc.load`` and ``vtc.compress``; to be overridden by a method with such parameters. Keep what was
+        read: it is asked again in every ``compress``.
+
+        Raises
+        ------
+        OSError, ValueError
+            If a file is not there, or not what it should be.
+        """
+
     def params(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, as plain values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -353,6 +365,7 @@ class ScorePruner(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The `k` best-scored tokens of each row, best first."""
+        from .checked import check_score
         from .selection import top_k
 
-        return top_k(self.score(tokens), k, tokens.valid)
+        return top_k(check_score(self, self.score(tokens), tokens.valid), k, tokens.valid)

@@ -86,6 +86,11 @@ class EmbedLens(Pruner):
         """Whether tokens are compared with the embedding table; a calibration file does without."""
         return self.classes is None
 
+    def check_files(self) -> None:
+        """The calibration."""
+        if self.classes is not None:
+            read_calibration(self.classes)
+
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """Before the language model; without `keep` the published share of alive tokens is expected."""
         return (Stop(self.stage, None, ALIVE_SHARE if self.keep is None else self.keep),)

@@ -45,8 +45,7 @@ class IDPruner(Pruner):
         FlowCut's score of the layer that the projector reads, ZOO-Prune's sensitivity, the norm of the projected
         feature, nothing, or the trained scorer.
     scorer : str, optional
-        With ``importance="scorer"``: a safetensors file, or a folder of such, with VisionSelector's weights; read when
-        first used.
+        With ``importance="scorer"``: a safetensors file, or a folder of such, with VisionSelector's weights.
     lam : float
         Weight of the importance, in [0, 1]. The paper's default is 0.5.
     parallel : int
@@ -92,6 +91,11 @@ class IDPruner(Pruner):
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
         """What the importance reads."""
         return IMPORTANCES[self.importance]
+
+    def check_files(self) -> None:
+        """The trained scorer."""
+        if self.scorer is not None:
+            read_scorer(self.scorer, torch.device("cpu"))
 
     def weigh(self, tokens: VisualTokens) -> Tensor:
         """Raw importance of each token, `[B, N]` float32."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .base import VisualTokens
@@ -77,7 +78,11 @@ def read_projector(module: nn.Module, patches: int, width: int, rank: int | None
     weights = [p for m in module.modules() for p in m.parameters(recurse=False)]
     kinds = "".join("n" if m in norms else "l" if isinstance(m, nn.Linear) else "a" for m in leaves)
     pooled = getattr(module, "mm_input_projection_weight", None)
-    if any(p.is_meta or not p.is_floating_point() or p.dtype.itemsize < 2 for p in weights):
+    # a tensor that wraps others (torchao's) says that it holds floats, and fails in its own words when it is cut
+    if any(
+        p.is_meta or not p.is_floating_point() or p.dtype.itemsize < 2 or is_traceable_wrapper_subclass(p)
+        for p in weights
+    ):
         raise NotImplementedError(_REFUSED.format(type(module).__name__, "has quantised or offloaded weights"))
     if pooled is not None:
         return Projector(pooled.T[None], norm=_norm(norms[0]), pooled=True)
