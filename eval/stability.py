@@ -6,7 +6,7 @@ one chooses for the same made-up signals (``synthetic``) several times, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from vtc.models.select import select_tokens
 from vtc.pruners import make_pruner
 from vtc.pruners.base import Pruner, Stop, VisualTokens, resolve_keep
+from vtc.spec import parse
 
 from .cells import takes_keep
 from .synthetic import Made, Sizes, Vary, picture, video
@@ -50,7 +51,22 @@ def bfloat16(x: Tensor, _: torch.Generator) -> Tensor:
     return x.bfloat16().float()
 
 
-CHANGES: dict[str, Vary] = {"float64": float64, "perturbed": perturbed, "bfloat16": bfloat16}
+@dataclass(frozen=True)
+class Question:
+    """What one comparison changes: `vary` the numbers (see ``Made``), on spans with or without equal tokens."""
+
+    words: str
+    vary: Vary
+    copies: bool = False
+    promised: bool = True
+
+
+QUESTIONS: dict[str, Question] = {
+    "float64": Question("float32 against float64", float64),
+    "ties": Question("the same, many tokens equal", float64, copies=True),
+    "perturbed": Question("features off by 1e-6", perturbed),
+    "bfloat16": Question("features in bfloat16", bfloat16, promised=False),
+}
 
 
 @dataclass(frozen=True)
@@ -60,27 +76,32 @@ class Stability:
     Attributes
     ----------
     method : str
-        Its name.
+        Its name, or name and parameters.
     tokens : int
         Tokens of the spans.
     cascades : bool
-        Whether its class says that one near tie may decide much.
+        Whether its class says that one near tie of the features decides much.
     overlaps : dict
-        Per change (``CHANGES``) the overlap of each draw with what is kept in float32.
+        Per question (``QUESTIONS``) the overlap of each draw.
+    failed : str
+        Why it could not be measured; empty where it could.
     """
 
     method: str
     tokens: int
     cascades: bool = False
     overlaps: dict[str, list[float]] = field(default_factory=dict)
+    failed: str = ""
 
-    def worst(self, change: str) -> float:
+    def worst(self, question: str) -> float:
         """The least overlap of all draws."""
-        return min(self.overlaps[change])
+        return min(self.overlaps[question])
 
-    def mean(self, change: str) -> float:
-        """The mean over the draws."""
-        return sum(self.overlaps[change]) / len(self.overlaps[change])
+    @property
+    def broken(self) -> list[str]:
+        """The questions whose promise it does not keep."""
+        asked = [q for q in self.overlaps if QUESTIONS[q].promised and not (q == "perturbed" and self.cascades)]
+        return [q for q in asked if self.worst(q) < LEAST]
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
@@ -128,37 +149,52 @@ def walk(pruner: Pruner, made: Made) -> list[Tensor]:
     return found
 
 
-def setting(name: str, keep: int | float) -> Pruner:
-    """The method `name` as it is measured."""
-    params = PARAMS.get(name, {})
-    plain = make_pruner(name, **params)
+def setting(spec: str, keep: int | float) -> Pruner:
+    """The method `spec`, a name or a name with parameters, as it is measured.
+
+    Raises
+    ------
+    ValueError
+        If it is a pipeline, or can't be read.
+    """
+    pipeline = parse(spec)
+    if len(pipeline) != 1:
+        raise ValueError(f"--pruners takes methods, each by itself; {spec!r} is a pipeline of {len(pipeline)}")
+    [pruner] = pipeline
+    if not pruner.params():
+        pruner = make_pruner(pruner.name, **PARAMS.get(pruner.name, {}))
+    if not takes_keep(pruner):
+        return pruner
     try:
-        return replace(plain, keep=keep) if takes_keep(plain) else plain
-    except ValueError:  # a method that takes fractions only
-        return plain
+        return replace(pruner, keep=keep)
+    except ValueError:  # it takes fractions only, or counts only
+        return pruner
 
 
 def draw(
-    name: str, tokens: int, keep: float, seed: int, changes: Sequence[str] = tuple(CHANGES), copies: bool = False
+    spec: str, tokens: int, keep: int | float, seed: int, questions: Sequence[str] = tuple(QUESTIONS)
 ) -> dict[str, float]:
-    """Overlap under each of `changes` of one draw: the least over the method's stops. Odd draws are videos."""
-    made = Made((picture, video)[seed % 2](tokens), SIZES.get(name, Sizes()), seed, copies=copies)
-    pruner = setting(name, keep)
-    plain = walk(pruner, made)
+    """Per question the overlap in one draw, the least over the method's stops. Odd draws are videos."""
+    layout, sizes = (picture, video)[seed % 2](tokens), SIZES.get(setting(spec, keep).name, Sizes())
+    plain: dict[bool, list[Tensor]] = {}
     found = {}
-    for change in changes:
-        other = walk(setting(name, keep), replace(made, vary=CHANGES[change]))
-        found[change] = min((overlap(a, b) for a, b in zip(plain, other, strict=True)), default=1.0)
+    for name in questions:
+        question = QUESTIONS[name]
+        made = Made(layout, sizes, seed, copies=question.copies)
+        if question.copies not in plain:
+            plain[question.copies] = walk(setting(spec, keep), made)
+        other = walk(setting(spec, keep), replace(made, vary=question.vary))
+        found[name] = min((overlap(a, b) for a, b in zip(plain[question.copies], other, strict=True)), default=1.0)
     return found
 
 
 def measure(
-    names: Sequence[str], tokens: Sequence[int], keep: float, draws: int, changes: Sequence[str] = tuple(CHANGES)
-) -> Iterator[Stability]:
-    """Measure methods one after the other, one result for each size."""
-    for name in names:
-        for n in tokens:
-            found = [draw(name, n, keep, seed, changes) for seed in range(draws)]
-            yield Stability(
-                name, n, setting(name, keep).cascades, {change: [f[change] for f in found] for change in changes}
-            )
+    spec: str, tokens: int, keep: int | float, draws: int, questions: Sequence[str] = tuple(QUESTIONS)
+) -> Stability:
+    """Measure one method at one size; what it stumbles over is told in the result."""
+    cascades = setting(spec, keep).cascades
+    try:
+        found = [draw(spec, tokens, keep, seed, questions) for seed in range(draws)]
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, OSError) as error:
+        return Stability(spec, tokens, cascades, failed=f"{type(error).__name__}: {error}")
+    return Stability(spec, tokens, cascades, {q: [f[q] for f in found] for q in questions})
