@@ -19,6 +19,7 @@ from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
+ROWS = BLOCK // 2  # of the distances within a frame at a time, in float64
 
 
 @register_pruner("fastvid")
@@ -182,11 +183,11 @@ def peaks(x: Tensor, free: Tensor) -> Tensor:
     `[F, P]` float64, the logarithm of density times distance (the density alone would vanish for large distances); the
     lowest for what is not finite, -inf for what is not free. Some rows at a time: no P x P matrix is kept.
     """
-    starts = range(0, x.shape[1], BLOCK)
+    starts = range(0, x.shape[1], ROWS)
 
     def rows(start: int) -> Tensor:
-        """Squared distances over D of `BLOCK` tokens and all, `[F, BLOCK, P]`; inf where one is not free."""
-        stop = min(start + BLOCK, x.shape[1])
+        """Squared distances over D of `ROWS` tokens and all, `[F, ROWS, P]`; inf where one is not free."""
+        stop = min(start + ROWS, x.shape[1])
         distance = squared_distances(x[:, start:stop], x)
         distance.diagonal(start, 1, 2).zero_()
         return distance.masked_fill_(~(free[:, start:stop, None] & free[:, None]), float("inf"))
@@ -199,7 +200,7 @@ def peaks(x: Tensor, free: Tensor) -> Tensor:
     for start in starts:
         distance = rows(start)
         most.append(distance.masked_fill(distance.isinf(), 0).amax(2))
-        denser = density[:, None] > density[:, start : start + BLOCK, None]
+        denser = density[:, None] > density[:, start : start + ROWS, None]
         least.append(distance.masked_fill_(~denser, float("inf")).amin(2))
     separation = torch.cat(least, 1)
     # the densest: as far as any two of the frame

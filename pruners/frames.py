@@ -207,7 +207,7 @@ def similarity(x: Tensor, reference: Sequence[int], there: Tensor) -> Tensor:
         here = torch.tensor(compared[start : start + some], device=x.device)
         other = torch.tensor([reference[t] for t in compared[start : start + some]], device=x.device)
         product = left = right = x.new_zeros((), dtype=dtype)
-        for c in channel_blocks(x.shape[-1]):
+        for c in channel_blocks(x.shape[-1], dtype):
             a, b = (x.detach()[..., c].index_select(1, at).to(dtype) for at in (here, other))
             product = product + (a * b).sum(-1)
             left, right = left + a.square().sum(-1), right + b.square().sum(-1)

@@ -24,9 +24,9 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def channel_blocks(width: int, size: int | None = None) -> list[slice]:
-    """Slices of `width` channels that are widened together."""
-    size = size or CHANNELS
+def channel_blocks(width: int, dtype: torch.dtype = torch.float32) -> list[slice]:
+    """Slices of `width` channels that are widened to `dtype` together, in float64 a quarter as many."""
+    size = CHANNELS if dtype == torch.float32 else max(1, CHANNELS // 4)
     return [slice(start, start + size) for start in range(0, width, size)]
 
 
@@ -34,7 +34,7 @@ def combine(weights: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Ten
     """Weighted sums of the tokens `x [B, N, D]`, `[B, K, D]` float32 or `dtype`; what is not finite counts as 0."""
     made = weights.new_empty(*weights.shape[:2], x.shape[-1], dtype=dtype or wide_dtype(x))
     weights = weights.to(made)
-    for c in channel_blocks(x.shape[-1]):
+    for c in channel_blocks(x.shape[-1], made.dtype):
         made[..., c] = weights @ x[..., c].to(made.dtype, copy=True).nan_to_num_(0, 0, 0)
     return made
 
@@ -50,7 +50,7 @@ def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     """Inner products of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]`, and the squared norms of each."""
     dtype = dtype or wide_dtype(a)
     found = left = right = a.new_zeros((), dtype=dtype)
-    for c in channel_blocks(a.shape[-1]):
+    for c in channel_blocks(a.shape[-1], dtype):
         u, v = a[..., c].detach().to(dtype), b[..., c].detach().to(dtype)
         found = torch.baddbmm(found.expand(*u.shape[:2], v.shape[1]), u, v.transpose(1, 2))
         left, right = u.square().sum(-1) + left, v.square().sum(-1) + right
@@ -94,7 +94,7 @@ def merged_cosine(x: Tensor, owner: Tensor, count: int, weight: Tensor) -> Tenso
     """
     dtype = exact_dtype(x.device)
     found = left = right = x.new_zeros((), dtype=dtype)
-    for c in channel_blocks(x.shape[-1], max(1, CHANNELS // 4)):
+    for c in channel_blocks(x.shape[-1], dtype):
         part = x[..., c].detach().to(dtype, copy=True).nan_to_num_(0, 0, 0).mul_(weight[..., None])
         sums = part.new_zeros(part.shape[0], count, part.shape[2])
         sums = sums.scatter_add_(1, owner[..., None].expand_as(part), part)  # a mean's cosine is its sum's
