@@ -27,6 +27,9 @@ class ClipText:
         What the image projection reads, D_enc.
     """
 
+    projection: Tensor
+    _modules: list[nn.Module]
+
     def __init__(self, name: str, device: torch.device):
         self.name, self.device = name, torch.device("cpu")
         if name.startswith(OPEN_CLIP):
