@@ -35,6 +35,7 @@ FLAGS = (
     "order_dependent",
     "ragged",
     "joins_crops",
+    "cascades",
 )
 # what a signal is called in a table
 WORDS = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.pruners.base import Merged, Pruner, VisualTokens
+from vtc.pruners.checked import looked_at
 
 
 def select_tokens(
@@ -48,11 +49,12 @@ def select_tokens(
         index, merged = (found.index, found.features) if isinstance(found, Merged) else (found, None)
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise TypeError(
-                f"{pruner.name}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
+                f"{_name(pruner)}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
             )
+        _check_merged(pruner, found, part)
         least = 1 if pruner.adaptive_count else k
         if index.dim() != 2 or index.shape[0] != len(group) or index.shape[1] < least:
-            raise ValueError(f"{pruner.name}.select must return [{len(group)}, {k}], got {list(index.shape)}")
+            raise ValueError(f"{_name(pruner)}.select must return [{len(group)}, {k}], got {list(index.shape)}")
         sizes = _adaptive_sizes(pruner, index, part) if pruner.adaptive_count else part.budgets
         for j, (row, size) in enumerate(zip(group, sizes, strict=True)):
             # adaptive rows are unused (-1) anywhere; of the others only the first entries count
@@ -62,7 +64,40 @@ def select_tokens(
                 features[row] = merged[j][order.indices[:size]]
             if isinstance(found, Merged) and found.size is not None:
                 weights[row] = found.size[j][order.indices[:size]]
-    return [c for c in columns if c is not None], features, weights
+    chosen = [c for c in columns if c is not None]
+    if looked_at(pruner, chosen[0]):
+        _check_columns(pruner, chosen, tokens)
+    return chosen, features, weights
+
+
+def _check_columns(pruner: Pruner, columns: list[Tensor], tokens: VisualTokens) -> None:
+    """Refuse a column that is none of its span's, or one that comes twice; `columns` are sorted. One small read."""
+    rows = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
+    limits = torch.tensor([list(map(len, columns)), list(tokens.counts)], device=rows.device)[..., None]
+    there = torch.arange(rows.shape[1], device=rows.device) < limits[0]
+    twice = there[:, 1:] & (rows[:, 1:] == rows[:, :-1])
+    outside = there & ((rows < 0) | (rows >= limits[1]))
+    if not bool(twice.any() | outside.any()):
+        return
+    for row, n, doubled, wrong in zip(rows, tokens.counts, twice, outside, strict=True):
+        again, beyond = row[1:][doubled].tolist(), row[wrong].tolist()
+        if again or beyond:
+            what = f"column {beyond[0]}" if beyond else f"column {again[0]} twice"
+            raise ValueError(f"{_name(pruner)}.select must return different columns from 0 to {n - 1}, got {what}")
+
+
+def _check_merged(pruner: Pruner, found: Tensor | Merged, tokens: VisualTokens) -> None:
+    """Refuse vectors or sizes that are not one for each column."""
+    if not isinstance(found, Merged) or not isinstance(found.index, Tensor):
+        return
+    expected = (*found.index.shape, tokens.features.shape[-1])
+    for name, value, shape in (("features", found.features, expected), ("size", found.size, expected[:2])):
+        if value is not None and tuple(value.shape) != tuple(shape):
+            raise ValueError(f"{_name(pruner)}.select: Merged.{name} must be {list(shape)}, got {list(value.shape)}")
+
+
+def _name(pruner: Pruner) -> str:
+    return pruner.name or type(pruner).__name__
 
 
 def _last(index: Tensor) -> Tensor:
@@ -76,7 +111,7 @@ def _adaptive_sizes(pruner: Pruner, index: Tensor, tokens: VisualTokens) -> list
     least = int(tokens.stage != "decoder")
     for size, n in zip(sizes, tokens.counts, strict=True):
         if not least <= size <= n:
-            raise ValueError(f"{pruner.name}.select keeps {size} of {n} tokens; it must keep {least} to {n}")
+            raise ValueError(f"{_name(pruner)}.select keeps {size} of {n} tokens; it must keep {least} to {n}")
     return sizes
 
 

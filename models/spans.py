@@ -14,18 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from vtc.pruners.checked import readable
 from vtc.pruners.layout import Layout
 
 from .fed import Fed
 from .pictures import Picture
 from .record import VisionRecord
-
-
-def readable(x: Tensor) -> bool:
-    """Whether the values of `x` can be read on the host."""
-    return not (isinstance(x, FakeTensor) or x.is_meta)
 
 
 @dataclass

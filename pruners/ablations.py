@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from .base import ScorePruner, VisualTokens
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 
@@ -38,7 +38,7 @@ class NormTopK(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Signed norm, `[B, N]`; norms that are not finite come last."""
-        norm = vector_norm(tokens.features, dim=-1, dtype=torch.float32)
+        norm = vector_norm(tokens.features, dim=-1, dtype=wide_dtype(tokens.features))
         score = -norm if self.shortest else norm
         return score.masked_fill(~norm.isfinite(), float("-inf"))
 
@@ -73,5 +73,5 @@ class ClsTopK(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Mean attention over heads, `[B, N]`."""
-        score = tokens.read(self.signals[0]).float().mean(1)
+        score = wide(tokens.read(self.signals[0])).mean(1)
         return score.masked_fill(~score.isfinite(), float("-inf"))

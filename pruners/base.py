@@ -261,7 +261,9 @@ class Pruner:
     ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows), ``joins_crops``
     (behind the tower: a picture whose crops are spans of their own comes as ONE row, laid out as thumbnail and mosaic,
     with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
-    that counts span by span may find fewer than it would keep).
+    that counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
+    after it, so that features that differ by rounding end in another set; the docstring says why. All others keep at
+    least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``).
     """
 
     keep: int | float | None = None
@@ -279,6 +281,7 @@ class Pruner:
     order_dependent: ClassVar[bool] = False
     ragged: ClassVar[bool] = False
     joins_crops: ClassVar[bool] = False
+    cascades: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -330,6 +333,18 @@ class Pruner:
         """
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        """Read the files that parameters name, so that a wrong one is found before a model is loaded or wrapped.
+
+        Called by ``vtc.load`` and ``vtc.compress``; to be overridden by a method with such parameters. Keep what was
+        read: it is asked again in every ``compress``.
+
+        Raises
+        ------
+        OSError, ValueError
+            If a file is not there, or not what it should be.
+        """
+
     def params(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, as plain values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -350,6 +365,7 @@ class ScorePruner(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The `k` best-scored tokens of each row, best first."""
+        from .checked import check_score
         from .selection import top_k
 
-        return top_k(self.score(tokens), k, tokens.valid)
+        return top_k(check_score(self, self.score(tokens), tokens.valid), k, tokens.valid)

@@ -11,8 +11,9 @@ from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from .base import Pruner, VisualTokens
-from .clip_text import clip_text
+from .clip_text import clip_text, read_clip
 from .greedy import dpp_map
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .signals import EncoderFeatures, Signal, TextEmbeddings
 
@@ -31,7 +32,7 @@ class CDPruner(Pruner):
     text_encoder : str, optional
         The CLIP that the model's vision tower was taken from: a folder or hub id of transformers, or
         ``"open_clip:ARCHITECTURE/PRETRAINED"`` (see ``clip_text``). For LLaVA ``"openai/clip-vit-large-patch14-336"``
-        or ``"open_clip:ViT-L-14-336/openai"``. Read when first used.
+        or ``"open_clip:ViT-L-14-336/openai"``.
     relevance : {"auto", "clip", "embeddings", "none"}
         By CLIP; by the language model's own embeddings, for towers without a text side (Qwen, SigLIP); or none, plain
         diversity. "auto" is CLIP where there is a `text_encoder`, else the embeddings.
@@ -101,6 +102,11 @@ class CDPruner(Pruner):
         by = {"clip": (EncoderFeatures(layer=self.encoder_layer),), "embeddings": (TextEmbeddings(),)}
         return by.get(self._by, ())
 
+    def check_files(self) -> None:
+        """The CLIP, which is loaded here and used later."""
+        if self._by == "clip":
+            read_clip(str(self.text_encoder))
+
     def score(self, tokens: VisualTokens) -> Tensor:
         """Relevance scaled to about [0, 1], `[B, N]` float32."""
         rho = self._clip(tokens) if self._by == "clip" else self._embeddings(tokens)
@@ -126,8 +132,8 @@ class CDPruner(Pruner):
         return -found if self.negate else found
 
     def _embeddings(self, tokens: VisualTokens) -> Tensor:
-        words = normalize(tokens.text(TextEmbeddings()).float(), dim=-1)[tokens.sample]
+        words = normalize(wide(tokens.text(TextEmbeddings())), dim=-1)[tokens.sample]
         behind = tokens.text_valid(after=True)
         text = (words * behind[..., None]).sum(1) / behind.sum(1, keepdim=True).clamp(min=1)
-        length = vector_norm(tokens.features, dim=-1, dtype=torch.float32).clamp(min=1e-8)
-        return (tokens.features.float() @ text[..., None])[..., 0] / length
+        length = vector_norm(tokens.features, dim=-1, dtype=wide_dtype(tokens.features)).clamp(min=1e-8)
+        return (wide(tokens.features) @ text[..., None])[..., 0] / length

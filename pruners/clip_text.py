@@ -27,32 +27,49 @@ class ClipText:
         What the image projection reads, D_enc.
     """
 
+    projection: Tensor
+    _modules: list[nn.Module]
+
     def __init__(self, name: str, device: torch.device):
-        self.name, self.device = name, device
+        self.name, self.device = name, torch.device("cpu")
         if name.startswith(OPEN_CLIP):
             self._open_clip(name.removeprefix(OPEN_CLIP))
         else:
             self._transformers()
         self.width = int(self.projection.shape[0])
+        self.to(device)
+
+    def to(self, device: torch.device) -> ClipText:
+        """Move it, in place."""
+        self.device, self.projection = device, self.projection.to(device)
+        for module in self._modules:
+            module.to(device)
+        return self
 
     def _loaded(self, load: Callable[[], Any]) -> Any:
         try:
             return load()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise OSError(
                 f"text_encoder={self.name!r} can't be loaded; without a network it must be there already, cached or "
                 f"as a local folder or file. relevance='embeddings' needs no CLIP. The loader says: {error}"
             ) from error
 
     def _transformers(self) -> None:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
-        # loaded to the CPU first: the image tower is not needed
+        kind = self._loaded(lambda: AutoConfig.from_pretrained(self.name)).model_type
+        if kind != "clip":  # transformers would go on with random weights
+            raise ValueError(
+                f"text_encoder={self.name!r} is a model of type {kind!r}; it must be a CLIP, text and image"
+            )
+        # the image tower is not needed
         model = self._loaded(lambda: CLIPModel.from_pretrained(self.name, dtype=torch.float32)).eval()
         tokenizer = self._loaded(lambda: AutoTokenizer.from_pretrained(self.name))
-        self.post_norm: nn.Module = model.vision_model.post_layernorm.to(self.device)
-        self.projection = model.visual_projection.weight.detach().T.to(self.device)
-        text, output = model.text_model.to(self.device), model.text_projection.to(self.device)
+        self.post_norm: nn.Module = model.vision_model.post_layernorm
+        self.projection = model.visual_projection.weight.detach().T
+        text, output = model.text_model, model.text_projection
+        self._modules = [self.post_norm, text, output]
         self.length = int(model.config.text_config.max_position_embeddings)
         self.ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
 
@@ -76,9 +93,9 @@ class ClipText:
             raise NotImplementedError(
                 f"text_encoder={self.name!r}: only open_clip's own ViT and text towers can embed patches and long texts"
             )
-        self.post_norm, self.projection = post_norm.to(self.device), projection.detach().to(self.device)
+        self.post_norm, self.projection = post_norm, projection.detach()
         del model.visual
-        model = model.to(self.device)
+        self._modules = [post_norm, model]
         self.length = int(model.context_length)
         self.ends = (tokenizer.sot_token_id, tokenizer.eot_token_id)
         self._encode = lambda ids: model.encode_text(pad(ids, (0, self.length - ids.shape[1])))
@@ -105,15 +122,21 @@ class ClipText:
 
 
 @lru_cache(maxsize=2)
+def read_clip(name: str) -> ClipText:
+    """See ``clip_text``; on the CPU until that moves it."""
+    return ClipText(name, torch.device("cpu"))
+
+
 def clip_text(name: str, device: torch.device) -> ClipText:
-    """The text encoder `name`: a transformers CLIP (folder or hub id), or an open_clip model.
+    """The text encoder `name` on `device`, read once: a transformers CLIP (folder or hub id), or an open_clip model.
 
     Those are named ``open_clip:ARCHITECTURE/PRETRAINED`` (a tag, or the path of a file), ``open_clip:hf-hub:ORG/REPO``
     or ``open_clip:local-dir:PATH``.
 
     Raises
     ------
-    ImportError, OSError
-        Without open_clip, or where the weights can't be had.
+    ImportError, OSError, ValueError
+        Without open_clip, where the weights can't be had, or where they are of another kind of model.
     """
-    return ClipText(name, device)
+    found = read_clip(name)
+    return found if found.device == device else found.to(device)

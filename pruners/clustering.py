@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .merging import FAR, squared_distances
+from .precision import wide, wide_dtype
 from .selection import rankable, top_k
-
-FAR = 1e9  # a distance that is not finite
 
 
 class Clusters(NamedTuple):
@@ -20,10 +20,12 @@ class Clusters(NamedTuple):
 
 
 def pair_distances(x: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Euclidean distances over ``sqrt(D)`` of the rows of `x` `[B, N, D]`, `[B, N, N]` float32; inf at padding."""
-    distance = torch.cdist(x.float(), x.float()) / x.shape[-1] ** 0.5
+    """Euclidean distances over ``sqrt(D)`` of the rows of `x` `[B, N, D]`, `[B, N, N]` float64; inf at padding."""
+    distance = squared_distances(x, x).sqrt_()
+    whole = x.isfinite().all(-1)
+    distance.masked_fill_(~(whole[:, None] & whole[:, :, None]), FAR)
     # exactly symmetric: two that are each other's nearest must have the same density
-    distance = ((distance + distance.transpose(1, 2)) / 2).nan_to_num(FAR, FAR)
+    distance = (distance + distance.transpose(1, 2)) / 2
     distance.diagonal(dim1=1, dim2=2).zero_()
     return distance if valid is None else distance.masked_fill(~(valid[:, None] & valid[:, :, None]), float("inf"))
 
@@ -47,7 +49,7 @@ def density_peaks(
     Returns
     -------
     Tensor
-        `[B, N]` float32, the LOGARITHM of the score. The density is ``exp(-mean d^2)``, which would vanish for large
+        `[B, N]`, the LOGARITHM of the score. The density is ``exp(-mean d^2)``, which would vanish for large
         distances; logarithms rank alike. Padding holds -inf.
     """
     n = distance.shape[-1]
@@ -116,8 +118,8 @@ def cluster_means(x: Tensor, owner: Tensor, clusters: int) -> Tensor:
     """Mean of the rows of each cluster, `[B, clusters, D]` float32; zeros for empty ones. Owners out of range: none."""
     batch, _, width = x.shape
     index = torch.where((owner >= 0) & (owner < clusters), owner, clusters)
-    total = torch.zeros(batch, clusters + 1, width, device=x.device)
-    total = total.scatter_add(1, index[..., None].expand_as(x), x.float())
+    total = torch.zeros(batch, clusters + 1, width, device=x.device, dtype=wide_dtype(x))
+    total = total.scatter_add(1, index[..., None].expand_as(x), wide(x))
     ones = torch.ones_like(index, dtype=torch.float32)
     count = torch.zeros(batch, clusters + 1, device=x.device).scatter_add(1, index, ones)
     return (total / count.clamp(min=1)[..., None])[:, :clusters]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, VisualTokens
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import DecoderHidden, DecoderKeys, Projected, Signal, TextEmbeddings
@@ -104,7 +105,7 @@ class Dart(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The kept columns of each row, ascending: `[B, k]`; official: another number, -1 in unused columns."""
-        states = self._states(tokens).float()
+        states = wide(self._states(tokens))
         pivots = self.find_pivots(tokens, states)
         budget = torch.tensor(list(tokens.budgets), device=tokens.ids.device)[:, None]
         image = pivots.there[:, : pivots.columns.shape[1]]
@@ -137,7 +138,7 @@ class Dart(Pruner):
     def find_pivots(self, tokens: VisualTokens, states: Tensor) -> Pivots:
         """The pivots, given the `states` `[B, N, D]` that are compared."""
         keys = self.signals[0]
-        norms = tokens.read(keys).float().abs().sum(-1)
+        norms = wide(tokens.read(keys)).abs().sum(-1)
         image = top_k(norms, min(self.pivots, norms.shape[1]), tokens.valid)
         vectors = states.gather(1, image[..., None].expand(-1, -1, states.shape[-1]))
         there = tokens.valid.gather(1, image)
@@ -145,10 +146,10 @@ class Dart(Pruner):
         count = min(self.pivots, among.shape[1])
         if count == 0:
             return Pivots(image, image[:, :0], vectors, there)
-        norms = tokens.text(keys).float().abs().sum(-1)[tokens.sample]
+        norms = wide(tokens.text(keys)).abs().sum(-1)[tokens.sample]
         places = top_k(norms, count, among)
         found = self._text_states(tokens)[tokens.sample[:, None], places]
-        found = (tokens.final_norm(found) if self.variant == "dart" else found).float()
+        found = wide(tokens.final_norm(found) if self.variant == "dart" else found)
         real = among.gather(1, places)
         if not self.official:
             spare = vectors[:, torch.arange(count, device=image.device) % image.shape[1]]

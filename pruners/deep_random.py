@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import Merged, Pruner, Stop, VisualTokens
 from .budget import scaled_layer, two_stage
+from .partition import within_budgets
 from .random import Random
 from .registry import make_pruner, register_pruner
 from .signals import Signal
@@ -24,6 +25,7 @@ FLAGS = (
     "order_dependent",
     "ragged",
     "joins_crops",
+    "cascades",
 )
 
 
@@ -117,8 +119,10 @@ class DeepRandom(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """The first method's choice, or a random one."""
-        chosen = self._first if self._is_first(tokens.stage, tokens.layer) else self._random
-        return chosen.select(tokens, k)
+        if self._is_first(tokens.stage, tokens.layer):
+            return self._first.select(tokens, k)
+        columns = self._random.select(tokens, k)
+        return within_budgets(columns, tokens) if self.adaptive_count else columns
 
     def _is_first(self, stage: str, layer: int | None) -> bool:
         return stage == self._first.stage and (stage == "input" or layer == getattr(self._first, "layer", None))

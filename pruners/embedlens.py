@@ -11,6 +11,7 @@ from torch.linalg import vector_norm
 
 from .base import Pruner, Stop, VisualTokens
 from .greedy import farthest_point
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .selection import top_k
 from .vocabulary import TINY, Calibration, nearest_ids, read_calibration, shipped
@@ -85,6 +86,11 @@ class EmbedLens(Pruner):
         """Whether tokens are compared with the embedding table; a calibration file does without."""
         return self.classes is None
 
+    def check_files(self) -> None:
+        """The calibration."""
+        if self.classes is not None:
+            read_calibration(self.classes)
+
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """Before the language model; without `keep` the published share of alive tokens is expected."""
         return (Stop(self.stage, None, ALIVE_SHARE if self.keep is None else self.keep),)
@@ -92,7 +98,7 @@ class EmbedLens(Pruner):
     def likeness(self, tokens: VisualTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Which tokens are sinks and which dead (not both), `[B, N]` bool, and how much like it, `[B, N]` float32."""
         x = tokens.features
-        norm = vector_norm(x, dim=-1, dtype=torch.float32)
+        norm = vector_norm(x, dim=-1, dtype=wide_dtype(x))
         usable = tokens.valid.to(x.device) & norm.isfinite()
         known = self._known(tokens)
         cosine, member = _by_direction(x, norm, known) if known else self._by_ids(tokens, norm)
@@ -104,7 +110,7 @@ class EmbedLens(Pruner):
         """What is alive, or the `k` first of the order above, best first."""
         sink, dead, like = self.likeness(tokens)
         x, valid = tokens.features, tokens.valid.to(tokens.features.device)
-        finite = vector_norm(x, dim=-1, dtype=torch.float32).isfinite()
+        finite = vector_norm(x, dim=-1, dtype=wide_dtype(x)).isfinite()
         alive = valid & finite & ~sink & ~dead
         # tiers two apart: cosines stay inside theirs
         tier = torch.where(sink, -3.0 - like, torch.where(dead, -like, torch.where(finite, 3.0, -6.0)))
@@ -119,7 +125,7 @@ class EmbedLens(Pruner):
     def _order(self, x: Tensor, alive: Tensor, tier: Tensor, valid: Tensor, k: int) -> Tensor:
         """Columns from what is to be kept first on, `[B, >= k]`: by tier, alive ones by `rest`."""
         if self.rest == "norm" or self.keep is None:
-            within = vector_norm(x, dim=-1, dtype=torch.float32)
+            within = vector_norm(x, dim=-1, dtype=wide_dtype(x))
         else:
             first = farthest_point(x, k, alive)
             turn = torch.arange(k, 0, -1, device=x.device, dtype=torch.float32).expand_as(first)
@@ -168,7 +174,7 @@ class EmbedLens(Pruner):
         for ids in given:
             mine = torch.tensor(ids or (), dtype=torch.int64, device=near.device)
             member.append((near[..., None] == mine).any(-1).any(-1))
-            rows = table[mine.to(table.device)].to(x.device).float()
+            rows = table[mine.to(table.device)].to(x.device, wide_dtype(x))
             cosine.append(_largest(x, norm, rows / vector_norm(rows, dim=-1, keepdim=True).clamp(min=TINY))[0])
         return cosine, member
 
@@ -188,7 +194,7 @@ def _by_direction(x: Tensor, norm: Tensor, known: Calibration) -> tuple[list[Ten
 
 def _largest(x: Tensor, norm: Tensor, rows: Tensor, bars: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Largest cosine with some unit `rows` `[C, D]` (-1 if there are none), and whether one reaches its bar."""
-    found = (x.float() @ rows.T) / norm.clamp(min=TINY)[..., None]
+    found = (wide(x) @ rows.to(wide_dtype(x)).T) / norm.clamp(min=TINY)[..., None]
     above = (found >= bars).any(-1) if bars is not None else torch.zeros_like(norm, dtype=torch.bool)
     return torch.nn.functional.pad(found, (0, 1), value=-1.0).amax(-1), above
 

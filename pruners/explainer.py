@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
 from .base import ScorePruner, Stop, VisualTokens
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .signals import AttentionAhead, Signal
 
@@ -65,6 +66,7 @@ class RelevanceNetwork(nn.Module):
 def predict(weights: Mapping[str, Tensor], attention: Tensor, valid: Tensor | None = None) -> Tensor:
     """What a ``RelevanceNetwork`` with these `weights`, by their names, makes of `attention`; see its ``forward``."""
     x, layer = relative(attention, valid)[:, None], 0
+    weights = {name: w.to(x.dtype) for name, w in weights.items()}
     while f"depthwise.{layer}.weight" in weights:
         along, across = f"depthwise.{layer}", f"pointwise.{layer}"
         kernel, bias = weights[f"{along}.weight"], weights[f"{along}.bias"]
@@ -92,7 +94,7 @@ def relative(attention: Tensor, valid: Tensor | None = None) -> Tensor:
         `[B, N]` float32, ``log(max(a / mean a, 0.001))``.
     """
     real = torch.ones_like(attention, dtype=torch.bool) if valid is None else valid
-    a = attention.float().masked_fill(~(real & attention.isfinite()), 0).clamp(min=0)
+    a = wide(attention).masked_fill(~(real & attention.isfinite()), 0).clamp(min=0)
     mean = a.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     share = a / mean.clamp(min=torch.finfo(torch.float32).tiny)
     return share.clamp(min=LEAST).log().masked_fill(~real, 0)
@@ -151,8 +153,8 @@ def mean_attention(rows: Tensor, behind: Tensor) -> Tensor:
     Tensor
         `[B, N]` float32; zeros where no text stands behind.
     """
-    share = behind.float() / behind.sum(1, keepdim=True).clamp(min=1)
-    return (rows.float().mean(1).masked_fill(~behind[..., None], 0) * share[..., None]).sum(1)
+    share = behind.to(wide_dtype(rows)) / behind.sum(1, keepdim=True).clamp(min=1)
+    return (wide(rows).mean(1).masked_fill(~behind[..., None], 0) * share[..., None]).sum(1)
 
 
 @register_pruner("explainer")

@@ -12,12 +12,14 @@ from torch.nn.functional import cosine_similarity, pad
 from .base import Merged, Pruner, VisualTokens
 from .frames import BLOCK, Frames, frames_of
 from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
-from .partition import best, budgets_of, columns_of, per_token, rank_in_part
+from .partition import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
+from .precision import exact_dtype, settled, wide
 from .registry import register_pruner
 from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
+ROWS = BLOCK // 2  # of the distances within a frame at a time, in float64
 
 
 @register_pruner("fastvid")
@@ -40,7 +42,8 @@ class FastVid(Pruner):
     weight : float
         beta: the least weight of an anchor beside the mean of its group.
     official : bool
-        As the authors count: ``m = int(keep P)`` tokens of every frame, ``int(d m)`` of them context.
+        As the authors count: ``m = int(keep P)`` tokens of every frame, ``int(d m)`` of them context. Where that leaves
+        none, the most attended token of all.
 
     Notes
     -----
@@ -91,14 +94,16 @@ class FastVid(Pruner):
         """Salient tokens and merged anchors in reading order; official: another number, -1 in unused columns."""
         frames, valid = frames_of(tokens), tokens.valid
         frame, count = frames.frame, frames.there.shape[1]
-        attention = tokens.read(self.signals[0]).to(frame.device).float().mean(1)
+        attention = wide(tokens.read(self.signals[0]).to(frame.device)).mean(1)
         share, most = self._shares(tokens, frames)
         context = (share.double() * self.context).long()
         salient = valid & (rank_in_part(attention, frame, count) < per_token(share - context, frame))
         segment, quota = self.plan(self.similarities(tokens, frames), context, frames)
         anchor = valid & ~salient & (self._peaks(tokens, frames, salient) < per_token(quota, frame))
         kept = salient | anchor
-        if not self.official:  # what an anchor frame is too small for
+        if self.official:
+            kept = at_least_one(kept, attention, valid)
+        else:  # what an anchor frame is too small for
             turn = rank_in_part(attention, torch.where(valid, 0, 1), 1)
             kept = best((1 + kept.long()) * turn.shape[1] - turn, budgets_of(tokens), valid)
         index = columns_of(kept, most, exact=not self.official)
@@ -128,8 +133,8 @@ class FastVid(Pruner):
         """Cosine of each frame's global feature and the next one's, `[B, T - 1]`."""
         x = tokens.read(self.signals[1]).to(frames.frame.device).mean(2)
         inside = membership(frames.frame, frames.there.shape[1], tokens.valid)
-        means = combine(inside, x) / inside.sum(2, keepdim=True).clamp(min=1)
-        return cosine_similarity(means[:, 1:], means[:, :-1], dim=-1)
+        means = combine(inside, x, exact_dtype(x.device)) / inside.sum(2, keepdim=True).clamp(min=1)
+        return settled(cosine_similarity(means[:, 1:], means[:, :-1], dim=-1))
 
     def plan(self, likeness: Tensor, context: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:
         """The segment of each frame and how many anchors it gets, `[B, T]` int64."""
@@ -175,14 +180,14 @@ class FastVid(Pruner):
 def peaks(x: Tensor, free: Tensor) -> Tensor:
     """Score of each `free [F, P]` token of a frame as a density peak, from its features `[F, P, D]`.
 
-    `[F, P]` float32, the logarithm of density times distance (the density alone would vanish for large distances); the
+    `[F, P]` float64, the logarithm of density times distance (the density alone would vanish for large distances); the
     lowest for what is not finite, -inf for what is not free. Some rows at a time: no P x P matrix is kept.
     """
-    starts = range(0, x.shape[1], BLOCK)
+    starts = range(0, x.shape[1], ROWS)
 
     def rows(start: int) -> Tensor:
-        """Squared distances over D of `BLOCK` tokens and all, `[F, BLOCK, P]`; inf where one is not free."""
-        stop = min(start + BLOCK, x.shape[1])
+        """Squared distances over D of `ROWS` tokens and all, `[F, ROWS, P]`; inf where one is not free."""
+        stop = min(start + ROWS, x.shape[1])
         distance = squared_distances(x[:, start:stop], x)
         distance.diagonal(start, 1, 2).zero_()
         return distance.masked_fill_(~(free[:, start:stop, None] & free[:, None]), float("inf"))
@@ -195,7 +200,7 @@ def peaks(x: Tensor, free: Tensor) -> Tensor:
     for start in starts:
         distance = rows(start)
         most.append(distance.masked_fill(distance.isinf(), 0).amax(2))
-        denser = density[:, None] > density[:, start : start + BLOCK, None]
+        denser = density[:, None] > density[:, start : start + ROWS, None]
         least.append(distance.masked_fill_(~denser, float("inf")).amin(2))
     separation = torch.cat(least, 1)
     # the densest: as far as any two of the frame

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
-from .partition import best, budgets_of, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    best,
+    budgets_of,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+    within_budgets,
+)
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .selection import top_k
 from .signals import DecoderAttention, DecoderValues, EncoderAttention, EncoderValues, Signal
@@ -51,7 +62,7 @@ def flow_score(attention: Tensor, semantic: Tensor | None, value: Tensor, part: 
     flow = _share(attention, part, count)
     if semantic is not None:
         flow = flow + _share(semantic, part, count)
-    score = flow * value.float().abs().sum(-1)
+    score = flow * wide(value).abs().sum(-1)
     return score.nan_to_num(0, 0, 0)
 
 
@@ -83,9 +94,9 @@ def encoder_flow(
     if part is None:
         part, count = parts_of(tokens)
     attention, similarity, value = signals
-    a = tokens.read(attention).float().mean(1)
-    s = tokens.read(similarity).float().mean(1) if semantic else None
-    v = tokens.read(value).float()
+    a = wide(tokens.read(attention)).mean(1)
+    s = wide(tokens.read(similarity)).mean(1) if semantic else None
+    v = wide(tokens.read(value))
     # a unit's density is the mean of its patches', not that of their mean
     density = v.abs().sum(-1).mean(2, keepdim=True)
     return flow_score(a, s, density, part, count), a
@@ -106,9 +117,9 @@ def prune_counts(attention: Tensor, part: Tensor, sizes: Tensor, target: Tensor,
     return (surplus / left**0.5 * (1 - entropy**2)).round().long().clamp(min=0)
 
 
-def _share(x: Tensor, part: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _share(x: Tensor, part: Tensor, count: int, dtype: torch.dtype | None = None) -> Tensor:
     """`x` over its sum within each part."""
-    x = x.to(dtype).nan_to_num(0, 0, 0).masked_fill(part == count, 0)
+    x = x.to(dtype or wide_dtype(x)).nan_to_num(0, 0, 0).masked_fill(part == count, 0)
     return x / per_token(part_sums(x, part, count), part).clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -217,7 +228,7 @@ class FlowCut(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """In the encoder `[B, N]` with -1 behind what is kept now."""
         if tokens.stage == "decoder":
-            return top_k(self._decoder_score(tokens), k, tokens.valid)
+            return within_budgets(top_k(self._decoder_score(tokens), k, tokens.valid), tokens)
         assert tokens.layer is not None
         assert tokens.last is not None
         part, score, target = self._carried(tokens)
@@ -259,10 +270,10 @@ class FlowCut(Pruner):
         rows, values = DECODER
         valid = tokens.valid
         part = (~valid).long()
-        attention = tokens.read(rows).float()[:, :, 0].masked_fill(~valid[:, None], 0)
+        attention = wide(tokens.read(rows))[:, :, 0].masked_fill(~valid[:, None], 0)
         attention = (attention / attention.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)).mean(1)
-        value = tokens.read(values).float()
-        text = tokens.text(values).float()
+        value = wide(tokens.read(values))
+        text = wide(tokens.text(values))
         turn = torch.arange(text.shape[1], device=text.device)
         at = torch.where(tokens.text_valid(), turn, -1).amax(1).clamp(min=0)
         last = text[torch.arange(text.shape[0], device=text.device), at][tokens.sample]

@@ -18,6 +18,7 @@ from torch import Tensor
 from .base import VisualTokens
 from .layout import Layout
 from .merging import channel_blocks
+from .precision import exact_dtype, settled
 
 BLOCK = 1024  # tokens of a video at a time in float32
 
@@ -195,20 +196,22 @@ def similarity(x: Tensor, reference: Sequence[int], there: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        `[B, T, P]` float32; -1 (nothing in common) where either token is missing or nothing is compared.
+        `[B, T, P]` float64 without its rounding, so that frames that repeat are equal; -1 (nothing in common) where
+        either token is missing or nothing is compared.
     """
     compared = [t for t, r in enumerate(reference) if r != t]
-    found = x.new_full(there.shape, -1.0, dtype=torch.float32)
+    dtype = exact_dtype(x.device)
+    found = x.new_full(there.shape, -1.0, dtype=dtype)
     some = max(1, BLOCK // there.shape[2])  # frames at a time: no float32 copy of the whole video
     for start in range(0, len(compared), some):
         here = torch.tensor(compared[start : start + some], device=x.device)
         other = torch.tensor([reference[t] for t in compared[start : start + some]], device=x.device)
-        product = left = right = x.new_zeros((), dtype=torch.float32)
-        for c in channel_blocks(x.shape[-1]):
-            a, b = (x.detach()[..., c].index_select(1, at).float() for at in (here, other))
+        product = left = right = x.new_zeros((), dtype=dtype)
+        for c in channel_blocks(x.shape[-1], dtype):
+            a, b = (x.detach()[..., c].index_select(1, at).to(dtype) for at in (here, other))
             product = product + (a * b).sum(-1)
             left, right = left + a.square().sum(-1), right + b.square().sum(-1)
-        cosine = product / (left.sqrt() * right.sqrt()).clamp(min=1e-12)
+        cosine = settled(product / (left.sqrt() * right.sqrt()).clamp(min=1e-12))
         both = there.index_select(1, here) & there.index_select(1, other)
         found.index_copy_(1, here, torch.where(both, cosine, -1.0))
     return found

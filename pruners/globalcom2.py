@@ -12,7 +12,19 @@ from torch.nn.functional import interpolate
 
 from .base import Pruner, VisualTokens
 from .layout import Layout
-from .partition import best, budgets_of, by_id, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    at_least_one,
+    best,
+    budgets_of,
+    by_id,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+)
+from .precision import wide
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 
@@ -107,7 +119,8 @@ class GlobalCom2(Pruner):
         share = torch.where(crop, self._shares(tokens, own, crop, ratio), ratio)
         if self.official:
             quota = torch.where(torch.tensor(tiled, device=part.device)[:, None], (sizes * share).long(), sizes)
-            return columns_of((rank < per_token(quota, part)) & tokens.valid, part.shape[1], exact=False)
+            chosen = at_least_one((rank < per_token(quota, part)) & tokens.valid, both, tokens.valid)
+            return columns_of(chosen, part.shape[1], exact=False)
         quota = sizes * share
         first = torch.where(crop, 0, quota).sum(1, keepdim=True)
         crops = torch.where(crop, quota, 0).sum(1, keepdim=True)
@@ -116,7 +129,7 @@ class GlobalCom2(Pruner):
 
     def _own(self, tokens: VisualTokens, part: Tensor, count: int) -> Tensor:
         """Score of each token in its own view, `[B, N]`."""
-        rows = [tokens.read(signal).float() for signal in self.signals]
+        rows = [wide(tokens.read(signal)) for signal in self.signals]
         if rows and (self.score == "attention" or rows[0].shape[1] > 1):
             return rows[0].mean(1)
         unlike = torch.stack([_unlike_mean(x, p, count) for x, p in zip(tokens.features, part, strict=True)])
@@ -164,7 +177,7 @@ def _seen(tokens: VisualTokens, own: Tensor, tiled: list[bool]) -> Tensor:
     for i, layout in enumerate(tokens.layouts):
         if tiled[i]:
             base, mosaic = layout.grids
-            by_id_of = torch.zeros(layout.tokens, device=own.device)
+            by_id_of = own.new_zeros(layout.tokens)
             by_id_of[tokens.ids[i, : tokens.counts[i]]] = own[i, : tokens.counts[i]]
             view = by_id_of[: base.rows * base.cols].view(1, 1, base.rows, base.cols)
             big = interpolate(view, (mosaic.rows, mosaic.cols), mode="bilinear", align_corners=False)[0, 0]
@@ -177,8 +190,8 @@ def _seen(tokens: VisualTokens, own: Tensor, tiled: list[bool]) -> Tensor:
 
 def _unlike_mean(x: Tensor, part: Tensor, count: int) -> Tensor:
     """``-cos(x_i, mean of its part)``, `[N]` float32."""
-    x = x.float()
-    inside = (part == torch.arange(count, device=part.device)[:, None]).float()
+    x = wide(x)
+    inside = (part == torch.arange(count, device=part.device)[:, None]).to(x)
     mean = (inside @ x) / inside.sum(1, keepdim=True).clamp(min=1)
     mean = torch.nn.functional.pad(mean, (0, 0, 0, 1))
     dot = (x @ mean.T).gather(1, part[:, None])[:, 0]

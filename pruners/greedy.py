@@ -17,10 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .precision import wide, wide_dtype
 from .selection import top_k
 
 LAST = -1e30  # far below every score, and finite: tokens that come last still have an order
 BLOCK = 256  # rows of the N x N matrix looked at together
+ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
 WHOLE_FROM = 8  # a matrix product does this many times the work of a matrix-vector product in the same time
 
 
@@ -29,7 +31,7 @@ def finite_range(score: Tensor, valid: Tensor | None = None, epsilon: float = 1e
 
     ``(s - min) / (max - min + epsilon)`` in float32.
     """
-    score = score.float()
+    score = wide(score)
     use = score.isfinite() if valid is None else score.isfinite() & valid
     low = torch.where(use, score, float("inf")).amin(-1, keepdim=True)
     high = torch.where(use, score, float("-inf")).amax(-1, keepdim=True)
@@ -63,8 +65,7 @@ class Similarities:
     """
 
     def __init__(self, x: Tensor, valid: Tensor | None, steps: int):
-        x = x.float() if x.dtype == torch.float64 else x
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide_dtype(x))
         self.usable = norm.isfinite()[..., 0]
         length = norm.clamp(min=1e-8)
         unit = (x / length).masked_fill_(~self.usable[..., None], 0)
@@ -84,7 +85,7 @@ class Similarities:
     def columns(self, chosen: Tensor) -> Tensor:
         """Similarity of every token to the tokens `chosen` `[B, p]` of its row: `[B, p, N]`."""
         found = self.table.gather(1, chosen[..., None].expand(-1, -1, self.table.shape[-1]))
-        return found if self.is_matrix else found @ self.table.mT
+        return _alike(found if self.is_matrix else found @ self.table.mT)
 
     def nearest(self) -> Tensor:
         """Similarity of each token to the most similar other one, `[B, N]`; -2 where there is none."""
@@ -99,13 +100,18 @@ class Similarities:
             rows.append(block.amax(-1))
             columns = torch.maximum(columns, block.amax(1))
         # a product of matrices is symmetric up to rounding only, and two tokens nearest to each other are a true tie
-        return torch.maximum(torch.cat(rows, 1), columns)
+        return _alike(torch.maximum(torch.cat(rows, 1), columns))
+
+
+def _alike(cosine: Tensor) -> Tensor:
+    """Cosines of tokens that are equal but for rounding are 1; in place."""
+    return cosine.masked_fill_(cosine > ALIKE, 1.0)
 
 
 def _finite(bar: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
     """`bar` with tokens of a score that is not finite put last, and the scores with 0 for theirs."""
     finite = score.isfinite()
-    return bar.masked_fill((bar == 0) & ~finite, LAST), torch.where(finite, score.float(), 0)
+    return bar.masked_fill((bar == 0) & ~finite, LAST), torch.where(finite, wide(score), 0)
 
 
 def _best(bar: Tensor, score: Tensor) -> Tensor:
@@ -255,7 +261,7 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | Non
     # as shares of the largest, whose squares can't overflow
     weight = (weight / weight.amax(-1, keepdim=True).clamp(min=1e-30)).square()
     left, order = similar.own, []
-    factor = x.new_zeros(x.shape[0], k - 1, x.shape[1], dtype=torch.float32)
+    factor = x.new_zeros(x.shape[0], k - 1, x.shape[1], dtype=left.dtype)
     for step in range(k):
         best = (bar + weight * left).argmax(-1, keepdim=True)
         order.append(best)

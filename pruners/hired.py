@@ -11,7 +11,19 @@ from torch import Tensor
 
 from .base import Pruner, VisualTokens
 from .layout import Layout
-from .partition import best, budgets_of, by_id, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    at_least_one,
+    best,
+    budgets_of,
+    by_id,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+)
+from .precision import wide
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 
@@ -94,7 +106,7 @@ class HiRED(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""
-        shallow, deep = (tokens.read(s).float().sum(1) for s in self.signals)
+        shallow, deep = (wide(tokens.read(s)).sum(1) for s in self.signals)
         device, budget = tokens.ids.device, budgets_of(tokens)
         part, count = parts_of(tokens)
         tiled = [bool(_crops(layout)[0]) for layout in tokens.layouts]
@@ -116,7 +128,8 @@ class HiRED(Pruner):
             quota = torch.minimum(quota.long(), sizes)
         quota = torch.cat([first.to(quota.dtype), quota[:, 1:]], 1)
         if self.official:
-            return columns_of((rank < per_token(quota, part)) & tokens.valid, part.shape[1], exact=False)
+            chosen = at_least_one((rank < per_token(quota, part)) & tokens.valid, deep, tokens.valid)
+            return columns_of(chosen, part.shape[1], exact=False)
         key = per_token(quota, part) - rank
         key = torch.where(part == 0, torch.where(rank < first, part.shape[1], -2 * part.shape[1]), key)
         return columns_of(best(key, budget, tokens.valid), k)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import Pruner, VisualTokens
 from .partition import best, budgets_of, columns_of, part_sizes, part_sums, per_token, rank_in_part
+from .precision import wide
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 
@@ -69,7 +70,7 @@ class HoloV(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Run by run, in each by falling attention."""
-        raw = tokens.read(self.signals[0]).float().mean(1)
+        raw = wide(tokens.read(self.signals[0])).mean(1)
         part, blocks = self._runs(tokens)
         count, valid = blocks.shape[1], tokens.valid
         attention = 1000 * raw.nan_to_num(0, 0, 0).masked_fill(~valid, 0)
@@ -110,7 +111,7 @@ class HoloV(Pruner):
         """Variance of each token's cosines to the others of its run, `[B, N]` float32."""
         rows, count, m = blocks.shape
         index = blocks.clamp(min=0).view(rows, -1)
-        x = features.gather(1, index[..., None].expand(-1, -1, features.shape[-1])).float()
+        x = wide(features.gather(1, index[..., None].expand(-1, -1, features.shape[-1])))
         x = x.view(rows * count, m, -1)
         gram = x @ x.transpose(1, 2)
         norm = gram.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=1e-8)

@@ -16,6 +16,7 @@ from torch.linalg import vector_norm
 from .base import Pruner, VisualTokens
 from .flowcut import encoder_flow, flow_signals
 from .greedy import finite_range, mmr
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .sensitivity import drawn_directions, projector_sensitivity
 from .signals import EncoderAttention, PreProjector, Signal
@@ -44,8 +45,7 @@ class IDPruner(Pruner):
         FlowCut's score of the layer that the projector reads, ZOO-Prune's sensitivity, the norm of the projected
         feature, nothing, or the trained scorer.
     scorer : str, optional
-        With ``importance="scorer"``: a safetensors file, or a folder of such, with VisionSelector's weights; read when
-        first used.
+        With ``importance="scorer"``: a safetensors file, or a folder of such, with VisionSelector's weights.
     lam : float
         Weight of the importance, in [0, 1]. The paper's default is 0.5.
     parallel : int
@@ -92,10 +92,15 @@ class IDPruner(Pruner):
         """What the importance reads."""
         return IMPORTANCES[self.importance]
 
+    def check_files(self) -> None:
+        """The trained scorer."""
+        if self.scorer is not None:
+            read_scorer(self.scorer, torch.device("cpu"))
+
     def weigh(self, tokens: VisualTokens) -> Tensor:
         """Raw importance of each token, `[B, N]` float32."""
         if self.importance == "cls":
-            return tokens.read(self.signals[0]).float().mean(1)
+            return wide(tokens.read(self.signals[0])).mean(1)
         if self.importance == "flowcut":
             return encoder_flow(tokens, self.signals)[0]
         if self.importance == "zoo":
@@ -104,7 +109,7 @@ class IDPruner(Pruner):
         if self.importance == "scorer":
             return trained_score(tokens.features, tokens.valid, str(self.scorer))
         if self.importance == "norm":
-            return vector_norm(tokens.features, dim=-1, dtype=torch.float32)
+            return vector_norm(tokens.features, dim=-1, dtype=wide_dtype(tokens.features))
         return torch.ones_like(tokens.features[..., 0], dtype=torch.float32)
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
@@ -169,15 +174,15 @@ def trained_score(x: Tensor, valid: Tensor, path: str) -> Tensor:
 
     Tokens that are not finite count for no mean and have the score NaN.
     """
-    weight = read_scorer(path, x.device)
+    weight = {name: w.to(wide_dtype(x)) for name, w in read_scorer(path, x.device).items()}
     hidden, width = weight["q_proj.weight"].shape
     if x.shape[-1] != width:
         raise ValueError(
             f"idpruner.scorer={path!r} scores features of width {width}, this model's have {x.shape[-1]}: it belongs "
             "to another model"
         )
-    usable = valid & vector_norm(x, dim=-1, dtype=torch.float32).isfinite()
-    x = x.masked_fill(~usable[..., None], 0).float()
+    usable = valid & vector_norm(x, dim=-1, dtype=wide_dtype(x)).isfinite()
+    x = wide(x.masked_fill(~usable[..., None], 0))
     mean = x.sum(1) / usable.sum(1, keepdim=True).clamp(min=1)
     # the mean over keys goes inside: k(mean x), and q's matrix to its other side
     key = mean @ weight["k_proj.weight"].T + weight["k_proj.bias"]

@@ -90,6 +90,17 @@ def best(key: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
     return torch.zeros_like(valid).scatter(1, order, first.expand_as(valid)) & valid
 
 
+def at_least_one(chosen: Tensor, score: Tensor, valid: Tensor) -> Tensor:
+    """`chosen [B, N]` bool, with the token of the largest `score` in rows that chose none: no span is left empty."""
+    lone = best(score, torch.ones_like(valid[:, :1], dtype=torch.int64), valid)
+    return torch.where(chosen.any(1, keepdim=True), chosen, lone)
+
+
+def within_budgets(index: Tensor, tokens: VisualTokens) -> Tensor:
+    """`index [B, k]` with -1 behind each row's budget: what an adaptive method returns where it keeps what is asked."""
+    return index.masked_fill(torch.arange(index.shape[1], device=index.device) >= budgets_of(tokens), -1)
+
+
 def columns_of(chosen: Tensor, k: int, key: Tensor | None = None, exact: bool = True) -> Tensor:
     """The chosen columns first, `[B, k]` int64, in ascending order (of `key [B, N]`); not `exact`: then -1."""
     big = torch.iinfo(torch.int64).max

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from .base import Merged, Pruner, Stop, VisualTokens
 from .merging import combine, cosine, largest, take
+from .precision import wide
 from .registry import register_pruner
 from .selection import masked_arg_top, top_k
 from .signals import EncoderAttention, EncoderKeys, PreProjector, Signal
@@ -75,7 +76,7 @@ class PruMerge(Pruner):
 
     def attention(self, tokens: VisualTokens) -> Tensor:
         """The class token's attention to each token, `[B, N]` float32."""
-        return tokens.read(self.signals[0]).to(tokens.ids.device).float().mean(1)
+        return wide(tokens.read(self.signals[0]).to(tokens.ids.device)).mean(1)
 
     def outliers(self, attention: Tensor, tokens: VisualTokens) -> Tensor:
         """The fraction of outliers in each row, `[B, 1]` float64."""
@@ -135,7 +136,7 @@ class PruMerge(Pruner):
     def _merge(self, tokens: VisualTokens, attention: Tensor, kept: Tensor, rest: Tensor, index: Tensor) -> Tensor:
         """The vectors of the tokens `index`, before the projector, `[B, K, U, D_enc]`."""
         weight = torch.where(attention.isfinite() & tokens.valid, attention, 0.0)
-        keys = tokens.read(self.signals[1]).to(index.device).float().mean(2)
+        keys = wide(tokens.read(self.signals[1]).to(index.device)).mean(2)
         near = cosine(take(keys, index), keys).masked_fill_(~tokens.valid[:, None], float("-inf"))
         near = largest(near.scatter_(2, index[..., None], float("-inf")), NEIGHBOURS)
         mine = kept.gather(1, index)[..., None]

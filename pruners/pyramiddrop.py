@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import ScorePruner, Stop, VisualTokens
 from .budget import pyramid, scaled_layer
+from .precision import wide
 from .registry import register_pruner
 from .signals import AttentionAhead, Signal
 
@@ -71,4 +72,4 @@ class PyramidDrop(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Mean attention over heads, `[B, N]` float32."""
-        return tokens.read(self.signals[0]).float().mean(1)[:, 0]
+        return wide(tokens.read(self.signals[0])).mean(1)[:, 0]

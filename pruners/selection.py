@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .precision import wide
+
 
 def rankable(score: Tensor, valid: Tensor | None = None) -> Tensor:
     """Float32 scores that sort as documented: NaN and Inf below every finite score, what is not `valid` below them."""
-    low = torch.finfo(torch.float32).min
-    score = score.float()
+    score = wide(score)
+    low = torch.finfo(score.dtype).min
     if valid is None:  # a caller's own -inf stays the lowest
         return score.nan_to_num(low, low, float("-inf"))
     return score.nan_to_num(low, low, low).masked_fill(~valid, float("-inf"))

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .base import VisualTokens
+from .precision import exact, wide, wide_dtype
 from .signals import PreProjector
 
 CHUNK = 2**20  # numbers of a state at a time
@@ -76,7 +78,11 @@ def read_projector(module: nn.Module, patches: int, width: int, rank: int | None
     weights = [p for m in module.modules() for p in m.parameters(recurse=False)]
     kinds = "".join("n" if m in norms else "l" if isinstance(m, nn.Linear) else "a" for m in leaves)
     pooled = getattr(module, "mm_input_projection_weight", None)
-    if any(p.is_meta or not p.is_floating_point() or p.dtype.itemsize < 2 for p in weights):
+    # a tensor that wraps others (torchao's) says that it holds floats, and fails in its own words when it is cut
+    if any(
+        p.is_meta or not p.is_floating_point() or p.dtype.itemsize < 2 or is_traceable_wrapper_subclass(p)
+        for p in weights
+    ):
         raise NotImplementedError(_REFUSED.format(type(module).__name__, "has quantised or offloaded weights"))
     if pooled is not None:
         return Projector(pooled.T[None], norm=_norm(norms[0]), pooled=True)
@@ -151,9 +157,9 @@ def sensitivity(x: Tensor, projector: Projector, directions: Tensor, step: float
         `[M]` float32.
     """
     norm, first = projector.norm, projector.first
-    u = directions.to(x.device, torch.float32)
+    u = directions.to(x.device, wide_dtype(x))
     u = _parts((u / (u.norm(dim=-1, keepdim=True) + 1e-12)).unflatten(1, (x.shape[1], -1)), projector)
-    bias = x.new_zeros(first.shape[1], dtype=torch.float32) if projector.bias is None else projector.bias
+    bias = u.new_zeros(first.shape[1]) if projector.bias is None else projector.bias
     if norm is not None and norm.shift is not None:
         bias = bias + sum(_times(norm.shift[None], w) for w in first)[0]  # type: ignore[index]
     along = _first(u, projector)
@@ -164,7 +170,7 @@ def sensitivity(x: Tensor, projector: Projector, directions: Tensor, step: float
 
 def _parts(x: Tensor, projector: Projector) -> Tensor:
     """`x` `[M, U, D]` in the parts that the first layer tells apart, `[M, P, D]`; a LayerNorm's without their means."""
-    x = x.float()
+    x = wide(x)
     if projector.pooled:
         x = x.mean(1, keepdim=True)
     elif len(projector.first) == 1:
@@ -173,10 +179,10 @@ def _parts(x: Tensor, projector: Projector) -> Tensor:
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` in float32."""
-    if weight.dtype == torch.float32:
+    """``x @ weight.T`` in the dtype of `x`."""
+    if weight.dtype == x.dtype:
         return x @ weight.T
-    return torch.cat([x @ rows.float().T for rows in weight.split(ROWS)], -1)
+    return torch.cat([x @ rows.to(x.dtype).T for rows in weight.split(ROWS)], -1)
 
 
 def _first(x: Tensor, projector: Projector) -> Tensor:
@@ -207,9 +213,8 @@ def _moves(x: Tensor, u: Tensor, along: Tensor, bias: Tensor, projector: Project
     if act is None:
         moved = 2 * half
     else:  # float32 would leave three digits of the difference, and its noise decide close choices
-        wide = torch.float32 if half.device.type == "mps" else torch.float64
-        centre, half = centre.to(wide), half.to(wide)
-        moved = act(centre + half).sub_(act(centre - half)).float()
+        centre, half = exact(centre), exact(half)
+        moved = act(centre + half).sub_(act(centre - half)).to(at.dtype)
     return (_lengths(moved, projector.second).mean(-1) / (2 * step)).expand(len(x))
 
 
@@ -217,7 +222,7 @@ def _lengths(moved: Tensor, second: Tensor | None) -> Tensor:
     """Lengths of `moved` `[.., H]` behind the second layer."""
     if second is None:
         return moved.norm(dim=-1)
-    lengths = [(moved @ rows.float().T).norm(dim=-1) for rows in second.split(ROWS)]
+    lengths = [(moved @ rows.to(moved.dtype).T).norm(dim=-1) for rows in second.split(ROWS)]
     return torch.stack(lengths).norm(dim=0)
 
 

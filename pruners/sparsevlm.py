@@ -11,6 +11,7 @@ from torch import Tensor
 from .base import Merged, Pruner, Stop, VisualTokens
 from .budget import pyramid, scaled_layer
 from .clustering import cluster_means, dpc_knn
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import DecoderAttention, Projected, Signal, TextEmbeddings
@@ -141,16 +142,16 @@ class SparseVLM(Pruner):
         place = torch.arange(most, device=total.device)
         columns = split.order.gather(1, (split.kept[:, None] + place).clamp(max=n - 1))
         real = place < split.recycled[:, None]
-        x = tokens.features.gather(1, columns[..., None].expand(-1, -1, tokens.features.shape[-1])).float()
+        x = wide(tokens.features.gather(1, columns[..., None].expand(-1, -1, tokens.features.shape[-1])))
         x = x.masked_fill(~real[..., None], 0)
         found = dpc_knn(x, split.clusters, split.clusters, clusters, real)
         means = cluster_means(x, found.owner, found.centres.shape[1]).to(tokens.features.dtype)
         turn = (rank - split.kept[:, None]).clamp(0, found.centres.shape[1] - 1)
         is_merged = rank >= split.kept[:, None]
         index = torch.where(is_merged, columns.gather(1, found.centres.gather(1, turn)), kept)
-        wide = (-1, -1, tokens.features.shape[-1])
-        own = tokens.features.gather(1, index[..., None].expand(wide))
-        means = means.gather(1, turn[..., None].expand(wide))
+        shape = (-1, -1, tokens.features.shape[-1])
+        own = tokens.features.gather(1, index[..., None].expand(shape))
+        means = means.gather(1, turn[..., None].expand(shape))
         features = torch.where(is_merged[..., None], means, own)
         return Merged(index.masked_fill(beyond, -1) if self.adaptive_count else index, features)
 
@@ -184,8 +185,8 @@ class SparseVLM(Pruner):
 
     @staticmethod
     def _find_raters(tokens: VisualTokens) -> Tensor:
-        image = tokens.read(Projected()).float()
-        text = tokens.text(TextEmbeddings()).float()[tokens.sample]
+        image = wide(tokens.read(Projected()))
+        text = wide(tokens.text(TextEmbeddings()))[tokens.sample]
         after = tokens.text_valid(after=True)
         after = torch.where(after.any(1, keepdim=True), after, tokens.text_valid()[tokens.sample])
         relevance = (image @ text.transpose(1, 2)).masked_fill(~after[:, None], float("-inf")).softmax(-1)
@@ -196,7 +197,7 @@ class SparseVLM(Pruner):
 
     def rows(self, tokens: VisualTokens) -> Tensor:
         """The raters' attention to the visual tokens, mean over heads, `[B, T, N]` float32; zeros for other text."""
-        attention = tokens.read(self.signals[0]).float().mean(1)
+        attention = wide(tokens.read(self.signals[0])).mean(1)
         return attention.masked_fill(~self.raters(tokens)[..., None], 0)
 
     def score(self, tokens: VisualTokens, rows: Tensor) -> Tensor:

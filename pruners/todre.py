@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
 from .greedy import farthest_point, max_sum
+from .partition import within_budgets
+from .precision import wide
 from .random import _seed
 from .registry import register_pruner
 from .selection import top_k
@@ -73,7 +75,7 @@ class ToDREDiversity(Pruner):
         """The pivot, then what is least like the chosen, `[B, k]` in the order chosen."""
         start = self._random(tokens)
         if self.pivot == "auto":
-            attention = tokens.read(PIVOT).float().mean(1)
+            attention = wide(tokens.read(PIVOT)).mean(1)
             # all zero: there is no class token
             start = torch.where((attention > 0).any(1, keepdim=True), attention, start)
         # a cropped image begins with its whole image
@@ -143,7 +145,7 @@ class ToDRERemoval(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """All columns of the spans that stay, `keep` or none of the others', -1 elsewhere: `[B, N]`."""
-        looks = tokens.read(DecoderAttention(queries="text")).float().mean(1)  # [B, T, N]
+        looks = wide(tokens.read(DecoderAttention(queries="text"))).mean(1)  # [B, T, N]
         return _remove(tokens, looks, self.tau, [0 if self.keep is None else b for b in tokens.budgets])
 
 
@@ -218,8 +220,7 @@ class ToDRE(ToDREDiversity):
         """What the stage that `tokens` are at selects, -1 in unused columns."""
         if tokens.stage != "input":
             return self._second().select(tokens, k)
-        budget = torch.tensor(list(tokens.budgets), device=tokens.ids.device)[:, None]
-        return super().select(tokens, k).masked_fill(torch.arange(k, device=budget.device) >= budget, -1)
+        return within_budgets(super().select(tokens, k), tokens)
 
     def _second(self) -> ToDRERemoval:
         return ToDRERemoval(layer=self.layer, tau=self.tau)

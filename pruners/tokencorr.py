@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, Stop, VisualTokens
-from .partition import best, budgets_of, columns_of, part_sizes, part_sums, parts_of, per_token, rank_in_part
+from .partition import (
+    at_least_one,
+    best,
+    budgets_of,
+    columns_of,
+    part_sizes,
+    part_sums,
+    parts_of,
+    per_token,
+    rank_in_part,
+)
+from .precision import wide
 from .registry import register_pruner
 from .selection import rankable
 from .signals import EncoderAttention, EncoderKeys, Signal
@@ -80,22 +91,21 @@ class TokenCorr(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""
-        keys, deep, shallow = (tokens.read(s).float() for s in self.signals)
+        keys, deep, shallow = (wide(tokens.read(s)) for s in self.signals)
         part, count = parts_of(tokens)
         sizes = part_sizes(part, count)
         fresh = sizes - part_sums(self.redundant(keys.mean(2), part, sizes).long(), part, count)
-        wide = outliers(rankable(deep.mean(1), tokens.valid), part, sizes)
+        far = outliers(rankable(deep.mean(1), tokens.valid), part, sizes)
         rank = rank_in_part(deep.mean(1), part, count)
         local = rank_in_part(shallow.mean(1), part, count)
-        rank = rank_in_part(-torch.where(wide, rank, local + part.shape[1]).float(), part, count)
+        rank = rank_in_part(-torch.where(far, rank, local + part.shape[1]).float(), part, count)
 
         budget = budgets_of(tokens)
         if self.adaptive:
             most = budget if self.keep is not None else sizes.sum(1, keepdim=True)
-            fresh = torch.maximum(fresh, part_sums(wide.long(), part, count))  # outliers are kept at all events
+            fresh = torch.maximum(fresh, part_sums(far.long(), part, count))  # outliers are kept at all events
             chosen = (rank < per_token(fresh, part)) & tokens.valid
-            lone = best(-rank.float(), torch.ones_like(budget), tokens.valid)  # a span keeps one token at least
-            chosen = torch.where(chosen.any(1, keepdim=True), chosen, lone)
+            chosen = at_least_one(chosen, -rank.float(), tokens.valid)
             key = per_token(fresh, part).float() - rank
             chosen = chosen & best(torch.where(chosen, key, float("-inf")), most, tokens.valid)
             return columns_of(chosen, part.shape[1], exact=False)

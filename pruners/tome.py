@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from .base import STAGES, Merged, Pruner, Stop, VisualTokens
-from .merging import Match, bipartite_match, combine, membership, merge_matched, take
+from .merging import bipartite_match, combine, membership, merged_cosine
 from .registry import register_pruner
 from .signals import EncoderKeys, Signal
 
@@ -45,7 +44,7 @@ class Tome(Pruner):
     B by cosine, the `r` most similar merge into it: size-weighted mean `[N, D]`, in float32 from the original tokens.
     Rounds follow until `k` are left, the last one shorter; what is compared is merged along. A merged token stands at
     the position of its token of B, the others keep theirs, and each round sees them in reading order. O(N^2 d / 4) a
-    round for a metric of width d, with an N/2 x N/2 matrix.
+    round for a metric of width d, with an N/2 x N/2 matrix, in float64: a round decides what the next one compares.
 
     Inside the encoder (``at="vision"``, the paper's place) as many tokens go before each layer, the paper's constant r,
     so that `keep`, a fraction, is left for the last one; attention logits get ``log(size)`` of the key (proportional
@@ -105,37 +104,32 @@ class Tome(Pruner):
         """What is left in reading order."""
         valid = tokens.valid
         x = tokens.read(self.signals[0]).to(valid.device).mean(2) if self.signals else tokens.features
-        x = x.detach().clone()  # merged in place
         before = valid.float() if tokens.size is None else tokens.size
-        size, counts = before.clone(), list(tokens.counts)
+        whole, counts = x.isfinite().all(-1), list(tokens.counts)
         column = owner = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
         while any(n > b for n, b in zip(counts, tokens.budgets, strict=True)):
             r = [min(self._round(n), n - b) for n, b in zip(counts, tokens.budgets, strict=True)]
             counts = [n - less for n, less in zip(counts, r, strict=True)]
-            match = self.match(x, r, valid)
-            made, size[:, 1::2] = merge_matched(x, size, match)
-            x[:, 1::2] = made
-            del made
+            likeness = merged_cosine(x, owner, valid.shape[1], before)
+            usable = whole.gather(1, column)
+            likeness.masked_fill_(~(usable[:, ::2, None] & usable[:, None, 1::2]), -1)
+            match = bipartite_match(likeness, r, valid)
+            del likeness
             gone = ~valid
             gone[:, ::2] |= match.merged
             place = (~gone).cumsum(1) - 1
             odd = (2 * match.best + 1).clamp(max=place.shape[1] - 1)
             place[:, ::2] = torch.where(match.merged, place.gather(1, odd), place[:, ::2])
             left = gone.to(torch.int8).sort(dim=1, stable=True).indices[:, : max(counts)]
-            x, owner = take(x, left), place.gather(1, owner)
-            size, column, valid = size.gather(1, left), column.gather(1, left), (~gone).gather(1, left)
-        del x
+            owner = place.gather(1, owner)
+            column, valid = column.gather(1, left), (~gone).gather(1, left)
         # from the original tokens, so that half precision rounds once
         inside = membership(owner, k, tokens.valid, before)
-        features = combine(inside, tokens.features).div_(inside.sum(2, keepdim=True).clamp(min=1))
-        return Merged(column[:, :k], features.to(tokens.features.dtype), size[:, :k])
+        size = inside.sum(2)
+        features = combine(inside, tokens.features).div_(size[..., None].clamp(min=1))
+        return Merged(column[:, :k], features.to(tokens.features.dtype), size)
 
     def _round(self, n: int) -> int:
         """How many of `n` tokens a round merges away at most."""
         r = self.r if self.r is not None else 0.5 if self.at == "vision" else 0.1
         return min(n // 2, max(1, int(r * n) if isinstance(r, float) else r))
-
-    @staticmethod
-    def match(metric: Tensor, r: list[int], valid: Tensor, protect: int = 0) -> Match:
-        """One round's matching; `protect` tokens in front stay (the paper: the class token)."""
-        return bipartite_match(metric, r, valid, protect)

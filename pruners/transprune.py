@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base import ScorePruner, Stop, VisualTokens
 from .budget import scaled_layer
+from .precision import wide
 from .registry import register_pruner
 from .signals import AttentionAhead, DecoderTransition, Signal
 
@@ -144,13 +145,13 @@ class TransPrune(ScorePruner):
         """TTV, `[B, N]` float32."""
         transitions = [s for s in tokens.signals if isinstance(s, DecoderTransition)]
         # the layers may be on several devices
-        return torch.stack([tokens.read(s).to(tokens.ids.device).float().prod(-1) for s in transitions]).sum(0)
+        return torch.stack([wide(tokens.read(s).to(tokens.ids.device)).prod(-1) for s in transitions]).sum(0)
 
     @staticmethod
     def attention(tokens: VisualTokens) -> Tensor:
         """IGA, `[B, N]` float32; zeros where no text is behind the span."""
         behind = tokens.text_valid(after=True)
-        looks = tokens.read(LOOKS).float().mean(1).to(behind.device)  # [B, T, N]
+        looks = wide(tokens.read(LOOKS)).mean(1).to(behind.device)  # [B, T, N]
         return looks.masked_fill(~behind[..., None], 0).sum(1) / behind.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base import Merged, Pruner, VisualTokens
 from .grid import grid_cells
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 
 
@@ -97,8 +98,8 @@ class Pool(Uniform):
         """Centres of `k` cells with the cells' means."""
         cells, centres = _cells(tokens, k)
         rows, _, width = tokens.features.shape
-        total = tokens.features.new_zeros(rows, k + 1, width, dtype=torch.float32)
-        total = total.scatter_add(1, cells[..., None].expand(-1, -1, width), tokens.features.float())
+        total = tokens.features.new_zeros(rows, k + 1, width, dtype=wide_dtype(tokens.features))
+        total = total.scatter_add(1, cells[..., None].expand(-1, -1, width), wide(tokens.features))
         ones = torch.ones_like(cells, dtype=torch.float32)
         count = torch.zeros(rows, k + 1, device=cells.device).scatter_add(1, cells, ones)
         means = total / count.clamp(min=1)[..., None]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .base import Pruner, VisualTokens
 from .frames import Frames, frames_of
-from .partition import per_token, rank_in_part
+from .partition import at_least_one, per_token, rank_in_part
+from .precision import wide, wide_dtype
 from .registry import register_pruner
 from .selection import rankable
 
@@ -73,11 +74,11 @@ class VidCom2(Pruner):
         """Nearness of the tokens and weights of the frames."""
         x, valid = tokens.features.detach(), tokens.valid[..., None]
         whole, counts = x.isfinite().all(-1), valid.sum(1, keepdim=True)
-        centred = x.to(torch.float32, copy=True).nan_to_num_(0, 0, 0)  # in place: a video is long
+        centred = x.to(wide_dtype(x), copy=True).nan_to_num_(0, 0, 0)  # in place: a video is long
         variance = centred.sub_(centred.sum(1, keepdim=True) / counts).mul_(valid).square_().sum(1)
         del centred
         calm = rankable(-variance).sort(dim=1, descending=True, stable=True).indices[:, : max(1, x.shape[2] // 2)]
-        used = x.gather(2, calm[:, None].expand(-1, x.shape[1], -1)).float().nan_to_num_(0, 0, 0)
+        used = wide(x.gather(2, calm[:, None].expand(-1, x.shape[1], -1))).nan_to_num_(0, 0, 0)
         used = used.div_(used.norm(dim=-1, keepdim=True).clamp(min=1e-12)).mul_(valid)
         video = _nearness(used - used.sum(1, keepdim=True) / counts)
         there = frames.there[..., None]
@@ -102,6 +103,7 @@ class VidCom2(Pruner):
             return turn.masked_fill(~tokens.valid, float("inf")).sort(dim=1, stable=True).indices[:, :k]
         seats = (self.shares(tokens, scores) * frames.there.sum(2)).round()
         kept = tokens.valid & (place < per_token(seats, frames.frame))
+        kept = at_least_one(kept, -(scores.video + scores.frame), tokens.valid)
         columns = (~kept).to(torch.int8).sort(dim=1, stable=True).indices
         return torch.where(torch.arange(kept.shape[1], device=kept.device) < kept.sum(1, keepdim=True), columns, -1)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Merged, Pruner, VisualTokens
 from .merging import combine, cosine, membership, nearest, take
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import EncoderAttention, EncoderKeys, PreProjector, Signal
@@ -89,7 +90,7 @@ class VisionZip(Pruner):
         contextual = torch.tensor([[self._split(b)] for b in tokens.budgets], device=device)
         dominant = torch.tensor(list(tokens.budgets), device=device)[:, None] - contextual
         attention = tokens.read(self.signals[0]).to(device)
-        order = top_k(attention.float().sum(1), valid.shape[1], valid)
+        order = top_k(wide(attention).sum(1), valid.shape[1], valid)
         rank = torch.arange(valid.shape[1], device=device)
         top = torch.zeros_like(valid).scatter(1, order, rank < dominant)
         rest = valid & ~top
@@ -110,7 +111,7 @@ class VisionZip(Pruner):
         """Contextual tokens of each row in anchor order, `[B, most, D]`."""
         columns = (~anchor).to(torch.int8).sort(dim=1, stable=True).indices[:, :most]
         device = anchor.device  # a tower may be spread over devices
-        keys = tokens.read(self.signals[1]).to(device).float().mean(2)
+        keys = wide(tokens.read(self.signals[1]).to(device)).mean(2)
         _, owner = nearest(cosine(keys, take(keys, columns)), anchor.gather(1, columns))
         inside = membership(owner, most, rest & ~anchor)
         patches = tokens.read(self.signals[2]) if self.merge == "encoder" else tokens.features[:, :, None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Pruner, VisualTokens
+from .precision import exact_dtype, settled
 from .registry import register_pruner
 from .selection import top_k
 from .signals import EncoderAttention, PreProjector, Signal
@@ -35,12 +36,17 @@ class VisPruner(Pruner):
     The others are a list by falling attention. While more than the rest of T are left, the list is split into its even
     and odd places, and the ``min(step, surplus)`` even ones with the largest cosine to any odd one go; the list goes on
     with the even ones left, by falling cosine, followed by the odd ones. Cosines are of what the projector reads,
-    `[N, D_enc]`, computed once: O(N^2 D_enc + N^3 / step) time, N x N float32. About ``(N - T) / step`` rounds, all
+    `[N, D_enc]`, computed once: O(N^2 D_enc + N^3 / step) time, N x N float64. About ``(N - T) / step`` rounds, all
     spans of a batch together.
 
+    It cascades: two even places whose cosines all but tie change ranks, another half becomes even, and every later
+    round with it. So attention is averaged and cosines are computed in float64 (in float32 every fourth picture of 576
+    tokens would keep some 30 of 64 other ones on another machine); but features that differ by as little as 1e-6, as
+    they do between cards and always in half precision, still end in another set (docs/stability.md).
+
     The authors' code fails for lists of odd length; here the even places are one more. It compares in the model's
-    dtype, here in float32. Tokens of several patches (Qwen-VL, Gemma3) are the mean of their patches. All views of an
-    anyres picture are one list, so N x N is then 33 MB for 2,880 tokens. Features that are not finite count as zeros,
+    dtype. Tokens of several patches (Qwen-VL, Gemma3) are the mean of their patches. All views of an
+    anyres picture are one list, so N x N is then 66 MB for 2,880 tokens. Features that are not finite count as zeros,
     attention that is not finite as the lowest.
     """
 
@@ -50,6 +56,7 @@ class VisPruner(Pruner):
     paper: ClassVar[str] = "arXiv 2412.01818"
     signals: ClassVar[tuple[Signal, ...]] = (EncoderAttention(), PreProjector())
     ragged: ClassVar[bool] = True
+    cascades: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +68,10 @@ class VisPruner(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The important ones by falling attention, then the diverse ones."""
         attention, seen = self.signals
-        x = torch.nn.functional.normalize(tokens.read(seen).float().mean(2).nan_to_num(0, 0, 0), dim=-1)
-        cosine = x @ x.transpose(1, 2)
-        width, device = x.shape[1], x.device
-        order = top_k(tokens.read(attention).float().mean(1), width, tokens.valid)
+        cosine = self._cosine(tokens.read(seen))
+        width, device = cosine.shape[1], cosine.device
+        looks = tokens.read(attention)
+        order = top_k(looks.mean(1, dtype=exact_dtype(looks.device)), width, tokens.valid)
         top = [int(b * self.important) for b in tokens.budgets]
         left = [n - t for n, t in zip(tokens.counts, top, strict=True)]
         goal = [b - t for b, t in zip(tokens.budgets, top, strict=True)]
@@ -75,6 +82,13 @@ class VisPruner(Pruner):
             rest = self._round(rest, cosine, even, dropped)
         turn = place[:k] - first
         return torch.where(turn < 0, order[:, :k], rest.gather(1, turn.clamp(0, rest.shape[1] - 1)))
+
+    @staticmethod
+    def _cosine(seen: Tensor) -> Tensor:
+        """Cosines of all tokens with all, `[B, N, N]` float64."""
+        x = seen.mean(2, dtype=exact_dtype(seen.device)).nan_to_num_(0, 0, 0)
+        x /= x.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
+        return settled(x @ x.transpose(1, 2))
 
     def _rounds(self, left: list[int], goal: list[int], device: torch.device) -> Tensor:
         """`[rounds, 2, 2, B, 1]`: before each round the even and odd places of each row, and how many even ones go."""
@@ -92,7 +106,7 @@ class VisPruner(Pruner):
         even, odd = rest[:, 0::2], rest[:, 1::2]
         places = torch.arange(rest.shape[1], device=rest.device)
         rows = torch.arange(rest.shape[0], device=rest.device)[:, None, None]
-        like = cosine[rows, even[:, :, None], odd[:, None]].masked_fill((places[: odd.shape[1]] >= n_odd)[:, None], -2)
+        like = cosine[rows, even[:, :, None], odd[:, None]].masked_fill_((places[: odd.shape[1]] >= n_odd)[:, None], -2)
         like = like.amax(-1) if odd.shape[1] else torch.full_like(even, -2, dtype=cosine.dtype)
         like = like.masked_fill(places[: even.shape[1]] >= n_even, -3)
         even = even.gather(1, like.sort(dim=1, descending=True, stable=True).indices)

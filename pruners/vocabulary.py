@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .parsing import parse_json
+from .precision import wide_dtype
 
 FORMAT = "vtc embedlens classes, version 1"
 KINDS = ("sink", "dead")
@@ -45,13 +46,13 @@ def nearest_ids(x: Tensor, table: Tensor, k: int) -> Tensor:
     exist. A row's norm is taken along the way, which costs 1/T of its products; nothing can get stale.
     """
     flat = x.reshape(-1, x.shape[-1])
-    norm = vector_norm(flat, dim=-1, keepdim=True, dtype=torch.float32)
+    norm = vector_norm(flat, dim=-1, keepdim=True, dtype=wide_dtype(flat))
     unit = (flat / norm.clamp(min=TINY)).masked_fill_(~norm.isfinite(), 0)
     best = unit.new_full((len(unit), 0), 0)
     ids = torch.zeros_like(best, dtype=torch.int64)
     size = max(LEAST_CHUNK, unit.shape[-1] // 4)
     for start in range(0, table.shape[0], size):
-        rows = table[start : start + size].to(unit.device).float()
+        rows = table[start : start + size].to(unit.device, unit.dtype)
         similar = (unit @ rows.T).div_(vector_norm(rows, dim=-1).clamp(min=TINY)).nan_to_num_(nan=-2.0)
         for _ in range(min(k, similar.shape[1])):
             place = similar.argmax(-1, keepdim=True)  # the first of equal ones, by its documentation

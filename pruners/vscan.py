@@ -13,7 +13,8 @@ from .base import Merged, Pruner, Stop, VisualTokens
 from .budget import scaled_layer
 from .layout import Layout
 from .merging import cosine, membership, nearest, take
-from .partition import best, columns_of, part_sizes, parts_of, per_token, rank_in_part
+from .partition import at_least_one, best, columns_of, part_sizes, parts_of, per_token, rank_in_part, within_budgets
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import AttentionAhead, EncoderAttention, Signal
@@ -63,7 +64,7 @@ class VScan(Pruner):
         Share of the input stage's tokens that the global scan chooses. The authors' is 0.5.
     official : bool
         As the authors' code: every window keeps the same whole number of tokens, so fewer than asked are kept where
-        that leaves a rest.
+        that leaves a rest, but one at least.
 
     Notes
     -----
@@ -127,20 +128,21 @@ class VScan(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """Columns in ascending order with their merged vectors; in the decoder the best by attention."""
         if tokens.stage == "decoder":
-            return top_k(tokens.read(self.signals[2]).float().mean(1)[:, 0], k, tokens.valid)
+            columns = top_k(wide(tokens.read(self.signals[2])).mean(1)[:, 0], k, tokens.valid)
+            return within_budgets(columns, tokens) if self.official else columns
         chosen = self._scan(tokens)
         index = columns_of(chosen, k, exact=False)
         real = index >= 0
         index_ = index.clamp(min=0)
         _, owner = nearest(cosine(tokens.features, take(tokens.features, index_)), real)
-        x = tokens.features.float()
-        joined = membership(owner, k, tokens.valid & ~chosen)
+        x = wide(tokens.features)
+        joined = membership(owner, k, tokens.valid & ~chosen).to(x)
         merged = (take(x, index_) + joined @ x) / (1 + joined.sum(2, keepdim=True))
         return Merged(index, merged.to(tokens.features.dtype))
 
     def _scan(self, tokens: VisualTokens) -> Tensor:
         """`[B, N]` bool: what the local and the global scan choose."""
-        shallow, deep = (tokens.read(s).float().mean(1) for s in self.signals[:2])
+        shallow, deep = (wide(tokens.read(s)).mean(1) for s in self.signals[:2])
         device, valid = tokens.ids.device, tokens.valid
         near = [int(b * (1 - self.global_ratio)) for b in tokens.budgets]
         local = torch.tensor(near, device=device)[:, None]
@@ -152,4 +154,4 @@ class VScan(Pruner):
         else:
             quota = local * sizes / sizes.sum(1, keepdim=True)
             chosen = best(per_token(quota, part) - rank, local, valid)
-        return chosen | best(deep, rest, valid & ~chosen)
+        return at_least_one(chosen | best(deep, rest, valid & ~chosen), deep, valid)

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from .base import Pruner, Stop, VisualTokens
 from .merging import cosine
 from .partition import best, budgets_of, parts_of
+from .precision import wide
 from .registry import register_pruner
 from .selection import top_k
 from .signals import EncoderKeys, EncoderQueries, EncoderSegments, EncoderSpecial, Signal
@@ -116,6 +117,7 @@ class Graph:
         if self.special and not uniform:
             start[:, : self.special : self.stride] *= seen[:, : self.special : self.stride].sum(-1).sqrt()
         start = (start / start.sum(1, keepdim=True))[:, None]
+        start = start.to(self.queries.dtype)
         hidden, step = ~seen[:, None], max(1, AT_A_TIME // seen.numel())
         heads = zip(self.queries.split(step, 1), self.keys.split(step, 1), strict=True)
         rank = torch.cat([page_rank(self._attention(q, k, hidden), start, votes) for q, k in heads], 1)
@@ -137,7 +139,7 @@ def _crops(tokens: VisualTokens, unit: int) -> Tensor:
 
 def _heads(special: Tensor, patches: Tensor, width: int) -> Tensor:
     """Heads side by side, `[B, R, P, H*d]` and `[B, N, U, H*d]`, as `[B, H, R*P + N*U, d]` float32."""
-    rows = torch.cat([special.detach().flatten(1, 2).float(), patches.detach().flatten(1, 2).float()], 1)
+    rows = torch.cat([wide(special.detach().flatten(1, 2)), wide(patches.detach().flatten(1, 2))], 1)
     return rows.nan_to_num_(0, 0, 0).unflatten(2, (-1, width)).transpose(1, 2)
 
 
@@ -251,7 +253,7 @@ class ZeroTPrune(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The best first."""
         left = valid = tokens.valid
-        metric = tokens.read(METRIC).detach().float().mean(2).nan_to_num_(0, 0, 0)
+        metric = wide(tokens.read(METRIC).detach()).mean(2).nan_to_num_(0, 0, 0)
         graph = Graph.read(tokens, metric.shape[-1])
         if self.similar:
             importance = graph.importance(valid, 1, self.uniform)

@@ -12,46 +12,15 @@ from torch import Tensor, nn
 from zoo.models import DEPTH
 
 import vtc
+from vtc.eval.synthetic import Sizes, kind_of_numbers, segments, shape_of
 from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.signals import (
-    AttentionAhead,
-    DecoderAttention,
-    DecoderHidden,
-    DecoderKeys,
-    DecoderSignal,
-    DecoderTransition,
-    DecoderValues,
-    EncoderAttention,
-    EncoderKeys,
-    EncoderSegments,
-    EncoderSignal,
-    EncoderSpecial,
-    EncoderValues,
-    PreProjector,
-    Projected,
-    Signal,
-    TextEmbeddings,
-)
+from vtc.pruners.signals import DecoderSignal, EncoderSegments, EncoderSpecial, Signal, TextEmbeddings
 
-SEGMENTS = 2  # of a span
 LAST = 4  # the tower's layer that the projector reads
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Heads, patches per token, channels of a patch, of the decoder and of a head, text tokens, and vocabulary."""
-
-    heads: int = 2
-    unit: int = 2
-    encoder: int = 6
-    decoder: int = 32
-    head: int = 4
-    text: int = 5
-    vocabulary: int = 100
-
-
-SMALL = Sizes()
+SMALL = Sizes(heads=2, unit=2, encoder=6, decoder=32, head=4, text=5, vocabulary=100)
 
 
 @dataclass(frozen=True)
@@ -86,32 +55,6 @@ def places_of(setting: Setting) -> list[Place]:
     return [Place(setting, i, stage) for stage, i in first.items()]
 
 
-def shape_of(signal: Signal, n: int, sizes: Sizes = SMALL) -> tuple[int, ...]:
-    """What `signal` is for `n` tokens of one span."""
-    if isinstance(signal, EncoderAttention):
-        return (1 if signal.joint_heads else sizes.heads, n)
-    if isinstance(signal, (DecoderAttention, AttentionAhead)):
-        return (sizes.heads, sizes.text if getattr(signal, "queries", "last") == "text" else 1, n)
-    if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads == "mean":
-        return (n, sizes.unit, sizes.head)
-    if isinstance(signal, PreProjector):
-        return (n, sizes.unit, sizes.encoder)
-    if isinstance(signal, EncoderSegments):
-        return (n, sizes.unit, 1)
-    if isinstance(signal, EncoderSpecial):  # whatever the number of tokens
-        return (SEGMENTS, 2, sizes.heads * sizes.head)
-    if isinstance(signal, EncoderSignal):  # queries, keys, values; features are as wide
-        return (n, sizes.unit, sizes.heads * sizes.head)
-    if isinstance(signal, DecoderValues):
-        return (n, sizes.heads, sizes.head)
-    if isinstance(signal, DecoderTransition):
-        return (n, 2)
-    if isinstance(signal, DecoderKeys):
-        return (n, sizes.heads * sizes.head)
-    assert isinstance(signal, (DecoderHidden, Projected, TextEmbeddings)), f"say what {signal} looks like"
-    return (n, sizes.decoder)
-
-
 def made_up(
     pruner: Pruner,
     stop: Stop,
@@ -141,11 +84,9 @@ def made_up(
 
     def per_token(signal: Signal, n: int) -> Tensor:
         if isinstance(signal, EncoderSegments):
-            return (torch.arange(n) * SEGMENTS // n)[:, None, None].expand(shape_of(signal, n, sizes)).clone()
+            return segments(n, sizes)
         x = make(*shape_of(signal, n, sizes))
-        if isinstance(signal, DecoderTransition):
-            x = x.abs()  # a norm and a share
-        return (x.softmax(-1) if signal.is_attention and draw is None else x).to(dtype)
+        return (kind_of_numbers(signal, x) if draw is None else x).to(dtype)
 
     signals = [s for s in pruner.signals_at(stop) if not isinstance(s, TextEmbeddings)]
     features = [make(n, sizes.decoder).to(dtype) for n in counts]

@@ -127,6 +127,7 @@ def check_selection(pruner: Pruner, spans: Spans, alone: bool = True) -> list[li
         assert len(set(row)) == len(row), f"unique: {row}"
         assert all(0 <= c < count for c in row), f"in range({count}): {row}"
         assert len(row) == budget or pruner.adaptive_count, f"{len(row)} kept, {budget} asked"
+        assert row or tokens.stage == "decoder", "no span is left empty before the decoder"
     assert chosen(pruner, spans.tokens()) == found, "deterministic"
     if alone:
         for i, row in enumerate(found):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from made_up import Sizes
+from made_up import SMALL
 from properties import Spans, check_selection, chosen, peak_bytes
 from torch.nn.functional import normalize
 from zoo import FAMILIES, prompt, shapes_of, tiny
@@ -70,7 +71,7 @@ def test_equal_rows_go_by_the_lowest_id_also_from_part_to_part():
 
 
 def test_the_similarities_are_never_there_at_once():
-    sizes = Sizes(decoder=4096, vocabulary=32000)
+    sizes = replace(SMALL, decoder=4096, vocabulary=32000)
     held = peak_bytes(
         lambda: (torch.empty(2880, 4096, dtype=torch.bfloat16), torch.empty(32000, 4096, dtype=torch.bfloat16)),
         lambda given: nearest_ids(*given, 3),

@@ -27,7 +27,10 @@ from vtc.pruners.merging import (
     bipartite_match,
     combine,
     cosine,
+    exact_cosine,
     largest,
+    membership,
+    merged_cosine,
     nearest,
     squared_distances,
 )
@@ -199,7 +202,13 @@ def test_sums_over_some_channels_at_a_time_are_pytorchs(channels, monkeypatch):
     monkeypatch.setattr(merging, "CHANNELS", channels)
     a, b = torch.randn(2, 5, 11), torch.randn(2, 4, 11)
     assert torch.allclose(cosine(a, b), cosine_similarity(a[:, :, None], b[:, None], dim=-1), atol=1e-6)
-    assert torch.allclose(squared_distances(a, b), torch.cdist(a, b).square() / 11, atol=1e-5)
+    assert torch.allclose(exact_cosine(a, b), cosine(a.double(), b.double()), atol=1e-11, rtol=0)
+    assert torch.allclose(squared_distances(a, b), torch.cdist(a.double(), b.double()).square() / 11, atol=1e-9)
+    weight, owner = torch.tensor([[2.0, 1, 1, 3, 0], [1, 1, 2, 1, 1]]), torch.tensor([[0, 1, 2, 1, 0], [2, 1, 0, 0, 1]])
+    inside = membership(owner, 3, torch.ones(2, 5, dtype=torch.bool), weight)
+    merged = inside @ a / inside.sum(2, keepdim=True)
+    likeness = merged_cosine(a, owner, 3, weight)
+    assert torch.allclose(likeness, cosine(merged[:, ::2], merged[:, 1::2]).double(), atol=1e-6)
     weights = torch.rand(2, 4, 5)
     assert torch.allclose(combine(weights, a), weights @ a, atol=1e-5)
     assert torch.allclose(add_weighted(b.clone(), b, weights[..., :1]), b + b * weights[..., :1])
@@ -213,7 +222,9 @@ def test_sums_over_some_channels_at_a_time_are_pytorchs(channels, monkeypatch):
 @settings(max_examples=40)
 def test_bipartite_matching_is_the_papers(n, r, protect, seed):
     metric = torch.randn(1, n, 4, generator=torch.Generator().manual_seed(seed))
-    match = bipartite_match(metric, [r], torch.ones(1, n, dtype=torch.bool), protect)
+    match = bipartite_match(
+        exact_cosine(metric[:, ::2], metric[:, 1::2]), [r], torch.ones(1, n, dtype=torch.bool), protect
+    )
     unit = normalize(metric[0], dim=-1)
     proposals = []
     for a in range(0, n, 2):

@@ -136,6 +136,8 @@ def compress(
         parts = config.parts if parts is None else parts
     else:
         pipeline = parse(pruner, keep=keep, **params)
+    for method in pipeline:
+        method.check_files()
     positions = "keep" if positions is None else positions
     target = unwrap(model) if isinstance(model, nn.Module) else model
     adapter: Adapter | VitAdapter
@@ -265,6 +267,8 @@ def load(
         pipeline = parse(chosen.pruner, keep=chosen.keep if keep is None else keep, **{**chosen.params, **extra})
     elif chosen is not None:
         pipeline = parse(chosen, keep=keep, **extra)
+    for method in pipeline:
+        method.check_files()
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     path = path or find_source(path_or_id)

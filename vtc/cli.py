@@ -19,6 +19,7 @@ from .commands.embedlens import embedlens
 from .commands.horizon import horizon
 from .commands.lists import pruners, recipes
 from .commands.look import ask, show
+from .commands.stability import stability
 from .commands.train_explainer import train_explainer
 from .commands.tune import tune
 from .version import versions
@@ -53,7 +54,7 @@ def options(
 
 
 for command in (
-    bench, tune, ask, show, check, compare_selections, horizon, embedlens, train_explainer, pruners, recipes,
+    bench, tune, ask, show, check, stability, compare_selections, horizon, embedlens, train_explainer, pruners, recipes,
 ):  # fmt: skip
     app.command()(command)
 

@@ -8,7 +8,7 @@ from golden_support import Golden, Served, golden, tokens_of
 from torch import Tensor
 
 import vtc
-from vtc.pruners.merging import merge_matched
+from vtc.pruners.merging import bipartite_match, combine, exact_cosine, membership
 
 
 def drawn(vector: Golden, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -74,7 +74,7 @@ def tome(vector: Golden) -> None:
     pruner = vtc.parse("tome", keep=n - r, metric="keys", r=r)[0]
     tokens = tokens_of(x, n - r, Served({pruner.signals[0]: metric[:, :, None]}))
 
-    match = pruner.match(metric, [r], tokens.valid, protect)
+    match = bipartite_match(exact_cosine(metric[:, ::2], metric[:, 1::2]), [r], tokens.valid, protect)
     edges, merged = match.edges[0], match.merged[0]
     stay = edges[~merged[edges]]
     stay = stay.sort().values if protect else stay  # the authors: unmerged tokens of A, then B
@@ -83,9 +83,10 @@ def tome(vector: Golden) -> None:
     slot[order] = torch.arange(n - r)
     slot[::2][merged] = slot[1::2][match.best[0][merged]]
     assert slot.tolist() == vector["slot_of_token"].tolist()
-    made, size = merge_matched(x, torch.ones(1, n), match)
-    np.testing.assert_array_equal(torch.cat([torch.ones(len(stay)), size[0]]), vector["size"])
-    same_rows(torch.cat([x[0, 2 * stay], made[0]]), vector, 1e-4)
+    inside = membership(slot[None], n - r, tokens.valid)
+    size = inside.sum(2, keepdim=True)
+    np.testing.assert_array_equal(size[0, :, 0], vector["size"])
+    same_rows((combine(inside, x) / size)[0], vector, 1e-4)
 
     if not protect:
         found = pruner.select(tokens, n - r)

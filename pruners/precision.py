@@ -1,0 +1,47 @@
+"""What methods compute in: float32 at least, and float64 where a rounding error would decide much.
+
+Scores that are only ranked lose nothing by float32: a near tie costs one token. Where a choice decides all that come
+after it (a list that is split anew every round, greedy steps, tokens that are merged and compared again) a rounding
+error of one card picks another set than that of the next one. Such scores are computed in float64 (``exact``), whose
+own rounding ``settled`` takes off, so that equal tokens tie on every machine and the lowest index decides.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GRID = 2.0**40  # steps of 1: far above float64's rounding, far below float32's
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Float64 for float64, float32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least: half precision is widened, float64 stays."""
+    return x.to(wide_dtype(x))
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Float64, on devices that have it (MPS has not: float32 there)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def exact(x: Tensor) -> Tensor:
+    """`x` in float64, where the device has it."""
+    return x.to(exact_dtype(x.device))
+
+
+def settled(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """`x` in steps of ``scale / GRID`` where it is float64, in place: equal but for the order of a sum becomes equal.
+
+    `scale` (default 1) is the size of what was summed up, and broadcasts.
+    """
+    if x.dtype != torch.float64:
+        return x
+    if scale is None:
+        return x.mul_(GRID).round_().div_(GRID)
+    step = scale.clamp(min=torch.finfo(torch.float32).tiny) / GRID
+    return x.div_(step).round_().mul_(step)

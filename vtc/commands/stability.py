@@ -1,0 +1,44 @@
+"""``vtc stability``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def stability(
+    pruners: Annotated[
+        str, typer.Option(help="Methods, comma-separated, with or without parameters; all registered ones.")
+    ] = "all",
+    tokens: Annotated[str, typer.Option(help="Visual tokens of a picture, comma-separated.")] = "576,2880",
+    keep: Annotated[str, typer.Option(help="What is kept: 0.25 or 64.")] = "0.11",
+    draws: Annotated[int, typer.Option(min=1, help="Draws per method and size; every second one is a video.")] = 6,
+    output: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Measure how much of each method's choice depends on rounding, without a model.
+
+    The exit code is 1 if a method keeps less than it promises, or can't be measured.
+    """
+    from vtc.eval.cells import parse_keep
+
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
+    from vtc.eval.console import make_console
+    from vtc.eval.stability_report import StabilityOptions, as_rows, run_stability, screen_table, write_page
+
+    options = StabilityOptions(pruners, tokens, parse_keep(keep), draws)
+    console = make_console()
+    rows = run_stability(options, console, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(as_rows(rows), indent=1))
+    else:
+        console.print(screen_table(rows))
+    if output is not None:
+        write_page(output, rows, options)
+        typer.echo(f"written: {output}", err=as_json)
+    if any(row.failed or row.broken for row in rows):
+        raise typer.Exit(1)
