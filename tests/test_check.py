@@ -152,7 +152,6 @@ def test_layers_with_a_window_that_they_do_not_use(tmp_path: Path, monkeypatch: 
     assert next(o for o in result.outcomes if o.contract == "pruned = masked").status == WRONG
 
 
-@pytest.mark.xfail(reason="windows are asked of each layer's attribute, also where it is not used", strict=False)
 def test_a_text_model_of_full_and_sliding_layers(tmp_path: Path) -> None:
     assert problems(check(folder_of(EXAONE, tmp_path))) == []
 
