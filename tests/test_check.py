@@ -80,7 +80,7 @@ def test_an_implementation_that_the_model_does_not_have_is_not_run() -> None:
 
 
 def _mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "slot_mask", lambda *_, **__: None)
+    monkeypatch.setattr(decoder.DecoderSide, "_build_mask", lambda *_: None)
 
 
 def _rotary(monkeypatch: pytest.MonkeyPatch) -> None:
