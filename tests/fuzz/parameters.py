@@ -114,7 +114,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "ratios": st.lists(SHARE, min_size=1, max_size=3).map(lambda x: tuple(sorted(x)[::-1])),
         "since": st.integers(0, 2),
         "alpha": UNIT,
-        "over": st.sampled_from(["sequence", "text"]),
+        "over": st.sampled_from(["sequence", "span"]),
         "absolute": FLAG,
     },
     "uniform": {"layer": LAYER},
