@@ -53,8 +53,10 @@ class Replay:
     def __init__(self, model: nn.Module, row: Row):
         import vtc
         from vtc.models.locate import locate
+        from vtc.models.windows import Windows
 
         self.parts = locate(model)
+        self._windows = Windows(self.parts.lm, self.parts.layers).now()
         self._calls: list[tuple[Tensor, dict[str, Any]]] = []
         inputs = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
         inputs = {name: to_device(value, model) for name, value in inputs.items()}
@@ -130,13 +132,12 @@ class Replay:
     def _mask(self, i: int, hidden: Tensor, columns: Tensor, given: Any, made: dict[Any, Any]) -> Any:
         from vtc.models.masks import gather_mask, keeps_pattern, slot_mask
 
-        config, attention = self.parts.lm.config, self.parts.layers[i].self_attn
-        window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+        config, window = self.parts.lm.config, self._windows[i]
         own = keeps_pattern(given, self._calls[i][0].shape[1])
         key = ("mask", window, id(given) if own else None)
         if key not in made:
             if own:
-                made[key] = gather_mask(given, columns, config)
+                made[key] = gather_mask(given, columns, config, columns)
             else:
                 made[key] = slot_mask(config, columns, columns, hidden.dtype, False, window)
         return made[key]
