@@ -65,7 +65,7 @@ BAD = {
     "--pruners is empty": ("bench", "--pruners", " ,"),
     "Did you mean 'dart-llava-1.5-7b'": ("bench", "--recipe", "dart-llava-1.5-7"),
     "is an address on the web: download it": (*ASK, "--image", "https://a.example/b.png"),
-    "layer must be an int or None, got '2' (str)": (
+    "layer='2' is of the wrong kind (str); it must be an int or None": (
         *ASK, "--image", "good.png", "--pruner", "random(layer='2', keep=3)"
     ),
     "or a definition such as task.yaml beside its data": ("bench", "--data", "."),

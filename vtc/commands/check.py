@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import cell_of
+from .options import Import, cell_of, import_all
 
 
 def check(
@@ -37,6 +37,7 @@ def check(
     ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens generated on the main prompt.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    imports: Import = None,
 ) -> None:
     """Does vtc work with MODEL and the installed transformers? Tells on a small random model of its configuration.
 
@@ -49,6 +50,7 @@ def check(
 
     if pruner is not None and stage is not None:
         raise ValueError("--stage does not apply with --pruner, which says itself where it prunes")
+    import_all(imports)
     cell_of(pruner, keep)
     options = CheckOptions(
         model,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Import, import_all
+
 
 def stability(
     pruners: Annotated[
@@ -18,6 +20,7 @@ def stability(
     draws: Annotated[int, typer.Option(min=1, help="Draws per method and size; every second one is a video.")] = 6,
     output: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    imports: Import = None,
 ) -> None:
     """Measure how much of each method's choice depends on rounding, without a model.
 
@@ -25,6 +28,7 @@ def stability(
     """
     from vtc.eval.cells import parse_keep
 
+    import_all(imports)
     if output is not None and not output.resolve().parent.is_dir():
         raise ValueError(f"--output: no such folder: {output.resolve().parent}")
     from vtc.eval.console import make_console
