@@ -168,7 +168,7 @@ class Adapter:
         for i in d.watched_layers():
             attention = getattr(layers[i], "self_attn", None)
             if attention is not None:
-                hook = eager(functools.partial(d.watch, i))
+                hook = _uncompiled(functools.partial(d.watch, i))
                 self._hook(attention.register_forward_pre_hook(hook, with_kwargs=True))
         for place, module in d.sublayers():
             hook = eager(functools.partial(d.transition, place))
@@ -260,6 +260,16 @@ class Adapter:
             return features
 
         self._shadow(self.parts.core, name, wrap)
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """`hook`, but nothing where torch.compile traces: it must not break a graph that goes on behind it."""
+
+    def run(*args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            hook(*args)
+
+    return run
 
 
 def _guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
