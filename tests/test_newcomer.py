@@ -57,7 +57,7 @@ def test_the_readme_names_the_tested_versions_and_says_that_no_gpu_was_used():
 
 
 def test_every_extra_is_used():
-    """Each package of an extra is imported by some module of vtc; decord, by what the extra lmms brings."""
+    """Each package of an extra is imported by some module of vtc; decord and filelock, by lmms-eval."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     sources = [
         p for folder in ("vtc", "pruners", "models", "eval", "integrations") for p in (ROOT / folder).rglob("*.py")
@@ -74,7 +74,7 @@ def test_every_extra_is_used():
             name = re.split(r"[><=;\s\[]", package)[0]
             module = called.get(name, name)
             used = re.search(rf"^\s*(import|from) {module}\b|find_spec\(.{module}", text, re.M)
-            assert used or module == "decord", f"{extra}: nothing imports {module}"
+            assert used or (extra, module) in (("lmms", "decord"), ("lmms", "filelock")), f"{extra}: nothing imports {module}"
 
 
 def test_an_example_is_a_picture_and_its_question():
