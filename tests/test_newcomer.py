@@ -74,7 +74,9 @@ def test_every_extra_is_used():
             name = re.split(r"[><=;\s\[]", package)[0]
             module = called.get(name, name)
             used = re.search(rf"^\s*(import|from) {module}\b|find_spec\(.{module}", text, re.M)
-            assert used or (extra, module) in (("lmms", "decord"), ("lmms", "filelock")), f"{extra}: nothing imports {module}"
+            assert used or (extra, module) in (("lmms", "decord"), ("lmms", "filelock")), (
+                f"{extra}: nothing imports {module}"
+            )
 
 
 def test_an_example_is_a_picture_and_its_question():
