@@ -28,6 +28,7 @@ from .transformers_api import (
     Call,
     attention_kind,
     call_of,
+    checkpointed,
     configured,
     need,
     new_cache,
@@ -196,10 +197,11 @@ class Forward:
             refuse_unsupported(cache)
         use_cache = call.get("use cache")
         if use_cache is None:
-            checkpointed = lm.training and getattr(lm, "gradient_checkpointing", False)
-            use_cache = bool(configured(lm.config, "use cache")) and not checkpointed
+            use_cache = bool(configured(lm.config, "use cache")) and not checkpointed(lm)
             call.put("use cache", use_cache)  # else the text model may make a cache that nobody tracks
-        if cache is None and use_cache:
+        if checkpointed(lm) and not _length(cache):
+            cache = None  # the layers drop the one they are given
+        elif cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)
         # Gemma3's composite model makes masks of its own, also where it was given none

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -236,6 +237,30 @@ CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching
 def own_generate(model: Any) -> bool:
     """Whether the class of a model generates by a method of its own."""
     return getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate
+
+
+@functools.cache
+def _checkpoints_without_gradients() -> bool:
+    """Whether a layer in training is checkpointed under ``torch.no_grad`` too, and so loses its cache there."""
+
+    class Layer(GradientCheckpointingLayer):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    used: list[bool] = []
+    layer: Any = Layer().train()
+    layer.gradient_checkpointing = True
+    layer._gradient_checkpointing_func = lambda call, *args: used.append(True) or call(*args)
+    with torch.no_grad():
+        layer(torch.zeros(1))
+    return bool(used)
+
+
+def checkpointed(module: nn.Module) -> bool:
+    """Whether the layers of a text model run under gradient checkpoints now, where they take no cache."""
+    if not (module.training and getattr(module, "gradient_checkpointing", False)):
+        return False
+    return torch.is_grad_enabled() or _checkpoints_without_gradients()
 
 
 def new_cache(config: Any) -> Cache:
