@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,14 +133,16 @@ def draw_classes(picture: Image.Image, labels: Labels, patch: int) -> Image.Imag
 
 def draw_legend(found: ClassMap) -> Image.Image:
     """What the colours mean, and how many tokens have each."""
-    legend = Image.new("RGB", (360, KEY * len(NAMES)), "white")
-    pen, total = ImageDraw.Draw(legend), sum(found.counts.values())
-    for line, (kind, name) in enumerate(NAMES.items()):
+    letters, total = font(14), sum(found.counts.values())
+    counts = [(name, found.counts[name]) for name in NAMES.values()]
+    texts = [f"{name}: {count} of {total} tokens ({100 * count / total:.1f}%)" for name, count in counts]
+    width = 26 + math.ceil(max(letters.getlength(text) for text in texts))
+    legend = Image.new("RGB", (width, KEY * len(NAMES)), "white")
+    pen = ImageDraw.Draw(legend)
+    for line, (kind, text) in enumerate(zip(NAMES, texts, strict=True)):
         sample = draw_classes(Image.new("RGB", (18, 18), (190, 190, 190)), np.full((1, 1), kind), 18)
         legend.paste(sample, (0, KEY * line))
-        count = found.counts[name]
-        text = f"{name}: {count} of {total} tokens ({100 * count / total:.1f}%)"
-        pen.text((26, KEY * line + 1), text, fill=(40, 40, 40), font=font(14))
+        pen.text((26, KEY * line + 1), text, fill=(40, 40, 40), font=letters)
     return legend
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,15 +93,16 @@ def draw_scale(top: float) -> Image.Image:
     """
     cells, patch = SCALE
     bar = draw_heat(Image.new("L", (cells, 1), 128), np.linspace(0, 1, cells)[None], patch)
-    scale = Image.new("RGB", (bar.width + 170, 34), "white")
+    marks = ((0.0, "0"), (0.5, f"{25 * top:.2g}%"), (1.0, f"{100 * top:.2g}% or more of the sum, per token"))
+    letters = font(12)
+    scale = Image.new("RGB", (bar.width + math.ceil(letters.getlength(marks[-1][1])), 34), "white")
     for row in range(3):
         scale.paste(bar, (0, row * patch))
     pen = ImageDraw.Draw(scale)
-    marks = ((0.0, "0"), (0.5, f"{25 * top:.2g}%"), (1.0, f"{100 * top:.2g}% or more of the sum, per token"))
     for place, text in marks:
         x = place * bar.width
         pen.line([(min(x, bar.width - 1), 0), (min(x, bar.width - 1), 3 * patch + 3)], fill="black")
-        pen.text((max(0, x - 12 * bool(place)), 3 * patch + 4), text, fill=(40, 40, 40), font=font(12))
+        pen.text((max(0, x - 12 * bool(place)), 3 * patch + 4), text, fill=(40, 40, 40), font=letters)
     return scale
 
 

@@ -29,7 +29,7 @@ from vtc.eval.images import open_image
 from vtc.eval.loading import load_model
 from vtc.eval.prompt import make_row
 from vtc.eval.relevance import Explanation, explain, inputs_of
-from vtc.eval.show import draw_panel
+from vtc.eval.show import draw_panel, font
 from vtc.eval.tasks import Question
 from vtc.pruners.explainer import load_network
 from vtc.pruners.layout import Grid, Layout
@@ -140,6 +140,16 @@ def test_the_scale_has_the_colours_of_the_map_and_says_what_the_hottest_stands_f
     inner = np.delete(brightness, cells * patch // 2 - 2)  # the mark in the middle
     assert (np.diff(inner) >= 0).all()
     assert (drawn[14:, : cells * patch] < 100).any(), "figures stand below"
+
+
+@pytest.mark.parametrize("top", [0.034, 0.000123, 1.0])
+def test_the_words_of_the_scale_are_whole(top: float) -> None:
+    drawn = np.asarray(draw_scale(top)).astype(int)
+    words = drawn[17:].sum(-1).min(0)  # below the bar, the darkest of each column
+    letters = np.flatnonzero(words < 500)
+    wide = font(12).getlength(f"{100 * top:.2g}% or more of the sum, per token")
+    assert letters[-1] >= SCALE[0] * SCALE[1] - 12 + wide - 5, "the last letter is there"
+    assert letters[-1] < drawn.shape[1] - 1, "and not cut"
 
 
 def test_a_panel_shows_the_scale_below_its_map() -> None:
