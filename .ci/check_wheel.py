@@ -5,12 +5,15 @@ import zipfile
 from pathlib import Path
 
 # from the repository root, where this runs
-DATA = ("eval/bundled", "eval/definitions", "eval/report_html/templates", "eval/train/evidence")
+DATA = ("eval/bundled", "eval/tasks/reading/definitions", "eval/reports/html/templates", "eval/train/evidence")
 path = Path(sys.argv[1])
 names = zipfile.ZipFile(path).namelist()
 top = {n.split("/")[0] for n in names if ".dist-info" not in n.split("/")[0]}
 if top != {"vtc"}:
     sys.exit(f"the wheel's top-level packages are {sorted(top)}, not only vtc")
+for folder in DATA:
+    if not Path(folder).is_dir():
+        sys.exit(f"no such folder: {folder}")
 data = [f"vtc/{file}" for folder in DATA for file in Path(folder).rglob("*") if file.is_file()]
 data += [str(file) for file in Path("vtc/recipes").iterdir()]
 for needed in ("vtc/py.typed", "vtc/pruners/dart.py", "vtc/eval/bundled/model/model.safetensors", *data):

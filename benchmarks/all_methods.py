@@ -12,8 +12,8 @@ from typing import Any
 
 from readme_table import points
 
-from vtc.eval.listing import describe
-from vtc.eval.matching import keep_text
+from vtc.eval.reports.method_list import describe
+from vtc.eval.statistics.cell_summary import keep_text
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "all-methods.md"
 COLUMNS = (
@@ -31,7 +31,7 @@ Unpruned: {unpruned:.1f}. `random` is the mean of {seeds} seeds. Each method is 
 *measured* budget, visual tokens per decoder layer, so methods that prune inside the decoder meet a random cell that
 keeps more at the input. A verdict stands where both the interval and an exact test, after Holm's correction over the
 whole sweep, agree. What this small model can tell about a method and what not stands in the
-[README](../README.md#what-the-bundled-model-can-tell-about-them-and-what-not). This is not what the methods do on the
+[bundled-model.md](bundled-model.md). This is not what the methods do on the
 models they were made for: for those there are recipes (`vtc recipes`).
 """
 

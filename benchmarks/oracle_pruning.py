@@ -1,10 +1,10 @@
 """How well the explainer's own target prunes: ``python benchmarks/oracle_pruning.py --limit 5 --output DIR``.
 
-Relevance (``vtc.eval.relevance``) needs the answer, so it is no method; but if the tokens that it ranks highest did not
-carry the answer, nothing that predicts it could. Of the questions that the unpruned bundled model answers rightly, this
-prints the share that it still answers rightly with the best tokens alone, kept before decoder layer 0: by relevance, by
-the explainer's prediction of it, by the first layer's attention that it is predicted from, and at random. The labels
-are cached in ``DIR``.
+Relevance (``vtc.eval.inspect.relevance``) needs the answer, so it is no method; but if the tokens that it ranks highest
+did not carry the answer, nothing that predicts it could. Of the questions that the unpruned bundled model answers
+rightly, this prints the share that it still answers rightly with the best tokens alone, kept before decoder layer 0: by
+relevance, by the explainer's prediction of it, by the first layer's attention that it is predicted from, and at random.
+The labels are cached in ``DIR``.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ import torch
 from torch import Tensor
 
 import vtc
-from vtc.eval.answer import answer_plain
-from vtc.eval.bundled import bundled_data
-from vtc.eval.explainer.labels import label_configuration, make_labels, samples
-from vtc.eval.loading import Loaded, config_hash, load_model
-from vtc.eval.metrics import metric
-from vtc.eval.prompt import make_row
-from vtc.eval.store import ResultStore, write_atomic
-from vtc.eval.tasks import TaskSet, load_tasks
+from vtc.bundled_files import bundled_data
+from vtc.eval.files.atomic import write_atomic
+from vtc.eval.sweep.answer import answer_plain
+from vtc.eval.sweep.results_store import ResultStore
+from vtc.eval.tasks.metrics import metric
+from vtc.eval.tasks.questions import TaskSet
+from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.train.explainer.relevance_labels import label_configuration, make_labels, samples
+from vtc.eval.vlm.loading import Loaded, config_hash, load_model
+from vtc.eval.vlm.prompts import make_row
+from vtc.pipeline_text import parse
 from vtc.pruners.explainer import Explainer, predict
-from vtc.pruners.selection import top_k
-from vtc.spec import parse
+from vtc.pruners.primitives.ranking import top_k
 
 
 @dataclass(kw_only=True)

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 import vtc
-from vtc.eval.bundled import bundled_data
-from vtc.eval.loading import hardware, load_model, software
-from vtc.eval.prompt import make_row
-from vtc.eval.tasks import load_tasks
+from vtc.bundled_files import bundled_data
+from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.vlm.loading import hardware, load_model, software
+from vtc.eval.vlm.prompts import make_row
 
 SIDES = {
     "stock": None,

@@ -1,4 +1,4 @@
-"""Puts table and picture of ``vtc bench --output DIR`` into the README: ``python benchmarks/readme_table.py DIR``."""
+"""Puts the table of ``vtc bench --output DIR`` into docs and README: ``python benchmarks/readme_table.py DIR``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.matching import keep_text
-from vtc.eval.report_html import words
-from vtc.eval.stats import Interval
+from vtc.eval.reports.wording import numbers_in_words as words
+from vtc.eval.statistics.cell_summary import keep_text
+from vtc.eval.statistics.intervals import Interval
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = README.parent / "docs" / "bundled-results.md"
 PICTURE = README.parent / "docs" / "pareto.png"
+FEW, FEW_KEEP = ("random", "pool", "random(layer=2)", "dart"), 0.11  # rows on the front page
 HEAD = (
     "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] "
     "| against random at equal tokens per layer | prefill time | FLOPs | KV memory |\n" + "|---" * 9 + "|"
@@ -42,16 +44,22 @@ def row(cell: dict[str, Any]) -> str:
     return f"| {cell['method']} | {keep} | {tokens} | {accuracy} | {against} | {beside} | {figures} |"
 
 
+def put(page: Path, mark: str, table: str) -> None:
+    """Replace what stands between a page's markers."""
+    pattern = rf"(?s)(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
+    new, count = re.subn(pattern, lambda m: f"{m[1]}{table}\n\n{m[2]}", page.read_text())
+    if count != 1:
+        raise SystemExit(f"{page} has no single <!-- {mark} --> ... <!-- /{mark} --> block")
+    page.write_text(new)
+
+
 def main() -> None:
-    """Replace what stands between the README's table markers, and the picture below, which shows the same FLOPs."""
+    """Put the table and its picture, which shows the same FLOPs, into docs/, and a few of its rows into the README."""
     folder = Path(sys.argv[1])
     cells = json.loads((folder / "summary.json").read_text())["cells"]
-    table = "\n".join([HEAD, *map(row, cells)])
-    text = README.read_text()
-    new, count = re.subn(r"(?s)(<!-- table -->\n).*?(\n\n<!-- /table -->)", lambda m: m[1] + table + m[2], text)
-    if count != 1:
-        raise SystemExit(f"{README} has no single <!-- table --> ... <!-- /table --> block")
-    README.write_text(new)
+    put(PAGE, "table", "\n".join([HEAD, *map(row, cells)]))
+    few = [cell for cell in cells if cell["keep"] is None or (cell["method"] in FEW and cell["keep"] == FEW_KEEP)]
+    put(README, "few", "\n".join([HEAD, *map(row, few)]))
     shutil.copyfile(folder / "pareto.png", PICTURE)
 
 

@@ -42,12 +42,12 @@ def run(out: Path, cells: list[str], limit: int) -> float:
 
 def estimate(cells: list[str], limit: int) -> tuple[float, float]:
     """Seconds that were left after a tenth of a sweep's time, and what the progress bar said then."""
-    from vtc.eval.bundled import bundled_data
-    from vtc.eval.cells import make_cell
-    from vtc.eval.loading import load_model
-    from vtc.eval.progress import Estimator
-    from vtc.eval.runner import ENCODING, Sweep, run_sweep
-    from vtc.eval.tasks import load_tasks
+    from vtc.bundled_files import bundled_data
+    from vtc.eval.sweep.sweep_run import ENCODING, Sweep, run_sweep
+    from vtc.eval.tasks.reading.load import load_tasks
+    from vtc.eval.terminal.progress import Estimator
+    from vtc.eval.vlm.loading import load_model
+    from vtc.eval.vlm.pruning_settings import make_cell
 
     class Store(dict[tuple[str, str], Any]):
         def append(self, rows: Iterable[dict[str, Any]]) -> None:

@@ -15,78 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.pruners.base import STAGES, Pruner, Stop, check_keep, check_layer
-from vtc.pruners.signals import AttentionAhead, DecoderSignal, Signal
+from vtc.models.language.decoder_hooks import DecoderSide
+from vtc.models.language.host_signals import resolve
+from vtc.models.language.model_hooks import Forward
+from vtc.models.language.refused_arguments import continuous_methods, refuse_continuous
+from vtc.models.language.reported_steps import Steps
+from vtc.models.language.thread_state import Local
+from vtc.models.language.tokenizer import Words
+from vtc.models.layout.model_parts import Parts
+from vtc.models.selection.report import Report
+from vtc.models.stock.attention_taps import AttentionTap
+from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
+from vtc.models.stock.per_thread import refuse_copy
+from vtc.models.stock.thread_gate import Traffic, traffic
+from vtc.models.stock.transformers_api import Call, Signature, configured
+from vtc.models.stock.tripwire import check_features
+from vtc.models.tower.tower_hooks import VisionSide
+from vtc.pruners.base import Pruner
+from vtc.pruners.signals import Signal
 
-from .accepted import continuous_methods, refuse_continuous
-from .checkpoint import LayerHooks, arm
-from .decoder import DecoderSide
-from .expansion import EXPAND, guarded_expansion, repeats_pictures_one_by_one
-from .forward import Forward
-from .local import Local, refuse_copy
-from .locate import Parts
-from .questions import Words
-from .report import Report
-from .signals import resolve
-from .steps import Steps
-from .taps import AttentionTap
-from .traffic import Traffic, traffic
-from .transformers_api import Call, Signature, configured
-from .tripwire import check_features
-from .vision import VisionSide
+from .beam_expansion import EXPAND, guarded_expansion, repeats_pictures_one_by_one
+from .pipeline_stops import plan
 
 MARK = "_vtc_adapter"
-
-
-def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
-    """The stops of a pipeline in forward order.
-
-    Raises
-    ------
-    TypeError
-        If a layer is no number.
-    ValueError
-        If a pruner lacks `keep`, or a decoder layer does not exist or can't have the signals asked for.
-    """
-    stops = [(p, stop) for p in pruners for stop in p.stops(depth)]
-    for pruner, stop in stops:
-        check_layer(stop.layer, pruner.name)
-        if stop.stage not in STAGES:
-            raise ValueError(f"{pruner.name}: stage must be one of {', '.join(STAGES)}, got {stop.stage!r}")
-        if stop.keep is None:
-            raise ValueError(f"{pruner.name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
-        if stop.keep == 0 and stop.stage != "decoder":
-            raise ValueError(
-                f"{pruner.name} drops all visual tokens at the {stop.stage} stage; only a decoder layer can"
-            )
-        if stop.keep != 0:
-            check_keep(stop.keep, f"{pruner.name}.keep")
-        if stop.stage == "decoder":
-            if stop.layer is None or not 0 <= stop.layer < depth:
-                raise ValueError(
-                    f"{pruner.name}: layer={stop.layer} is out of range; the decoder has layers 0 to {depth - 1}"
-                )
-            for signal in pruner.signals_at(stop):
-                resolved = resolve(signal, stop.layer)
-                if isinstance(resolved, AttentionAhead):
-                    if resolved.layer != stop.layer:
-                        raise ValueError(f"{pruner.name} reads {signal}: it is of the pruning layer, leave layer out")
-                elif isinstance(resolved, DecoderSignal) and not 0 <= (resolved.layer or 0) < stop.layer:
-                    raise ValueError(
-                        f"{pruner.name} at layer={stop.layer} reads {resolved}, which is not there yet; "
-                        "prune at a later layer (layer >= 1)"
-                    )
-        elif any(isinstance(s, DecoderSignal) for s in pruner.signals_at(stop)):
-            raise ValueError(
-                f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer "
-                "(a method with stops at several stages says in signals_at(stop) what it reads where)"
-            )
-
-    def place(entry: tuple[Pruner, Stop]) -> tuple[int, bool, int]:
-        layer = entry[1].layer or 0
-        return STAGES.index(entry[1].stage), layer < 0, layer  # an encoder's layers may count from the end
-
-    return sorted(stops, key=place)
 
 
 class Adapter:

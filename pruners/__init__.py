@@ -1,5 +1,7 @@
 """The methods: one file per published method, on a few shared selection primitives."""
 
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
 from . import (
     ablations,
     cdpruner,
@@ -34,8 +36,9 @@ from . import (
     zero_tprune,
     zoo_prune,
 )
-from .base import Merged, Pruner, ScorePruner, Stop, VisualTokens
+from .base import Merged, Pruner, Stop
 from .registry import list_pruners, make_pruner, pruner_class, register_pruner
+from .visual_tokens import VisualTokens
 
 __all__ = [
     "Merged",

@@ -8,10 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import ScorePruner, VisualTokens
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 
 @register_pruner("norm")

@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
-from .base import Pruner, VisualTokens
-from .clip_text import clip_text, read_clip
-from .greedy import dpp_map
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.clip_text import clip_text, read_clip
+from vtc.pruners.primitives.greedy import dpp_map
+from vtc.pruners.primitives.precision import wide, wide_dtype
+
+from .base import Pruner
 from .registry import register_pruner
 from .signals import EncoderFeatures, Signal, TextEmbeddings
+from .visual_tokens import VisualTokens
 
 RELEVANCES = ("auto", "clip", "embeddings", "none")
 

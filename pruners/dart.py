@@ -8,11 +8,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .precision import wide
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Pruner
 from .registry import register_pruner
-from .selection import top_k
 from .signals import DecoderHidden, DecoderKeys, Projected, Signal, TextEmbeddings
+from .visual_tokens import VisualTokens
 
 VARIANTS = ("dart", "angelslim")
 

@@ -7,26 +7,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import Merged, Pruner, Stop, VisualTokens
-from .budget import scaled_layer, two_stage
-from .partition import within_budgets
+from vtc.pruners.primitives.budget_over_stops import scaled_layer, two_stage
+from vtc.pruners.primitives.budget_shares import within_budgets
+
+from .base import FLAGS, Merged, Pruner, Stop
 from .random import Random
 from .registry import make_pruner, register_pruner
 from .signals import Signal
+from .visual_tokens import VisualTokens
 
 HORIZON = 20, 32  # layer and depth in the paper
-FLAGS = (
-    "adaptive_count",
-    "merges",
-    "uses_text",
-    "uses_question",
-    "projects",
-    "reads_vocabulary",
-    "order_dependent",
-    "ragged",
-    "joins_crops",
-    "cascades",
-)
 
 
 @register_pruner("deep_random")
@@ -60,7 +50,7 @@ class DeepRandom(Pruner):
     -----
     Stages: the first method's, then decoder. Layer l of L sees n(l) tokens; from ``keep = sum_l n(l) / L`` follows what
     the first method keeps, ``n1 = (keep L - N l1 - tail (L - h)) / (h - l1)`` for one that prunes at layer l1 (0:
-    input), see ``vtc.pruners.budget.two_stage``: 284 then 38 tokens at layer 20 of 32 are 192 on average. Costs what
+    input), see ``budget_over_stops.two_stage``: 284 then 38 tokens at layer 20 of 32 are 192 on average. Costs what
     the first method costs. `keep` is the average and not the last count, so that a sweep compares methods at equal
     compute. The authors renumber positions after every stage; here they stay. Their reported gain of random over the
     first method alone, at equal average, is 0.2 points (DivPrune, Qwen2.5-VL-7B): within the noise of three runs.

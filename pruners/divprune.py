@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .greedy import farthest_point
+from vtc.pruners.primitives.greedy import farthest_point
+
+from .base import Pruner
 from .registry import register_pruner
+from .visual_tokens import VisualTokens
 
 
 @register_pruner("divprune")

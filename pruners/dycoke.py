@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Pruner, Stop, VisualTokens
-from .frames import Frames, frames_of, similarity
-from .partition import rank_in_part
+from vtc.pruners.primitives.budget_shares import rank_in_part
+from vtc.pruners.primitives.crops_and_frames import Frames, frames_of, similarity
+
+from .base import Pruner, Stop
 from .registry import register_pruner
+from .visual_tokens import VisualTokens
 
 LAST = torch.iinfo(torch.int64).max
 
@@ -41,7 +43,7 @@ class DyCoke(Pruner):
     The authors keep what the ratio gives, 0.25 + 0.75 (1 - ratio) of the tokens, at least a quarter, and their loop
     leaves out the third frame of the last group. Here the count is exact for every `keep`: frames that are not compared
     come first, the compared ones share the rest equally (the first ones one more). A budget below the uncompared frames
-    is shared equally by those, each sampled evenly (``frames.spread_order``). An image is one frame that is not
+    is shared equally by those, each sampled evenly (``spread_order``). An image is one frame that is not
     compared: it is sampled evenly, for which ``uniform`` is the plain way, and kept whole with `official`; so is each
     frame of a video that the model takes as single pictures (InternVL). Ties go to the lowest index; a token whose
     cosine is not finite is dropped first. Left out: DyCoke's second stage, which changes the visible part of the cache

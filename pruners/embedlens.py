@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import Pruner, Stop, VisualTokens
-from .greedy import farthest_point
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.greedy import farthest_point
+from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.ranking import top_k
+from vtc.pruners.primitives.vocabulary import TINY, Calibration, nearest_ids, read_calibration, shipped
+
+from .base import Pruner, Stop
 from .registry import register_pruner
-from .selection import top_k
-from .vocabulary import TINY, Calibration, nearest_ids, read_calibration, shipped
+from .visual_tokens import VisualTokens
 
 LLAVA_SHAPES = (32000, 4096), (32064, 4096)  # tables of LLaVA-1.5-7B: the authors' and transformers', padded
 LLAVA_SINK, LLAVA_DEAD = (1141, 26673), (30296,)

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import ScorePruner, VisualTokens
-from .frames import frames_of, similarity
+from vtc.pruners.primitives.crops_and_frames import frames_of, similarity
+from vtc.pruners.primitives.ranking import rankable, top_k
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
 from .registry import register_pruner
-from .selection import rankable, top_k
+from .visual_tokens import VisualTokens
 
 
 @register_pruner("evs")
@@ -34,7 +36,7 @@ class Evs(ScorePruner):
     best are kept, ties go to the lowest index. O(N D), no text, no attention. Positions stay, M-RoPE's too.
 
     vLLM never splits the first frame. Here the count is exact: where it is smaller than the first frame, that frame's
-    tokens are sampled evenly (``frames.spread_order``). An image is one frame, so all of it is new: it is sampled
+    tokens are sampled evenly (``spread_order``). An image is one frame, so all of it is new: it is sampled
     evenly, for which ``uniform`` is the plain way; so is each frame of a video that the model takes as single pictures
     (InternVL). A token whose predecessor an earlier method dropped counts as new; one whose cosine is not finite comes
     last.

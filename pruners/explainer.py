@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
-from .base import ScorePruner, Stop, VisualTokens
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
+from .base import Stop
 from .registry import register_pruner
 from .signals import AttentionAhead, Signal
+from .visual_tokens import VisualTokens
 
 CHANNELS = (32, 64, 128, 256, 512)
 KERNEL = 3
@@ -179,8 +182,8 @@ class Explainer(ScorePruner):
         score = f(log(a / mean a)),  f: 5 depthwise-separable convolutions along the tokens, then 1x1 to one channel
 
     f is trained to give, after a softmax, the relevance that gradients through the whole model say each token has for
-    the answer (``vtc.eval.relevance``). O(H T d N) for the attention, O(N sum C C') for f with C = 32 to 512 channels.
-    The model is frozen; each model needs its own f.
+    the answer (``vtc.eval.inspect.relevance``). O(H T d N) for the attention, O(N sum C C') for f with C = 32 to 512
+    channels. The model is frozen; each model needs its own f.
 
     No code was released. The paper gives the input, the layers and their channels, and the target. OURS are: the kernel
     of 3, ReLU, the 1x1 at the end, the mean over heads, the logarithm of a multiple of the average in the place of the

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import ScorePruner, VisualTokens
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
 from .registry import register_pruner
 from .signals import DecoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 
 @register_pruner("fastv")

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
-from .base import Merged, Pruner, VisualTokens
-from .frames import BLOCK, Frames, frames_of
-from .merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
-from .partition import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
-from .precision import exact_dtype, settled, wide
+from vtc.pruners.primitives.budget_shares import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
+from vtc.pruners.primitives.crops_and_frames import BLOCK, Frames, frames_of
+from vtc.pruners.primitives.merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
+from vtc.pruners.primitives.precision import exact_dtype, settled, wide
+from vtc.pruners.primitives.ranking import rankable
+
+from .base import Merged, Pruner
 from .registry import register_pruner
-from .selection import rankable
 from .signals import EncoderAttention, PreProjector, Signal
+from .visual_tokens import VisualTokens
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
 ROWS = BLOCK // 2  # of the distances within a frame at a time, in float64

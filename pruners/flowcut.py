@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Pruner, Stop, VisualTokens
-from .partition import (
+from vtc.pruners.primitives.budget_shares import (
     best,
     budgets_of,
     columns_of,
@@ -21,10 +20,13 @@ from .partition import (
     rank_in_part,
     within_budgets,
 )
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Pruner, Stop
 from .registry import register_pruner
-from .selection import top_k
 from .signals import DecoderAttention, DecoderValues, EncoderAttention, EncoderValues, Signal
+from .visual_tokens import VisualTokens
 
 DECODER: tuple[Signal, ...] = (DecoderAttention(), DecoderValues())
 
@@ -50,7 +52,7 @@ def flow_score(attention: Tensor, semantic: Tensor | None, value: Tensor, part: 
     value : Tensor
         `[B, N, d]` mean over heads of the values.
     part : Tensor
-        `[B, N]`: within each part a and s are normalised (``partition.parts_of``).
+        `[B, N]`: within each part a and s are normalised (``parts_of``).
     count : int
         Number of parts.
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .base import Pruner, VisualTokens
-from .layout import Layout
-from .partition import (
+from vtc.pruners.primitives.budget_shares import (
     at_least_one,
     best,
     budgets_of,
@@ -24,9 +22,13 @@ from .partition import (
     per_token,
     rank_in_part,
 )
-from .precision import wide
+from vtc.pruners.primitives.precision import exact, settled, wide
+
+from .base import Pruner
+from .layout import Layout
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 LOOKS = EncoderAttention(layer=-1, queries="cls_or_none", logits=True)
 CLASS_TOKEN = EncoderAttention(layer=-1, queries="cls", logits=True)
@@ -102,12 +104,13 @@ class GlobalCom2(Pruner):
         """Columns in ascending order."""
         part, count = parts_of(tokens)
         tiled = [cropped(layout) for layout in tokens.layouts]
-        own = self._own(tokens, part, count).nan_to_num(0, 0, 0).masked_fill(~tokens.valid, 0)
+        # resized scores repeat at the borders: equal ones have to stay equal, so that the lowest index decides
+        own = exact(self._own(tokens, part, count).nan_to_num(0, 0, 0).masked_fill(~tokens.valid, 0))
         seen = _seen(tokens, own, tiled)
         norm = [
             per_token(part_sums(x**2, part, count).sqrt().clamp(min=1e-12), part).clamp(min=1e-12) for x in (own, seen)
         ]
-        both = (1 - self.alpha) * own / norm[0] + self.alpha * seen / norm[1]
+        both = settled((1 - self.alpha) * own / norm[0] + self.alpha * seen / norm[1])
         rank = rank_in_part(torch.where(part == 0, own, both), part, count)
 
         sizes, budget = part_sizes(part, count), budgets_of(tokens)

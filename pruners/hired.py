@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .layout import Layout
-from .partition import (
+from vtc.pruners.primitives.budget_shares import (
     at_least_one,
     best,
     budgets_of,
@@ -23,9 +21,13 @@ from .partition import (
     per_token,
     rank_in_part,
 )
-from .precision import wide
+from vtc.pruners.primitives.precision import wide
+
+from .base import Pruner
+from .layout import Layout
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 
 def _crops(layout: Layout) -> tuple[int, int]:

@@ -10,11 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .partition import best, budgets_of, columns_of, part_sizes, part_sums, per_token, rank_in_part
-from .precision import wide
+from vtc.pruners.primitives.budget_shares import (
+    best,
+    budgets_of,
+    columns_of,
+    part_sizes,
+    part_sums,
+    per_token,
+    rank_in_part,
+)
+from vtc.pruners.primitives.precision import wide
+
+from .base import Pruner
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 
 @register_pruner("holov")

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .base import Pruner, VisualTokens
+from vtc.pruners.primitives.greedy import finite_range, mmr
+from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.projector_sensitivity import drawn_directions, projector_sensitivity
+
+from .base import Pruner
 from .flowcut import encoder_flow, flow_signals
-from .greedy import finite_range, mmr
-from .precision import wide, wide_dtype
 from .registry import register_pruner
-from .sensitivity import drawn_directions, projector_sensitivity
 from .signals import EncoderAttention, PreProjector, Signal
+from .visual_tokens import VisualTokens
 
 IMPORTANCES: dict[str, tuple[Signal, ...]] = {
     "cls": (EncoderAttention(),),

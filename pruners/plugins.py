@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Pruner
-from .warning import VTCWarning
+from .vtc_warning import VTCWarning
 
 ENTRY_POINTS = "vtc.pruners"
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import Merged, Pruner, Stop, VisualTokens
-from .merging import combine, cosine, largest, take
-from .precision import wide
+from vtc.pruners.primitives.merging import combine, cosine, largest, take
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import masked_arg_top, top_k
+
+from .base import Merged, Pruner, Stop
 from .registry import register_pruner
-from .selection import masked_arg_top, top_k
 from .signals import EncoderAttention, EncoderKeys, PreProjector, Signal
+from .visual_tokens import VisualTokens
 
 NEIGHBOURS = 32
 LAST = torch.iinfo(torch.int64).max

@@ -7,11 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import ScorePruner, Stop, VisualTokens
-from .budget import pyramid, scaled_layer
-from .precision import wide
+from vtc.pruners.primitives.budget_over_stops import pyramid, scaled_layer
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
+from .base import Stop
 from .registry import register_pruner
 from .signals import AttentionAhead, Signal
+from .visual_tokens import VisualTokens
 
 PAPER = (8, 16, 24), 32  # layers and depth of LLaVA-1.5-7B
 

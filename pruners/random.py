@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import STAGES, Pruner, VisualTokens
+from .base import STAGES, Pruner
 from .registry import register_pruner
+from .visual_tokens import VisualTokens
 
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio
 

@@ -7,6 +7,7 @@ output the projector reads, for decoder signals the layer right before the pruni
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,6 +73,14 @@ def check_signals(name: str, declared: object) -> None:
         )
 
 
+def _check_one_of(signal: Signal, name: str, allowed: Sequence[str | None]) -> None:
+    """Raise ValueError where an argument of a signal is none of those that are allowed."""
+    value = getattr(signal, name)
+    if value not in allowed:
+        *others, last = map(repr, allowed)
+        raise ValueError(f"{type(signal).__name__}.{name} must be {', '.join(others)} or {last}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class EncoderSignal(Signal):
     """A signal of one vision-encoder layer; negative layers count from the end, -1 is the last layer.
@@ -112,8 +121,7 @@ class EncoderAttention(EncoderSignal):
         return self.queries not in ("received", "mean")
 
     def __post_init__(self) -> None:
-        if self.of not in (None, "values"):
-            raise ValueError(f"EncoderAttention.of must be None or 'values', got {self.of!r}")
+        _check_one_of(self, "of", (None, "values"))
         if self.of and self.queries not in ("cls", "mean", "global"):
             raise ValueError(
                 f"EncoderAttention(of='values') needs queries 'cls', 'mean' or 'global', not {self.queries!r}"
@@ -139,8 +147,7 @@ class EncoderKeys(EncoderSignal):
     heads: str | None = None
 
     def __post_init__(self) -> None:
-        if self.heads not in (None, "mean"):
-            raise ValueError(f"EncoderKeys.heads must be None or 'mean', got {self.heads!r}")
+        _check_one_of(self, "heads", (None, "mean"))
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,7 @@ class EncoderValues(EncoderSignal):
     heads: str | None = None
 
     def __post_init__(self) -> None:
-        if self.heads not in (None, "mean"):
-            raise ValueError(f"EncoderValues.heads must be None or 'mean', got {self.heads!r}")
+        _check_one_of(self, "heads", (None, "mean"))
 
 
 @dataclass(frozen=True)
@@ -169,8 +175,7 @@ class EncoderSpecial(EncoderSignal):
     of: str = "keys"
 
     def __post_init__(self) -> None:
-        if self.of not in ("keys", "queries"):
-            raise ValueError(f"EncoderSpecial.of must be 'keys' or 'queries', got {self.of!r}")
+        _check_one_of(self, "of", ("keys", "queries"))
 
 
 @dataclass(frozen=True)
@@ -228,8 +233,7 @@ class DecoderAttention(DecoderSignal):
     queries: str = "last"
 
     def __post_init__(self) -> None:
-        if self.queries not in ("last", "text", "all"):
-            raise ValueError(f"DecoderAttention.queries must be 'last', 'text' or 'all', got {self.queries!r}")
+        _check_one_of(self, "queries", ("last", "text", "all"))
 
 
 @dataclass(frozen=True)
@@ -244,8 +248,7 @@ class AttentionAhead(DecoderSignal):
     queries: str = "last"
 
     def __post_init__(self) -> None:
-        if self.queries not in ("last", "text", "all"):
-            raise ValueError(f"AttentionAhead.queries must be 'last', 'text' or 'all', got {self.queries!r}")
+        _check_one_of(self, "queries", ("last", "text", "all"))
 
 
 @dataclass(frozen=True)
@@ -280,8 +283,5 @@ class DecoderTransition(DecoderSignal):
     absolute: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("block", ("attention", "mlp")), ("over", ("sequence", "span"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"DecoderTransition.{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
-                )
+        _check_one_of(self, "block", ("attention", "mlp"))
+        _check_one_of(self, "over", ("sequence", "span"))

@@ -8,13 +8,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Merged, Pruner, Stop, VisualTokens
-from .budget import pyramid, scaled_layer
-from .clustering import cluster_means, dpc_knn
-from .precision import wide
+from vtc.pruners.primitives.budget_over_stops import pyramid, scaled_layer
+from vtc.pruners.primitives.clustering import cluster_means, dpc_knn
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Merged, Pruner, Stop
 from .registry import register_pruner
-from .selection import top_k
 from .signals import DecoderAttention, Projected, Signal, TextEmbeddings
+from .visual_tokens import VisualTokens
 
 PAPER = (3, 7, 16), 32  # pruned before these layers, that is after 2, 6 and 15, of LLaVA-1.5-7B
 LISTS = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
@@ -42,7 +44,7 @@ class SparseVLM(Pruner):
     ----------
     keep : int or float, optional
         Tokens kept per span after the LAST stop, merged ones included, exactly. The stops before keep what
-        ``vtc.pruners.budget.pyramid`` gives. With `rank_scale` it is the least that is kept.
+        ``budget_over_stops.pyramid`` gives. With `rank_scale` it is the least that is kept.
     budget : {192, 128, 64}, optional
         The authors' fixed lists instead, named by the layer average that they are meant to give: 300, 200 and 110; 303,
         110 and 36; 66, 30 and 17 tokens.

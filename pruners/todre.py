@@ -8,14 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Pruner, Stop, VisualTokens
-from .greedy import farthest_point, max_sum
-from .partition import within_budgets
-from .precision import wide
+from vtc.pruners.primitives.budget_shares import within_budgets
+from vtc.pruners.primitives.greedy import farthest_point, max_sum
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Pruner, Stop
 from .random import _seed
 from .registry import register_pruner
-from .selection import top_k
 from .signals import DecoderAttention, EncoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 PIVOT = EncoderAttention(layer=-1, queries="cls_or_none")
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Pruner, Stop, VisualTokens
-from .partition import (
+from vtc.pruners.primitives.budget_shares import (
     at_least_one,
     best,
     budgets_of,
@@ -20,10 +19,13 @@ from .partition import (
     per_token,
     rank_in_part,
 )
-from .precision import wide
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import rankable
+
+from .base import Pruner, Stop
 from .registry import register_pruner
-from .selection import rankable
 from .signals import EncoderAttention, EncoderKeys, Signal
+from .visual_tokens import VisualTokens
 
 ROWS = 256  # of the correlation matrix at a time
 

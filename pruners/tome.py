@@ -7,10 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from .base import STAGES, Merged, Pruner, Stop, VisualTokens
-from .merging import bipartite_match, combine, membership, merged_cosine
+from vtc.pruners.primitives.merging import bipartite_match, combine, membership, merged_cosine
+
+from .base import STAGES, Merged, Pruner, Stop
 from .registry import register_pruner
 from .signals import EncoderKeys, Signal
+from .visual_tokens import VisualTokens
 
 METRICS = ("features", "keys")
 

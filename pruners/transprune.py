@@ -9,11 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import ScorePruner, Stop, VisualTokens
-from .budget import scaled_layer
-from .precision import wide
+from vtc.pruners.primitives.budget_over_stops import scaled_layer
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.score_pruner import ScorePruner
+
+from .base import Stop
 from .registry import register_pruner
 from .signals import AttentionAhead, DecoderTransition, Signal
+from .visual_tokens import VisualTokens
 
 PAPER = {7: 0.875, 9: 0.625, 12: 0.125}, 32  # kept before each layer, and the depth, of LLaVA-1.5-7B
 LOOKS = AttentionAhead(queries="text")

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Merged, Pruner, VisualTokens
-from .grid import grid_cells
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.grid_cells import grid_cells
+from vtc.pruners.primitives.precision import wide, wide_dtype
+
+from .base import Merged, Pruner
 from .registry import register_pruner
+from .visual_tokens import VisualTokens
 
 
 def _line_cells(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:

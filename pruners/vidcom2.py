@@ -8,12 +8,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .frames import Frames, frames_of
-from .partition import at_least_one, per_token, rank_in_part
-from .precision import wide, wide_dtype
+from vtc.pruners.primitives.budget_shares import at_least_one, per_token, rank_in_part
+from vtc.pruners.primitives.crops_and_frames import Frames, frames_of
+from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.ranking import rankable
+
+from .base import Pruner
 from .registry import register_pruner
-from .selection import rankable
+from .visual_tokens import VisualTokens
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # the authors' Gaussian kernels
 TEMPERATURE = 0.01

@@ -8,12 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Merged, Pruner, VisualTokens
-from .merging import combine, cosine, membership, nearest, take
-from .precision import wide
+from vtc.pruners.primitives.merging import combine, cosine, membership, nearest, take
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Merged, Pruner
 from .registry import register_pruner
-from .selection import top_k
 from .signals import EncoderAttention, EncoderKeys, PreProjector, Signal
+from .visual_tokens import VisualTokens
 
 PLACES = ("encoder", "projected")
 

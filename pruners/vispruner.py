@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .precision import exact_dtype, settled
+from vtc.pruners.primitives.precision import exact_dtype, settled
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Pruner
 from .registry import register_pruner
-from .selection import top_k
 from .signals import EncoderAttention, PreProjector, Signal
+from .visual_tokens import VisualTokens
 
 
 @register_pruner("vispruner")

@@ -9,15 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Merged, Pruner, Stop, VisualTokens
-from .budget import scaled_layer
+from vtc.pruners.primitives.budget_over_stops import scaled_layer
+from vtc.pruners.primitives.budget_shares import (
+    at_least_one,
+    best,
+    columns_of,
+    part_sizes,
+    parts_of,
+    per_token,
+    rank_in_part,
+    within_budgets,
+)
+from vtc.pruners.primitives.merging import cosine, membership, nearest, take
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Merged, Pruner, Stop
 from .layout import Layout
-from .merging import cosine, membership, nearest, take
-from .partition import at_least_one, best, columns_of, part_sizes, parts_of, per_token, rank_in_part, within_budgets
-from .precision import wide
 from .registry import register_pruner
-from .selection import top_k
 from .signals import AttentionAhead, EncoderAttention, Signal
+from .visual_tokens import VisualTokens
 
 PAPER = 16, 32  # layer and depth of LLaVA-1.5-7B
 SHALLOW = 5 / 24  # layer and depth of CLIP-L

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Pruner, Stop, VisualTokens
-from .budget import scaled_layer
+from vtc.pruners.primitives.budget_over_stops import scaled_layer
+
+from .base import Pruner, Stop
 from .registry import register_pruner
+from .visual_tokens import VisualTokens
 
 PAPER = 15, 32  # layer and depth of LLaVA-1.5-7B
 

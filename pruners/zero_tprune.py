@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import Pruner, Stop, VisualTokens
-from .merging import cosine
-from .partition import best, budgets_of, parts_of
-from .precision import wide
+from vtc.pruners.primitives.budget_shares import best, budgets_of, parts_of
+from vtc.pruners.primitives.merging import cosine
+from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.ranking import top_k
+
+from .base import Pruner, Stop
 from .registry import register_pruner
-from .selection import top_k
 from .signals import EncoderKeys, EncoderQueries, EncoderSegments, EncoderSpecial, Signal
+from .visual_tokens import VisualTokens
 
 VARIANCE = 0.01, 0.7  # of a head's importance over its mean: heads in this range are heard
 AT_A_TIME = 1 << 23  # entries of attention matrices held at once, unless one has more

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Pruner, VisualTokens
-from .frames import choose_in_frames
-from .greedy import farthest_point, finite_range
+from vtc.pruners.primitives.crops_and_frames import choose_in_frames
+from vtc.pruners.primitives.greedy import farthest_point, finite_range
+from vtc.pruners.primitives.projector_sensitivity import drawn_directions, projector_sensitivity
+
+from .base import Pruner
 from .registry import register_pruner
-from .sensitivity import drawn_directions, projector_sensitivity
 from .signals import PreProjector, Signal
+from .visual_tokens import VisualTokens
 
 
 def _farthest(x: Tensor, score: Tensor, valid: Tensor, k: int) -> Tensor:

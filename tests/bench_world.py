@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
-from vtc.eval.bundled import bundled_model_path
-from vtc.eval.loading import quiet_transformers
-from vtc.eval.tasks import Question, save_tasks
+from vtc.bundled_files import bundled_model_path
+from vtc.eval.tasks.questions import Question
+from vtc.eval.tasks.reading.parquet_set import save_tasks
+from vtc.eval.vlm.loading import quiet_transformers
 
 TOKENS = 16  # 56 px, patches of 14
 QUESTIONS = {

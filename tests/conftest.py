@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ import torch
 from hypothesis import settings
 from zoo import FAMILIES
 
-# a machine under load is no failure
-settings.register_profile("vtc", deadline=None)
+import vtc
+from vtc.pruners import registry
+
+# a machine under load is no failure; hypothesis draws the same examples everywhere, others with VTC_OTHER_EXAMPLES=1
+settings.register_profile("vtc", deadline=None, derandomize=not os.environ.get("VTC_OTHER_EXAMPLES"))
 settings.load_profile("vtc")
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give, and xdist uses the cores
@@ -22,6 +27,16 @@ def no_grad() -> Iterator[None]:
     """Run the test without autograd."""
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, where methods may be registered: they are gone afterwards."""
+    vtc.list_pruners()
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry, "_IMPORTED", {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.hookimpl(optionalhook=True)

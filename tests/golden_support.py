@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vtc.pruners.base import SignalSource, VisualTokens
 from vtc.pruners.layout import Layout
 from vtc.pruners.signals import Signal
+from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
 CLAIMS: dict[str, Callable[[Golden], None]] = {}
 

@@ -100,7 +100,7 @@ def requests_of(tasks: Path, lm: Any, name: str = "pope_local") -> list[Any]:
     """The requests of a task in a folder, given to the backend as the evaluator does."""
     from lmms_eval.api.task import ConfigurableTask
 
-    from vtc.integrations.lmms_eval.manager import load_tasks
+    from vtc.integrations.lmms_eval.task_lookup import load_tasks
 
     task = copy.copy(load_tasks(name, str(tasks))[name])
     if lm.is_simple:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.models import DEPTH
 
 import vtc
-from vtc.eval.synthetic import Sizes, kind_of_numbers, segments, shape_of
+from vtc.eval.stability.made_up_spans import Sizes, kind_of_numbers, segments, shape_of
 from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import DecoderSignal, EncoderSegments, EncoderSpecial, Signal, TextEmbeddings

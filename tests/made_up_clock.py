@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vtc.eval.progress import Estimator
-from vtc.eval.timing import tried
+from vtc.eval.cost.interleaved_timing import tried
+from vtc.eval.terminal.progress import Estimator
 
 TIMING = "timing"
 

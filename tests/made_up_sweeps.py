@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtc.eval.cells import UNPRUNED, Cell
-from vtc.eval.cost import Cost, Spread
-from vtc.eval.stats import Interval
-from vtc.eval.store import ResultStore
-from vtc.eval.summary import CellSummary, summarise
-from vtc.eval.tasks import Question, TaskSet
-from vtc.eval.timing import PrefillTime
+from vtc.eval.cost.interleaved_timing import PrefillTime
+from vtc.eval.cost.prefill_cost import Cost, Spread
+from vtc.eval.statistics.cell_summary import CellSummary
+from vtc.eval.statistics.intervals import Interval
+from vtc.eval.statistics.rows_to_cells import summarise
+from vtc.eval.sweep.results_store import ResultStore
+from vtc.eval.tasks.questions import Question, TaskSet
+from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
 
 DEPTH, TOKENS, TEXT = 32, 576, 60
 VQA = np.array([0.0, 0.3, 0.6, 0.9, 1.0])

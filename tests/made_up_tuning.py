@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vtc.eval.cells import UNPRUNED
-from vtc.eval.tasks import Question
+from vtc.eval.tasks.questions import Question
 from vtc.eval.tune.confirm import Trialled, confirm, sequence, winner
 from vtc.eval.tune.halving import FINALISTS, Answered, Rung, search
 from vtc.eval.tune.split import divide, rungs_of
+from vtc.eval.vlm.pruning_settings import UNPRUNED
 
 
 def questions_about(images: int, each: int, tasks: Sequence[str] = ("a", "b")) -> list[Question]:

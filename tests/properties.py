@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vtc.pruners.base import Merged, Pruner, VisualTokens
+from vtc.pruners.base import Merged, Pruner
 from vtc.pruners.layout import Layout
 from vtc.pruners.signals import Signal
+from vtc.pruners.visual_tokens import VisualTokens
 
 
 @dataclass

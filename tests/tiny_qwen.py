@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 from zoo.models import QWEN_TOWER
 
-from vtc.eval.bundled import bundled_model_path
+from vtc.bundled_files import bundled_model_path
 
 TURNS = (
     "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from zoo import tiny
 
-from vtc.models.layouts import VisionCall
-from vtc.models.locate import Parts, locate
-from vtc.models.record import VisionRecord
-from vtc.models.vision import VisionSide
-from vtc.pruners.base import Pruner, ScorePruner, VisualTokens
+from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.model_parts import Parts, locate
+from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.tower.tower_hooks import VisionSide
+from vtc.pruners.base import Pruner
 from vtc.pruners.layout import Layout
+from vtc.pruners.primitives.score_pruner import ScorePruner
 from vtc.pruners.signals import Signal
+from vtc.pruners.visual_tokens import VisualTokens
 
 PIXELS = {
     "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),

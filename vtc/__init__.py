@@ -14,24 +14,30 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from vtc.pruners.base import Merged, Pruner, ScorePruner, Stop, VisualTokens
+    from vtc.eval.example import example
+    from vtc.pruners.base import Merged, Pruner, Stop
+    from vtc.pruners.primitives.score_pruner import ScorePruner
     from vtc.pruners.registry import import_methods, list_pruners, pruner_class, register_pruner
-    from vtc.pruners.warning import VTCWarning
+    from vtc.pruners.visual_tokens import VisualTokens
+    from vtc.pruners.vtc_warning import VTCWarning
 
-    from .api import Handle, compress, compressed, load, restore
+    from .api import compress, compressed, load, restore
     from .config import VTCConfig
-    from .sources import example
-    from .spec import format_pipeline, parse
+    from .handle import Handle
+    from .pipeline_text import format_pipeline, parse
 
 # imported on first use: transformers only where it is needed
 _HOME = {
-    **dict.fromkeys(("Merged", "Pruner", "ScorePruner", "Stop", "VisualTokens"), "vtc.pruners.base"),
+    **dict.fromkeys(("Merged", "Pruner", "Stop"), "vtc.pruners.base"),
+    "ScorePruner": "vtc.pruners.primitives.score_pruner",
     **dict.fromkeys(("import_methods", "list_pruners", "pruner_class", "register_pruner"), "vtc.pruners.registry"),
-    "VTCWarning": "vtc.pruners.warning",
-    **dict.fromkeys(("Handle", "compress", "compressed", "load", "restore"), "vtc.api"),
+    "VTCWarning": "vtc.pruners.vtc_warning",
+    "VisualTokens": "vtc.pruners.visual_tokens",
+    **dict.fromkeys(("compress", "compressed", "load", "restore"), "vtc.api"),
+    "Handle": "vtc.handle",
     "VTCConfig": "vtc.config",
-    "example": "vtc.sources",
-    **dict.fromkeys(("format_pipeline", "parse"), "vtc.spec"),
+    "example": "vtc.eval.example",
+    **dict.fromkeys(("format_pipeline", "parse"), "vtc.pipeline_text"),
 }
 
 __all__ = [

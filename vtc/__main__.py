@@ -1,5 +1,5 @@
 """``python -m vtc``."""
 
-from .cli import main
+from vtc.commands.main import main
 
 main()

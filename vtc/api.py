@@ -9,72 +9,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from vtc.models.adapter import Adapter
-from vtc.models.locate import locate, unwrap
-from vtc.models.report import Report
-from vtc.models.vit import VitAdapter, is_vit
+from vtc.models.layout.model_parts import locate, unwrap
+from vtc.models.tower.bare_vit import VitAdapter, is_vit
 from vtc.pruners.base import Pruner
-from vtc.pruners.warning import VTCWarning
+from vtc.pruners.vtc_warning import VTCWarning
 
 from . import saving
 from .config import CONFIG_NAME, VTCConfig, find_config
-from .nesting import blocks_of
-from .saving import HANDLE
-from .sources import HUB_KEYS, check_family, explained, find_source
-from .spec import Pipeline, parse
+from .handle import Handle, carry, drop, handle_of
+from .model_sources import HUB_KEYS, check_family, explained, find_source
+from .nested_blocks import blocks_of
+from .pipeline_text import Pipeline, parse
 from .version import warn_untested
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class Handle:
-    """What a wrapped model carries as ``model.vtc``.
-
-    Attributes
-    ----------
-    config : VTCConfig or None
-        The set-up; None when the pipeline has a method that is not registered, which can't be saved.
-    pipeline : tuple of Pruner
-        The methods.
-    timing : bool
-        Switch on to have ``report.selection_seconds`` measured (synchronises the device).
-    """
-
-    def __init__(self, adapter: Adapter | VitAdapter, pipeline: Pipeline, config: VTCConfig | None):
-        self.adapter, self.pipeline, self.config = adapter, pipeline, config
-
-    @property
-    def report(self) -> Report | None:
-        """What the last prefill really did: of this thread, or of any if this one ran none. None before the first."""
-        return self.adapter.report()
-
-    @property
-    def tokenizer(self) -> Any:
-        """Tokenizer for methods that read the question's words; a processor may be set. Found by itself if cached."""
-        words = getattr(self.adapter, "words", None)
-        return None if words is None else words.tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, given: Any) -> None:
-        if isinstance(self.adapter, VitAdapter):
-            raise TypeError("a bare ViT has no text, and so no tokenizer")
-        self.adapter.words.tokenizer = given
-
-    @property
-    def timing(self) -> bool:
-        """Whether selection time is measured."""
-        return self.adapter.timing
-
-    @timing.setter
-    def timing(self, on: bool) -> None:
-        self.adapter.timing = bool(on)
-
-    def __repr__(self) -> str:
-        did = self.report or "none yet"
-        return f"<vtc: {' + '.join(map(str, self.pipeline))}; last prefill: {did}>"
 
 
 def compress(
@@ -129,15 +80,12 @@ def compress(
     >>> model = vtc.compress(model, "dart", keep=64)  # doctest: +SKIP
     """
     warn_untested()
-    if isinstance(pruner, (VTCConfig, Mapping)):
-        config = pruner if isinstance(pruner, VTCConfig) else VTCConfig.from_dict(pruner)
-        pipeline = parse(config.pruner, keep=config.keep if keep is None else keep, **{**config.params, **params})
-        positions = config.positions if positions is None else positions
-        parts = config.parts if parts is None else parts
-    else:
-        pipeline = parse(pruner, keep=keep, **params)
-    for method in pipeline:
-        method.check_files()
+    if isinstance(pruner, Mapping):
+        pruner = VTCConfig.from_dict(pruner)
+    if isinstance(pruner, VTCConfig):
+        positions = pruner.positions if positions is None else positions
+        parts = pruner.parts if parts is None else parts
+    pipeline = _pipeline(pruner, keep, params)
     positions = "keep" if positions is None else positions
     target = unwrap(model) if isinstance(model, nn.Module) else model
     adapter: Adapter | VitAdapter
@@ -146,7 +94,7 @@ def compress(
     else:
         adapter = Adapter(locate(model, parts), pipeline, positions)
     saved = _config(pipeline, positions=positions, parts=dict(parts) if parts else None)
-    before = _handle(model)
+    before = handle_of(model)
     handle = Handle(adapter, pipeline, saved)
     if tokenizer is None and before is not None:
         tokenizer = before.tokenizer
@@ -160,7 +108,7 @@ def compress(
         if before is not None:
             before.adapter.attach()
         raise
-    _carry(model, handle)
+    carry(model, handle)
     return model
 
 
@@ -177,12 +125,10 @@ def restore(model: M) -> M:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
-    handle = _handle(model)
+    handle = handle_of(model)
     if handle is not None:
         handle.adapter.detach()
-        del unwrap(model).__dict__[HANDLE]
-        saving.detach(model)
-        _forget_compiled(model)
+        drop(model)
     return model
 
 
@@ -196,7 +142,7 @@ def compressed(model: M, pruner: Any, **kwargs: Any) -> Iterator[M]:
         raise TypeError(f"model must be a torch module, got {type(model).__name__}")
     blocks = blocks_of(unwrap(model))
     with blocks.lock:
-        before = _handle(model)
+        before = handle_of(model)
         compress(model, pruner, **kwargs)
         block = blocks.begin(before)
     try:
@@ -208,7 +154,7 @@ def compressed(model: M, pruner: Any, **kwargs: Any) -> Iterator[M]:
                 restore(model)
                 if before is not None:
                     before.adapter.attach()
-                    _carry(model, before)
+                    carry(model, before)
 
 
 def load(
@@ -262,13 +208,7 @@ def load(
             f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json"
         )
     extra = dict(params or {})
-    pipeline: Pipeline = ()
-    if isinstance(chosen, VTCConfig):  # fail before the model is read
-        pipeline = parse(chosen.pruner, keep=chosen.keep if keep is None else keep, **{**chosen.params, **extra})
-    elif chosen is not None:
-        pipeline = parse(chosen, keep=keep, **extra)
-    for method in pipeline:
-        method.check_files()
+    pipeline = () if chosen is None else _pipeline(chosen, keep, extra)  # fails before the model is read
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     path = path or find_source(path_or_id)
@@ -309,18 +249,6 @@ def _misplaced(pipeline: Pipeline, given: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _handle(model: nn.Module) -> Handle | None:
-    handle = unwrap(model).__dict__.get(HANDLE)
-    return handle if isinstance(handle, Handle) else None
-
-
-def _carry(model: nn.Module, handle: Handle) -> None:
-    """Make `handle`, whose adapter is attached, the set-up of the model."""
-    unwrap(model).__dict__[HANDLE] = handle
-    saving.attach(model)
-    _forget_compiled(model)
-
-
 def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
     try:
         return VTCConfig.of(pipeline, **kwargs)
@@ -328,12 +256,13 @@ def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
         return None
 
 
-def _forget_compiled(model: nn.Module) -> None:
-    """Have ``torch.compile`` look at a compiled model anew: compiled code may not notice hooks that come and go."""
-
-    def compiled(module: nn.Module) -> bool:
-        own = module._compiled_call_impl is not None or "_orig_mod" in module._modules
-        return own or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
-
-    if any(map(compiled, model.modules())):
-        torch.compiler.reset()
+def _pipeline(
+    chosen: str | Pruner | Iterable[Pruner] | VTCConfig, keep: int | float | None, params: Mapping[str, Any]
+) -> Pipeline:
+    """The methods that are meant; `keep` and `params` stand over what a configuration says."""
+    if isinstance(chosen, VTCConfig):
+        keep, params, chosen = chosen.keep if keep is None else keep, {**chosen.params, **params}, chosen.pruner
+    pipeline = parse(chosen, keep=keep, **params)
+    for method in pipeline:
+        method.check_files()
+    return pipeline

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vtc.pruners.base import check_keep
-from vtc.pruners.parsing import parse_json
 from vtc.pruners.registry import nearest
-from vtc.pruners.warning import VTCWarning
+from vtc.pruners.untrusted_json import parse_json
+from vtc.pruners.vtc_warning import VTCWarning
 
-from .spec import Pipeline, format_pipeline, parse
+from .pipeline_text import Pipeline, format_pipeline, parse
 from .version import __version__
 
 CONFIG_NAME = "vtc_config.json"

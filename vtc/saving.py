@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from vtc.models.locate import unwrap, wrappers
+from vtc.models.layout.model_parts import unwrap, wrappers
 
 from .config import CONFIG_NAME
 

@@ -34,8 +34,8 @@ def warn_untested() -> None:
     global _warned
     if _warned:
         return
-    from vtc.models.transformers_api import TESTED
-    from vtc.pruners.warning import VTCWarning
+    from vtc.models.stock.transformers_api import TESTED
+    from vtc.pruners.vtc_warning import VTCWarning
 
     found = installed("transformers")
     if _release(found) > max(map(_release, TESTED)):

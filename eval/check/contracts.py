@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.transformers_api import given
+from vtc.models.stock.transformers_api import given
 from vtc.pruners.base import Pruner
 
-from .anatomy import anatomy
-from .reference import TYPE_INPUTS, greedy
+from .masked_reference import TYPE_INPUTS, greedy
+from .model_snapshot import anatomy
+from .model_under_test import Pruned, Setting, Subject
 from .results import PRUNED
-from .subject import Pruned, Setting, Subject
 
 TOLERANCE = 2e-5  # of the largest logit: what other kernels round otherwise
 SHOWS = 10  # times the tolerance: what dropping tokens changes at least, else a wrong mask would not show either
@@ -104,7 +104,7 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
         inputs, pruned, plain = subject.prompts[shape].inputs, subject.pruned(setting, shape), subject.plain(shape)
         valid = inputs["attention_mask"].bool()
         width = valid.shape[1]
-        _dropped(subject, pruned, plain.logits, valid)
+        _dropped(pruned, plain.logits, valid)
         tokens = pruned.generated.tokens if pruned.generated is not None else valid.new_zeros(len(valid), 1).long()
         truth = subject.truth_of(pruned, shape, tokens)
         left = valid & ~pruned.hidden[-1]
@@ -123,7 +123,7 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
     return contract
 
 
-def _dropped(subject: Subject, pruned: Pruned, plain: Tensor, valid: Tensor) -> None:
+def _dropped(pruned: Pruned, plain: Tensor, valid: Tensor) -> None:
     if not pruned.hidden.any():
         raise NothingToSee("the setting drops no token of the small model's pictures")
     rows = pruned.hidden.any(2).any(0)
@@ -232,10 +232,16 @@ def beams(shape: str) -> Callable[[Subject, Setting], float]:
         width, n = inputs["input_ids"].shape[1], subject.length(shape)
         with setting.compressed(subject.model):
             out = subject.model.generate(
-                **inputs, num_beams=BEAMS, num_return_sequences=BEAMS, do_sample=False, max_new_tokens=n,
-                length_penalty=0.0, suppress_tokens=list(subject.special), return_dict_in_generate=True,
+                **inputs,
+                num_beams=BEAMS,
+                num_return_sequences=BEAMS,
+                do_sample=False,
+                max_new_tokens=n,
+                length_penalty=0.0,
+                suppress_tokens=list(subject.special),
+                return_dict_in_generate=True,
                 output_scores=True,
-            )  # fmt: skip
+            )
         worst = 0.0
         for j in range(BEAMS):
             tokens = out.sequences[j::BEAMS, width:]

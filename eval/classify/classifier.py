@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vtc.eval.choices import check_choice, device_of
-from vtc.eval.loading import Loaded
-from vtc.models.vit import find_vit
+from vtc.eval.terminal.option_checks import check_choice, device_of
+from vtc.eval.vlm.loading import Loaded
+from vtc.models.tower.bare_vit import find_vit
 
 DIGITS = "timm:digits"
 LOCAL = "local-dir:"
@@ -66,7 +66,7 @@ def split_source(source: str) -> tuple[str, str, str]:
     ValueError
         For an empty name or missing files.
     """
-    from vtc.eval.bundled import bundled_digits_path
+    from vtc.bundled_files import bundled_digits_path
 
     kind, _, rest = source.partition(":")
     name, weights = rest, ""
@@ -94,7 +94,7 @@ def load_classifier(source: str, device: str = "auto", dtype: str = "auto") -> C
         ``timm:NAME`` takes timm's pretrained weights (hub), ``timm:NAME@FILE`` those of a file, ``timm:FOLDER`` both
         from a folder with ``config.json``; ``timm:digits`` is the bundled one. ``open_clip:`` likewise, with a tag.
     device, dtype : str
-        As for ``vtc.eval.loading.load_model``; "auto" is float32.
+        As for ``vtc.eval.vlm.loading.load_model``; "auto" is float32.
 
     Returns
     -------

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.media import Media, MediaStore
-from vtc.eval.sources import read_files
-from vtc.eval.tasks import Question, TaskSet
-from vtc.pruners.parsing import parse_json
+from vtc.eval.tasks.media.media_store import Media, MediaStore
+from vtc.eval.tasks.questions import Question, TaskSet
+from vtc.eval.tasks.reading.data_files import read_files
+from vtc.pruners.untrusted_json import parse_json
 
 TASK, METRIC = "classification", "label"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from vtc.eval.cells import DEPTH, RANDOM, UNPRUNED, Cell, is_random, takes_keep, takes_seed
-from vtc.eval.features import pruned
-from vtc.eval.plan import ALL, Plan
-from vtc.models.vit import VitAdapter
+from vtc.eval.sweep.plan import ALL, Plan
+from vtc.eval.vlm.feature_cache import pruned
+from vtc.eval.vlm.pruning_settings import DEPTH, RANDOM, UNPRUNED, Cell, is_random, takes_keep, takes_seed
+from vtc.models.tower.bare_vit import VitAdapter
+from vtc.pipeline_text import format_pipeline, parse
 from vtc.pruners import list_pruners
 from vtc.pruners.base import Pruner, Stop
-from vtc.spec import format_pipeline, parse
 
 DEFAULT_METHODS = ("tome", "zero_tprune")
 DEFAULT_KEEPS: tuple[int | float, ...] = (0.7, 0.5, 0.25)

@@ -1,1 +1,6 @@
-"""Training of the bundled model from scratch: ``python -m vtc.eval.train --out DIR``."""
+"""Training of the bundled model from scratch: ``python -m vtc.eval.train --out DIR``.
+
+In: scenes.
+Out: the bundled model, its evaluation set, its card.
+Uses: eval.train.basics, eval.train.language, eval.train.scenes, eval.train.vision.
+"""

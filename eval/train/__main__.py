@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vtc.eval.train.pipeline import STAGES, launch
-from vtc.eval.train.recipe import Recipe, tiny_recipe
+from vtc.eval.train.basics.recipe import Recipe, tiny_recipe
+
+from .pipeline import STAGES, launch
 
 
 def main() -> None:

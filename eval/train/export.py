@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vtc.eval.scenes.palette import IMAGE_SIZE, PATCH_SIZE
-from vtc.eval.scenes.vocabulary import build_tokenizer
-from vtc.eval.train.tower import IMAGE_MEAN, IMAGE_STD
+from vtc.eval.train.scenes.palette import IMAGE_SIZE, PATCH_SIZE
+from vtc.eval.train.scenes.vocabulary import build_tokenizer
+from vtc.eval.train.vision.tower import IMAGE_MEAN, IMAGE_STD
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vtc.eval.train.export import export
-from vtc.eval.train.language_stage import train_language
-from vtc.eval.train.loop import Place
-from vtc.eval.train.ranks import Ranks
-from vtc.eval.train.recipe import Recipe
-from vtc.eval.train.vision_stage import train_vision
+from vtc.eval.train.basics.distributed_ranks import Ranks
+from vtc.eval.train.basics.loop import Place
+from vtc.eval.train.basics.recipe import Recipe
+from vtc.eval.train.language.language_stage import train_language
+from vtc.eval.train.vision.vision_stage import train_vision
+
+from .export import export
 
 STAGES = ("vision", "language")
 

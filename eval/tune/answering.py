@@ -12,16 +12,17 @@ from typing import Any
 
 from rich.progress import Progress
 
-from vtc.pruners.parsing import parse_json
+from vtc.eval.files.atomic import write_atomic
+from vtc.eval.sweep.cell_costs import first_row
+from vtc.eval.sweep.results_store import ResultStore
+from vtc.eval.sweep.sweep_run import ENCODING, Sweep, missing
+from vtc.eval.sweep.worker_processes import compute, useful_workers
+from vtc.eval.tasks.questions import Question
+from vtc.eval.terminal.progress import Estimator
+from vtc.eval.vlm.feature_cache import pruned
+from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
+from vtc.pruners.untrusted_json import parse_json
 
-from ..cells import UNPRUNED, Cell
-from ..costs import first_row
-from ..features import pruned
-from ..progress import Estimator
-from ..runner import ENCODING, Sweep, missing
-from ..store import ResultStore, write_atomic
-from ..tasks import Question
-from ..workers import compute, useful_workers
 from .halving import Answered
 
 REPEATS = 5
@@ -92,7 +93,7 @@ class Answering:
         if not cell.vision_stage:
             spec, cell = UNPRUNED.spec, UNPRUNED
         if spec not in self._tower:
-            from ..flops import vision_flops
+            from vtc.eval.cost.flops import vision_flops
 
             with pruned(self.sweep.model, cell) as model:
                 self._tower[spec] = sum(vision_flops(model, first_row(self.sweep)))
@@ -100,7 +101,7 @@ class Answering:
 
     def time_prefills(self, path: Path) -> None:
         """Measure the seconds of all cells in turns, once: a run that goes on decides by the same ones."""
-        from ..timing import measure_costs, steps_of
+        from vtc.eval.cost.interleaved_timing import measure_costs, steps_of
 
         known: Any = {}
         if path.is_file():

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..power import POWER, discordant_rate, needed_sample
-from ..tasks import Question
+from vtc.eval.statistics.power import POWER, discordant_rate, needed_sample
+from vtc.eval.tasks.questions import Question
+
+from .accuracy_share import Paired
 from .halving import Answered, Standing
-from .shares import Paired
 
 CONFIRMED, FAILED, NOT_REACHED = "confirmed", "not confirmed", "not tested: one before it failed"
 
@@ -48,9 +49,14 @@ def sequence(standings: Sequence[Standing]) -> list[Standing]:
 
 
 def confirm(
-    chain: Sequence[Standing], questions: Sequence[Question], plain: Mapping[str, float],
-    answered: Mapping[str, Answered], target: float, confidence: float = 0.95, seed: int = 0,
-) -> list[Trialled]:  # fmt: skip
+    chain: Sequence[Standing],
+    questions: Sequence[Question],
+    plain: Mapping[str, float],
+    answered: Mapping[str, Answered],
+    target: float,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Trialled]:
     """Test the finalists in the order given.
 
     Parameters
@@ -82,9 +88,13 @@ def winner(found: Sequence[Trialled]) -> Trialled | None:
 
 
 def needed_images(
-    questions: Sequence[Question], plain: Mapping[str, float], scores: Mapping[str, float], target: float,
-    confidence: float = 0.95, power: float = POWER,
-) -> int | None:  # fmt: skip
+    questions: Sequence[Question],
+    plain: Mapping[str, float],
+    scores: Mapping[str, float],
+    target: float,
+    confidence: float = 0.95,
+    power: float = POWER,
+) -> int | None:
     """Images that would probably confirm a setting if its share is what it seems to be; None where that is too low."""
     images, tasks = [q.image_id for q in questions], [q.task for q in questions]
     gaps = np.array([scores[q.question_id] - target * plain[q.question_id] for q in questions])

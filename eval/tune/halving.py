@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cells import UNPRUNED
-from ..stats import Floats
-from ..tasks import Question
-from .shares import BELIEF, Paired
+from vtc.eval.statistics.intervals import Floats
+from vtc.eval.tasks.questions import Question
+from vtc.eval.vlm.pruning_settings import UNPRUNED
+
+from .accuracy_share import BELIEF, Paired
 
 FINALISTS = 4
 BELOW, SAVES_NOTHING, OUTBID, ON = "below the target", "saves nothing", "others promise more", "goes on"
@@ -115,9 +116,16 @@ def best_set(meets: NDArray[np.bool_], savings: Sequence[float], size: int) -> l
 
 
 def search(
-    specs: Sequence[str], rungs: Sequence[Sequence[Question]], trial: Trial, target: float, confidence: float = 0.95,
-    eta: float = 2.0, finalists: int = FINALISTS, seed: int = 0, told: Callable[[Rung], None] = lambda rung: None,
-) -> list[Rung]:  # fmt: skip
+    specs: Sequence[str],
+    rungs: Sequence[Sequence[Question]],
+    trial: Trial,
+    target: float,
+    confidence: float = 0.95,
+    eta: float = 2.0,
+    finalists: int = FINALISTS,
+    seed: int = 0,
+    told: Callable[[Rung], None] = lambda rung: None,
+) -> list[Rung]:
     """Narrow down `specs` to at most `finalists`.
 
     Parameters

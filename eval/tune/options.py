@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..choices import check_choice
-from ..options import RunOptions
-from ..skips import ON_ERROR
+from vtc.eval.sweep.options import RunOptions
+from vtc.eval.tasks.reading.unusable_rows import ON_ERROR
+from vtc.eval.terminal.option_checks import check_choice
 
 COSTS = {
     "flops": "FLOPs of the prefill, vision tower included",

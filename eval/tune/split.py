@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..tasks import Question
+from vtc.eval.tasks.questions import Question
 
 MIN_IMAGES = 6  # of a first rung
 LOSSES = 2  # that a setting just at the target shows in a first rung, if losses are spread evenly

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from vtc.eval.metrics import Metric
-    from vtc.eval.tasks import TaskSet
+if TYPE_CHECKING:  # lmms-eval imports this at its start
+    from vtc.eval.tasks.metrics import Metric
+    from vtc.eval.tasks.questions import TaskSet
 
 
 def manifests() -> list[Any]:
@@ -53,6 +53,6 @@ def load_lmms_task(
 
 def load_metric(name: str) -> Metric:
     """The metric that a question of ``load_lmms_task`` names: its task's own ``process_results`` and aggregation."""
-    from .metric import metric_named
+    from .task_metric import metric_named
 
     return metric_named(name)

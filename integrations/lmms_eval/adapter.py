@@ -8,11 +8,12 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from torch import nn
 
-from .arguments import Setup, read_setup
+from .arguments import read_setup
 from .backends import build
+from .compression import Setup
 from .results import Results
-from .tokens import TokenLog
-from .watch import watch_generate, watch_requests
+from .token_counts import TokenLog
+from .watched_generate import watch_generate, watch_requests
 
 
 def compress_backend(lm: Any, setup: Setup, model_args: str) -> Any:
@@ -25,7 +26,7 @@ def compress_backend(lm: Any, setup: Setup, model_args: str) -> Any:
     NotImplementedError
         For models that vtc can't wrap.
     """
-    import vtc
+    from vtc.api import compress
 
     model = lm.model
     if not isinstance(model, nn.Module):
@@ -35,7 +36,7 @@ def compress_backend(lm: Any, setup: Setup, model_args: str) -> Any:
         raise ValueError(f"model_args: base {setup.base!r} loaded a {kind}, which can't generate: use its own backend")
     if setup.pipeline:
         words = getattr(lm, "tokenizer", None) if any(p.uses_question for p in setup.pipeline) else None
-        vtc.compress(model, setup.pipeline, positions=setup.positions, tokenizer=words)
+        compress(model, setup.pipeline, positions=setup.positions, tokenizer=words)
     log = TokenLog()
     failed: list[str] = []
     watch_generate(model, log, setup.on_error, failed)

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from vtc.config import POSITIONS
-from vtc.eval.cells import needs_keep, parse_keep
+from vtc.eval.vlm.pruning_settings import needs_keep, parse_keep
+from vtc.pipeline_text import Pipeline, parse
 from vtc.pruners.registry import nearest, pruner_class
-from vtc.spec import Pipeline, format_pipeline, parse
 
+from .backends import accepted_names, find_backend
+from .compression import Setup
 from .model_args import read_value, split_arguments
 
 BASELINE = ("none", "unpruned")
 ON_ERROR = ("stop", "skip")
 OWN = ("base", "method", "pruner", "keep", "positions", "on_error")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What to build and how to compress it.
-
-    Attributes
-    ----------
-    base : str
-        lmms-eval's name of the backend.
-    pipeline : tuple of Pruner
-        The methods; empty for the unpruned model.
-    positions : str
-        As in ``vtc.compress``.
-    on_error : {"stop", "skip"}
-        What a request does on which the model fails: stop the run, or count as an empty answer.
-    arguments : dict
-        The backend's own arguments.
-    """
-
-    base: str
-    pipeline: Pipeline
-    positions: str
-    on_error: str
-    arguments: dict[str, Any]
-
-    @property
-    def spec(self) -> str:
-        """The canonical text of the method."""
-        return format_pipeline(self.pipeline) or "unpruned"
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -91,8 +63,6 @@ def read_setup(text: str, simple: bool = False) -> Setup:
         For an unknown backend, method or argument (the nearest ones are named) or a value out of range.
     """
     from lmms_eval.utils import simple_parse_args_string
-
-    from .backends import accepted_names, find_backend
 
     given = split_arguments(text)
     backend = find_backend(given.get("base"), simple)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vtc.pruners.registry import nearest
 
-if TYPE_CHECKING:
-    from .arguments import Setup
+from .compression import Setup
 
 
 def find_backend(name: str | None, simple: bool) -> type:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .manager import quiet
+from .task_lookup import quiet
 
 
 def number_of(value: Any, key: str | None = None) -> float | None:

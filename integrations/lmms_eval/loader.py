@@ -10,12 +10,12 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from vtc.eval.media import MediaStore
-from vtc.eval.skips import Problems
-from vtc.eval.tasks import Question, TaskInfo, TaskSet
+from vtc.eval.tasks.media.media_store import MediaStore
+from vtc.eval.tasks.questions import Question, TaskInfo, TaskSet
+from vtc.eval.tasks.reading.unusable_rows import Problems
 
-from .manager import PREFIX, Source, load_tasks, named
 from .questions import Reader, docs_of
+from .task_lookup import PREFIX, Source, load_tasks, named
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -58,7 +58,13 @@ def load(name: str, include_path: str | None = None, limit: int | None = None, o
         raise ValueError(f"lmms-eval's task {request!r} has no question with an image that can be read{first}")
     present = {q.task for q in questions}
     return TaskSet(
-        name=f"{PREFIX}:{request}", version=f"lmms-eval {version('lmms-eval')}",
-        fingerprint=_fingerprint(tuple(questions), tasks), tasks=tuple(leaf for leaf in tasks if leaf in present),
-        questions=tuple(questions), images=media, limit=limit, info=info, skipped=tuple(problems.skipped),
-    )  # fmt: skip
+        name=f"{PREFIX}:{request}",
+        version=f"lmms-eval {version('lmms-eval')}",
+        fingerprint=_fingerprint(tuple(questions), tasks),
+        tasks=tuple(leaf for leaf in tasks if leaf in present),
+        questions=tuple(questions),
+        images=media,
+        limit=limit,
+        info=info,
+        skipped=tuple(problems.skipped),
+    )

@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image
 
-from vtc.eval.images import no_torn_files
-from vtc.eval.media import Media
-from vtc.eval.tasks import Question
-from vtc.eval.video import Clip
+from vtc.eval.tasks.media.images import no_torn_files
+from vtc.eval.tasks.media.media_store import Media
+from vtc.eval.tasks.media.video import Clip
+from vtc.eval.tasks.questions import Question
 
-from .manager import Source
+from .task_lookup import Source
 
 
 def docs_of(task: Any) -> Any:
@@ -132,9 +132,14 @@ class Reader:
             return None
         category = doc.get("category")
         return Question(
-            question_id=f"{self.source.task}-{doc_id}", task=self.source.task,
+            question_id=f"{self.source.task}-{doc_id}",
+            task=self.source.task,
             image_id=ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:20],
-            question=text, answer=references[0] if references else "", references=references,
-            metric=self.source.metric, category=category if isinstance(category, str) else "", media=ids,
+            question=text,
+            answer=references[0] if references else "",
+            references=references,
+            metric=self.source.metric,
+            category=category if isinstance(category, str) else "",
+            media=ids,
             kind="video" if parts[0]["type"] == "video" else "image",
-        )  # fmt: skip
+        )

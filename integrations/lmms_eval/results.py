@@ -16,11 +16,11 @@ from zoneinfo import ZoneInfo
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from loguru import logger
 
-from vtc.eval.store import write_atomic
+from vtc.eval.files.atomic import write_atomic
 from vtc.version import __version__
 
-from .arguments import Setup
-from .tokens import Spent, TokenLog
+from .compression import Setup
+from .token_counts import Spent, TokenLog
 
 
 @dataclass
@@ -87,10 +87,15 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """What the file says."""
         about = {
-            "vtc": __version__, "model_args": self.model_args, "base": self.setup.base, "method": self.setup.spec,
-            "positions": self.setup.positions, "rank": int(os.environ.get("RANK", "0")),
-            "world_size": int(os.environ.get("WORLD_SIZE", "1")), "failed": len(self.failed),
-        }  # fmt: skip
+            "vtc": __version__,
+            "model_args": self.model_args,
+            "base": self.setup.base,
+            "method": self.setup.spec,
+            "positions": self.setup.positions,
+            "rank": int(os.environ.get("RANK", "0")),
+            "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+            "failed": len(self.failed),
+        }
         return {**about, **self.log.summary()}
 
     def take(self, requests: Sequence[Any], answers: list[Any]) -> list[Any]:

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # as for pytest: zoo, reference, fuzz
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[0] = str(TESTS)  # as for pytest: zoo, reference, fuzz
 
 from fuzz.cli import main  # noqa: E402
 

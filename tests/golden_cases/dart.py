@@ -9,8 +9,9 @@ import torch
 from golden_support import Golden, Served, golden, tokens_of
 
 import vtc
-from vtc.pruners.base import VisualTokens, resolve_keep
+from vtc.pruners.base import resolve_keep
 from vtc.pruners.signals import DecoderHidden, DecoderKeys, Projected, TextEmbeddings
+from vtc.pruners.visual_tokens import VisualTokens
 
 NEXT_MAXIMUM = 320
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
-from vtc.models.locate import locate
-from vtc.models.vision import VisionSide
-from vtc.pruners.base import SignalSource, Stop, VisualTokens
+from vtc.models.layout.model_parts import locate
+from vtc.models.tower.tower_hooks import VisionSide
+from vtc.pruners.base import Stop
 from vtc.pruners.flowcut import flow_score, prune_counts
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderValues, Signal
+from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
 
 def inputs_of(text: str, meta: dict[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:

@@ -9,7 +9,8 @@ import torch
 from golden_support import Golden, call_recipe, golden, tokens_of
 
 import vtc
-from vtc.eval.horizon import grid_windows, information, keep_informative, token_scores
+from vtc.eval.inspect.horizon import grid_windows, information
+from vtc.pruners.primitives.ranking import top_k
 
 
 @golden("horizon")
@@ -31,11 +32,13 @@ def check(vector: Golden) -> None:
 
     n = across * down * corner
     flat = [windows[y][x] for x in range(across) for y in range(down)]
-    score = token_scores(flat, p.flatten(), n)
+    score = torch.empty(n)
+    for window, value in zip(flat, p.flatten(), strict=True):  # each token's score is its window's
+        score[window] = value
     np.testing.assert_allclose(score, vector[f"score{n}"], atol=1e-6)
     for name, expected in vector.arrays.items():
         if found := re.fullmatch(r"keep(\d+)", name):
-            assert keep_informative(score, int(found[1])).tolist() == sorted(expected.tolist()), name
+            assert top_k(score[None], int(found[1]))[0].sort().values.tolist() == sorted(expected.tolist()), name
         if found := re.fullmatch(r"random_sample_seed(\d+)_(\d+)_(\d+)", name):
             seed, total, k = map(int, found.groups())
             pruner = vtc.parse("random", keep=k, layer=20, seed=seed, official=True)[0]

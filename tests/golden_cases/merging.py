@@ -8,7 +8,7 @@ from golden_support import Golden, Served, golden, tokens_of
 from torch import Tensor
 
 import vtc
-from vtc.pruners.merging import bipartite_match, combine, exact_cosine, membership
+from vtc.pruners.primitives.merging import bipartite_match, combine, membership, merged_cosine
 
 
 def drawn(vector: Golden, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -74,7 +74,8 @@ def tome(vector: Golden) -> None:
     pruner = vtc.parse("tome", keep=n - r, metric="keys", r=r)[0]
     tokens = tokens_of(x, n - r, Served({pruner.signals[0]: metric[:, :, None]}))
 
-    match = bipartite_match(exact_cosine(metric[:, ::2], metric[:, 1::2]), [r], tokens.valid, protect)
+    likeness = merged_cosine(metric, torch.arange(n)[None], n, torch.ones(1, n))
+    match = bipartite_match(likeness, [r], tokens.valid, protect)
     edges, merged = match.edges[0], match.merged[0]
     stay = edges[~merged[edges]]
     stay = stay.sort().values if protect else stay  # the authors: unmerged tokens of A, then B

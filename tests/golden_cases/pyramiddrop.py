@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from golden_llama import llama_of
 from golden_support import Golden, Served, golden, tokens_of
-from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 import vtc
-from vtc.models.taps import attention_rows
+from vtc.models.stock.attention_taps import attention_rows
 from vtc.pruners.signals import AttentionAhead
 
 
@@ -19,11 +19,7 @@ def check(vector: Golden) -> None:
     width, length, heads, n, system = (meta[name] for name in ("d", "length", "heads", "n", "system"))
     weights = [draw((width, width), dtype=np.float32) / np.sqrt(width) for _ in range(2)]
     states = torch.from_numpy(draw((1, length, width), dtype=np.float32))
-    config = LlamaConfig(
-        hidden_size=width, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=1, vocab_size=8,
-        intermediate_size=width, rms_norm_eps=meta["eps"], head_dim=width // heads,
-        rope_parameters={"rope_type": "default", "rope_theta": meta["rope_base"]},
-    )  # fmt: skip
+    config = llama_of(meta)
     layer = LlamaDecoderLayer(config, 0)
     with torch.no_grad():
         layer.self_attn.q_proj.weight.copy_(torch.from_numpy(weights[0].astype(np.float32)))

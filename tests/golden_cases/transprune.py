@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from golden_llama import llama_of
 from golden_support import Golden, Served, golden, tokens_of
 from torch import Tensor
-from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 import vtc
-from vtc.models.signals import capture_transition
-from vtc.models.taps import attention_rows
+from vtc.models.language.host_signals import capture_transition
+from vtc.models.stock.attention_taps import attention_rows
 from vtc.pruners.signals import AttentionAhead, DecoderTransition
 
 
@@ -33,11 +33,7 @@ def transitions(layer: int, states: list[Tensor]) -> dict[DecoderTransition, Ten
 def check(vector: Golden) -> None:
     meta, draw = vector.meta, vector.rng().standard_normal
     width, heads, system, n, text = (meta[name] for name in ("d", "heads", "system", "n", "text"))
-    config = LlamaConfig(
-        hidden_size=width, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=1, vocab_size=8,
-        intermediate_size=width, rms_norm_eps=meta["eps"], head_dim=width // heads,
-        rope_parameters={"rope_type": "default", "rope_theta": meta["rope_base"]},
-    )  # fmt: skip
+    config = llama_of(meta)
     layer = LlamaDecoderLayer(config, 0)
     projections = layer.self_attn.q_proj, layer.self_attn.k_proj
     with torch.no_grad():

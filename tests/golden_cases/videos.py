@@ -9,8 +9,8 @@ import torch
 from golden_support import Golden, Served, golden, tokens_of
 
 import vtc
-from vtc.pruners.frames import frames_of
 from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.primitives.crops_and_frames import frames_of
 
 
 def video(frames: int, rows: int, cols: int) -> list[Layout]:

@@ -1,1 +1,1 @@
-"""The commands of ``vtc``, a function each; ``vtc.cli`` puts them together."""
+"""The commands of ``vtc``, a function each; ``vtc.commands.main`` puts them together."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .lists import recipes
 from .options import (
     BatchSize,
     CacheMB,
@@ -26,85 +26,123 @@ from .options import (
     refuse_given,
     was_given,
 )
+from .pruners_and_recipes import recipes
+
+if TYPE_CHECKING:
+    from vtc.eval.sweep.options import BenchOptions
 
 # options about questions, answers and a language model's work
 NOT_OF_CLASSIFIERS = (
-    "recipe", "tasks", "data_dir", "include_path", "max_new_tokens", "num_frames", "workers", "cache_mb",
-    "share_prefix", "cell", "shard", "emit",
-)  # fmt: skip
+    "recipe",
+    "tasks",
+    "data_dir",
+    "include_path",
+    "max_new_tokens",
+    "num_frames",
+    "workers",
+    "cache_mb",
+    "share_prefix",
+    "cell",
+    "shard",
+    "emit",
+)
+
+
+Pruners = Annotated[
+    str | None,
+    typer.Option(
+        help="Methods, comma-separated: names, pipelines such as 'random(layer=2, seed=3)', or all for every one "
+        "that can run (default: random,uniform,pool,dart,fastv)."
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them (default: "
+        "0.5,0.25,0.11,0.05)."
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="A paper's setting instead: model, pruner and keeps of a recipe (a name, a YAML file, or list), whose "
+        "published numbers are shown beside the measured ones."
+    ),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="Tasks, comma-separated; all if left out. Beside the bundled ones: public benchmarks (pope, mme, gqa, "
+        "...), a definition's .yaml, lmms:NAME for a task of lmms-eval."
+    ),
+]
+AnyModel = Annotated[
+    str | None,
+    typer.Option(
+        callback=not_bundled,
+        help="Folder or hub id of a transformers VLM; the bundled model if left out. A classifier: timm:NAME, "
+        "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot).",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="Questions per task, always the same ones (default: 100 on the bundled model and tasks, else all)."
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the results; the same command resumes there (default: vtc-bench/<model>-<data>-<hash>)."
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of your own instead of the bundled tasks: images.parquet and questions.parquet, or "
+        "definitions (.yaml) with their data. Of a classifier: a folder of images per class, or .parquet with "
+        "image and label."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")]
+AddRandom = Annotated[
+    bool,
+    typer.Option(help="Always run random too, at the layers where the others choose: what they are compared with."),
+]
+Match = Annotated[str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")]
+Timing = Annotated[bool, typer.Option(help="Measure times and memory.")]
+SharePrefix = Annotated[
+    bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
+]
+Cells = Annotated[
+    list[str] | None,
+    typer.Option(help="Answer this cell of the sweep alone, such as 'random(keep=0.25)'; may be said several times."),
+]
+Shard = Annotated[str | None, typer.Option(help="Answer a part of the questions alone: 2/4 is the second of four.")]
+Emit = Annotated[
+    Path | None, typer.Option(help="Write the commands of all cells to this YAML file, for a scheduler, and stop.")
+]
 
 
 def bench(
     context: typer.Context,
-    pruners: Annotated[
-        str | None,
-        typer.Option(
-            help="Methods, comma-separated: names, pipelines such as 'random(layer=2, seed=3)', or all for every one "
-            "that can run (default: random,uniform,pool,dart,fastv)."
-        ),
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            help="What is kept, comma-separated: 0.25 is a quarter of an image's tokens, 64 is 64 of them (default: "
-            "0.5,0.25,0.11,0.05)."
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A paper's setting instead: model, pruner and keeps of a recipe (a name, a YAML file, or list), whose "
-            "published numbers are shown beside the measured ones."
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Tasks, comma-separated; all if left out. Beside the bundled ones: public benchmarks (pope, mme, gqa, "
-            "...), a definition's .yaml, lmms:NAME for a task of lmms-eval."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            callback=not_bundled,
-            help="Folder or hub id of a transformers VLM; the bundled model if left out. A classifier: timm:NAME, "
-            "timm:NAME@WEIGHTS, timm:FOLDER, timm:digits (bundled), or open_clip:ARCH@WEIGHTS (zero-shot).",
-        ),
-    ] = None,
+    pruners: Pruners = None,
+    keep: Keep = None,
+    recipe: Recipe = None,
+    tasks: Tasks = None,
+    model: AnyModel = None,
     imports: Import = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="Questions per task, always the same ones (default: 100 on the bundled model and tasks, else all)."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results; the same command resumes there (default: vtc-bench/<model>-<data>-<hash>)."
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of your own instead of the bundled tasks: images.parquet and questions.parquet, or "
-            "definitions (.yaml) with their data. Of a classifier: a folder of images per class, or .parquet with "
-            "image and label."
-        ),
-    ] = None,
+    limit: Limit = None,
+    output: Output = None,
+    data: Data = None,
     data_dir: DataDir = None,
     include_path: IncludePath = None,
     on_error: OnError = "stop",
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")] = 3,
-    random: Annotated[
-        bool,
-        typer.Option(help="Always run random too, at the layers where the others choose: what they are compared with."),
-    ] = True,
-    match: Annotated[
-        str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")
-    ] = "keep",
+    seed: Seed = 0,
+    seeds: Seeds = 3,
+    random: AddRandom = True,
+    match: Match = "keep",
     batch_size: BatchSize = 16,
     max_new_tokens: MaxNewTokens = None,
     num_frames: NumFrames = None,
@@ -112,26 +150,15 @@ def bench(
     cache_mb: CacheMB = 2048,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    timing: Annotated[bool, typer.Option(help="Measure times and memory.")] = True,
-    share_prefix: Annotated[
-        bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
-    ] = True,
-    cell: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Answer this cell of the sweep alone, such as 'random(keep=0.25)'; may be said several times."
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="Answer a part of the questions alone: 2/4 is the second of four.")
-    ] = None,
-    emit: Annotated[
-        Path | None, typer.Option(help="Write the commands of all cells to this YAML file, for a scheduler, and stop.")
-    ] = None,
+    timing: Timing = True,
+    share_prefix: SharePrefix = True,
+    cell: Cells = None,
+    shard: Shard = None,
+    emit: Emit = None,
 ) -> None:
     """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
-    from vtc.eval.cells import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
     from vtc.eval.classify import is_classifier
+    from vtc.eval.vlm.pruning_settings import split_list
 
     if recipe == "list":
         recipes()
@@ -139,6 +166,56 @@ def bench(
     classifier = model if is_classifier(model) else None
     if classifier is not None:
         refuse_given(context, NOT_OF_CLASSIFIERS, f"--model {classifier} is a classifier")
+    methods, keeps = _settings(pruners, keep, recipe)
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
+    folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    import_all(imports)
+    from vtc.eval.sweep.options import BenchOptions
+    from vtc.eval.sweep.recipes import load_recipe
+
+    asked = BenchOptions(
+        pruners=methods,
+        keeps=keeps,
+        recipe=None if recipe is None else load_recipe(recipe),
+        tasks=split_list(tasks) if tasks else None,
+        model=model,
+        data=data,
+        data_dir=data_dir,
+        include_path=include_path,
+        on_error=on_error,
+        limit=limit,
+        output=output,
+        seed=seed,
+        seeds=seeds,
+        random=random,
+        match=match,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        num_frames=num_frames,
+        device=device,
+        dtype=dtype,
+        timing=5 if timing else 0,
+        share=share_prefix,
+        workers=workers,
+        cache_bytes=cache_mb << 20,
+        only=cell,
+        shard=shard,
+        emit=emit,
+        arguments=context.obj,
+    )
+    if classifier is not None:
+        _bench_classifier(context, classifier, asked)
+        return
+    from vtc.eval.bench import run_bench
+
+    run_bench(asked)
+
+
+def _settings(pruners: str | None, keep: str | None, recipe: str | None) -> tuple[Sequence[str], Sequence[int | float]]:
+    """The methods and keeps that are asked for."""
+    from vtc.eval.vlm.pruning_settings import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
+
     if recipe is not None and (pruners is not None or keep is not None):
         raise ValueError(f"--recipe says itself what is run: leave out {'--keep' if pruners is None else '--pruners'}")
     keeps = DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep))
@@ -147,34 +224,30 @@ def bench(
     methods = DEFAULT_PRUNERS if pruners is None else tuple(split_list(pruners))
     if not methods:
         raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
-    folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
-    import_all(imports)
-    if classifier is not None:
-        from vtc.eval.classify import bench as classify
+    return methods, keeps
 
-        classify.run_bench(
-            classify.ClassifyOptions(
-                classifier, data, None if pruners is None else methods,
-                classify.DEFAULT_KEEPS if keep is None else keeps, limit, output, on_error, seed, seeds, random, match,
-                batch_size if was_given(context, "batch_size") else classify.BATCH, device, dtype, 5 if timing else 0,
-                context.obj,
-            )
-        )  # fmt: skip
-        return
-    from vtc.eval.recipes import load_recipe
 
-    followed = None if recipe is None else load_recipe(recipe)
-    from vtc.eval.bench import BenchOptions, run_bench
+def _bench_classifier(context: typer.Context, classifier: str, asked: BenchOptions) -> None:
+    """The same for a bare ViT, whose own defaults stand where an option was not said."""
+    from vtc.eval.classify import classifier_job as classify
 
-    run_bench(
-        BenchOptions(
-            pruners=methods, keeps=keeps, recipe=followed, tasks=split_list(tasks) if tasks else None, model=model,
-            data=data, data_dir=data_dir, include_path=include_path, on_error=on_error, limit=limit, output=output,
-            seed=seed, seeds=seeds, random=random, match=match, batch_size=batch_size, max_new_tokens=max_new_tokens,
-            num_frames=num_frames, device=device, dtype=dtype, timing=5 if timing else 0, share=share_prefix,
-            workers=workers, cache_bytes=cache_mb << 20, only=cell, shard=shard, emit=emit,
-            arguments=context.obj,
+    classify.run_bench(
+        classify.ClassifyOptions(
+            model=classifier,
+            data=asked.data,
+            pruners=asked.pruners if was_given(context, "pruners") else None,
+            keeps=asked.keeps if was_given(context, "keep") else classify.DEFAULT_KEEPS,
+            limit=asked.limit,
+            output=asked.output,
+            on_error=asked.on_error,
+            seed=asked.seed,
+            seeds=asked.seeds,
+            random=asked.random,
+            match=asked.match,
+            batch_size=asked.batch_size if was_given(context, "batch_size") else classify.BATCH,
+            device=asked.device,
+            dtype=asked.dtype,
+            timing=asked.timing,
+            arguments=asked.arguments,
         )
-    )  # fmt: skip
+    )

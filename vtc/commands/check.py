@@ -44,9 +44,9 @@ def check(
     Exit code 0: all that vtc does not refuse is exact. 1: something is WRONG or failed. 2: bad input. 3: nowhere was
     pruning exact, vtc does not support the model.
     """
-    from vtc.eval.cells import parse_keep
-    from vtc.eval.check.run import ATTENTIONS, STAGES, CheckOptions, run_check
-    from vtc.eval.check.show import progress_bar, show
+    from vtc.eval.check.check_job import ATTENTIONS, STAGES, CheckOptions, run_check
+    from vtc.eval.check.console_report import progress_bar, show
+    from vtc.eval.vlm.pruning_settings import parse_keep
 
     if pruner is not None and stage is not None:
         raise ValueError("--stage does not apply with --pruner, which says itself where it prunes")
@@ -72,7 +72,7 @@ def check(
 
 def _chosen(option: str, given: str | None, known: Iterable[str]) -> list[str]:
     """What an option asks for, all of it if it is not given."""
-    from vtc.eval.cells import split_list
+    from vtc.eval.vlm.pruning_settings import split_list
 
     chosen = list(known) if given is None else split_list(given)
     odd = [name for name in chosen if name not in known]

@@ -44,20 +44,20 @@ def embedlens(
     if image is None:
         if classes is not None:
             raise ValueError("--classes goes with --image, over which they are drawn")
-        from vtc.eval.embedlens import Rules
-        from vtc.eval.embedlens_run import LensOptions, run_embedlens
+        from vtc.eval.inspect.embedlens import Rules
+        from vtc.eval.inspect.embedlens_job import LensOptions, run_embedlens
 
         file = output_file("--output", output, "embedlens.json", overwrite, None)
         rules = Rules(presence, sink_cosine, sink_share, dead_cosine, dead_share)
         run_embedlens(LensOptions(model, data, images, file, rules, device, dtype))
         return
     file = output_file("--out", out, "classes.png", overwrite)
-    from vtc.eval.images import open_image
+    from vtc.eval.tasks.media.images import open_image
 
     picture = open_image(image)
-    from vtc.eval.classes import show_classes
-    from vtc.eval.loading import load_model
-    from vtc.pruners.vocabulary import read_calibration
+    from vtc.eval.inspect.token_classes import show_classes
+    from vtc.eval.vlm.loading import load_model
+    from vtc.pruners.primitives.vocabulary import read_calibration
 
     if classes is not None:
         read_calibration(str(classes))

@@ -40,13 +40,23 @@ def horizon(
 ) -> None:
     """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
     folders(("--data", data))
-    from vtc.eval.cells import split_list
-    from vtc.eval.horizon_run import HorizonOptions, run_horizon
+    from vtc.eval.inspect.horizon_job import HorizonOptions, run_horizon
+    from vtc.eval.vlm.pruning_settings import split_list
 
     run_horizon(
         HorizonOptions(
-            model=model, data=data, tasks=split_list(tasks) if tasks else None, limit=limit, window=window,
-            threshold=threshold, search=search, eta=eta, start=start, output=output, batch_size=batch_size,
-            device=device, dtype=dtype,
+            model=model,
+            data=data,
+            tasks=split_list(tasks) if tasks else None,
+            limit=limit,
+            window=window,
+            threshold=threshold,
+            search=search,
+            eta=eta,
+            start=start,
+            output=output,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
         )
-    )  # fmt: skip
+    )

@@ -20,7 +20,9 @@ Model = Annotated[
 ]
 Import = Annotated[
     list[Path] | None,
-    typer.Option("--import", help="Python file with methods of your own (README); may be said several times."),
+    typer.Option(
+        "--import", help="Python file with methods of your own (docs/own-methods.md); may be said several times."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
@@ -97,13 +99,13 @@ def refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> No
 
 def cell_of(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
-    from vtc.eval.cells import make_cell, needs_keep, parse_keep
+    from vtc.eval.vlm.pruning_settings import make_cell, needs_keep, parse_keep
 
     if pruner is None:
         if keep is not None:
             raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
         return None
-    from vtc.spec import parse
+    from vtc.pipeline_text import parse
 
     value = parse_keep(keep) if keep is not None else None
     if value is None and any(map(needs_keep, parse(pruner))):

@@ -26,13 +26,13 @@ def stability(
 
     The exit code is 1 if a method keeps less than it promises, or can't be measured.
     """
-    from vtc.eval.cells import parse_keep
+    from vtc.eval.vlm.pruning_settings import parse_keep
 
     import_all(imports)
     if output is not None and not output.resolve().parent.is_dir():
         raise ValueError(f"--output: no such folder: {output.resolve().parent}")
-    from vtc.eval.console import make_console
-    from vtc.eval.stability_report import StabilityOptions, as_rows, run_stability, screen_table, write_page
+    from vtc.eval.stability.stability_job import StabilityOptions, as_rows, run_stability, screen_table, write_page
+    from vtc.eval.terminal.console import make_console
 
     options = StabilityOptions(pruners, tokens, parse_keep(keep), draws)
     console = make_console()

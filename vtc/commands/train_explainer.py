@@ -41,13 +41,25 @@ def train_explainer(
 ) -> None:
     """Train the network of the explainer method on what a model's answers rest on."""
     folders(("--data", data), ("--data-dir", data_dir))
-    from vtc.eval.cells import split_list
-    from vtc.eval.explainer.run import ExplainerOptions, run_explainer
+    from vtc.eval.train.explainer.train_job import ExplainerOptions, run_explainer
+    from vtc.eval.vlm.pruning_settings import split_list
 
     run_explainer(
         ExplainerOptions(
-            model=model, data=data, data_dir=data_dir, tasks=split_list(tasks) if tasks else None, limit=limit,
-            output=output, epochs=epochs, batch_size=batch_size, rate=rate, held_out=held_out, seed=seed,
-            max_new_tokens=max_new_tokens, device=device, dtype=dtype, arguments=context.obj,
+            model=model,
+            data=data,
+            data_dir=data_dir,
+            tasks=split_list(tasks) if tasks else None,
+            limit=limit,
+            output=output,
+            epochs=epochs,
+            batch_size=batch_size,
+            rate=rate,
+            held_out=held_out,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            device=device,
+            dtype=dtype,
+            arguments=context.obj,
         )
-    )  # fmt: skip
+    )

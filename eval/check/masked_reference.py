@@ -1,0 +1,172 @@
+"""What pruning must be equal to: the untouched model on the full sequence, dropped tokens hidden by masks.
+
+Nothing of vtc's work is used: the masks are those that transformers makes for eager attention, with the dropped tokens
+closed as keys; positions are those that the untouched model uses; the pruned model's tokens are appended, and ONE
+forward without a cache gives the logits that each of them must have come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vtc.models.layout.model_parts import Parts
+from vtc.models.stock.transformers_api import call_of
+
+TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
+Vectors = Mapping[int, tuple[Tensor, Tensor]]
+
+
+class Uncheckable(Exception):
+    """The reference can't be computed for this model."""
+
+
+class Generated(NamedTuple):
+    """Greedy tokens `[B, n]`, the raw logits `[B, n, V]` they were chosen from, the whole sequences, and the cache."""
+
+    tokens: Tensor
+    logits: Tensor
+    sequences: Tensor
+    cache: Any
+
+
+def greedy(model: Any, inputs: Mapping[str, Any], n: int, special: tuple[int, ...], **kwargs: Any) -> Generated:
+    """Exactly `n` greedy tokens with KV cache, placeholders excluded."""
+    from vtc.models.stock.transformers_api import cache_of
+
+    settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "suppress_tokens": list(special)}
+    out = model.generate(**inputs, **settings, **kwargs, return_dict_in_generate=True, output_logits=True)
+    return Generated(out.sequences[:, -n:], torch.stack(out.logits, 1), out.sequences, cache_of(out))
+
+
+def greedy_with_positions(
+    parts: Parts, inputs: Mapping[str, Any], n: int, special: tuple[int, ...]
+) -> tuple[Generated, Tensor]:
+    """Greedy tokens of the untouched model, and its rotary positions, `[B, L+n-1]` or `[3, B, L+n-1]`."""
+    seen: list[Tensor] = []
+    rotary = getattr(parts.lm, "rotary_emb", None)
+    if rotary is None:
+        raise Uncheckable(f"{type(parts.lm).__name__} has no rotary_emb, so its positions can't be seen")
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = call_of(module, args, kwargs).get("positions")
+        seen.append(found[-3:] if found.dim() == 3 else found)
+
+    hook = rotary.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        out = greedy(parts.model, inputs, n, special)
+    finally:
+        hook.remove()
+    batch, calls = inputs["input_ids"].shape[0], len(seen) // n  # Gemma3 calls it for each kind of layer
+    return out, torch.cat([p.expand(*p.shape[:-2], batch, -1) for p in seen[::calls]], -1)
+
+
+def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
+    """`[depth, B, width]` bool: True where the report says that the layer no longer has this token."""
+    hidden = torch.zeros(depth, batch, width, dtype=torch.bool)
+    for step in report.steps:
+        first = step.layer if step.stage == "decoder" else 0
+        for span, kept in zip(report.spans, step.kept, strict=True):
+            gone = torch.ones(len(span.columns), dtype=torch.bool)
+            gone[kept.cpu()] = False
+            hidden[first:, span.sample, span.columns[gone]] = True
+    return hidden
+
+
+@contextmanager
+def _layer_inputs(parts: Parts, change: Any) -> Iterator[None]:
+    """Let ``change(layer, call)`` change what each decoder layer is called with."""
+
+    def hook(i: int) -> Any:
+        def pre(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = call_of(module, args, kwargs)
+            change(i, call)
+            return call.args, call.kwargs
+
+        return pre
+
+    handles = [m.register_forward_pre_hook(hook(i), with_kwargs=True) for i, m in enumerate(parts.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hiding(parts: Parts, hidden: Tensor, vectors: Vectors) -> Any:
+    """Close ``hidden[layer]`` `[B, T]` as keys in the eager masks of the untouched model.
+
+    Every column may see itself, so that hidden ones stay finite. ``vectors[i]`` = (where `[B, T]` bool, values
+    `[n, D]`): merged tokens, put into the states before layer `i`.
+    """
+
+    def change(i: int, call: Any) -> None:
+        mask = call.get("mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
+            got = "none" if mask is None else f"{type(mask).__name__}"
+            raise Uncheckable(f"decoder layer {i} has no attention mask in which tokens could be hidden (it got {got})")
+        least = torch.finfo(mask.dtype if mask.is_floating_point() else torch.float32).min
+        open_ = mask == 0 if mask.is_floating_point() else mask.bool()
+        own = torch.eye(mask.shape[-2], mask.shape[-1], dtype=torch.bool)
+        open_ = (open_ & ~hidden[i][:, None, None]) | own
+        call.put("mask", torch.zeros((), dtype=torch.float32).masked_fill(~open_, least))
+        if i in vectors:
+            where, values = vectors[i]
+            states = call.get("hidden").clone()
+            states[where] = values
+            call.put("hidden", states)
+
+    return _layer_inputs(parts, change)
+
+
+@contextmanager
+def features_given(core: Any, outputs: Mapping[str, Any]) -> Iterator[None]:
+    """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`."""
+    for name, out in outputs.items():
+        core.__dict__[name] = lambda *_, _out=out, **__: _out
+    try:
+        yield
+    finally:
+        for name in outputs:
+            del core.__dict__[name]
+
+
+def reference(
+    parts: Parts,
+    inputs: Mapping[str, Any],
+    hidden: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    vectors: Vectors | None = None,
+    features: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
+
+    ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
+    """
+    given = dict(inputs)
+    ids, valid = given.pop("input_ids"), given.pop("attention_mask")
+    width = ids.shape[1]
+    extra = tokens.shape[1] - 1
+
+    def longer(x: Tensor, value: int = 0) -> Tensor:
+        return torch.cat([x, x.new_full((*x.shape[:-1], extra), value)], -1)
+
+    for name in TYPE_INPUTS:
+        if name in given:
+            given[name] = longer(given[name])
+    moved = {i: (longer(where), values) for i, (where, values) in (vectors or {}).items()}
+    with ExitStack() as stack:
+        stack.enter_context(hiding(parts, longer(hidden), moved))
+        stack.enter_context(features_given(parts.core, features or {}))
+        return parts.model(
+            input_ids=torch.cat([ids, tokens[:, :extra]], 1),
+            attention_mask=longer(valid, 1),
+            position_ids=positions[..., : width + extra],
+            use_cache=False,
+            **given,
+        ).logits

@@ -1,0 +1,208 @@
+"""A small model under one attention implementation, what it does untouched, and what it does pruned."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.api import compressed
+from vtc.eval.check.prompts.build_prompts import Prompts
+from vtc.models.layout.model_parts import Parts
+from vtc.models.stock.transformers_api import cache_of
+from vtc.pruners.base import Pruner
+
+from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
+
+FEATURES = ("get_image_features", "get_video_features")
+
+
+@dataclass
+class Setting:
+    """What is asked of vtc: a name for the table, and a pipeline."""
+
+    stage: str
+    pipeline: tuple[Pruner, ...]
+    parts: dict[str, str] | None = None
+
+    def compressed(self, model: nn.Module) -> Any:
+        """``vtc.compressed`` with this setting."""
+        return compressed(model, self.pipeline, parts=self.parts)
+
+
+@dataclass
+class Plain:
+    """The untouched model on a prompt: greedy tokens and their logits, the prompt's logits, rotary positions."""
+
+    generated: Generated
+    logits: Tensor
+    positions: Tensor
+
+
+@dataclass
+class Pruned:
+    """The pruned model on a prompt."""
+
+    report: Any
+    logits: Tensor  # of the prompt, [B, L, V]
+    generated: Generated | None
+    hidden: Tensor  # [depth, B, L] bool
+    columns: list[tuple[int, int | None]]  # in each cache layer after the prefill, and its window
+    features: dict[str, Any] = field(default_factory=dict)
+    vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Subject:
+    """One small model, its prompts, and its eager twin as the truth.
+
+    Parameters
+    ----------
+    attention : str
+        Name of the implementation.
+    parts : Parts
+        Of the model under test, which is untouched between calls.
+    truth : Parts
+        Of its eager twin.
+    prompts : Prompts
+        Of both.
+    tokens : int
+        How many tokens are generated on the main prompt.
+    """
+
+    def __init__(self, attention: str, parts: Parts, truth: Parts, prompts: Prompts, tokens: int):
+        self.attention, self.parts, self.truth, self.prompts, self.tokens = attention, parts, truth, prompts, tokens
+        self.model: Any = parts.model
+        self.special = prompts.tokens.special
+        self._plain: dict[str, Plain] = {}
+        self._pruned: dict[tuple[str, str], Pruned] = {}
+
+    def length(self, shape: str) -> int:
+        """Tokens generated on a prompt of `shape`: few on the others to save time."""
+        return self.tokens if shape == "ragged" else min(self.tokens, 4)
+
+    def generate(self, inputs: dict[str, Any], n: int, **kwargs: Any) -> Generated:
+        """Greedy tokens."""
+        return greedy(self.model, inputs, n, self.special, **kwargs)
+
+    def plain(self, shape: str) -> Plain:
+        """The untouched model on its prompt of `shape`."""
+        if shape not in self._plain:
+            inputs = self.prompts[shape].inputs
+            width, n = inputs["input_ids"].shape[1], self.length(shape)
+            if shape == "right":  # generate() is not meant for right padding: positions as on the left
+                left, mask = self.plain("ragged").positions[..., :width], inputs["attention_mask"].bool()
+                positions = torch.zeros_like(left)
+                positions[..., mask] = left[..., self.prompts["ragged"].inputs["attention_mask"].bool()]
+                generated = self.plain("ragged").generated
+            else:
+                generated, positions = greedy_with_positions(self.parts, inputs, n, self.special)
+            logits = self.model(**inputs, position_ids=positions[..., :width], use_cache=False).logits
+            self._plain[shape] = Plain(generated, logits, positions)
+        return self._plain[shape]
+
+    def pruned(self, setting: Setting, shape: str) -> Pruned:
+        """The model pruned by `setting` on its prompt of `shape`: one prefill over all logits, and greedy tokens."""
+        key = setting.stage, shape
+        if key not in self._pruned:
+            self._pruned[key] = self._prune(setting, shape)
+        return self._pruned[key]
+
+    def _prune(self, setting: Setting, shape: str) -> Pruned:
+        inputs, plain = self.prompts[shape].inputs, self.plain(shape)
+        valid = inputs["attention_mask"]
+        batch, width = valid.shape
+        with setting.compressed(self.model):
+            with recorded_features(self.parts.core) as features, recorded_states(self.parts) as states:
+                out = self.model(**inputs, position_ids=plain.positions[..., :width], use_cache=True)
+            generated = None if shape == "right" else self.generate(inputs, self.length(shape))
+            report = self.model.vtc.report
+        hidden = hidden_per_layer(report, batch, width, len(self.parts.layers))
+        in_tower = any(step.stage == "vision" for step in report.steps)
+        merges = any(p.merges for p in setting.pipeline)
+        return Pruned(
+            report,
+            out.logits,
+            generated,
+            hidden,
+            [(x.keys.shape[-2], getattr(x, "sliding_window", None)) for x in cache_of(out).layers],
+            features if in_tower else {},
+            merged_vectors(report, hidden, states, valid.bool()) if merges else {},
+        )
+
+    def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits of the reference on the prompt of `shape` and the `tokens` that followed."""
+        inputs = self.prompts[shape].inputs
+        positions = self.plain(shape).positions if positions is None else positions
+        return reference(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, pruned.features)
+
+
+@contextmanager
+def recorded_features(core: Any) -> Iterator[dict[str, Any]]:
+    """Collect what the feature methods of a (wrapped) model return."""
+    seen: dict[str, Any] = {}
+    before = {n: core.__dict__.get(n) for n in FEATURES if hasattr(core, n)}
+
+    def spy(name: str, method: Any) -> Any:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            others = dict(seen)
+            out = method(*args, **kwargs)
+            seen.clear()  # Qwen3-VL's videos go through get_image_features: only the outer call counts
+            seen.update(others, **{name: out})
+            return out
+
+        return call
+
+    for name in before:
+        core.__dict__[name] = spy(name, getattr(core, name))
+    try:
+        yield seen
+    finally:
+        for name, method in before.items():
+            if method is None:
+                del core.__dict__[name]
+            else:
+                core.__dict__[name] = method
+
+
+@contextmanager
+def recorded_states(parts: Parts) -> Iterator[dict[int, Tensor]]:
+    """Collect what enters each decoder layer of a wrapped model at prefill, `[B, L', D]`."""
+    seen: dict[int, Tensor] = {}
+
+    def hook(i: int) -> Any:
+        def pre(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args:
+                seen.setdefault(i, args[0])
+
+        return pre
+
+    handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(parts.layers)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def merged_vectors(
+    report: Any, hidden: Tensor, states: dict[int, Tensor], valid: Tensor
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """The vectors of a merging method's tokens as they entered the layer behind each step; pruned rows end alike."""
+    visual = torch.zeros_like(valid)
+    for span in report.spans:
+        visual[span.sample, span.columns] = True
+    found = {}
+    for step in report.steps:
+        layer = step.layer if step.stage == "decoder" else 0
+        values = []
+        for b, row in enumerate(valid & ~hidden[layer]):
+            present = row.nonzero()[:, 0]
+            values.append(states[layer][b, -len(present) :][visual[b, present]])
+        found[layer] = (visual & ~hidden[layer], torch.cat(values))
+    return found

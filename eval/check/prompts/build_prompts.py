@@ -1,0 +1,135 @@
+"""Prompts of named shapes for a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
+
+from .placeholders import Item, Kind, feature_lengths
+from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
+
+# pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
+SHAPES: dict[str, tuple[str, ...]] = {
+    "ragged": ("i", "i.i", "i"),
+    "text row": ("i", "", "i.i"),
+    "touching": ("ii", "i"),
+    "sizes": ("i", "i.i", "i", "i"),
+    "last": ("i|", "i", ".i|"),
+    "video": ("v", "i.v", "v.v"),
+    "right": ("i", "i.i", "i"),
+    "text": ("", ""),
+    "singles": ("i", "", "i"),
+}
+BEFORE, AFTER = (5, 3, 9, 4), (6, 8, 4, 7)
+
+KINDS: dict[str, type[Kind]] = {
+    "llava": Kind,
+    "llava_next": AnyRes,
+    "llava_onevision": OneVision,
+    "qwen2_vl": Patches,
+    "qwen2_5_vl": Patches,
+    "qwen3_vl": Qwen3,
+    "internvl": Tiles,
+    "idefics3": SampleCrops,
+    "smolvlm": SampleCrops,
+    "gemma3": Gemma,
+    "mistral3": Packed,
+}
+
+
+def kind_of(config: Any) -> Kind:
+    """How pictures are given to a model of this configuration; of an unknown family: plain ``pixel_values``."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if config.model_type == "llava" and tower == "pixtral":
+        return Packed()
+    return KINDS.get(config.model_type, Kind)()
+
+
+@dataclass
+class Prompt:
+    """A batch: rows of token ids, the pictures of each, and what makes model inputs of them."""
+
+    kind: Kind
+    tokens: Tokens
+    rows: list[list[int]]
+    media: list[list[Item]] = field(default_factory=list)
+    side: str = "left"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
+        out: dict[str, Any] = {**pad(self.rows, self.side), **self.kind.collate(self.media)}
+        if self.kind.marked:
+            ids = out["input_ids"]
+            video = -1 if self.tokens.video is None else self.tokens.video
+            out[self.kind.marked] = (ids == self.tokens.image).long() + 2 * (ids == video).long()
+        return out
+
+    def alone(self, row: int) -> Prompt:
+        """One row by itself, without padding."""
+        return replace(self, rows=[self.rows[row]], media=[self.media[row]])
+
+
+class Prompts:
+    """Makes prompts for a model.
+
+    Parameters
+    ----------
+    core : nn.Module
+        The composite model, untouched: it is asked how many placeholders a picture needs.
+    kind : Kind
+        How it is given pictures.
+    tokens : Tokens
+        Its special tokens.
+    """
+
+    def __init__(self, core: Any, kind: Kind, tokens: Tokens):
+        self.core, self.kind, self.tokens = core, kind, tokens
+        self._made: dict[str, Prompt] = {}
+
+    def shapes(self) -> list[str]:
+        """Names of the shapes that make sense for this model."""
+        video = self.kind.clips and self.tokens.video is not None and hasattr(self.core, "get_video_features")
+        skip = {"touching": not self.kind.touching, "sizes": len(self.kind.sizes) < 2, "video": not video}
+        return [s for s in SHAPES if not skip.get(s, False)]
+
+    def __getitem__(self, shape: str) -> Prompt:
+        if shape not in self._made:
+            self._made[shape] = self._make(shape)
+        return self._made[shape]
+
+    def _make(self, shape: str) -> Prompt:
+        g = torch.Generator().manual_seed(0)
+        kind, rows, media, seen = self.kind, [], [], {"i": 0, "v": 0}
+        for s, plan in enumerate(SHAPES[shape]):
+            row, own = [BOS, *words(BEFORE[s], g)], []
+            marks = [m for m in plan if m in "iv"]
+            for mark in marks:
+                sizes = kind.sizes if mark == "i" else kind.clips
+                size = sizes[seen[mark] % len(sizes)] if shape in ("sizes", "text row", "video") else sizes[0]
+                size = min(sizes) if shape == "singles" else size
+                seen[mark] += 1
+                own.append(kind.picture(size, g) if mark == "i" else kind.video(size, g))
+            ids = iter(self._ids(own))
+            for mark in plan:
+                row += words(2, g) if mark == "." else next(ids) if mark in "iv" else []
+            if plan.endswith("|"):
+                visual = (self.tokens.image, self.tokens.video)
+                row = row[: 1 + max(i for i, t in enumerate(row) if t in visual)]
+            else:
+                row += words(AFTER[s], g)
+            rows.append(row)
+            media.append(own)
+        return Prompt(kind, self.tokens, rows, media, "right" if shape == "right" else "left")
+
+    def _ids(self, own: list[Item]) -> list[list[int]]:
+        if not own:
+            return []
+        inputs = self.kind.collate([own])
+        modalities = dict.fromkeys(item.modality for item in own)
+        return self.kind.ids(own, {m: feature_lengths(self.core, inputs, m) for m in modalities}, self.tokens)

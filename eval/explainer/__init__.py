@@ -1,1 +1,0 @@
-"""Training of the network behind the ``explainer`` method: ``vtc train-explainer``."""

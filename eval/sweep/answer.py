@@ -1,0 +1,153 @@
+"""Answers of one model to rows of questions: the plain way, and many questions behind one prefill of their image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vtc.eval.cost.prefill_cost import Measured
+from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
+from vtc.eval.vlm.prompts import Row, pad_rows
+from vtc.models.stock.transformers_api import cache_of, given
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text and the visual tokens behind it."""
+
+    text: str
+    measured: Measured
+
+
+def depth_of(model: nn.Module) -> int:
+    """Number of decoder layers."""
+    return core_of(model).config.get_text_config().num_hidden_layers
+
+
+def _pad_id(processor: Any) -> int:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+
+
+def _measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> list[Measured]:
+    """Counts of each row; ``samples[i]`` is its place in the batch of the last prefill."""
+    depth = depth_of(model)
+    handle = getattr(model, "vtc", None)
+    if handle is None:
+        return [Measured.unpruned(row.visual, depth) for row in rows]
+    return [Measured.from_report(handle.report, sample, depth) for sample in samples]
+
+
+def _generate(model: nn.Module, processor: Any, batch: dict[str, Any], max_new_tokens: int, **more: Any) -> list[str]:
+    batch = {name: to_device(value, model) for name, value in batch.items()}
+    pad = _pad_id(processor)
+    try:
+        out = model.generate(  # type: ignore[operator]
+            **batch,
+            **more,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            use_cache=True,
+        )
+    except (NotImplementedError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, LookupError, AttributeError) as error:
+        if "vtc check" in str(error):
+            raise
+        raise RuntimeError(
+            f"{type(model).__name__} failed inside its forward: {type(error).__name__}: {error}; `vtc check MODEL` "
+            "tells whether vtc works with this model and the installed transformers"
+        ) from error
+    texts = processor.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.no_grad()
+def answer_plain(
+    model: nn.Module, processor: Any, rows: Sequence[Row], encoded: Sequence[Any] | None, max_new_tokens: int
+) -> list[Answer]:
+    """One prefill per question.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        The batch.
+    encoded : sequence, optional
+        Each row's vision output (see ``encode``); None runs the tower again.
+    """
+    batch: dict[str, Any] = dict(pad_rows([r.ids for r in rows], [r.tokens for r in rows], _pad_id(processor)))
+    if encoded is not None:
+        texts = _generate(model, processor, batch, max_new_tokens, **encoder_inputs(rows, encoded, model))
+        return [Answer(t, m) for t, m in zip(texts, _measure(model, range(len(rows)), rows), strict=True)]
+    answers = []
+    for row in rows:  # pixels of different images don't stack in every family
+        single = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
+        text = _generate(model, processor, single, max_new_tokens)[0]
+        answers.append(Answer(text, _measure(model, [0], [row])[0]))
+    return answers
+
+
+def shares_prefix(model: nn.Module) -> bool:
+    """Whether a model's questions may be answered behind one prefill of their image.
+
+    Not with multi-axis rotary positions, whose models keep the position of the next token outside the cache, and not
+    with sliding windows.
+    """
+    config = core_of(model).config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return "mrope_section" not in rope and kinds == {"full_attention"}
+
+
+@torch.no_grad()
+def answer_shared(
+    model: nn.Module, processor: Any, groups: Sequence[Sequence[Row]], encoded: Sequence[Any], max_new_tokens: int
+) -> list[list[Answer]]:
+    """One prefill per IMAGE; every question is a second turn on a copy of its cache.
+
+    The same answers as ``answer_plain`` for methods that don't look at the question, because a causal model's visual
+    tokens can't see what follows them.
+
+    Parameters
+    ----------
+    groups : sequence of sequences of Row
+        The questions of each image; all prefixes are equally long.
+    encoded : sequence
+        The vision output of each image.
+    """
+    pad = _pad_id(processor)
+    firsts = [group[0] for group in groups]
+    n = firsts[0].prefix
+    head = pad_rows([r.ids[:n] for r in firsts], [{k: v[:n] for k, v in r.tokens.items()} for r in firsts], pad)
+    output = model(
+        **{name: to_device(value, model) for name, value in head.items()},
+        **encoder_inputs(firsts, encoded, model),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    per_image = _measure(model, range(len(groups)), firsts)
+    rows = [(i, row) for i, group in enumerate(groups) for row in group]
+    texts: dict[str, str] = {}
+    for length in sorted({len(row.ids) for _, row in rows}):  # equally long rows need no padding behind the prefix
+        same = [(i, row) for i, row in rows if len(row.ids) == length]
+        batch = pad_rows([row.ids for _, row in same], [row.tokens for _, row in same], pad)
+        cache = select_cache(cache_of(output), [i for i, _ in same])
+        found = _generate(model, processor, batch, max_new_tokens, **given(core_of(model), cache=cache))
+        texts |= {row.question.question_id: text for (_, row), text in zip(same, found, strict=True)}
+    return [[Answer(texts[r.question.question_id], per_image[i]) for r in group] for i, group in enumerate(groups)]
+
+
+def select_cache(cache: Any, rows: Sequence[int]) -> Any:
+    """A KV cache with `rows` of `cache`, in this order and possibly repeated; `cache` stays as it was."""
+    # every method of a cache layer replaces its tensors and writes into none, so shallow copies are independent
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    new.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))
+    return new

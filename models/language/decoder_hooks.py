@@ -1,0 +1,269 @@
+"""The hooks of the decoder layers: pruning before a layer, and the masks and rotary embeddings of what is left."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.models.layout.model_parts import Parts
+from vtc.models.stock.attention_api import attention_kind
+from vtc.models.stock.attention_taps import attention_rows
+from vtc.models.stock.attention_windows import Windows
+from vtc.models.stock.transformers_api import Call, call_of, given, need, takes
+from vtc.models.stock.tripwire import check_attention, check_columns
+from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.signals import (
+    AttentionAhead,
+    DecoderAttention,
+    DecoderHidden,
+    DecoderKeys,
+    DecoderSignal,
+    DecoderTransition,
+    DecoderValues,
+    Signal,
+)
+
+from .forward_state import Run, gather_columns
+from .host_signals import capture_attention, capture_hidden, capture_transition, query_columns
+from .kv_cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
+from .masks import gather_mask, keeps_pattern, slot_mask
+from .reported_steps import Steps
+from .thread_state import Local
+
+SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
+
+
+class DecoderSide:
+    """Hook bodies of the decoder layers; ``Adapter`` says where they go.
+
+    Parameters
+    ----------
+    parts : Parts
+        The model's parts.
+    stops : list of (Pruner, Stop)
+        In forward order; those of the decoder stage count.
+    signals : set of Signal
+        Declared by the pruners, layers resolved.
+    steps : Steps
+        Runs and reports a pruning step.
+    local : Local
+        Per-thread state.
+    """
+
+    def __init__(
+        self, parts: Parts, stops: list[tuple[Pruner, Stop]], signals: set[Signal], steps: Steps, local: Local
+    ):
+        self.parts, self.steps, self.local = parts, steps, local
+        self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
+        for entry in stops:
+            if entry[1].stage == "decoder":
+                self.stops.setdefault(entry[1].layer or 0, []).append(entry)
+        # by the layer that gives them, sorted out once
+        self.hidden: dict[int, list[DecoderHidden]] = {}
+        self.attended: dict[int, list[DecoderSignal]] = {}
+        self.changed: dict[tuple[int, str], list[DecoderTransition]] = {}
+        for signal in signals:
+            if isinstance(signal, DecoderHidden):
+                self.hidden.setdefault(signal.layer or 0, []).append(signal)
+            elif isinstance(signal, (DecoderAttention, DecoderKeys, DecoderValues, AttentionAhead)):
+                self.attended.setdefault(signal.layer or 0, []).append(signal)
+            elif isinstance(signal, DecoderTransition):
+                self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
+        for layer in parts.layers:
+            need(layer, "hidden", "mask", "rotary")
+        self.windows = Windows(parts.lm, parts.layers)
+
+    def tapped_layers(self) -> list[int]:
+        """Decoder layers whose attention must be seen."""
+        for i, signals in self.attended.items():
+            layer = self.parts.layers[i]
+            ahead = any(isinstance(s, AttentionAhead) for s in signals)
+            for part in ("self_attn", "input_layernorm")[: 1 + ahead]:
+                if not hasattr(layer, part):
+                    raise NotImplementedError(
+                        f"{type(layer).__name__} has no {part!r}, so its attention can't be read"
+                        f"{' before it runs' if ahead else ''}; use a method that does not read {signals[0]}"
+                    )
+        return sorted(self.attended)
+
+    def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
+        """Sublayers whose input and output must be seen, by layer and block."""
+        found = []
+        for i, block in sorted(self.changed):
+            layer, name = self.parts.layers[i], SUBLAYERS[block]
+            if not hasattr(layer, name):
+                raise NotImplementedError(
+                    f"{type(layer).__name__} has no {name!r}, so what its {block} does to tokens can't be seen"
+                )
+            found.append(((i, block), getattr(layer, name)))
+        return found
+
+    def transition(
+        self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Note what the sublayer at `place` does to each token."""
+        run = self.local.run
+        if run is not None and run.batch.spans:
+            before = args[0] if args else call_of(module, args, kwargs).get("hidden")  # an MLP calls it something else
+            capture_transition(run, self.changed[place], before, output[0] if isinstance(output, tuple) else output)
+
+    def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
+        run = self.local.run
+        if run is None:
+            return None
+        call = call_of(layer, args, kwargs)
+        hidden = self._with_deepstack(run, i - 1, call.get("hidden"))
+        check_columns(run, i, hidden)
+        if run.batch.spans:
+            capture_hidden(run, self.hidden.get(i - 1, ()), hidden)
+            for pruner, stop in self.stops.get(i, ()):
+                run.memo.pop("ahead", None)
+                run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
+                hidden = self.steps.prune(run, pruner, stop, hidden)
+            run.ahead = None
+        call.put("hidden", hidden)
+        if run.checks is not None:
+            run.checks.expect(i, run.cache, hidden.shape[1])
+        run.trail[i] = (run.columns, None)
+        if not run.pruned and not is_pruned(run.cache, i):
+            return call.args, call.kwargs
+        if run.pruned:
+            call.put("rotary", self._rotary(run, call.get("rotary")))
+        call.put("positions", self._position_ids(run, i, call.get("positions")))
+        call.put("mask", self._mask(run, i, hidden, call.get("mask")))
+        if run.checks is not None:
+            run.checks.gave(i, call)
+        return call.args, call.kwargs
+
+    def watched_layers(self) -> list[int]:
+        """Layers whose attention the tripwire looks at: the first, and wherever columns go."""
+        return sorted({0, *self.stops})
+
+    def watch(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See whether the attention of layer `i` gets what its layer was given."""
+        run = self.local.run
+        if run is not None and run.looking is None:
+            check_attention(run, i, module, args, kwargs)
+
+    def attention(
+        self, i: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float
+    ) -> Tensor | None:
+        """Attention of layer `i` as the tap sees it; a look ahead needs no output."""
+        run = self.local.run
+        if run is None or not run.batch.spans:
+            return None
+        if run.looking is not None:
+            rows, found = run.looking
+            weights = attention_rows(query, key, mask, scaling, rows)
+            found.append(weights[..., weights.shape[-1] - query.shape[2] :])
+            return query.transpose(1, 2)
+        capture_attention(run, self.attended[i], query, key, value, mask, scaling)
+        return None
+
+    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
+        """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`."""
+        rotary, mask = call.get("rotary"), call.get("mask")
+        if run.pruned:
+            rotary = self._rotary(run, rotary)
+        if run.pruned or is_pruned(run.cache, i):
+            mask = self._mask(run, i, hidden, mask, peek=True)
+        positions = self._position_ids(run, i, call.get("positions"))
+        more = {} if positions is None else {"positions": positions}
+        found: list[Tensor] = []
+        run.looking = query_columns(run, queries, hidden.shape[1]), found
+        try:
+            with torch.no_grad():
+                # its forward and not the module: what transformers records of a layer's attention is no look ahead
+                layer.self_attn.forward(
+                    **given(
+                        layer.self_attn,
+                        hidden=layer.input_layernorm(hidden),
+                        rotary=rotary,
+                        mask=mask,
+                        cache=None if run.cache is None else Peek(run.cache),
+                        **more,
+                    )
+                )
+        finally:
+            run.looking = None
+        return found[0]
+
+    @staticmethod
+    def _rotary(run: Run, embeddings: Any) -> Any:
+        key = ("rotary", id(embeddings))
+        if key not in run.memo:  # the original is kept too, so that its id stays unique
+            picked = tuple(gather_columns(x, run.rope_columns, -2) for x in embeddings)
+            run.memo[key] = (embeddings, picked)
+        return run.memo[key][1]
+
+    def _position_ids(self, run: Run, i: int, ids: Any) -> Any:
+        """Position ids of what is left, where the attention itself reads them."""
+        attention = getattr(self.parts.layers[i], "self_attn", None)
+        if not isinstance(ids, Tensor) or attention is None or not takes(attention, "positions"):
+            return None  # nobody but flash would read them, and take gaps for packed sequences
+        return gather_columns(ids, run.rope_columns, -1) if run.pruned else ids
+
+    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
+        """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
+        if run.windows is None:
+            run.windows = self.windows.now()
+        window = run.windows[i]
+        slots = run.slots.to(hidden.device)
+        new = run.key_slots.to(hidden.device)
+        if run.cache is None:
+            past, keys, padded, key = 0, new, run.padded, ("mask", window, 0, ())
+        else:
+            held = slot_layer(run.cache, i)
+            past, padded = held.physical(), held.padded or run.padded
+            keys = seen_slots(held, new, run.memo) if peek else push_slots(held, new, run.full, run.memo)
+            history = (*held.history, run.stage_count) if run.batch.spans else held.history
+            key = ("mask", window, past, history)
+            if not peek:
+                held.padded, held.history = padded, history
+        if not peek:
+            run.trail[i] = (run.columns, keys)
+        if key not in run.memo:
+            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
+        return run.memo[key]
+
+    def _build_mask(
+        self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
+    ) -> Any:
+        config = self.parts.lm.config
+        if window is not None and run.past + run.full > window and "flash" in attention_kind(config):
+            raise NotImplementedError(
+                f"flash attention would count the window of {window} tokens in kept ones, and see further back than "
+                "the model does: call model.set_attn_implementation('sdpa') first"
+            )
+        given = None if run.mask_hidden else given
+        if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
+            return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))
+        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-1] == run.past + run.full:
+            # a mask over the whole sequence: the caller's own, or a layer's that nothing was pruned before
+            return gather_mask(given, run.columns.to(slots.device), config, keys)
+        pattern = None
+        if past and hasattr(given, "mask_mod") and run.full > 1:  # the same in flex attention's words
+            pattern = given, given.seq_lengths[1] - run.full, run.columns.to(slots.device)
+        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern)
+        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
+            columns = run.columns.to(slots.device)
+            own = torch.where(run.key_slots.to(slots.device) < 0, -1, columns)
+            new = gather_mask(given[..., given.shape[-1] - run.full :], columns, config, own)
+            if mask is None:
+                mask = slot_mask(config, slots, keys, dtype, True, window)
+            mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
+        return mask
+
+    @staticmethod
+    def _with_deepstack(run: Run, i: int, output: Tensor) -> Tensor:
+        """What layer `i` gave, with its deepstack features added to the visual columns that are left."""
+        if run.deepstack is None or not 0 <= i < len(run.deepstack[1]):
+            return output
+        where = torch.where(run.columns < 0, -1, gather_columns(run.deepstack[0], run.columns, -1))
+        features = run.deepstack[1][i].to(output.device, output.dtype)
+        features = torch.cat([features, features.new_zeros(1, features.shape[1])])
+        return output + features[torch.where(where < 0, features.shape[0] - 1, where).to(output.device)]

@@ -1,0 +1,260 @@
+"""State of one forward through the text model: which columns are left, which tokens they are, and how to drop more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vtc.models.layout.crop_groups import find_pictures
+from vtc.models.layout.crops import Picture
+from vtc.models.layout.spans import Batch, readable
+from vtc.models.stock.tripwire import Checks
+from vtc.pruners.layout import Layout
+
+from .tokenizer import Words
+
+
+def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """Pick `columns` `[B, n]` along the negative dimension `dim` of `x`, whose batch dimension stands right before it.
+
+    A missing or broadcast batch dimension is expanded; columns of -1 (padding) give column 0's values.
+    """
+    batch, n = columns.shape
+    if x.dim() == -dim:
+        x = x[None]
+    where = x.dim() + dim
+    if x.shape[where - 1] == 1 and batch > 1:
+        x = x.expand(*x.shape[: where - 1], batch, *x.shape[where:])
+    lead, tail = x.shape[: where - 1], x.shape[where + 1 :]
+    index = columns.clamp(min=0).to(x.device).view((1,) * len(lead) + (batch, n) + (1,) * len(tail))
+    return x.gather(where, index.expand(*lead, batch, n, *tail))
+
+
+def places(columns: Tensor, length: int) -> Tensor:
+    """`[B, length]`: where in `columns` `[B, n]` (-1 is padding) each of 0 .. length-1 stands, -1 where it is gone."""
+    rows, n = columns.shape
+    place = torch.full((rows, length + 1), -1, device=columns.device)
+    index = torch.where(columns < 0, length, columns)
+    return place.scatter_(1, index, torch.arange(n, device=place.device).expand(rows, n))[:, :length]
+
+
+def all_ids(lengths: list[int], device: torch.device) -> Tensor:
+    """`[S, N]`: 0 .. n-1 for each span, -1 is padding."""
+    ids = torch.arange(max(lengths, default=0), device=device).expand(len(lengths), -1)
+    return torch.where(ids < torch.tensor(lengths, device=device, dtype=torch.long)[:, None], ids, -1)
+
+
+@dataclass
+class Run:
+    """One forward of the text model.
+
+    Attributes
+    ----------
+    full : int
+        Columns given to the text model; `columns` points into them.
+    columns : Tensor
+        `[B, L]` int64: original column of each present one, -1 for padding.
+    slots : Tensor
+        `[B, L]` int64: `columns` plus the past's logical length, -1 for padding.
+    rope_columns : Tensor
+        `[B, L]`: where each present column stands in the position embeddings that the text model computed.
+    valid : Tensor
+        `[B, full]` bool: original columns that are no padding.
+    padded : bool
+        Whether any slot is -1.
+    batch : Batch
+        The spans, and what is present of each.
+    mask_hidden : bool
+        Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
+    prompt : int, optional
+        Slots from here on are candidates of assisted decoding, not the prompt.
+    end : int
+        The same, counted in columns of this forward; `full` without candidates.
+    words : Words, optional
+        The tokenizer, if any method reads the question.
+    token_ids : Tensor, optional
+        `[B, full]`, if any method reads the question or joins crops, unless the caller gave embeddings.
+    find_pictures : callable, optional
+        ``Family.pictures``.
+    ahead : callable, optional
+        At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
+    looking : tuple, optional
+        During a look ahead: the columns `[B, R]` of the rows, and the list that takes their attention.
+    asking : Tensor, optional
+        `[B]`: the original column of a row's last token where that is a visual one, else -2. It stays as a query when
+        its token goes, since the next token is asked of it.
+    unseen : Tensor, optional
+        `[B, L]` bool: such columns, whose keys nobody sees but themselves.
+    checks : Checks, optional
+        What the tripwire compares, where it looks.
+    windows : list of (int or None), optional
+        The sliding window of each layer, once a mask was made.
+    trail : dict
+        By layer the columns that entered it, and the slots `[B, K]` of its keys where vtc made its mask.
+    """
+
+    full: int
+    past: int
+    columns: Tensor
+    slots: Tensor
+    rope_columns: Tensor
+    valid: Tensor
+    padded: bool
+    batch: Batch
+    cache: Any = None
+    pruned: bool = False
+    ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    present: list[int] = field(default_factory=list)
+    newlines: Tensor | Literal[False] | None = False
+    deepstack: tuple[Tensor, Any] | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
+    stage_count: int = 0
+    mask_hidden: bool = False
+    prompt: int | None = None
+    end: int = 0
+    captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    notes: dict[int, dict[Any, Any]] = field(default_factory=dict)
+    words: Words | None = None
+    token_ids: Tensor | None = None
+    questions: list[str] | None = None
+    find_pictures: Callable[[Any], Any] | None = None
+    ahead: Callable[[str], Tensor] | None = None
+    looking: tuple[Tensor, list[Tensor]] | None = None
+    asking: Tensor | None = None
+    unseen: Tensor | None = None
+    checks: Checks | None = None
+    windows: list[int | None] | None = None
+    trail: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    @property
+    def key_slots(self) -> Tensor:
+        """`[B, L]`: ``slots`` as keys, -1 where nobody but the column itself sees them."""
+        if self.unseen is None:
+            return self.slots
+        if "key slots" not in self.memo:
+            self.memo["key slots"] = self.slots.masked_fill(self.unseen, -1)
+        return self.memo["key slots"]
+
+    def layouts(self) -> list[Layout]:
+        """Layout of each span."""
+        return self.batch.layouts()
+
+    def pictures(self) -> list[Picture]:
+        """The pictures whose crops are spans of their own; reads their places, and what else tells, off the device."""
+        batch, find = self.batch, self.find_pictures
+        if batch.pictures is None:
+            batch.pictures = []
+            if find is not None and readable(batch.columns):
+                batch.pictures = find_pictures(batch, self.token_ids, find)
+        return batch.pictures
+
+    def current(self) -> Tensor:
+        """`[B, full + 1]`: present column of each original one, -1 where it is gone (the last entry is a dummy)."""
+        if "current" not in self.memo:
+            self.memo["current"] = torch.nn.functional.pad(places(self.columns, self.full), (0, 1), value=-1)
+        return self.memo["current"]
+
+    def look_ahead(self, queries: str) -> tuple[Tensor, Tensor]:
+        """Attention rows of the layer before which a method now chooses, and ``current()``."""
+        assert self.ahead is not None
+        found = self.memo.setdefault("ahead", {})
+        if queries not in found:
+            found[queries] = self.ahead(queries)
+        return found[queries], self.current()
+
+    def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
+        """Present columns of tokens.
+
+        Parameters
+        ----------
+        ids : Tensor
+            `[R, n]` token ids in their spans, -1 is padding.
+        span : Tensor
+            `[R]` index of each row's span.
+        place : Tensor, optional
+            Another moment's ``current()``.
+
+        Returns
+        -------
+        Tensor
+            `[R, n]`, -1 for padding.
+        """
+        place = self.current() if place is None else place
+        original = self.batch.columns[span].gather(1, ids.clamp(min=0))
+        found = place[self.batch.samples[span]].gather(1, original)
+        return torch.where(ids < 0, -1, found)
+
+    def drop(self, hidden: Tensor, ids: Tensor, present: list[int], merged: Tensor | None) -> Tensor:
+        """Keep only the visual tokens `ids` (and all text).
+
+        Parameters
+        ----------
+        hidden : Tensor
+            `[B, L, D]` of the present columns.
+        ids : Tensor
+            `[S, n]` kept ids per span, ascending, -1 is padding.
+        present : list of int
+            How many per span.
+        merged : Tensor or None
+            `[S, n, D]` new vectors of the kept tokens.
+
+        Returns
+        -------
+        Tensor
+            `[B, L', D]`, right-aligned.
+        """
+        device = hidden.device
+        rows, length = self.columns.shape
+        spans = torch.arange(len(present), device=self.ids.device)
+        kept = self.token_columns(ids, spans)
+        if merged is not None:
+            hidden = _write(hidden, self.batch.samples, kept, merged)
+        if present == self.present:
+            return hidden
+        visual = torch.zeros(rows, length + 1, dtype=torch.bool, device=self.columns.device)
+        _mark(visual, self.batch.samples, self.token_columns(self.ids, spans), length, True)
+        _mark(visual, self.batch.samples, kept, length, False)
+        keep = ~visual[:, :length]
+        unseen = None
+        if self.asking is not None:
+            asks = self.columns == self.asking[:, None]
+            unseen = asks & ~keep if self.unseen is None else (asks & ~keep) | self.unseen
+            keep |= asks
+        if not self.batch.single or self.asking is not None:
+            keep &= self.slots >= 0  # padding goes, and comes anew with the longest row
+        width, padded = self.batch.width_after(self.full, present, self.padded, self.asking is not None)
+        width = min(width, length)  # of the longest row nothing went, nor its last token
+        order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
+
+        def take(x: Tensor) -> Tensor:
+            return torch.where(order < 0, -1, x.gather(1, order.clamp(min=0)))
+
+        self.columns, self.slots, self.rope_columns = take(self.columns), take(self.slots), take(self.rope_columns)
+        if unseen is not None:
+            self.unseen = (order >= 0) & unseen.gather(1, order.clamp(min=0))
+        self.padded, self.ids, self.present = padded, ids, present
+        self.memo = {}
+        self.stage_count += 1
+        self.pruned = True
+        return gather_columns(hidden, order.to(device), -2)
+
+
+def _mark(mask: Tensor, samples: Tensor, columns: Tensor, length: int, value: bool) -> None:
+    """Set `mask[samples[s], columns[s, j]]`, padding to the dummy column `length`."""
+    flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
+    mask.view(-1).scatter_(0, flat.reshape(-1), value)
+
+
+def _write(hidden: Tensor, samples: Tensor, columns: Tensor, vectors: Tensor) -> Tensor:
+    """`hidden` with `vectors [S, n, D]` at (`samples`, `columns`), padding left out, without a host sync."""
+    rows, length, width = hidden.shape
+    flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
+    padded = torch.cat([hidden, hidden.new_zeros(rows, 1, width)], 1).reshape(-1, width)
+    out = padded.scatter(
+        0, flat.reshape(-1, 1).to(hidden.device).expand(-1, width), vectors.reshape(-1, width).to(hidden)
+    )
+    return out.view(rows, length + 1, width)[:, :length]

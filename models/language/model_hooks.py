@@ -1,0 +1,307 @@
+"""The hooks of one wrapped model: what happens at the composite model, the text model and each decoder layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.models.layout.input_features import Fed, fed_of
+from vtc.models.layout.model_parts import Parts
+from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
+from vtc.models.stock.attention_api import attention_kind
+from vtc.models.stock.thread_gate import Traffic
+from vtc.models.stock.transformers_api import Cache, Call, call_of, checkpointed, configured, need, new_cache, takes
+from vtc.models.stock.tripwire import check_features, check_output, checks_for
+from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.signals import Signal
+
+from .forward_state import Run, all_ids
+from .full_length_outputs import restore_output
+from .host_signals import EMBEDDINGS
+from .kv_cache import is_pruned, note_padding, refuse_unsupported
+from .masks import past_columns, valid_columns
+from .positions import positions_left, positions_of
+from .refused_arguments import refuse_arguments, refuse_generate, warn_merged
+from .reported_steps import Steps
+from .thread_state import Local
+from .tokenizer import Words
+
+
+class Forward:
+    """Hook bodies; ``Adapter`` says where they go.
+
+    Parameters
+    ----------
+    parts : Parts
+        The model's parts.
+    stops : list of (Pruner, Stop)
+        In forward order.
+    signals : set of Signal
+        Declared by the pruners, layers resolved.
+    positions : str
+        ``"keep"`` or ``"compact"``.
+    steps : Steps
+        Runs and reports a pruning step.
+    local : Local
+        Per-thread state.
+    words : Words
+        The tokenizer, for methods that read the question.
+    traffic : Traffic
+        Who is inside the model.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        stops: list[tuple[Pruner, Stop]],
+        signals: set[Signal],
+        positions: str,
+        steps: Steps,
+        local: Local,
+        words: Words,
+        traffic: Traffic,
+    ):
+        self.traffic = traffic
+        self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
+        self.input_stops = [e for e in stops if e[1].stage == "input"]
+        self.vision_stops = [e for e in stops if e[1].stage == "vision"]
+        self.encoder_signals = [s for s in signals if s.part == "encoder"]
+        self.words = words if any(p.uses_question for p, _ in stops) else None
+        self.keep_ids = any(p.uses_question or p.joins_crops for p, _ in stops)
+        self.keep_embeddings = any(s.part == "input" for s in signals)
+        self.takes_features = takes(parts.core, "features")
+        self.warned = False
+        refuse_generate(parts)
+        need(parts.core, "ids", "embeds", "mask")
+        need(parts.lm, "embeds", "mask", "positions", "cache")
+
+    # ------------------------------------------------------------------ the composite model
+    def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find the placeholders, if visual input came along."""
+        pruned_before = self.vision_stops and any(record.steps for record in self.local.records.values())
+        self.local.clear()
+        if not self.traffic.enter():
+            raise RuntimeError(
+                "another thread took vtc's hooks off this model, or wrapped it anew, while it was called: call it again"
+            )
+        self.local.inside = True
+        call = call_of(core, args, kwargs)
+        ids, features = call.get("ids"), call.get("features")
+        has = features is not None and (isinstance(features, Tensor) or any(v is not None for v in features.values()))
+        if has and not self.takes_features:
+            raise NotImplementedError(
+                "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
+            )
+        if not has and call.get("image") is None and call.get("video") is None:
+            self._without_pictures(call, bool(pruned_before))
+            return
+        self.local.fed = features if has else None
+        self.local.masks = self.placeholders(ids, call.get("embeds"))
+        self.local.attention_mask = call.get("mask")
+        self.local.token_ids = ids if self.keep_ids else None
+
+    def _without_pictures(self, call: Call, pruned_before: bool) -> None:
+        """Embeddings alone may be those of pictures, merged by the caller."""
+        embeds = call.get("embeds")
+        if not isinstance(embeds, Tensor) or embeds.shape[1] == 1 or _length(call.get("cache")):
+            return
+        if pruned_before:
+            raise NotImplementedError(
+                "embeddings merged by the caller: pruning inside the vision encoder leaves zeros in the features, "
+                "which only vtc can take out again. Pass pixel_values, or the features as mm_encoder_outputs"
+            )
+        if not self.warned:
+            self.warned = True
+            warn_merged()
+
+    def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forget this forward, even when it raised."""
+        unseen = output is not None and not self.local.opened and self.local.unused_features()
+        inside = self.local.inside
+        self.local.clear()
+        if inside:  # else a hook before ours failed
+            self.traffic.leave()
+        if unseen:
+            check_features(core)
+
+    def placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+        """Per modality `[B, L]` bool: where ids, or else embeddings, are its placeholder's."""
+        masks = {}
+        for modality in ("image", "video"):
+            token = getattr(self.parts.config, f"{modality}_token_id", None)
+            if token is None:
+                continue
+            if ids is not None:
+                masks[modality] = ids == token
+            elif embeds is not None:  # as transformers does
+                one = self.parts.core.get_input_embeddings()(torch.full((), token, device=embeds.device))
+                masks[modality] = (embeds == one.to(embeds.device)).all(-1)
+        return masks
+
+    def _fed(self, masks: dict[str, Tensor]) -> dict[str, Fed]:
+        """Per modality the record and the lengths of the items as fed."""
+        fed: dict[str, Fed] = {}
+        given = self.local.fed if self.local.fed is not None else {}
+        given = {"image": given} if isinstance(given, Tensor) else given
+        for modality in masks:
+            output = given.get(modality)
+            if output is None:
+                record = self.local.records.get(modality)
+                if record is not None:
+                    fed[modality] = Fed(record, record.lengths)
+                continue
+            fed[modality] = fed_of(self.parts, modality, output, (self.local.encoded or {}).get(modality))
+        for one in fed.values():
+            missing = [s for s in self.encoder_signals if s not in one.record.signals]
+            if missing or (self.vision_stops and not one.record.steps):
+                raise ValueError(
+                    "these mm_encoder_outputs were computed outside this wrapped model, so what the pruner needs "
+                    f"of the encoder ({', '.join(map(str, missing)) or 'pruning inside it'}) is not there: compute "
+                    "them with the wrapped model's get_image_features, or pass pixel_values"
+                )
+        return fed
+
+    # ------------------------------------------------------------------ the text model
+    def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Open the run, prune at the input stage, and slice what goes with the embeddings."""
+        local = self.local
+        local.run = None
+        call = call_of(lm, args, kwargs)
+        embeds, cache = call.get("embeds"), call.get("cache")
+        if not local.inside:  # called by itself
+            self._without_pictures(call, False)
+            if embeds is None and is_pruned(cache):
+                embeds = lm.get_input_embeddings()(call.pop("ids"))
+                call.put("embeds", embeds)
+        masks, local.masks = local.masks, None
+        fed = self._fed(masks) if masks else {}
+        if not fed and not is_pruned(cache):
+            # text beside the prompt of a generate() with pictures (guidance) has no report of its own
+            beside = local.encoded is not None and local.pictured is local.encoded
+            if embeds is not None and embeds.shape[1] > 1 and not _length(cache) and not beside:
+                self.steps.open_report()
+            return None
+        if not isinstance(embeds, Tensor):
+            return None
+        if isinstance(cache, Cache):
+            refuse_unsupported(cache)
+        use_cache = call.get("use cache")
+        if use_cache is None:
+            use_cache = bool(configured(lm.config, "use cache")) and not checkpointed(lm)
+            call.put("use cache", use_cache)  # else the text model may make a cache that nobody tracks
+        if checkpointed(lm) and not _length(cache):
+            cache = None  # the layers drop the one they are given
+        elif cache is None and use_cache:
+            cache = new_cache(lm.config)
+            call.put("cache", cache)
+        # Gemma3's composite model makes masks of its own, also where it was given none
+        refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
+        run = self._open(embeds, cache, call, masks or {}, fed)
+        if run.batch.spans:
+            self.steps.open_report(run)
+        self._take_deepstack(run, call)
+        shift = cache.layers[0].shift if is_pruned(cache, 0) else None
+        if shift is not None:  # compact positions: the caller counts on from the original ones
+            call.put("positions", positions_of(run, call) - shift[:, None].to(embeds.device))
+        if run.batch.spans:
+            if self.keep_embeddings:
+                run.captured[EMBEDDINGS] = (embeds, run.current())
+            hidden = self.steps.drop_encoder_pruned(run, embeds)
+            for pruner, stop in self.input_stops:
+                hidden = self.steps.prune(run, pruner, stop, hidden)
+            if run.pruned or hidden is not embeds:
+                self._slice_inputs(run, call, hidden, shift)
+        if run.pruned or is_pruned(cache, 0):
+            self._hide_mask(run, call)
+        local.run = run
+        local.opened, local.pending, local.pictured = True, False, local.encoded if fed else local.pictured
+        return call.args, call.kwargs
+
+    def _open(
+        self,
+        embeds: Tensor,
+        cache: Any,
+        call: Call,
+        masks: dict[str, Tensor],
+        fed: dict[str, Fed],
+    ) -> Run:
+        rows, length = embeds.shape[:2]
+        device, past = embeds.device, _length(cache)
+        mask = self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else call.get("mask")
+        # a single new token is never padding: decoding needs no look at the mask
+        valid = valid_columns(mask, rows, length, device) if length > 1 else None
+        columns = torch.arange(length, device=device).expand(rows, length)
+        masks = {m: x.to(device) for m, x in masks.items() if m in fed}
+        prompt = self.local.prompt
+        end = length if prompt is None or prompt <= past else min(length, prompt - past)
+        if fed:
+            batch, padded = make_batch(masks, fed, valid, end)
+        else:
+            batch = Batch.without_spans(rows, device)
+            padded = valid is not None and (not readable(valid) or not bool(valid.all()))
+        if past and batch.spans and not is_pruned(cache):
+            before = past_columns(mask, past, length, device)
+            if before is not None:
+                note_padding(cache, before)
+        slots = columns + past
+        if padded and valid is not None:
+            slots = torch.where(valid, slots, -1)
+        everything = torch.ones_like(columns, dtype=torch.bool)
+        run = Run(length, past, columns, slots, columns, everything if valid is None else valid, padded, batch, cache)
+        run.present = list(batch.lengths)
+        run.ids = all_ids(batch.lengths, device)
+        run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
+        if any(batch.ends) and not self.vision_stops and self.positions == "keep":
+            run.asking = self._asking(batch, valid, end, device)
+        run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
+        return run
+
+    def _asking(self, batch: Batch, valid: Tensor | None, end: int, device: torch.device) -> Tensor:
+        """`[B]`: a prompt's last column where that is a visual one, which the next token is asked of; else -2."""
+        if "flash" in attention_kind(self.parts.lm.config):
+            raise NotImplementedError(
+                "a prompt that ends in a picture can't be pruned under flash attention, which can't hide the last "
+                "column's key: end the prompt with text, or call model.set_attn_implementation('sdpa') first"
+            )
+        last = last_valid(valid, len(batch.ends), end, device)
+        return torch.where(torch.tensor(batch.ends, device=device), last, -2)
+
+    def _slice_inputs(self, run: Run, call: Call, hidden: Tensor, shift: Tensor | None) -> None:
+        call.put("embeds", hidden)
+        if not run.pruned:
+            return
+        call.put("positions", positions_left(run, call, self.positions == "compact", shift))
+        run.rope_columns = torch.arange(hidden.shape[1], device=run.columns.device).expand(hidden.shape[0], -1)
+
+    @staticmethod
+    def _hide_mask(run: Run, call: Call) -> None:
+        """The layers get masks from us. Without a cache, ones and not None: gaps in positions are read as packing."""
+        mask = call.get("mask")
+        if isinstance(mask, dict) or (mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2)):
+            return
+        run.mask_hidden = True
+        embeds = call.get("embeds")
+        ones = torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.long) if run.cache is None else None
+        call.put("mask", ones)
+
+    def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Give the output its full length again, so that losses stay aligned."""
+        run, self.local.run = self.local.run, None
+        if run is None or output is None:
+            return None
+        check_output(lm, len(self.parts.layers), run, output)
+        return restore_output(run, output)
+
+    def _take_deepstack(self, run: Run, call: Call) -> None:
+        """Take over the addition of deepstack features, which the text model does by a full-length mask."""
+        if call.get("deepstack") is None or not run.batch.spans:
+            return
+        mask = call.pop("deepstack places").to(run.columns.device)
+        rank = mask.reshape(-1).long().cumsum(0).view_as(mask) - 1
+        run.deepstack = (torch.where(mask, rank, -1), call.pop("deepstack"))
+
+
+def _length(cache: Any) -> int:
+    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0

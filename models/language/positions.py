@@ -1,0 +1,52 @@
+"""Position ids of what is left of a prompt: as they were, or counted anew without gaps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtc.models.layout.spans import last_valid
+from vtc.models.stock.transformers_api import Call
+
+from .forward_state import Run, gather_columns
+from .kv_cache import slot_layer
+
+
+def positions_of(run: Run, call: Call) -> Tensor:
+    """Positions of all columns of a forward, as the text model was given them or would count them itself."""
+    positions = call.get("positions")
+    if positions is not None:
+        return positions
+    return (torch.arange(run.full, device=run.columns.device) + run.past)[None]
+
+
+def positions_left(run: Run, call: Call, compact: bool, shift: Tensor | None) -> Tensor:
+    """Positions of the columns that are left.
+
+    Parameters
+    ----------
+    run : Run
+        A pruned forward.
+    call : Call
+        Of the text model.
+    compact : bool
+        Whether they are renumbered without gaps; the first cache layer then notes how far back the next token comes.
+    shift : Tensor, optional
+        `[B]`, what it has noted before.
+    """
+    whole = positions_of(run, call)
+    positions = gather_columns(whole, run.columns, -1)
+    if not compact:
+        return positions
+    if positions.dim() != 2:
+        raise ValueError("positions='compact' is not defined for multi-dimensional rotary embeddings; use 'keep'")
+    real = run.slots >= 0
+    # what goes first leaves no gap behind an earlier turn
+    start = torch.where(run.valid, whole, torch.iinfo(whole.dtype).max).amin(1, keepdim=True)
+    found = torch.where(real, real.long().cumsum(1) - 1 + start, 0)
+    if run.cache is not None:
+        # the next token follows the last one left, though the prompt may go on behind it
+        last = last_valid(run.valid, len(run.valid), run.full, whole.device)[:, None]
+        gap = gather_columns(whole, last, -1)[:, 0] - found.amax(1)
+        slot_layer(run.cache, 0).shift = gap if shift is None else shift + gap
+    return found

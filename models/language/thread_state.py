@@ -1,0 +1,41 @@
+"""Per-thread state of one wrapped model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.selection.report import Report
+from vtc.models.stock.per_thread import ThreadState
+
+from .forward_state import Run
+
+
+class Local(ThreadState):
+    """State of one thread's forward, so that threads that share a wrapped model never see each other's."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, VisionRecord] = {}
+        self.masks: dict[str, Tensor] | None = None
+        self.fed: Any = None
+        self.attention_mask: Any = None
+        self.token_ids: Tensor | None = None
+        self.run: Run | None = None
+        self.report: Report | None = None
+        self.prompt: int | None = None  # length of what generate() was given, in columns
+        self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
+        self.pictured: dict[str, VisionRecord] | None = None  # the `encoded` of the generate() that last fed pictures
+        self.pending = False  # whether generate() has encoded pictures that no forward has used yet
+        self.inside = False  # whether this thread is in a forward of the composite model
+        self.opened = False  # whether this forward's pictures reached the text model's hook
+
+    def clear(self) -> None:
+        """Forget everything but the report."""
+        self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
+        self.token_ids, self.opened, self.inside = None, False, False
+
+    def unused_features(self) -> bool:
+        """Whether pictures were encoded for this forward."""
+        return bool(self.records) or self.pending

@@ -1,0 +1,68 @@
+"""Which items fill the placeholders: read from the features as fed, and from the record that made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .layouts import VisionCall
+from .model_parts import Parts
+from .vision_record import VisionRecord
+
+
+@dataclass
+class Fed:
+    """What was fed to the model for one modality: its record, and the lengths of the items as fed.
+
+    Beam search repeats each sample's group of items, so `lengths` may hold every item of the record several times.
+    """
+
+    record: VisionRecord
+    lengths: list[int]
+
+    @property
+    def repeats(self) -> int:
+        """How often each recorded item was fed."""
+        return max(1, len(self.lengths) // max(1, len(self.record.lengths)))
+
+
+def item_lengths(features: Any) -> list[int]:
+    """Tokens of each entry of a ``pooler_output``: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
+    if isinstance(features, Tensor) and features.dim() == 2:
+        return [features.shape[0]]
+    return [f.reshape(-1, f.shape[-1]).shape[0] for f in features]
+
+
+def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | None = None) -> Fed:
+    """What ``mm_encoder_outputs[modality]`` feeds.
+
+    Raises
+    ------
+    ValueError
+        If the features no longer match the record that came with them.
+    """
+    entries = item_lengths(getattr(output, "pooler_output", output))
+    # accelerate's hooks copy the output, and the copy has no attribute of ours
+    record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
+    if record is None:  # computed without vtc
+        unit = getattr(parts.core, "image_seq_len", None)  # Idefics3 and SmolVLM join a sample's crops
+        lengths = entries if not unit else [unit] * (sum(entries) // unit)
+        call = VisionCall(parts.core, modality, {}, lengths)
+        family = parts.family
+        return Fed(
+            VisionRecord(modality, lengths, lambda: family.layouts_of(call), may_have_newlines=family.newlines), lengths
+        )
+    if entries == record.lengths or sum(entries) == sum(record.lengths):
+        return Fed(record, record.lengths)
+    total, known = sum(entries), sum(record.lengths)
+    if known and total % known == 0:
+        if len(set(record.lengths)) == 1:
+            return Fed(record, [record.lengths[0]] * (total // record.lengths[0]))
+        if len(entries) == len(record.lengths) * (total // known):
+            return Fed(record, entries)
+    raise ValueError(
+        f"mm_encoder_outputs[{modality!r}] holds {total} tokens in {len(entries)} items, but was computed as {known} "
+        f"tokens in {len(record.lengths)}: compute the features of just these items with get_image_features"
+    )

@@ -1,0 +1,60 @@
+"""Where the methods of a pipeline prune, in the order of a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vtc.models.language.host_signals import resolve
+from vtc.pruners.base import STAGES, Pruner, Stop, check_keep, check_layer
+from vtc.pruners.signals import AttentionAhead, DecoderSignal
+
+
+def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
+    """The stops of a pipeline in forward order.
+
+    Raises
+    ------
+    TypeError
+        If a layer is no number.
+    ValueError
+        If a pruner lacks `keep`, or a decoder layer does not exist or can't have the signals asked for.
+    """
+    stops = [(p, stop) for p in pruners for stop in p.stops(depth)]
+    for pruner, stop in stops:
+        check_layer(stop.layer, pruner.name)
+        if stop.stage not in STAGES:
+            raise ValueError(f"{pruner.name}: stage must be one of {', '.join(STAGES)}, got {stop.stage!r}")
+        if stop.keep is None:
+            raise ValueError(f"{pruner.name} needs keep: an int >= 1 (tokens per image) or a float in (0, 1]")
+        if stop.keep == 0 and stop.stage != "decoder":
+            raise ValueError(
+                f"{pruner.name} drops all visual tokens at the {stop.stage} stage; only a decoder layer can"
+            )
+        if stop.keep != 0:
+            check_keep(stop.keep, f"{pruner.name}.keep")
+        if stop.stage == "decoder":
+            if stop.layer is None or not 0 <= stop.layer < depth:
+                raise ValueError(
+                    f"{pruner.name}: layer={stop.layer} is out of range; the decoder has layers 0 to {depth - 1}"
+                )
+            for signal in pruner.signals_at(stop):
+                resolved = resolve(signal, stop.layer)
+                if isinstance(resolved, AttentionAhead):
+                    if resolved.layer != stop.layer:
+                        raise ValueError(f"{pruner.name} reads {signal}: it is of the pruning layer, leave layer out")
+                elif isinstance(resolved, DecoderSignal) and not 0 <= (resolved.layer or 0) < stop.layer:
+                    raise ValueError(
+                        f"{pruner.name} at layer={stop.layer} reads {resolved}, which is not there yet; "
+                        "prune at a later layer (layer >= 1)"
+                    )
+        elif any(isinstance(s, DecoderSignal) for s in pruner.signals_at(stop)):
+            raise ValueError(
+                f"{pruner.name} reads decoder signals and can't prune at the {stop.stage} stage; give it a layer "
+                "(a method with stops at several stages says in signals_at(stop) what it reads where)"
+            )
+
+    def place(entry: tuple[Pruner, Stop]) -> tuple[int, bool, int]:
+        layer = entry[1].layer or 0
+        return STAGES.index(entry[1].stage), layer < 0, layer  # an encoder's layers may count from the end
+
+    return sorted(stops, key=place)

@@ -1,0 +1,153 @@
+"""What the last prefill really did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import LongTensor, Tensor
+
+from vtc.models.layout.spans import Batch
+from vtc.pruners.layout import Layout
+
+
+class Span(NamedTuple):
+    """One image, crop or video of one sample.
+
+    Attributes
+    ----------
+    sample : int
+        Row of the batch.
+    item : int
+        Index over the batch among what was given to ``get_image_features`` / ``get_video_features``.
+    modality : str
+        ``"image"`` or ``"video"``.
+    columns : LongTensor
+        Positions of its tokens in the sequence as given, padding included.
+    """
+
+    sample: int
+    item: int
+    modality: str
+    columns: LongTensor
+
+
+class Step(NamedTuple):
+    """One pruning step.
+
+    Attributes
+    ----------
+    stage : str
+        ``"vision"``, ``"input"`` or ``"decoder"``.
+    layer : int or None
+        Encoder or decoder layer before which it pruned; None at the input stage.
+    kept : list of LongTensor
+        Per span the sorted original token ids (0-based inside the span) still present after the step.
+    """
+
+    stage: str
+    layer: int | None
+    kept: list[LongTensor]
+
+
+@dataclass
+class Report:
+    """Spans and pruning steps of one prefill; tensors are copied to the CPU on first reading.
+
+    Attributes
+    ----------
+    depth : int
+        Decoder layers; 0 for a bare ViT.
+    selection_seconds : float or None
+        Time spent on choosing and dropping, the device synchronised around it; None unless ``model.vtc.timing`` is on.
+    """
+
+    depth: int
+    batch: Batch | None = None
+    selection_seconds: float | None = None
+    _steps: list[tuple[str, int | None, Tensor, list[int]]] = field(default_factory=list, repr=False)
+
+    def add(self, stage: str, layer: int | None, ids: Tensor, present: list[int]) -> None:
+        """Record a step: `ids` `[S, n]` padded with -1, of which span `i` has `present[i]`."""
+        self._steps.append((stage, layer, ids, present))
+        self.__dict__.pop("steps", None)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The spans of the prefill; empty for a text-only one."""
+        if self.batch is None:
+            return []
+        columns = self.batch.columns.cpu()
+        return [
+            Span(s.sample, s.item, s.modality, columns[i, :n].clone())  # type: ignore[arg-type]
+            for i, (s, n) in enumerate(zip(self.batch.spans, self.batch.lengths, strict=True))
+        ]
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The pruning steps, in forward order."""
+        found = []
+        for stage, layer, ids, present in self._steps:
+            host = ids.cpu()
+            found.append(Step(stage, layer, [host[i, :n].clone() for i, n in enumerate(present)]))  # type: ignore[misc]
+        return found
+
+    @cached_property
+    def layouts(self) -> list[Layout]:
+        """Where the tokens of each span sit in the picture."""
+        return [] if self.batch is None else self.batch.layouts()
+
+    @property
+    def pictures(self) -> list[list[int]]:
+        """Indices of the spans that a method with ``joins_crops`` took for one picture, the thumbnail first."""
+        found = self.batch.pictures if self.batch is not None else None
+        return [list(picture.spans) for picture in found or []]
+
+    @property
+    def tokens_total(self) -> int:
+        """Visual tokens before any pruning, over all spans."""
+        return sum(self.batch.lengths) if self.batch is not None else 0
+
+    @property
+    def tokens_kept(self) -> int:
+        """Visual tokens left after the last step, over all spans."""
+        return sum(self._steps[-1][3]) if self._steps else self.tokens_total
+
+    @property
+    def tokens_per_layer(self) -> list[int]:
+        """Visual tokens that each decoder layer saw, over all spans."""
+        counts, now = [], self.tokens_total
+        for stage, _, _, present in self._steps:
+            now = sum(present) if stage != "decoder" else now
+        for layer in range(self.depth):
+            for stage, at, _, present in self._steps:
+                if stage == "decoder" and at == layer:
+                    now = sum(present)
+            counts.append(now)
+        return counts
+
+    @property
+    def mean_tokens_per_layer(self) -> float:
+        """Visual tokens per decoder layer, averaged over layers and summed over spans."""
+        return sum(self.tokens_per_layer) / self.depth if self.depth else 0.0
+
+    def __str__(self) -> str:
+        if self.batch is None:
+            return "text only"
+        spans = len(self.batch.spans)
+        steps = ", ".join(
+            f"{stage}{'' if layer is None else f' layer {layer}'}: {sum(present)}"
+            for stage, layer, _, present in self._steps
+        )
+        mean = f"; mean per decoder layer {self.mean_tokens_per_layer:.1f}" if self.depth else ""  # a bare ViT has none
+        return (
+            f"{spans} span{'' if spans == 1 else 's'}, {self.tokens_total} visual tokens -> {self.tokens_kept}"
+            f" ({steps or 'nothing pruned'}){mean}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: numbers on the CPU, and nothing of the model."""
+        steps = [(stage, layer, ids.cpu(), present) for stage, layer, ids, present in self._steps]
+        batch = None if self.batch is None else self.batch.alone()
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "batch": batch, "_steps": steps}

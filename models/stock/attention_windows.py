@@ -1,0 +1,133 @@
+"""How far back each decoder layer sees: asked of the text model itself, by the rule behind the mask that it makes.
+
+Attributes don't say it: layers carry a window that they don't use, configurations have one for some layers, and a newer
+model may have another kind of mask. So the text model's own forward runs once on layers that only note their mask,
+under an attention implementation whose masks are the rules that masks are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attention_api import Rule, mask_settings, masks_as_rules
+from .transformers_api import call_of, given, undecorated, versions
+
+FAR = 1 << 18  # a window that is longer is taken for none
+
+
+class Windows:
+    """The sliding window of each decoder layer of a text model.
+
+    Parameters
+    ----------
+    lm : nn.Module
+        The text model.
+    layers : sequence of nn.Module
+        Its decoder layers.
+
+    Raises
+    ------
+    NotImplementedError
+        If a layer's queries see tokens by another rule than the causal one, with or without a window.
+    """
+
+    def __init__(self, lm: Any, layers: Sequence[Any]):
+        self.lm, self.layers = lm, layers
+        self._known: dict[Any, list[int | None]] = {}
+        self.now()
+
+    def now(self) -> list[int | None]:
+        """Per layer the window, or None: a query at 9 with a window of 3 sees 7, 8 and 9. Asked anew if it changed."""
+        settings = mask_settings(self.lm.config)
+        if settings not in self._known:
+            self._known[settings] = self._ask()
+        return self._known[settings]
+
+    def _ask(self) -> list[int | None]:
+        lm, name = self.lm, type(self.lm).__name__
+        seen: list[Any] = []
+        stand_in = object.__new__(type(lm))
+        stand_in.__dict__.update(lm.__dict__)
+        # no weight is touched, wherever it may be
+        parts: dict[str, nn.Module] = {n: (_Turning if "rot" in n else _Passing)(m) for n, m in lm._modules.items()}
+        parts["layers"] = nn.ModuleList(_Noting(layer, seen) for layer in self.layers)
+        stand_in.__dict__.update(_modules=parts, config=masks_as_rules(lm.config))
+        embeds, mask = torch.zeros(1, 2, lm.config.hidden_size), torch.ones(1, 2, dtype=torch.long)
+        try:
+            with torch.no_grad():
+                undecorated(lm)(stand_in, **given(lm, embeds=embeds, mask=mask, **{"use cache": False}))
+        except Exception as error:
+            raise NotImplementedError(
+                f"vtc can't find out which tokens the layers of {name} see ({type(error).__name__}: {error}), so it "
+                f"can't make masks for what pruning leaves. {versions()}"
+            ) from error
+        known: dict[int, int | None] = {}
+        for i, rule in enumerate(seen):
+            if id(rule) not in known:
+                known[id(rule)] = _window(rule, f"decoder layer {i} of {name}")
+        if len(seen) != len(self.layers):
+            raise NotImplementedError(f"{name} runs {len(seen)} of {len(self.layers)} decoder layers. {versions()}")
+        return [known[id(rule)] for rule in seen]
+
+
+class _Passing(nn.Module):
+    """Stands for a module: it has the module's attributes, and its forward gives back what it gets."""
+
+    def __init__(self, module: Any):
+        super().__init__()
+        self.__dict__["module"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["module"], name)
+
+    def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        return hidden
+
+
+class _Noting(_Passing):
+    """Stands for a decoder layer: its forward only notes the mask."""
+
+    def __init__(self, module: Any, seen: list[Any]):
+        super().__init__(module)
+        self.__dict__["seen"] = seen
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = call_of(self.module, args, kwargs)
+        self.seen.append(call.get("mask"))
+        return call.get("hidden")
+
+
+class _Turning(_Passing):
+    """Stands for a rotary embedding: one, a pair or one for each kind of layer, as the text model takes it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _Anything()
+
+
+class _Anything:
+    def __getitem__(self, key: Any) -> _Anything:
+        if isinstance(key, int) and key > 1:
+            raise IndexError
+        return self
+
+
+def _window(rule: Any, layer: str) -> int | None:
+    found = set()
+    if isinstance(rule, Rule):
+        keys, zero = torch.arange(FAR), torch.zeros((), dtype=torch.long)
+        for query in (FAR - 2, FAR - 39):  # chunks would begin elsewhere
+            sees = torch.as_tensor(rule.function(zero, zero, torch.tensor(query), keys)).expand(FAR)
+            first = int(sees.int().argmax())
+            causal = bool(sees[first : query + 1].all()) and not bool(sees[query + 1 :].any())
+            found.add(query + 1 - first if first else 0) if causal else found.add(-1)
+    if len(found) != 1 or -1 in found:
+        raise NotImplementedError(
+            f"{layer} attends by another rule than the causal one with or without a sliding window (chunks, both "
+            "directions, or no attention at all): vtc can't make its masks for what pruning leaves. Use another text "
+            "model, or a method of the vision encoder in a model without one"
+        )
+    return found.pop() or None

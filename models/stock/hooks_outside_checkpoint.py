@@ -1,0 +1,103 @@
+"""Hooks of a layer that run once a forward, outside of its gradient checkpoint.
+
+transformers before 5.23 checkpoints a layer together with its hooks: the backward pass would run them again, when the
+forward's state is gone. There they are put around the layer's checkpointing function instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .per_thread import ThreadState
+
+FUNCTION = "_gradient_checkpointing_func"
+Before = Callable[[nn.Module, "tuple[Any, ...]", "dict[str, Any]"], Any]
+After = Callable[[nn.Module, "tuple[Any, ...]", Any], Any]
+
+
+class LayerHooks:
+    """A forward pre-hook and a forward hook of one layer.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        A layer of transformers.
+    state : ThreadState
+        The hooks are not called while its ``run`` is None.
+    before : callable, optional
+        Gets layer, args and kwargs; gives None or new args and kwargs.
+    after : callable, optional
+        Gets layer, args and output; gives None or a new output.
+    """
+
+    def __init__(self, layer: Any, state: ThreadState, before: Before | None = None, after: After | None = None):
+        self.layer, self.state, self.before, self.after = layer, state, before, after
+        # this class checkpoints in ``__call__``, which runs the hooks, and not in ``forward``
+        layers = (c for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
+        self.movable = any("__call__" in vars(c) for c in layers)
+        self._checkpoint: Any = None  # the layer's own checkpointing function
+        self._handles: list[Any] = []
+
+    def attach(self) -> LayerHooks:
+        """Set the hooks."""
+        if self.before is not None:
+            self._handles.append(self.layer.register_forward_pre_hook(self._eager(self._pre), with_kwargs=True))
+        if self.after is not None:
+            self._handles.append(self.layer.register_forward_hook(self._eager(self._post)))
+        return self
+
+    def _eager(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        eager = torch.compiler.disable(hook)  # torch.compile must break its graph here, not trace our state
+        state, compiling = self.state, torch.compiler.is_compiling
+
+        def run(*args: Any) -> Any:
+            # every layer of every decoding step passes here, and has nothing to do
+            return eager(*args) if compiling() or getattr(state, "run", None) is not None else None
+
+        return run
+
+    def detach(self) -> None:
+        """Remove them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._checkpoint is not None and vars(self.layer).get(FUNCTION) == self._around:
+            setattr(self.layer, FUNCTION, self._checkpoint)
+
+    def arm(self) -> None:
+        """To be called before the layer runs: checkpointing may have been switched on since."""
+        given = vars(self.layer).get(FUNCTION) if self.movable else None
+        if given is not None and given != self._around:
+            self._checkpoint = given
+            setattr(self.layer, FUNCTION, self._around)
+
+    def _outside(self) -> bool:
+        on = self.movable and self.layer.gradient_checkpointing and self.layer.training
+        return on and vars(self.layer).get(FUNCTION) == self._around
+
+    def _pre(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None if self._outside() or self.before is None else self.before(layer, args, kwargs)
+
+    def _post(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return None if self._outside() or self.after is None else self.after(layer, args, output)
+
+    def _around(self, call: Any, *args: Any) -> Any:
+        """The layer's checkpointing function, which gets the rest of ``__call__`` as a ``functools.partial``."""
+        kwargs = call.keywords
+        changed = None if self.before is None else self.before(self.layer, args, dict(kwargs))
+        if changed is not None:
+            args, kwargs = changed
+        output = self._checkpoint(functools.partial(call.func, **kwargs), *args)
+        changed = None if self.after is None else self.after(self.layer, args, output)
+        return output if changed is None else changed
+
+
+def arm(hooks: Sequence[LayerHooks], *_: Any) -> None:
+    """Arm all `hooks`; with them bound, a forward pre-hook of the layers' owner."""
+    for one in hooks:
+        one.arm()

@@ -1,0 +1,273 @@
+"""How vtc talks to transformers: what arguments and outputs are called, and which cache layers there are.
+
+Read from the installed code, not from its version: an argument's name is looked up in the signature of the module that
+takes it. Nothing else under ``models`` (but ``attention_api``, of attention) knows the name of a keyword, so that a
+renamed argument is one entry here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+__all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
+
+TESTED = ("5.5.0", "5.23.0", "5.24.0")
+
+# what an argument is to vtc, and what transformers has called it, the newest name first
+NAMES: dict[str, tuple[str, ...]] = {
+    "ids": ("input_ids", "inputs"),
+    "embeds": ("inputs_embeds",),
+    "hidden": ("hidden_states",),
+    "mask": ("attention_mask",),
+    "positions": ("position_ids",),
+    "rotary": ("position_embeddings",),
+    "cache": ("cache", "past_key_values", "past_key_value"),
+    "use cache": ("use_cache",),
+    "logits to keep": ("logits_to_keep",),
+    "image": ("pixel_values",),
+    "video": ("pixel_values_videos",),
+    "sizes": ("image_sizes",),
+    "image grid": ("image_grid_thw",),
+    "video grid": ("video_grid_thw",),
+    "window index": ("window_index",),
+    "features": ("mm_encoder_outputs",),
+    "deepstack places": ("visual_pos_masks",),
+    "deepstack": ("deepstack_visual_embeds",),
+    "chunk ends": ("cu_seqlens",),
+    "longest chunk": ("max_seqlen",),
+    "prefill chunk": ("prefill_chunk_size",),
+    "generation": ("generation_config",),
+    "causal": ("is_causal",),
+    "copies": ("expand_size",),
+}
+
+
+class Signature:
+    """The arguments of a function by what they mean.
+
+    Attributes
+    ----------
+    places : dict
+        The place of each name that may be given by position, without ``self``.
+    named : frozenset of str
+        All names.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        parameters = list(inspect.signature(function).parameters.values())
+        if parameters and parameters[0].name == "self":
+            parameters = parameters[1:]
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self.places: dict[str | None, int] = {p.name: i for i, p in enumerate(parameters) if p.kind in by_place}
+        self.named = frozenset(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        self._names: dict[str, str | None] = {}
+
+    def name(self, meaning: str) -> str | None:
+        """What this function calls the argument; None if it names none such."""
+        if meaning not in self._names:
+            self._names[meaning] = next((n for n in NAMES[meaning] if n in self.named), None)
+        return self._names[meaning]
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(function: Callable[..., Any]) -> Signature:
+    return Signature(function)
+
+
+def signature_of(module: nn.Module) -> Signature:
+    """Signature of a module's forward as its class has it: accelerate replaces the instance's."""
+    return _signature(type(module).forward)
+
+
+class Call:
+    """The arguments of one call of a module, read and replaced by what they mean.
+
+    Parameters
+    ----------
+    signature : Signature
+        Of what is called.
+    args, kwargs : tuple and mapping
+        As given; what was given by position stays there.
+    """
+
+    __slots__ = ("args", "kwargs", "signature")
+
+    def __init__(self, signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+        self.signature, self.args, self.kwargs = signature, args, dict(kwargs)
+
+    def get(self, meaning: str, default: Any = None) -> Any:
+        """The argument's value; `default` where it was not given."""
+        name = self.signature.name(meaning)
+        if name is not None and name in self.kwargs:  # of two names given, transformers reads the newer one
+            return self.kwargs[name]
+        for known in NAMES[meaning]:
+            if known in self.kwargs:
+                return self.kwargs[known]
+        place = self._place(name)
+        return default if place is None else self.args[place]
+
+    def put(self, meaning: str, value: Any) -> None:
+        """Replace the argument, under the one name that its receiver reads."""
+        known = NAMES[meaning]
+        name = self.signature.name(meaning) or known[0]
+        if len(known) > 1:
+            for other in known:
+                self.kwargs.pop(other, None)
+        place = None if name in self.kwargs else self._place(name)
+        if place is None:
+            self.kwargs[name] = value
+        else:
+            self.args = (*self.args[:place], value, *self.args[place + 1 :])
+
+    def pop(self, meaning: str) -> Any:
+        """The argument's value, which is then no longer given (None if it came by position)."""
+        value = self.get(meaning)
+        for known in NAMES[meaning]:
+            self.kwargs.pop(known, None)
+        if self._place(self.signature.name(meaning)) is not None:
+            self.put(meaning, None)
+        return value
+
+    def _place(self, name: str | None) -> int | None:
+        place = self.signature.places.get(name, len(self.args))
+        return place if place < len(self.args) else None
+
+
+def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """The arguments that a hook of `module` got."""
+    return Call(signature_of(module), args, kwargs)
+
+
+def need(module: nn.Module, *meanings: str) -> None:
+    """Raise NotImplementedError if a module's forward does not name one of the arguments that vtc gives it."""
+    signature = signature_of(module)
+    for meaning in meanings:
+        if signature.name(meaning) is None:
+            raise NotImplementedError(
+                f"{type(module).__name__}.forward names no {' or '.join(NAMES[meaning])}, which vtc has to give it; it "
+                f"takes {', '.join(sorted(signature.named))}. {versions()}"
+            )
+
+
+def given(module: nn.Module, **arguments: Any) -> dict[str, Any]:
+    """Keyword arguments for a call of `module`, e.g. ``given(model, cache=cache)``, under its own names for them."""
+    signature = signature_of(module)
+    return {signature.name(meaning) or NAMES[meaning][0]: value for meaning, value in arguments.items()}
+
+
+def configured(config: Any, meaning: str) -> Any:
+    """What a configuration says of an argument that the call leaves out; None if nothing."""
+    return next((getattr(config, name) for name in NAMES[meaning] if hasattr(config, name)), None)
+
+
+def among(arguments: Mapping[str, Any], meaning: str) -> Any:
+    """An argument of a call that was bound by name; None if it was not given."""
+    return next((arguments[name] for name in NAMES[meaning] if name in arguments), None)
+
+
+def undecorated(module: nn.Module) -> Callable[..., Any]:
+    """The forward that a module's class was written with, its ``self`` not bound."""
+    return inspect.unwrap(type(module).forward)
+
+
+def takes(module: nn.Module, meaning: str) -> bool:
+    """Whether a module's forward names such an argument."""
+    return signature_of(module).name(meaning) is not None
+
+
+def cache_of(output: Any) -> Any:
+    """The KV cache in a model's output; None if there is none."""
+    for name in NAMES["cache"]:  # the newest first: older names still answer there, with a warning
+        if name in getattr(type(output), "__dataclass_fields__", ()):
+            return getattr(output, name)
+    return next((part for part in output if isinstance(part, Cache)), None) if isinstance(output, tuple) else None
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The last hidden state `[B, L, D]` in a text model's output, also where the caller wants tuples."""
+    return output[0]
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """The output with another last hidden state."""
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    output.last_hidden_state = hidden
+    return output
+
+
+def change_layers(
+    output: Any, states: Callable[[int, Tensor], Tensor], attention: Callable[[int, Tensor], Tensor]
+) -> Any:
+    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`."""
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        change_one = {3: states, 4: attention}
+        return tuple(change_one[x.dim()](i, x) if isinstance(x, Tensor) else x for i, x in enumerate(value))
+
+    if isinstance(output, tuple):
+        return tuple(map(change, output))
+    for name in list(output):
+        if isinstance(output[name], tuple):
+            output[name] = change(output[name])
+    return output
+
+
+CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+def own_generate(model: Any) -> bool:
+    """Whether the class of a model generates by a method of its own."""
+    return getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate
+
+
+@functools.cache
+def _checkpoints_without_gradients() -> bool:
+    """Whether a layer in training is checkpointed under ``torch.no_grad`` too, and so loses its cache there."""
+
+    class Layer(GradientCheckpointingLayer):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    used: list[bool] = []
+
+    def checkpoint(call: Callable[..., Any], *args: Any) -> Any:
+        used.append(True)
+        return call(*args)
+
+    layer: Any = Layer().train()
+    layer.gradient_checkpointing = True
+    layer._gradient_checkpointing_func = checkpoint
+    with torch.no_grad():
+        layer(torch.zeros(1))
+    return bool(used)
+
+
+def checkpointed(module: nn.Module) -> bool:
+    """Whether the layers of a text model run under gradient checkpoints now, where they take no cache."""
+    if not (module.training and getattr(module, "gradient_checkpointing", False)):
+        return False
+    return torch.is_grad_enabled() or _checkpoints_without_gradients()
+
+
+def new_cache(config: Any) -> Cache:
+    """An empty cache as the text model of `config` would make it."""
+    return DynamicCache(config=config)
+
+
+def versions() -> str:
+    """One sentence: what is installed, and what vtc was tested with."""
+    tested = ", ".join(TESTED)
+    return f"Installed: transformers {transformers.__version__}, torch {torch.__version__}; tested: {tested}."

@@ -1,0 +1,193 @@
+"""Merging primitives: batched, deterministic, without a host sync, in float32. Ties go to the lowest index.
+
+Sums over groups are matrix products with a 0/1 matrix and not scatters, whose order on a GPU differs from run to run;
+where the sums are only compared, in float64 that is ``settled``, they may be scatters. Distances and the cosines of
+merged tokens decide what is compared next, and so are computed in float64 (see ``precision``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .precision import exact_dtype, settled, wide, wide_dtype
+
+FAR = 1e9  # a distance that is not finite
+CHANNELS = 1024  # at a time in float32, so that half precision needs no second copy of the features
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index [B, K]` of `x [B, N, D]`, `[B, K, D]`."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def channel_blocks(width: int, dtype: torch.dtype = torch.float32) -> list[slice]:
+    """Slices of `width` channels that are widened to `dtype` together, in float64 a quarter as many."""
+    size = CHANNELS if dtype == torch.float32 else max(1, CHANNELS // 4)
+    return [slice(start, start + size) for start in range(0, width, size)]
+
+
+def combine(weights: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Weighted sums of the tokens `x [B, N, D]`, `[B, K, D]` float32 or `dtype`; what is not finite counts as 0."""
+    made = weights.new_empty(*weights.shape[:2], x.shape[-1], dtype=dtype or wide_dtype(x))
+    weights = weights.to(made)
+    for c in channel_blocks(x.shape[-1], made.dtype):
+        made[..., c] = weights @ x[..., c].to(made.dtype, copy=True).nan_to_num_(0, 0, 0)
+    return made
+
+
+def add_weighted(made: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`made [B, K, D]` float32, to which the tokens `x [B, K, D]` are added by `weight [B, K, 1]`."""
+    for c in channel_blocks(x.shape[-1]):
+        made[..., c] += wide(x[..., c]) * weight
+    return made
+
+
+def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner products of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]`, and the squared norms of each."""
+    dtype = dtype or wide_dtype(a)
+    found = left = right = a.new_zeros((), dtype=dtype)
+    for c in channel_blocks(a.shape[-1], dtype):
+        u, v = a[..., c].detach().to(dtype), b[..., c].detach().to(dtype)
+        found = torch.baddbmm(found.expand(*u.shape[:2], v.shape[1]), u, v.transpose(1, 2))
+        left, right = u.square().sum(-1) + left, v.square().sum(-1) + right
+    return found, left, right
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32; -1 where it is not finite."""
+    return _cosine(*inner(a, b))
+
+
+def _cosine(found: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """What ``inner`` gives, divided by the norms."""
+    scale = left.sqrt()[..., None] * right.sqrt()[:, None]
+    return found.div_(scale.clamp_(min=1e-12)).nan_to_num_(-1, -1, -1)
+
+
+def merged_cosine(x: Tensor, owner: Tensor, count: int, weight: Tensor) -> Tensor:
+    """As ``cosine``, of the merged tokens at even places with those at odd places, in float64 without rounding.
+
+    ``settled``, because these comparisons decide what is compared next.
+
+    Parameters
+    ----------
+    x : Tensor
+        `[B, N, D]`; entries that are not finite count as 0.
+    owner : Tensor
+        `[B, N]` int64: which merged token each one belongs to.
+    count : int
+        M, how many there are.
+    weight : Tensor
+        `[B, N]`: how many tokens each one stands for; 0 for padding.
+
+    Returns
+    -------
+    Tensor
+        `[B, (M + 1) // 2, M // 2]`.
+    """
+    dtype = exact_dtype(x.device)
+    found = left = right = x.new_zeros((), dtype=dtype)
+    for c in channel_blocks(x.shape[-1], dtype):
+        part = x[..., c].detach().to(dtype, copy=True).nan_to_num_(0, 0, 0).mul_(weight[..., None])
+        sums = part.new_zeros(part.shape[0], count, part.shape[2])
+        sums = sums.scatter_add_(1, owner[..., None].expand_as(part), part)  # a mean's cosine is its sum's
+        one, _, _ = more = inner(sums[:, ::2], sums[:, 1::2])
+        found = one if found.dim() == 0 else found.add_(one)
+        left, right = left + more[1], right + more[2]
+    return settled(_cosine(found, left, right))
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distances over D of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float64; 1e9 if not finite.
+
+    Without rounding (``settled``) in relation to the longest of `b`, which `a` should be a part of.
+    """
+    found, left, right = inner(a, b, exact_dtype(a.device))
+    longest = right.nan_to_num(0, 0, 0).amax(1)[:, None, None]
+    found.mul_(-2).add_(left[..., None]).add_(right[:, None])
+    return settled(found.clamp_(min=0), longest).div_(a.shape[-1]).nan_to_num_(FAR, FAR)
+
+
+def nearest(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """The best column of each row.
+
+    Parameters
+    ----------
+    similarity : Tensor
+        `[B, N, K]`.
+    allowed : Tensor
+        `[B, K]` or `[B, N, K]` bool: the columns to choose from.
+
+    Returns
+    -------
+    best : Tensor
+        `[B, N]`, the largest similarity; -inf where no column is allowed.
+    column : Tensor
+        `[B, N]` int64, the lowest column that has it.
+    """
+    allowed = allowed[:, None] if allowed.dim() == 2 else allowed
+    similarity = similarity.masked_fill(~allowed, float("-inf"))
+    best = similarity.amax(-1, keepdim=True)
+    return best[..., 0], (similarity == best).to(torch.int8).argmax(-1)
+
+
+def largest(x: Tensor, m: int) -> Tensor:
+    """Bool mask of the `m` largest entries of the last dimension, the lowest of equal ones, never -inf."""
+    m = min(m, x.shape[-1])
+    least = x.topk(m, dim=-1).values[..., -1:]  # the value is defined on every device, the order of equal ones is not
+    above, equal = x > least, (x == least) & (x > float("-inf"))
+    room = m - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
+
+
+def membership(group: Tensor, count: int, member: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`[B, count, N]` float32: 1 (or the token's `weight [B, N]`) where token n is a `member` of a group, else 0."""
+    inside = (group[:, None] == torch.arange(count, device=group.device)[:, None]) & member[:, None]
+    return inside.float() if weight is None else inside * wide(weight)[:, None]
+
+
+class Match(NamedTuple):
+    """A bipartite matching of the tokens at even places (A) with those at odd places (B).
+
+    Attributes
+    ----------
+    edges : Tensor
+        `[B, A]` int64: the places in A (0 is column 0, 1 is column 2 ...) by falling similarity to their best match.
+    best : Tensor
+        `[B, A]` int64: the place in B that each token of A is most similar to.
+    merged : Tensor
+        `[B, A]` bool: whether the token of A is one of the `r` most similar and merges.
+    """
+
+    edges: Tensor
+    best: Tensor
+    merged: Tensor
+
+
+def bipartite_match(similarity: Tensor, r: Sequence[int], valid: Tensor, protect: int = 0) -> Match:
+    """ToMe's soft matching: each token of A proposes to its most similar token of B, the `r` best proposals merge.
+
+    Parameters
+    ----------
+    similarity : Tensor
+        `[B, A, B]`, of the tokens of A and B.
+    r : sequence of int
+        Tokens that each row loses; at most half of its unprotected ones do.
+    valid : Tensor
+        `[B, N]` bool; padding is on the right.
+    protect : int
+        Tokens in front (a class token: 1) that are not merged, in A or B.
+    """
+    free = torch.arange(valid.shape[1], device=valid.device) >= protect
+    usable = valid & free
+    score, best = nearest(similarity, usable[:, 1::2])
+    score = score.masked_fill(~usable[:, ::2], float("-inf"))
+    edges = score.sort(dim=1, descending=True, stable=True).indices
+    limit = torch.tensor([[max(0, n)] for n in r], device=valid.device)
+    possible = torch.minimum(usable[:, ::2].sum(1, keepdim=True), usable.sum(1, keepdim=True) // 2)
+    first = torch.arange(edges.shape[1], device=valid.device) < torch.minimum(limit, possible)
+    return Match(edges, best, torch.zeros_like(first).scatter(1, edges, first))

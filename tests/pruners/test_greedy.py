@@ -1,0 +1,135 @@
+"""The greedy primitives against their formulas written out, and what all of them promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from greedy_tools import slow_dpp, slow_farthest, slow_max_sum, slow_mmr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import peak_bytes
+
+from vtc.pruners.primitives.greedy import dpp_map, farthest_point, finite_range, max_sum, mmr
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+sizes = st.tuples(st.integers(1, 24), st.integers(3, 40), st.integers(0, 10_000), st.data())
+
+
+def drawn(n, d, seed):
+    g = np.random.default_rng(seed)
+    return g.standard_normal((n, d)), g.uniform(0.1, 1, n)
+
+
+def batch(*arrays):
+    return [torch.from_numpy(a).float()[None] for a in arrays]
+
+
+@given(sizes)
+@settings(max_examples=60)
+def test_the_primitives_are_their_formulas(case):
+    n, d, seed, data = case
+    x, w = drawn(n, d, seed)
+    k = data.draw(st.integers(1, n))
+    parallel = data.draw(st.integers(1, 4))
+    a, b = batch(x, w)
+    assert farthest_point(a, k)[0].tolist() == slow_farthest(x, k)
+    assert farthest_point(a, k, weight=b)[0].tolist() == slow_farthest(x, k, w)
+    assert farthest_point(a, k, start=b)[0].tolist() == slow_farthest(x, k, start=w)
+    assert max_sum(a, k, b)[0].tolist() == slow_max_sum(x, k, w)
+    assert mmr(a, b, k, 0.7, None, parallel)[0].tolist() == slow_mmr(x, w, k, 0.7, parallel)
+    k = min(k, d - 1)  # beyond the rank only rounding decides
+    assert dpp_map(a, k, None, b)[0].tolist() == slow_dpp(x, k, w)
+
+
+PRIMITIVES = {
+    "farthest_point": lambda x, w, k, valid: farthest_point(x, k, valid),
+    "weighted": lambda x, w, k, valid: farthest_point(x, k, valid, weight=w),
+    "kcenter": lambda x, w, k, valid: farthest_point(x, k, valid, start=w),
+    "max_sum": lambda x, w, k, valid: max_sum(x, k, w, valid),
+    "mmr": lambda x, w, k, valid: mmr(x, w, k, 0.5, valid),
+    "mmr3": lambda x, w, k, valid: mmr(x, w, k, 0.5, valid, 3),
+    "dpp_map": lambda x, w, k, valid: dpp_map(x, k, valid, w),
+}
+primitives = pytest.mark.parametrize("choose", PRIMITIVES.values(), ids=list(PRIMITIVES))
+
+
+@primitives
+@pytest.mark.parametrize("d", [4, 64])  # below N a column a step, above it the whole matrix
+def test_a_smaller_k_is_a_prefix_and_padding_is_never_chosen(choose, d):
+    x, w = torch.randn(3, 20, d), torch.rand(3, 20)
+    valid = torch.arange(20) < torch.tensor([20, 13, 1])[:, None]
+    all_of_them = choose(x, w, 20, valid)
+    for row, n in enumerate((20, 13, 1)):
+        assert sorted(all_of_them[row, :n].tolist()) == list(range(n))
+        for k in (1, n // 2, n):
+            if k:
+                alone = choose(x[row : row + 1, :n], w[row : row + 1, :n], k, None)
+                assert alone[0].tolist() == all_of_them[row, :k].tolist()
+
+
+@primitives
+@given(st.integers(1, 12), st.integers(0, 999), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@settings(max_examples=30)
+def test_duplicates_are_never_chosen_twice(choose, n, seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-1, 2, (2, n, 2), generator=generator).to(dtype)  # many equal, some zero
+    w = torch.randint(0, 2, (2, n), generator=generator).float()
+    for row in choose(x, w, n, None).tolist():
+        assert sorted(row) == list(range(n))
+
+
+@primitives
+def test_equal_tokens_are_taken_by_index(choose):
+    x, w = torch.ones(1, 9, 4), torch.ones(1, 9)
+    assert choose(x, w, 9, None)[0].tolist() == list(range(9))
+
+
+@primitives
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_comes_last_and_moves_nobody(choose, bad):
+    x, w = torch.randn(1, 12, 5), torch.rand(1, 12)
+    x[0, 3, 2] = x[0, 7, 0] = bad
+    good = [i for i in range(12) if i not in (3, 7)]
+    order = choose(x, w, 12, None)[0].tolist()
+    assert order[10:] == [3, 7]
+    clean = choose(x[:, good], w[:, good], 10, None)[0].tolist()
+    if choose is not PRIMITIVES["mmr3"]:  # the last of its rounds of three is filled up
+        assert order[:10] == [good[i] for i in clean]
+    worse = w.clone()
+    worse[0, 5] = bad
+    if choose is not PRIMITIVES["farthest_point"]:
+        assert choose(torch.randn(1, 12, 5), worse, 12, None)[0].tolist()[0] != 5
+
+
+@primitives
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "d", "k"), [(2880, 4096, 370), (288, 410, 280)], ids=["full size", "nearly all"])
+def test_k_steps_hold_at_most_four_times_the_features(choose, dtype, n, d, k):
+    held = peak_bytes(
+        lambda: (torch.empty(1, n, d, dtype=dtype), torch.empty(1, n)), lambda given: choose(*given, k, None)
+    )
+    assert n * d * 4 <= held <= 4 * n * d * dtype.itemsize
+
+
+def test_determinants_know_no_scale_of_the_weights():
+    x, w = torch.randn(2, 20, 8), torch.rand(2, 20) + 0.1
+    order = dpp_map(x, 7, None, w)
+    for scale in (1e-25, 1e30):
+        assert torch.equal(dpp_map(x, 7, None, w * scale), order)
+
+
+def test_a_vector_of_zeros_adds_nothing_to_a_determinant():
+    x = torch.randn(1, 9, 12)
+    x[0, 4] = 0
+    assert dpp_map(x, 9)[0].tolist()[-1] == 4
+
+
+def test_finite_range_leaves_out_what_is_not_finite():
+    score = torch.tensor([[3.0, float("nan"), 1.0, float("inf"), 9.0]])
+    valid = torch.tensor([[True, True, True, True, False]])
+    found = finite_range(score, valid, 0)
+    assert found[0, [0, 2]].tolist() == [1, 0]
+    assert found[0, [1, 3, 4]].isnan().all()

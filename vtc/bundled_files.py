@@ -1,0 +1,30 @@
+"""Where the bundled model and its evaluation set lie."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+BUNDLED = Path(str(files("vtc.eval"))) / "bundled"
+
+
+def _existing(name: str) -> Path:
+    path = BUNDLED / name
+    if not path.is_dir():
+        raise FileNotFoundError(f"the bundled {name} is missing from this installation ({path}); reinstall vtc")
+    return path
+
+
+def bundled_model_path() -> Path:
+    """Folder of the bundled LLaVA model and its processor."""
+    return _existing("model")
+
+
+def bundled_data() -> Path:
+    """Folder of the bundled evaluation set, see ``vtc.eval.tasks.reading.load.load_tasks``."""
+    return _existing("data")
+
+
+def bundled_digits_path() -> Path:
+    """Folder of the small digit classifier in timm's ``local-dir:`` format, with its held-out pictures."""
+    return _existing("digits")

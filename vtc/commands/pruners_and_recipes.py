@@ -1,0 +1,45 @@
+"""``vtc pruners`` and ``vtc recipes``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from .options import Import, import_all
+
+
+def pruners(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    pattern: Annotated[
+        str, typer.Argument(help="Shell-style pattern of names, or methods with parameters: 'dart(official=True)'.")
+    ] = "*",
+    imports: Import = None,
+) -> None:
+    """List the methods: where they prune, what they read, their paper, the families they run on."""
+    import_all(imports)
+    from vtc.eval.reports.method_list import describe, listing
+
+    rows = describe(pattern)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from vtc.eval.terminal.console import make_console
+
+    make_console().print(listing(rows))
+
+
+def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """List the papers' settings for vtc bench --recipe: model, pruner, what is kept, published tables."""
+    from vtc.eval.sweep.recipes import list_recipes, load_recipe, recipe_table
+
+    found = [load_recipe(name) for name in list_recipes()]
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps([asdict(recipe) for recipe in found], indent=1))
+        return
+    from vtc.eval.terminal.console import make_console
+
+    make_console().print(recipe_table(found))
