@@ -17,6 +17,7 @@ from .base import Pruner
 from .vtc_warning import VTCWarning
 
 ENTRY_POINTS = "vtc.pruners"
+IMPORTED = "vtc_imported_"  # how modules begin that are made of files
 
 
 def load_plugins(register: Callable[[str], Callable[[Any], Any]]) -> None:
@@ -66,7 +67,7 @@ def import_source(source: str) -> str:
 
 
 def _run(path: Path) -> str:
-    name = f"vtc_imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{IMPORTED}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return name
     spec = spec_from_file_location(name, path)
@@ -81,6 +82,18 @@ def _run(path: Path) -> str:
         del sys.modules[name]
         raise
     return name
+
+
+def failed_at(error: BaseException) -> str:
+    """Where in a file that ``import_source`` ran an error arose, `` (my.py, line 12)``; empty for errors elsewhere."""
+    files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(IMPORTED)}
+    seen: BaseException | None = error
+    while files and seen is not None:
+        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+            if frame.filename in files:
+                return f" ({Path(frame.filename).name}, line {frame.lineno})"
+        seen = seen.__cause__
+    return ""
 
 
 def _words(error: BaseException) -> str:

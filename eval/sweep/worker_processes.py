@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from vtc.eval.terminal.progress import Estimator, Visits
 from vtc.eval.vlm.loading import load_model
+from vtc.pruners.plugins import failed_at
 from vtc.pruners.registry import import_methods, imported
 
 from .locks import Claims
@@ -113,7 +114,8 @@ class _Failure:
     def of(cls, error: Exception) -> _Failure:
         code = error.errno if isinstance(error, OSError) else None
         kind = next((k.__name__ for k in EXPECTED if isinstance(error, k)), type(error).__name__)
-        return cls(kind, str(error) if code is None else os.strerror(code), code, traceback.format_exc())
+        words = str(error) if code is None else os.strerror(code)
+        return cls(kind, f"{words}{failed_at(error)}", code, traceback.format_exc())
 
     def error(self) -> Exception:
         """The exception as the job's own process would have seen it, or a ``WorkerFailed`` in its words."""

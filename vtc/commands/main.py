@@ -103,7 +103,16 @@ def _warning(
 def _unforeseen(error: Exception) -> str:
     """An error that nobody wrote for the command line; one of vtc's own has words already."""
     kind = "" if type(error).__module__.startswith("vtc.") else f"{type(error).__name__}: "
-    return f"{kind}{error} (VTC_TRACEBACK=1 in the environment shows where)"
+    return f"{kind}{error}{_own_line(error)} (VTC_TRACEBACK=1 in the environment shows where)"
+
+
+def _own_line(error: Exception) -> str:
+    """Where in the user's own file of methods an error arose."""
+    if "vtc.pruners.plugins" not in sys.modules:  # nobody has imported one
+        return ""
+    from vtc.pruners.plugins import failed_at
+
+    return failed_at(error)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -129,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
         elif os.environ.get("VTC_TRACEBACK"):
             raise
         elif isinstance(error, (ValueError, TypeError, NotImplementedError, OSError)):
-            _fail(error)
+            _fail(f"{error}{_own_line(error)}")
         elif isinstance(error, RuntimeError):
             _fail(_unforeseen(error))
         else:

@@ -74,7 +74,7 @@ def test_memory_is_spoken_of_only_where_a_signal_has_killed_it():
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("raise KeyError('no such thing')", "KeyError: 'no such thing'"),
+        ("raise KeyError('no such thing')", "KeyError: 'no such thing' (my.py, line "),
         ("os.kill(os.getpid(), signal.SIGKILL)", "vtc: a worker process was killed by SIGKILL; if memory ran out"),
     ],
     ids=["raises", "killed"],
