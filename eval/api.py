@@ -171,18 +171,18 @@ def run_sweep(
     unknown = sorted(options.keys() - set(OPTIONS))
     if unknown:
         raise TypeError(f"run_sweep has no option {unknown[0]!r}; there is: {', '.join(OPTIONS)}")
-    pruners, keep = ((x,) if isinstance(x, kind) else tuple(x) for x, kind in ((pruners, str), (keep, int | float)))
+    methods = (pruners,) if isinstance(pruners, str) else tuple(pruners)
+    keeps = (keep,) if isinstance(keep, int | float) else tuple(keep)
     started = time.time()
     place = Path(folder) if folder is not None else None
-    asked = BenchOptions(pruners=pruners, keeps=keep, output=place, timing=timing, **options)
+    asked = BenchOptions(pruners=methods, keeps=keeps, output=place, timing=timing, **options)
     if isinstance(model, str):
         asked = replace(asked, model=None if model == BUNDLED else model)
-        loaded = load_model(*asked.source)
     else:
         asked = replace(asked, workers=1)  # others could not load it
-        loaded = _in_memory(model, processor)
     console = Console(quiet=not progress)
-    job = Job.of(asked, loaded, tasks, tasks, console)
+    load = (lambda: load_model(*asked.source)) if isinstance(model, str) else (lambda: _in_memory(model, processor))
+    job = Job.of(asked, load, tasks, tasks, console)
     with writing_to(job.folder), job.store() as store, make_progress(console) as bars:
         estimator = job.answer(store, bars)
         costs = job.costs(store, bars, estimator)

@@ -16,7 +16,6 @@ from vtc.eval.statistics.cell_summary import CellSummary
 from vtc.eval.statistics.rows_to_cells import summarise_sweep
 from vtc.eval.sweep.asked_questions import asked_questions
 from vtc.eval.sweep.options import BenchOptions, check_options
-from vtc.eval.sweep.plan import plan_sweep
 from vtc.eval.sweep.preview import introduce
 from vtc.eval.sweep.shell_commands import emit_cells
 from vtc.eval.sweep.sweep_job import Job
@@ -50,10 +49,9 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
     if recipe:
         options = replace(options, model=options.model or recipe.model)
     everything, tasks = asked_questions(options)
-    plan_sweep(options)  # what is wrong with the methods is said before a model is loaded
     if rank.world > 1:
         options = replace(options, device=rank.device(options.device))
-    job = Job.of(options, load_model(*options.source), everything, tasks, console)
+    job = Job.of(options, lambda: load_model(*options.source), everything, tasks, console)
     if options.emit is not None:
         emit_cells(options.emit, job.plan.cells, options.arguments or sys.argv[1:], job.folder.resolve())
         say(console, f"{len(job.plan.cells)} cells; written: {options.emit}")

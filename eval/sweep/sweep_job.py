@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,14 @@ class Job:
     sweep: Sweep
 
     @classmethod
-    def of(cls, options: BenchOptions, loaded: Loaded, everything: TaskSet, tasks: TaskSet, console: Console) -> Job:
+    def of(
+        cls,
+        options: BenchOptions,
+        load: Callable[[], Loaded],
+        everything: TaskSet,
+        tasks: TaskSet,
+        console: Console,
+    ) -> Job:
         """Plan the sweep of `tasks`, which are questions of `everything`; short trials on the model tell what can run.
 
         Raises
@@ -63,7 +71,8 @@ class Job:
             For an option that does not work, and for a method that was asked for by name and can't run.
         """
         part, parts = check_options(options)
-        plan, asked = plan_sweep(options)
+        plan, asked = plan_sweep(options)  # what is wrong with the methods is said before a model is loaded
+        loaded = load()
         described = {**configuration(options, loaded, everything), **files_read(plan.cells)}
         folder = results_folder(options.output, loaded, everything, config_hash(described))
         plan = leave_out(plan, loaded, tasks)

@@ -70,7 +70,8 @@ def read_parquet_set(folder: Path, on_error: str = "stop") -> TaskSet:
     questions = []
     seen: set[str] = set()
     for row in _table(files[1], QUESTION_COLUMNS):
-        q = Question(*(str(row[column]) for column in QUESTION_COLUMNS))
+        name, task, image, words, answer = (str(row[column]) for column in QUESTION_COLUMNS)
+        q = Question(name, task, image, words, answer)
         if q.question_id in seen:
             raise ValueError(f"{files[1]}: question_id {q.question_id!r} occurs more than once")
         seen.add(q.question_id)
