@@ -45,7 +45,7 @@ def estimate(cells: list[str], limit: int) -> tuple[float, float]:
     from vtc.bundled_files import bundled_data
     from vtc.eval.sweep.sweep_run import ENCODING, Sweep, run_sweep
     from vtc.eval.tasks.reading.load import load_tasks
-    from vtc.eval.terminal.progress import Estimator
+    from vtc.eval.terminal.progress_bars_and_eta import Estimator
     from vtc.eval.vlm.loading import load_model
     from vtc.eval.vlm.pruning_settings import make_cell
 

@@ -30,7 +30,7 @@ from vtc.eval.sweep.results_store import ResultStore
 from vtc.eval.sweep.sweep_job import Job
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.unusable_rows import check_media
-from vtc.eval.terminal.progress import make_progress
+from vtc.eval.terminal.progress_bars_and_eta import make_progress
 from vtc.eval.vlm.loading import Loaded, load_model
 from vtc.eval.vlm.pruning_settings import DEFAULT_KEEPS, DEFAULT_PRUNERS
 

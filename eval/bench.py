@@ -21,7 +21,7 @@ from vtc.eval.sweep.shell_commands import emit_cells
 from vtc.eval.sweep.sweep_job import Job
 from vtc.eval.sweep.worker_processes import Rank
 from vtc.eval.terminal.console import make_console, say, say_found, say_replaced
-from vtc.eval.terminal.progress import make_progress
+from vtc.eval.terminal.progress_bars_and_eta import make_progress
 from vtc.eval.vlm.loading import load_model
 
 

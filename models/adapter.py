@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.language.decoder_hooks import DecoderSide
-from vtc.models.language.host_signals import resolve
+from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.model_hooks import Forward
 from vtc.models.language.refused_arguments import continuous_methods, refuse_continuous
-from vtc.models.language.reported_steps import Steps
+from vtc.models.language.run_and_report_step import Steps
 from vtc.models.language.thread_state import Local
 from vtc.models.language.tokenizer import Words
 from vtc.models.layout.model_parts import Parts
@@ -34,8 +34,8 @@ from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 
-from .beam_expansion import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 from .pipeline_stops import plan
+from .refused_beams import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 
 MARK = "_vtc_adapter"
 

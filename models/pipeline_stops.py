@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vtc.models.language.host_signals import resolve
+from vtc.models.language.decoder_signals import resolve
 from vtc.pruners.base import STAGES, Pruner, Stop, check_keep, check_layer
 from vtc.pruners.signals import AttentionAhead, DecoderSignal
 

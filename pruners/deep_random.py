@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vtc.pruners.primitives.best_per_part import within_budgets
 from vtc.pruners.primitives.budget_over_stops import scaled_layer, two_stage
-from vtc.pruners.primitives.budget_shares import within_budgets
 
 from .base import FLAGS, Merged, Pruner, Stop
 from .random import Random

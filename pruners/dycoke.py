@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_shares import rank_in_part
+from vtc.pruners.primitives.best_per_part import rank_in_part
 from vtc.pruners.primitives.crops_and_frames import Frames, frames_of, similarity
 
 from .base import Pruner, Stop

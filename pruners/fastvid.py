@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
-from vtc.pruners.primitives.budget_shares import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
+from vtc.pruners.primitives.best_per_part import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import BLOCK, Frames, frames_of
 from vtc.pruners.primitives.merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
 from vtc.pruners.primitives.precision import exact_dtype, settled, wide

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vtc.pruners.primitives.budget_shares import (
+from vtc.pruners.primitives.best_per_part import (
     at_least_one,
     best,
     budgets_of,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_shares import (
+from vtc.pruners.primitives.best_per_part import (
     at_least_one,
     best,
     budgets_of,

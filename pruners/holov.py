@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_shares import (
+from vtc.pruners.primitives.best_per_part import (
     best,
     budgets_of,
     columns_of,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_shares import within_budgets
+from vtc.pruners.primitives.best_per_part import within_budgets
 from vtc.pruners.primitives.greedy import farthest_point, max_sum
 from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.ranking import top_k

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_shares import (
+from vtc.pruners.primitives.best_per_part import (
     at_least_one,
     best,
     budgets_of,

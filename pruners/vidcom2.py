@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_shares import at_least_one, per_token, rank_in_part
+from vtc.pruners.primitives.best_per_part import at_least_one, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import Frames, frames_of
 from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import rankable

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.budget_over_stops import scaled_layer
-from vtc.pruners.primitives.budget_shares import (
+from vtc.pruners.primitives.best_per_part import (
     at_least_one,
     best,
     columns_of,
@@ -20,6 +19,7 @@ from vtc.pruners.primitives.budget_shares import (
     rank_in_part,
     within_budgets,
 )
+from vtc.pruners.primitives.budget_over_stops import scaled_layer
 from vtc.pruners.primitives.merging import cosine, membership, nearest, take
 from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.ranking import top_k

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtc.pruners.primitives.budget_shares import best, budgets_of, parts_of
+from vtc.pruners.primitives.best_per_part import best, budgets_of, parts_of
 from vtc.pruners.primitives.merging import cosine
 from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.ranking import top_k

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vision_tools import call, features, rows_of
 
 from vtc.models.layout.families import Family, family_of
-from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.pruners.layout import Layout
 
 NEWLINE = -9.0

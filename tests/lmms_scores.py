@@ -12,7 +12,7 @@ from typing import Any
 from public_data import PUBLIC, write, write_frames
 
 from vtc.eval.tasks.questions import TaskSet
-from vtc.eval.tasks.reading.benchmarks import load_benchmarks
+from vtc.eval.tasks.reading.read_benchmarks import load_benchmarks
 
 YES_NO = ["yes", "no", "Yes", "NO", " no ", "", "maybe"]
 MME_STYLE = [*YES_NO, "Yes, there is", "no way", "Not sure", "y", "N", "Yes.", "unknown", "I see no dog", "...", "nope"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vtc.eval.cost.interleaved_timing import tried
-from vtc.eval.terminal.progress import Estimator
+from vtc.eval.terminal.progress_bars_and_eta import Estimator
 
 TIMING = "timing"
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from vtc.eval.tasks.questions import Question
 from vtc.eval.tune.confirm import Trialled, confirm, sequence, winner
-from vtc.eval.tune.halving import FINALISTS, Answered, Rung, search
-from vtc.eval.tune.split import divide, rungs_of
+from vtc.eval.tune.split_questions import divide, rungs_of
+from vtc.eval.tune.successive_halving import FINALISTS, Answered, Rung, search
 from vtc.eval.vlm.pruning_settings import UNPRUNED
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vision_tools import features, own_attention, rows_of, token_patches, visual_layers
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 
 NAMES = ("llava", "llava_siglip", "gemma3", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from zoo import tiny
 
-from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts, locate
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Pruner
 from vtc.pruners.layout import Layout

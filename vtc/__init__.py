@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from vtc.eval.example import example
+    from vtc.eval.example_question import example
     from vtc.pruners.base import Merged, Pruner, Stop
     from vtc.pruners.primitives.score_pruner import ScorePruner
     from vtc.pruners.registry import import_methods, list_pruners, pruner_class, register_pruner
@@ -36,7 +36,7 @@ _HOME = {
     **dict.fromkeys(("compress", "compressed", "load", "restore"), "vtc.api"),
     "Handle": "vtc.handle",
     "VTCConfig": "vtc.config",
-    "example": "vtc.eval.example",
+    "example": "vtc.eval.example_question",
     **dict.fromkeys(("format_pipeline", "parse"), "vtc.pipeline_text"),
 }
 

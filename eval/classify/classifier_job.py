@@ -31,7 +31,7 @@ from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.unusable_rows import ON_ERROR
 from vtc.eval.terminal.console import make_console, say, say_found
 from vtc.eval.terminal.option_checks import check_choice
-from vtc.eval.terminal.progress import Estimator, make_progress
+from vtc.eval.terminal.progress_bars_and_eta import Estimator, make_progress
 from vtc.eval.vlm.loading import config_hash, software
 from vtc.eval.vlm.pruning_settings import first_of_lines
 from vtc.pruners import list_pruners
@@ -41,7 +41,7 @@ from .classifier import DIGITS, TEMPLATES, Classifier, load_classifier, zero_sho
 from .classifier_costs import WARM_UP, batch_times, measure_costs
 from .classifier_sweep import ClassifySweep, run_classify
 from .classifier_tables import print_tables
-from .kept_for_report import kept_finder
+from .kept_patches_for_report import kept_finder
 from .pictures import class_names, load_pictures, read_mapping
 from .plan import DEFAULT_KEEPS, DEFAULT_METHODS, plan_cells
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtc.eval.cost.prefill_cost import Measured
-from vtc.eval.sweep.batches import batches
+from vtc.eval.sweep.chunks_and_batches import batches
 from vtc.eval.sweep.sweep_run import Advance, Results
 from vtc.eval.tasks.questions import Question, TaskSet
 from vtc.eval.vlm.feature_cache import pruned

@@ -15,7 +15,7 @@ from rich.console import Console
 from vtc.bundled_files import bundled_data
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.terminal.console import make_console, say
-from vtc.eval.terminal.progress import plain_progress
+from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.loading import Loaded, load_model
 from vtc.eval.vlm.pruning_settings import Cell
 

@@ -18,12 +18,12 @@ from vtc.eval.files.atomic import write_atomic
 from vtc.eval.tasks.media.images import open_image
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.terminal.console import make_console, say
-from vtc.eval.terminal.progress import plain_progress
+from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.loading import Loaded, load_model, software
 from vtc.pruners.primitives.vocabulary import FORMAT
 
 from .embedlens import Found, Group, Rules, calibrate
-from .projected_tokens import features_of, table_of
+from .watch_projected_tokens import features_of, table_of
 
 FEW = 50  # below so many images the paper's recipe says nothing
 LEAST = 8

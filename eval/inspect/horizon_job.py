@@ -20,7 +20,7 @@ from vtc.eval.sweep.results_store import ResultStore, results_folder
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.terminal.console import make_console, say_found
-from vtc.eval.terminal.progress import plain_progress
+from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.loading import Loaded, config_hash, hardware, load_model, software
 from vtc.eval.vlm.prompts import make_row
 

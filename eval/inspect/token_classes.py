@@ -18,7 +18,7 @@ from vtc.pruners.layout import Layout
 from vtc.pruners.visual_tokens import VisualTokens
 
 from .kept_tokens import GAP, Painted, draw_panel, font, grid_pictures, write_png
-from .projected_tokens import look
+from .watch_projected_tokens import look
 
 ALIVE, SINK, DEAD = 0, 1, 2
 NAMES = {ALIVE: "alive", SINK: "sink", DEAD: "dead"}

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vtc.eval.terminal.progress import plain_progress
+from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.pruning_settings import split_list
 from vtc.pruners import list_pruners
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vtc.bundled_files import bundled_data
 from vtc.eval.tasks.questions import TaskInfo, TaskSet
-from vtc.eval.tasks.reading.benchmarks import joined, load_benchmarks
 from vtc.eval.tasks.reading.definition import definition, list_definitions
 from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.tasks.reading.read_benchmarks import joined, load_benchmarks
 from vtc.eval.tasks.reading.unusable_rows import check_media
 
 from .options import DEFAULT_LIMIT, RunOptions

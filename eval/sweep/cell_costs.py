@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from vtc.eval.cost.interleaved_timing import measure_costs, steps_of, try_ahead
 from vtc.eval.cost.prefill_cost import Cost
-from vtc.eval.terminal.progress import Estimator
+from vtc.eval.terminal.progress_bars_and_eta import Estimator
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import first_of_lines
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from vtc.eval.cost.prefill_cost import Cost, LMCost, lm_cost
 from vtc.eval.tasks.questions import TaskSet
-from vtc.eval.terminal.progress import Estimator
+from vtc.eval.terminal.progress_bars_and_eta import Estimator
 from vtc.eval.vlm.loading import Loaded, config_hash
 from vtc.eval.vlm.pruning_settings import Cell
 

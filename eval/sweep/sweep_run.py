@@ -20,7 +20,7 @@ from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import Cell
 
 from .answer import Answer, answer_plain, answer_shared, shares_prefix
-from .batches import batches, deal, packs, turns
+from .chunks_and_batches import batches, deal, packs, turns
 from .locks import Claims
 from .options import LONGEST, RunOptions, longest_answers
 from .results_store import Key

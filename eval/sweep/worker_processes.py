@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from vtc.eval.terminal.progress import Estimator, Visits
+from vtc.eval.terminal.progress_bars_and_eta import Estimator, Visits
 from vtc.eval.vlm.loading import load_model
 from vtc.pruners.plugins import failed_at
 from vtc.pruners.registry import import_methods, imported

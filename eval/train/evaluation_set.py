@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from vtc.eval.train.scenes.build import IMAGES_FILE, QUESTIONS_FILE
+from vtc.eval.train.scenes.build_evaluation_set import IMAGES_FILE, QUESTIONS_FILE
 from vtc.eval.train.scenes.questions import Question
 
 _BATCH = 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vtc.eval.train.basics.recipe import Recipe
 
-from .selector_check import Row, as_markdown
+from .bundled_model_figures import Row, as_markdown
 
 _HEADER = """\
 ---
@@ -114,7 +114,7 @@ def write_card(rows: Sequence[Row], version: str, history: str, words: int, targ
     Parameters
     ----------
     rows : sequence of dict
-        From :func:`vtc.eval.train.selector_check.evaluate`.
+        From :func:`vtc.eval.train.bundled_model_figures.evaluate`.
     version : str
         Version of the evaluation set.
     history : str

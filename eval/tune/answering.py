@@ -18,12 +18,12 @@ from vtc.eval.sweep.results_store import ResultStore
 from vtc.eval.sweep.sweep_run import ENCODING, Sweep, missing
 from vtc.eval.sweep.worker_processes import compute, useful_workers
 from vtc.eval.tasks.questions import Question
-from vtc.eval.terminal.progress import Estimator
+from vtc.eval.terminal.progress_bars_and_eta import Estimator
 from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
 from vtc.pruners.untrusted_json import parse_json
 
-from .halving import Answered
+from .successive_halving import Answered
 
 REPEATS = 5
 LATER = "later"

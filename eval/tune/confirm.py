@@ -21,7 +21,7 @@ from vtc.eval.statistics.power import POWER, discordant_rate, needed_sample
 from vtc.eval.tasks.questions import Question
 
 from .accuracy_share import Paired
-from .halving import Answered, Standing
+from .successive_halving import Answered, Standing
 
 CONFIRMED, FAILED, NOT_REACHED = "confirmed", "not confirmed", "not tested: one before it failed"
 

@@ -1,4 +1,4 @@
-"""The job: from options to a configuration, or to the plain word that nothing qualifies."""
+"""``vtc tune`` as a job: from options to a configuration, or to the plain word that nothing qualifies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vtc.eval.sweep.sweep_run import Sweep
 from vtc.eval.sweep.worker_processes import Rank
 from vtc.eval.tasks.questions import Question
 from vtc.eval.terminal.console import make_console, say, say_found
-from vtc.eval.terminal.progress import make_progress
+from vtc.eval.terminal.progress_bars_and_eta import make_progress
 from vtc.eval.vlm.loading import Loaded, config_hash, load_model
 from vtc.eval.vlm.pruning_settings import UNPRUNED
 from vtc.model_sources import BUNDLED
@@ -35,9 +35,9 @@ from vtc.pruners.registry import imported
 from .accuracy_share import Paired
 from .answering import Answering
 from .confirm import confirm, sequence
-from .halving import FINALISTS, Rung, search
 from .options import TuneOptions, check_options
-from .question_parts import Parts, images_of
+from .search_and_confirmation_parts import Parts, images_of
+from .successive_halving import FINALISTS, Rung, search
 from .tune_report import Found, finalists_table, rung_line, tune_json, verdict
 
 REPORT = "tune.json"

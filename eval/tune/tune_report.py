@@ -12,8 +12,8 @@ from rich.table import Table
 from vtc.pipeline_text import parse
 
 from .confirm import CONFIRMED, Trialled, winner
-from .halving import FINALISTS, ON, Rung, Standing
 from .options import COSTS, TuneOptions
+from .successive_halving import FINALISTS, ON, Rung, Standing
 
 FEW = 3  # rule of three: so many spoilt images expected, and none seen, is a chance of 5%
 

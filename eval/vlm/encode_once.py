@@ -84,8 +84,8 @@ def join_outputs(outputs: Sequence[Any]) -> Any:
 
 def join_records(records: Sequence[Any]) -> Any:
     """``VisionRecord`` of several encoder outputs, in order."""
-    from vtc.models.layout.crops import join_small
-    from vtc.models.layout.vision_record import VisionRecord, VisionStep
+    from vtc.models.layout.crops_by_family import join_small
+    from vtc.models.layout.vision_call_record import VisionRecord, VisionStep
 
     first = records[0]
     return VisionRecord(

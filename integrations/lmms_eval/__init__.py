@@ -1,7 +1,7 @@
 """lmms-eval with compressed models, and its tasks in ``vtc bench``; needs the extra ``lmms``.
 
 ``python -m lmms_eval --model vtc --model_args base=llava_hf,method=dart,keep=0.25,pretrained=FOLDER ...`` builds
-lmms-eval's own backend `base` and compresses its model; the arguments are those of ``arguments.read_setup``.
+lmms-eval's own backend `base` and compresses its model; the arguments are those of ``model_arguments.read_setup``.
 ``load_lmms_task("pope")`` makes an evaluation set of one of its tasks: same prompts, same images, same metrics.
 """
 
@@ -46,7 +46,7 @@ def load_lmms_task(
     ValueError
         Without lmms-eval, for an unknown task, and for one that is more than questions with one greedy answer each.
     """
-    from .loader import load
+    from .task_as_question_set import load
 
     return load(name, include_path, limit, on_error)
 

@@ -8,11 +8,11 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from torch import nn
 
-from .arguments import read_setup
-from .backends import build
+from .build_backend import build
 from .compression import Setup
-from .results import Results
+from .model_arguments import read_setup
 from .token_counts import TokenLog
+from .token_savings_file import Results
 from .watched_generate import watch_generate, watch_requests
 
 
@@ -50,7 +50,7 @@ class _Vtc(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Any:
-        """Build the backend that the model arguments name, see ``arguments.read_setup``."""
+        """Build the backend that the model arguments name, see ``model_arguments.read_setup``."""
         setup = read_setup(arg_string, cls.is_simple)
         return compress_backend(build(setup, additional_config or {}, cls.is_simple), setup, arg_string)
 

@@ -26,11 +26,11 @@ from vtc.pruners.signals import (
     Signal,
 )
 
+from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .forward_state import Run, gather_columns
-from .host_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .kv_cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
 from .masks import gather_mask, keeps_pattern, slot_mask
-from .reported_steps import Steps
+from .run_and_report_step import Steps
 from .thread_state import Local
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtc.models.layout.crop_groups import find_pictures
-from vtc.models.layout.crops import Picture
+from vtc.models.layout.crops_by_family import Picture
 from vtc.models.layout.spans import Batch, readable
 from vtc.models.stock.tripwire import Checks
 from vtc.pruners.layout import Layout

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.layout.input_features import Fed, fed_of
+from vtc.models.layout.items_behind_placeholders import Fed, fed_of
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
 from vtc.models.stock.attention_api import attention_kind
@@ -17,14 +17,14 @@ from vtc.models.stock.tripwire import check_features, check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
+from .decoder_signals import EMBEDDINGS
 from .forward_state import Run, all_ids
 from .full_length_outputs import restore_output
-from .host_signals import EMBEDDINGS
 from .kv_cache import is_pruned, note_padding, refuse_unsupported
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
 from .refused_arguments import refuse_arguments, refuse_generate, warn_merged
-from .reported_steps import Steps
+from .run_and_report_step import Steps
 from .thread_state import Local
 from .tokenizer import Words
 

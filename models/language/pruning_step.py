@@ -12,8 +12,8 @@ from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 from vtc.pruners.visual_tokens import VisualTokens
 
+from .decoder_signals import HostSignals
 from .forward_state import Run, gather_columns
-from .host_signals import HostSignals
 
 
 def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Parts) -> Tensor:

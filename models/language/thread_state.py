@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.selection.report import Report
 from vtc.models.stock.per_thread import ThreadState
 

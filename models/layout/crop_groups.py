@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from .crops import Crops, Picture, Sample
+from .crops_by_family import Crops, Picture, Sample
 from .spans import Batch
 
 

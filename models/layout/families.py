@@ -1,7 +1,7 @@
 """What vtc knows about each model family, in one table; everything else is found in the model itself (``model_parts``).
 
-A new family is one row: a layout function (``layouts.py``) and an alignment (``token_patches.py``); without the latter
-encoder signals are refused, without the former tokens are taken as a line.
+A new family is one row: a layout function (``layouts_by_family.py``) and an alignment (``token_patches.py``); without
+the latter encoder signals are refused, without the former tokens are taken as a line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from vtc.pruners.layout import Layout
 
-from . import crops, layouts, projectors, token_patches
-from .crops import Crops, Sample
-from .layouts import VisionCall
+from . import crops_by_family as crops
+from . import layouts_by_family as layouts
+from . import projectors_by_family as projectors
+from . import token_patches
+from .crops_by_family import Crops, Sample
+from .layouts_by_family import VisionCall
 
 
 def _one(config: Any) -> int:

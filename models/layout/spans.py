@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.pruners.checked_choices import readable
+from vtc.pruners.check_returned_values import readable
 from vtc.pruners.layout import Layout
 
-from .crops import Picture
-from .input_features import Fed
-from .vision_record import VisionRecord
+from .crops_by_family import Picture
+from .items_behind_placeholders import Fed
+from .vision_call_record import VisionRecord
 
 
 @dataclass

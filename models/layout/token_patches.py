@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layouts import VisionCall, pair, tile_shape, tile_side
+from .layouts_by_family import VisionCall, pair, tile_shape, tile_side
 
 
 def one_to_one(call: VisionCall, x: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vtc.models.layout.crops import Picture
+from vtc.models.layout.crops_by_family import Picture
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.pruners.base import Merged, Pruner
-from vtc.pruners.checked_choices import looked_at
+from vtc.pruners.check_returned_values import looked_at
 from vtc.pruners.visual_tokens import VisualTokens
 
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.spans import Batch, Span
-from vtc.models.layout.vision_record import VisionStep
+from vtc.models.layout.vision_call_record import VisionStep
 from vtc.models.selection.report import Report
 from vtc.models.stock.per_thread import ThreadState, refuse_copy
 from vtc.models.stock.thread_gate import traffic
 from vtc.pruners.base import Pruner, Stop, check_layer
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector
 
-from .captures import kind_of, layer_of
+from .captures_needed import kind_of, layer_of
 from .refusals import QUERIES
-from .signal_rows import encoder_rows
+from .signals_from_attention import encoder_rows
 from .vit_run import VitRun
 
 

@@ -1,6 +1,6 @@
 """State of one vision call: what is left of the tower's rows, what each item kept, and what the hooks captured.
 
-Positions are those of ``row_geometry``. Once something is pruned, the tower runs one row of the `M` that are left.
+Positions are those of ``rows_of_each_item``. Once something is pruned, the tower runs one row of the `M` that are left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.models.layout.newlines import fill_with_newlines
-from vtc.models.layout.vision_record import VisionStep
+from vtc.models.layout.vision_call_record import VisionStep
 from vtc.models.selection.select import select_tokens
 from vtc.models.stock.attention_api import is_flash_attention_requested
 from vtc.models.stock.transformers_api import Call
@@ -23,10 +23,10 @@ from vtc.pruners.layout import LazyLayouts
 from vtc.pruners.signals import EncoderAttention, EncoderSpecial, Signal
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .captures import kind_of
+from .captures_needed import kind_of
+from .encoder_signals import StopSignals
 from .packed_segments import Segments
-from .row_geometry import TowerGeometry
-from .stop_signals import StopSignals
+from .rows_of_each_item import TowerGeometry
 
 
 @dataclass

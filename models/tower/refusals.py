@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector, Signal
 
-from .captures import layer_of
+from .captures_needed import layer_of
 
 PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks")
 DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.layout.crops import small_crops
-from vtc.models.layout.input_features import item_lengths as entry_lengths
-from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.crops_by_family import small_crops
+from vtc.models.layout.items_behind_placeholders import item_lengths as entry_lengths
+from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import ThreadState
@@ -26,7 +26,7 @@ from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderSignal, Signal
 
 from .call_state import VisionRun
-from .captures import kind_of, layer_of
+from .captures_needed import kind_of, layer_of
 from .packed_segments import SegmentedAttention
 from .refusals import (
     FEATURE_LAYER,
@@ -38,7 +38,7 @@ from .refusals import (
     read_layer,
     vision_layers,
 )
-from .signal_rows import encoder_rows
+from .signals_from_attention import encoder_rows
 
 
 class VisionSide:

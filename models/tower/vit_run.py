@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.layout.layouts import pair
-from vtc.models.layout.vision_record import VisionStep
+from vtc.models.layout.layouts_by_family import pair
+from vtc.models.layout.vision_call_record import VisionStep
 from vtc.models.selection.select import select_tokens
 from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSpecial, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
-from .captures import kind_of, layer_of
+from .captures_needed import kind_of, layer_of
 
 
 class VitRun(SignalSource):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.pruners.base import Pruner
-from vtc.pruners.checked_choices import check_score
+from vtc.pruners.check_returned_values import check_score
 from vtc.pruners.visual_tokens import VisualTokens
 
 from .ranking import top_k

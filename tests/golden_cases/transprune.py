@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 import vtc
-from vtc.models.language.host_signals import capture_transition
+from vtc.models.language.decoder_signals import capture_transition
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.pruners.signals import AttentionAhead, DecoderTransition
 

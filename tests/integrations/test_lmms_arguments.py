@@ -15,9 +15,9 @@ from places import TESTS
 require_lmms_eval()
 
 
-from vtc.integrations.lmms_eval.arguments import read_setup  # noqa: E402
-from vtc.integrations.lmms_eval.backends import find_backend, placement  # noqa: E402
-from vtc.integrations.lmms_eval.model_args import read_value, split_arguments  # noqa: E402
+from vtc.integrations.lmms_eval.build_backend import find_backend, placement  # noqa: E402
+from vtc.integrations.lmms_eval.model_arguments import read_setup  # noqa: E402
+from vtc.integrations.lmms_eval.parse_model_args import read_value, split_arguments  # noqa: E402
 
 LLAVA = "base=llava_hf,pretrained=/nowhere"
 
@@ -137,7 +137,9 @@ def test_values_of_parameters(text: str, value: Any) -> None:
 
 
 def test_a_name_of_both_the_method_and_the_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtc.integrations.lmms_eval.arguments.accepted_names", lambda backend: ["pretrained", "seed"])
+    monkeypatch.setattr(
+        "vtc.integrations.lmms_eval.model_arguments.accepted_names", lambda backend: ["pretrained", "seed"]
+    )
     with pytest.raises(ValueError, match='seed is an argument of both random and llava_hf; write pruner="random'):
         read_setup(f"{LLAVA},method=random,keep=4,seed=3")
 

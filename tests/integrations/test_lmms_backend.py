@@ -15,7 +15,7 @@ from lmms_world import requests_of, require_lmms_eval, write_pope
 require_lmms_eval()
 
 from vtc.integrations.lmms_eval.adapter import VtcChat, VtcSimple, compress_backend  # noqa: E402
-from vtc.integrations.lmms_eval.arguments import read_setup  # noqa: E402
+from vtc.integrations.lmms_eval.model_arguments import read_setup  # noqa: E402
 from vtc.integrations.lmms_eval.task_lookup import load_tasks  # noqa: E402
 
 

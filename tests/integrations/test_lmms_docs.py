@@ -34,7 +34,7 @@ def blocks(language: str) -> list[str]:
 def test_the_table_names_the_arguments() -> None:
     from lmms_eval.models import list_available_models
 
-    from vtc.integrations.lmms_eval.arguments import ON_ERROR, OWN, POSITIONS
+    from vtc.integrations.lmms_eval.model_arguments import ON_ERROR, OWN, POSITIONS
 
     rows = [line.split("|")[1:3] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     assert [name for first, _ in rows for name in re.findall(r"`(\w+)`", first)] == [
@@ -48,7 +48,7 @@ def test_the_table_names_the_arguments() -> None:
 
 
 def test_the_examples_of_arguments_are_read() -> None:
-    from vtc.integrations.lmms_eval.arguments import read_setup
+    from vtc.integrations.lmms_eval.model_arguments import read_setup
 
     text = PAGE.read_text()
     quoted = [next(iter(shlex.split(part))) for part in re.findall(r"`('pruner=.*?')`", text)]

@@ -21,7 +21,7 @@ from zoo import FAMILIES, prompt, tiny
 import vtc
 from vtc.models.layout.model_parts import locate
 from vtc.models.tower.packed_segments import Segments
-from vtc.models.tower.signal_rows import encoder_rows
+from vtc.models.tower.signals_from_attention import encoder_rows
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
 from vtc.pruners.flowcut import encoder_flow, flow_signals, prune_counts

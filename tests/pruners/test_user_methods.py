@@ -16,7 +16,7 @@ from zoo import FAMILIES, prompt, tiny
 
 import vtc
 from vtc.models.selection.report import Report
-from vtc.pruners import checked_choices as checked
+from vtc.pruners import check_returned_values as checked
 from vtc.pruners.base import Merged
 from vtc.pruners.primitives.projector_sensitivity import read_projector
 from vtc.pruners.visual_tokens import VisualTokens

@@ -1,4 +1,4 @@
-"""``vtc ask`` and ``vtc show``: one picture."""
+"""``vtc ask`` answers a question about a picture, ``vtc show`` draws what was kept of it: their options."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def show(
     import_all(imports)
     cells = [cell for text in pruner or () if (cell := cell_of(text, keep))]
     picture = open_image(image) if image is not None else None
-    from vtc.eval.example import example
+    from vtc.eval.example_question import example
     from vtc.eval.inspect.kept_tokens import show_kept
     from vtc.eval.vlm.loading import load_model
 

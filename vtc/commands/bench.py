@@ -1,4 +1,4 @@
-"""``vtc bench``."""
+"""``vtc bench`` measures methods on tasks: its options, and which job they go to."""
 
 from __future__ import annotations
 

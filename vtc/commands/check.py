@@ -1,4 +1,4 @@
-"""``vtc check``."""
+"""``vtc check`` holds a model to the contracts: its options and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vtc compare-selections``."""
+"""``vtc compare-selections`` says how much of the same several methods keep: its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vtc embedlens``."""
+"""``vtc embedlens`` calibrates sink and dead tokens of a model: its options."""
 
 from __future__ import annotations
 

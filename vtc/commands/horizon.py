@@ -1,4 +1,4 @@
-"""``vtc horizon``."""
+"""``vtc horizon`` measures from which decoder layer on visual tokens tell nothing: its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vtc pruners`` and ``vtc recipes``."""
+"""``vtc pruners`` lists the methods, ``vtc recipes`` the papers' settings."""
 
 from __future__ import annotations
 

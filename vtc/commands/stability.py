@@ -1,4 +1,4 @@
-"""``vtc stability``."""
+"""``vtc stability`` says how much of a choice is rounding: its options."""
 
 from __future__ import annotations
 

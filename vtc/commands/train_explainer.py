@@ -1,4 +1,4 @@
-"""``vtc train-explainer``."""
+"""``vtc train-explainer`` trains the network of the ``explainer`` method: its options."""
 
 from __future__ import annotations
 

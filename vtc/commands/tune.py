@@ -1,4 +1,4 @@
-"""``vtc tune``."""
+"""``vtc tune`` searches for the cheapest setting that keeps a share of the accuracy: its options."""
 
 from __future__ import annotations
 

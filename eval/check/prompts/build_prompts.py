@@ -1,4 +1,4 @@
-"""Prompts of named shapes for a model."""
+"""Builds the prompts that ``vtc check`` runs on a small model: one for each named shape."""
 
 from __future__ import annotations
 

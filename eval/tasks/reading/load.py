@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vtc.eval.tasks.questions import TaskSet
 
-from .benchmarks import load_folder
 from .parquet_set import read_parquet_set
+from .read_benchmarks import load_folder
 
 
 def load_tasks(folder: str | Path, on_error: str = "stop") -> TaskSet:

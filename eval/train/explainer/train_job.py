@@ -24,7 +24,7 @@ from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.tasks.reading.unusable_rows import check_media
 from vtc.eval.terminal.console import make_console, say, say_found
-from vtc.eval.terminal.progress import plain_progress
+from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.loading import Loaded, config_hash, hardware, load_model, software
 from vtc.pruners.explainer import RelevanceNetwork, save_network
 

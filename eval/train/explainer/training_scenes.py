@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 
 from vtc.eval.tasks.questions import Question, TaskSet
-from vtc.eval.train.scenes.build import SCENE_TASKS
+from vtc.eval.train.scenes.build_evaluation_set import SCENE_TASKS
 from vtc.eval.train.scenes.render import compress, render
 from vtc.eval.train.scenes.scene import Density, Scene, sample_scene
 

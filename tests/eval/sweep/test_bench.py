@@ -25,7 +25,7 @@ from versions import TAKES_FEATURES
 import vtc
 from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.sweep import sweep_run as runner
-from vtc.eval.sweep.batches import IMAGES_PER_CHUNK
+from vtc.eval.sweep.chunks_and_batches import IMAGES_PER_CHUNK
 from vtc.eval.sweep.plan import plan_cells
 from vtc.eval.sweep.results_store import ResultStore, read_rows, result_files
 from vtc.eval.tasks.questions import Question

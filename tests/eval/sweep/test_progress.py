@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up_clock import TIMING, Clock, Load, World, errors, run
 
-from vtc.eval.terminal.progress import Estimator, Visits
+from vtc.eval.terminal.progress_bars_and_eta import Estimator, Visits
 
 SECONDS = {"unpruned": 2.0, "half": 1.2, "few": 0.3, "slow": 5.0}
 IMAGES, PER_CHUNK = 160, 8

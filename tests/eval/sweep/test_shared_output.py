@@ -18,7 +18,7 @@ from bench_world import save_data, world
 from result_rows import read_all
 
 from vtc.commands.main import main
-from vtc.eval.sweep.batches import turns
+from vtc.eval.sweep.chunks_and_batches import turns
 from vtc.eval.sweep.locks import NAME, Claims
 from vtc.eval.sweep.results_store import ResultStore, read_rows, result_files
 from vtc.eval.sweep.shell_commands import parse_shard, without

@@ -15,9 +15,9 @@ from public_data import PUBLIC, picture, struct, write, write_frames
 
 from vtc.eval.tasks.metrics import list_metrics, metric
 from vtc.eval.tasks.questions import Question
-from vtc.eval.tasks.reading.benchmarks import load_benchmarks
 from vtc.eval.tasks.reading.definition import definition, list_definitions
 from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.tasks.reading.read_benchmarks import load_benchmarks
 
 OWN = """
 task: counting

@@ -11,9 +11,9 @@ import pytest
 from PIL import ImageFile
 from public_data import PUBLIC, picture, struct, write
 
-from vtc.eval.tasks.reading.benchmarks import load_benchmarks, load_folder
 from vtc.eval.tasks.reading.definition import read_definition
 from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.tasks.reading.read_benchmarks import load_benchmarks, load_folder
 from vtc.eval.tasks.reading.unusable_rows import check_media
 
 YAML = """

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from public_data import PUBLIC, picture, write, write_frames
 
-from vtc.eval.tasks.reading.benchmarks import load_benchmarks
 from vtc.eval.tasks.reading.definition import list_definitions
+from vtc.eval.tasks.reading.read_benchmarks import load_benchmarks
 from vtc.eval.tasks.reading.unusable_rows import check_media
 
 DATA = {"seed_image": "seed"}  # the others lie under their own names

@@ -12,7 +12,7 @@ from public_data import picture, write, write_frames
 
 from vtc.eval.tasks.media.frames import ASSUMED_FPS
 from vtc.eval.tasks.media.video import Clip, sample_frames, uniform
-from vtc.eval.tasks.reading.benchmarks import load_benchmarks, load_folder
+from vtc.eval.tasks.reading.read_benchmarks import load_benchmarks, load_folder
 from vtc.eval.tasks.reading.unusable_rows import check_media
 
 

@@ -30,7 +30,7 @@ from vtc.eval.train.explainer.training_loop import (
     train,
 )
 from vtc.eval.train.explainer.training_scenes import draw_scene, training_scenes
-from vtc.eval.train.scenes.build import evaluation_scenes
+from vtc.eval.train.scenes.build_evaluation_set import evaluation_scenes
 from vtc.eval.vlm.loading import load_model
 from vtc.pruners.explainer import RelevanceNetwork, load_network
 

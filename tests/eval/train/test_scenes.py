@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import vtc.eval
-from vtc.eval.train.scenes import build, easyvqa
+from vtc.eval.train.scenes import build_evaluation_set as build
+from vtc.eval.train.scenes import easyvqa
 from vtc.eval.train.scenes.questions import ASKERS, LATER_SHARES
 from vtc.eval.train.scenes.render import patch_labels, render
 from vtc.eval.train.scenes.scene import DENSE, Entity, Scene, sample_scene

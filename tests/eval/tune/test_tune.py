@@ -28,8 +28,8 @@ from vtc.eval.sweep.answer import answer_plain
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.tune import tune_job as tune_run
 from vtc.eval.tune.confirm import confirm
-from vtc.eval.tune.halving import Answered, Rung, Standing
 from vtc.eval.tune.options import TuneOptions
+from vtc.eval.tune.successive_halving import Answered, Rung, Standing
 from vtc.eval.tune.tune_job import run_tune
 from vtc.eval.tune.tune_report import Found, verdict
 from vtc.eval.vlm.loading import load_model

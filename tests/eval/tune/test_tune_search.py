@@ -13,8 +13,8 @@ from made_up_tuning import World, questions_about, tune
 
 from vtc.eval.tasks.questions import Question
 from vtc.eval.tune.confirm import needed_images
-from vtc.eval.tune.halving import BELOW, FINALISTS, ON, OUTBID, SAVES_NOTHING, best_set
-from vtc.eval.tune.split import divide, rungs_of, units_of
+from vtc.eval.tune.split_questions import divide, rungs_of, units_of
+from vtc.eval.tune.successive_halving import BELOW, FINALISTS, ON, OUTBID, SAVES_NOTHING, best_set
 
 SETS = st.lists(
     st.tuples(st.integers(0, 30), st.sampled_from("abc"), st.booleans()), min_size=2, max_size=60

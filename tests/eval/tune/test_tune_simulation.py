@@ -9,7 +9,7 @@ from scipy.stats import beta, binomtest
 
 from vtc.eval.tune.accuracy_share import BOUND, Paired, Unseen
 from vtc.eval.tune.confirm import CONFIRMED, FAILED, NOT_REACHED, confirm, sequence
-from vtc.eval.tune.halving import Answered, Standing
+from vtc.eval.tune.successive_halving import Answered, Standing
 
 WORLDS = 400
 JUST_SHORT = {f"s{i}": 0.9 - 0.04 * i for i in range(12)}  # cost of settings whose share is the target itself

@@ -22,7 +22,7 @@ from zoo.media import grid_of
 
 import vtc
 from vtc.eval.vlm.encode_once import join_outputs, reuses_encoder
-from vtc.models.layout.crops import Picture, Sample, join_small, marked, small_crops, tile_grid, touching
+from vtc.models.layout.crops_by_family import Picture, Sample, join_small, marked, small_crops, tile_grid, touching
 from vtc.pruners.layout import Grid
 from vtc.pruners.signals import EncoderAttention, EncoderKeys, TextEmbeddings
 

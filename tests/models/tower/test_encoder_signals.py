@@ -15,7 +15,7 @@ from zoo import prompt
 
 import vtc
 from vtc.models.layout.model_parts import locate
-from vtc.models.tower.signal_rows import encoder_rows
+from vtc.models.tower.signals_from_attention import encoder_rows
 from vtc.pruners.signals import EncoderAttention, EncoderKeys, EncoderQueries, Signal
 
 pytestmark = pytest.mark.usefixtures("no_grad")

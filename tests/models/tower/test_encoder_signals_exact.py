@@ -20,7 +20,7 @@ from vision_tools import (
 from zoo import FAMILIES, prompt, shapes_of
 
 from vtc.models.layout.model_parts import Parts, locate
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
 from vtc.pruners.signals import (

@@ -14,11 +14,11 @@ from vision_tools import Norm, arguments, features, own_attention, ready, record
 from zoo import FAMILIES, prompt, shapes_of, tiny
 
 import vtc
-from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import locate
-from vtc.models.tower.captures import layer_of
+from vtc.models.tower.captures_needed import layer_of
 from vtc.models.tower.packed_segments import Segments
-from vtc.models.tower.signal_rows import cls_attention, encoder_rows, mean_attention
+from vtc.models.tower.signals_from_attention import cls_attention, encoder_rows, mean_attention
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
 from vtc.pruners.signals import DecoderValues, EncoderAttention, EncoderKeys, EncoderValues, Signal

@@ -11,7 +11,7 @@ from vision_tools import Norm, features, ready, record, rows_of
 from zoo import FAMILIES, prompt, shapes_of
 
 from vtc.models.layout.model_parts import locate
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.pruners.base import resolve_keep
 
 PLANS = ([(1, 0.4)], [(0, 5)], [(1, 0.7), (2, 0.3)], [(0, 0.9), (2, 1)])

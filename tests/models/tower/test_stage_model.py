@@ -17,7 +17,7 @@ from zoo import SPECIAL, prompt
 
 import vtc
 from vtc.models.layout.model_parts import locate
-from vtc.models.layout.vision_record import VisionRecord
+from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.visual_tokens import VisualTokens

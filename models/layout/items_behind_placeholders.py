@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .layouts import VisionCall
+from .layouts_by_family import VisionCall
 from .model_parts import Parts
-from .vision_record import VisionRecord
+from .vision_call_record import VisionRecord
 
 
 @dataclass

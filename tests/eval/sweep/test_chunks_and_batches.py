@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vtc.eval.sweep.batches import IMAGES_PER_CHUNK
+from vtc.eval.sweep.chunks_and_batches import IMAGES_PER_CHUNK
 from vtc.eval.sweep.sweep_run import Sweep
 from vtc.eval.tasks.questions import Question, TaskSet
 from vtc.eval.vlm.pruning_settings import UNPRUNED

@@ -10,9 +10,9 @@ from typing import Any
 from vtc.eval.tasks.questions import Question, TaskSet
 
 from .accuracy_share import perfect_bound
-from .halving import FINALISTS, quota
 from .options import TuneOptions
-from .split import divide, rungs_of
+from .split_questions import divide, rungs_of
+from .successive_halving import FINALISTS, quota
 
 FEWEST = 8  # images of either part
 

@@ -10,9 +10,9 @@ from vtc.eval.vlm.pruning_settings import needs_keep, parse_keep
 from vtc.pipeline_text import Pipeline, parse
 from vtc.pruners.registry import nearest, pruner_class
 
-from .backends import accepted_names, find_backend
+from .build_backend import accepted_names, find_backend
 from .compression import Setup
-from .model_args import read_value, split_arguments
+from .parse_model_args import read_value, split_arguments
 
 BASELINE = ("none", "unpruned")
 ON_ERROR = ("stop", "skip")

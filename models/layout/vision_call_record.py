@@ -45,7 +45,7 @@ class VisionRecord:
     may_have_newlines : bool
         Whether the family puts separator tokens among the image's; where not, layouts need not be asked for.
     small : callable
-        Gives the items as small pictures `[items, C, s, s]`, or None; see ``crops.small_crops``.
+        Gives the items as small pictures `[items, C, s, s]`, or None; see ``crops_by_family.small_crops``.
     """
 
     modality: str

@@ -1,4 +1,4 @@
-"""Rebuild the evaluation set: ``python -m vtc.eval.train.scenes.build --out DIR``."""
+"""Rebuild the evaluation set: ``python -m vtc.eval.train.scenes.build_evaluation_set --out DIR``."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _record(folder: Path, questions: list[Row], seed: int) -> Row:
 
 def main() -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(prog="python -m vtc.eval.train.scenes.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vtc.eval.train.scenes.build_evaluation_set", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=SEED, help="another set of the same kind")
     options = parser.parse_args()

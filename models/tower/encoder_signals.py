@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, EncoderSpecial, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
-from .captures import kind_of, layer_of
+from .captures_needed import kind_of, layer_of
 
 
 class Captured(Protocol):

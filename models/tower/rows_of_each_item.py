@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.models.layout.families import Family
-from vtc.models.layout.layouts import VisionCall
+from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.pruners.layout import Layout
 
 

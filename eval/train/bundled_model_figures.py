@@ -1,6 +1,6 @@
 """The figures of the bundled model: unpruned, blind, and with simple token selectors.
 
-``python -m vtc.eval.train.selector_check --model DIR --data DIR --out FILE``
+``python -m vtc.eval.train.bundled_model_figures --model DIR --data DIR --out FILE``
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import LlavaForConditionalGeneration
 
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.packing import NO_TARGET, pack
-from vtc.eval.train.scenes.build import QUESTIONS_FILE, prior_accuracy
+from vtc.eval.train.scenes.build_evaluation_set import QUESTIONS_FILE, prior_accuracy
 
 from .evaluation_set import Encoded, encode_samples, load_model, load_samples
 

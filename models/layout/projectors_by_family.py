@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .layouts import pair
+from .layouts_by_family import pair
 
 
 def side_by_side(core: Any, x: Tensor) -> Tensor:
