@@ -94,7 +94,7 @@ def run_check(
     family = family_of(config)
     result = Result(options.model, config.model_type, family.name if family else "unknown", "", _versions())
     with _quiet(), torch.no_grad():
-        why = "" if family is not None or options.parts else _unknown(config)
+        why = "" if family is not None or options.parts else _refused_at_full_size(config)
         if why:
             result.outcomes.append(Outcome("wrapping", "all", "all", REFUSED, why))
         else:
@@ -220,14 +220,17 @@ def _raised_by_vtc(trace: TracebackType | None) -> bool:
     return module.startswith("vtc.") and not module.startswith("vtc.eval.")
 
 
-def _unknown(config: Any) -> str:
-    """What vtc says to a model of a family that it does not know, at full size but without weights."""
+def _refused_at_full_size(config: Any) -> str:
+    """What vtc says to a model that it can't carry, at full size but without weights; empty where it can."""
     from transformers import AutoModelForImageTextToText
 
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{config.model_type!r} is no image-text model of the installed transformers")
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+    except Exception:  # a default configuration that no model can be built of; the small one's says more
+        return ""
     try:
         compress(model, STAGES["input"])
     except REFUSALS as error:

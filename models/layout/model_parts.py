@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from .families import Family, family_of, supported_families
+from .families import Family, family_of
+from .find_parts import find_core, find_layers, find_lm, find_tower
+from .refused_models import no_composite, refuse_nested
 
 CORE_PARTS = ("core", "lm", "layers", "tower")
 
@@ -27,8 +29,8 @@ class Parts:
         The text model inside it, which owns `layers` and the last norm.
     layers : nn.ModuleList
         Decoder layers.
-    tower : nn.Module
-        The vision tower.
+    tower : nn.Module or None
+        The vision tower; None where the model has none of its own.
     family : Family
         What is known about this kind of model.
     """
@@ -70,14 +72,6 @@ def unwrap(model: Any) -> Any:
     return inner
 
 
-def _first(owner: Any, *names: str) -> Any:
-    for name in names:
-        found = getattr(owner, name, None)
-        if isinstance(found, nn.Module):
-            return found
-    return None
-
-
 def _check_places(core: Any, lm: Any, layers: Any, tower: Any, named: Mapping[str, str]) -> None:
     """Raise ValueError where a part can't be what it was taken for: hooks there would see nothing, or another model."""
 
@@ -91,26 +85,15 @@ def _check_places(core: Any, lm: Any, layers: Any, tower: Any, named: Mapping[st
         )
     for key, inner, outer_key, outer in (
         ("lm", lm, "core", core),
-        ("tower", tower, "core", core),
+        *([("tower", tower, "core", core)] if tower is not None else []),
         ("layers", layers, "lm", lm),
     ):
         if inner is outer or not any(module is inner for module in outer.modules()):
             raise ValueError(f"{called(key, inner)} is not inside {called(outer_key, outer).rstrip(',')}")
 
 
-def unknown_family(config: Any, called: str) -> NotImplementedError:
-    """The refusal of a model of a family that is not in the table, and what to do."""
-    return NotImplementedError(
-        f"vtc does not know the model family {getattr(config, 'model_type', None)!r} ({called}). Known: "
-        f"{', '.join(supported_families())}. If it is built like them (get_image_features, then a text model "
-        "called with inputs_embeds), name its modules: VTCConfig(..., parts={'core': 'model', 'lm': "
-        "'model.language_model', 'layers': 'model.language_model.layers', 'tower': 'model.vision_tower'}); "
-        "else add a row to vtc/models/layout/families.py."
-    )
-
-
 def _family(model: Any, named: Mapping[str, str]) -> Family:
-    """The row of the table for a model, or one that only knows that its modules are `named`."""
+    """What the table knows about a model, or that it knows nothing."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     if type(model).__module__.split(".")[0] == "transformers_modules" and not named:
@@ -118,12 +101,7 @@ def _family(model: Any, named: Mapping[str, str]) -> Family:
             f"{type(model).__name__} is remote code, whose forward vtc can't know. Load the transformers-native port "
             f"of the model (a '-hf' repository), or name its modules with VTCConfig(parts={{...}})."
         )
-    family = family_of(config)
-    if family is not None:
-        return family
-    if named:
-        return Family.unknown(str(kind))
-    if kind is None:
+    if kind is None and not named:
         raise NotImplementedError(
             f"{type(model).__name__} (of {type(model).__module__.split('.')[0]}) is neither a transformers model "
             "nor a VisionTransformer of timm or open_clip (ViT, DeiT, DINOv2, SigLIP, CLIP): of other libraries' "
@@ -131,7 +109,7 @@ def _family(model: Any, named: Mapping[str, str]) -> Family:
             "model called with inputs_embeds), name its modules: VTCConfig(..., parts={'core': ..., 'lm': ..., "
             "'layers': ..., 'tower': ...})."
         )
-    raise unknown_family(config, type(model).__name__)
+    return family_of(config) or Family.unknown(str(kind))
 
 
 def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
@@ -142,15 +120,14 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
     model : nn.Module
         A transformers VLM, with or without its generation head, bare, inside PEFT or compiled.
     parts : mapping, optional
-        Module paths for a family that vtc does not know: ``core``, ``lm``, ``layers``, ``tower``; those left out are
-        looked for under the usual names.
+        Paths of modules that inspection takes for others: ``core``, ``lm``, ``layers``, ``tower``.
 
     Raises
     ------
     TypeError
         If `model` is no ``nn.Module``.
     NotImplementedError
-        For remote-code models and unknown families; the message says what to do.
+        For remote code, and for models that don't feed visual tokens to a text model as columns; the message says why.
     ValueError
         If `parts` names something that is not there.
     """
@@ -171,20 +148,18 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
         except AttributeError as error:
             raise ValueError(f"parts[{key!r}]={named[key]!r} is no module of {type(model).__name__}: {error}") from None
 
-    core = module("core")
+    core = module("core") or find_core(model)
     if core is None:
-        core = (
-            model if _first(model, "language_model", "text_model") is not None else getattr(model, "base_model", model)
-        )
-    lm = module("lm") or _first(core, "language_model", "text_model")
-    layers = module("layers") or getattr(lm, "layers", None)
-    tower = module("tower") or _first(core, "vision_tower", "visual", "vision_model")
-    for key, found in (("lm", lm), ("layers", layers), ("tower", tower)):
+        raise no_composite(model)
+    lm = module("lm") or find_lm(core)
+    layers = module("layers") or (None if lm is None else find_layers(lm))
+    for key, found in (("lm", lm), ("layers", layers)):
         if found is None:
             raise ValueError(
                 f"no {key} found in {type(model).__name__}; name it with VTCConfig(parts={{{key!r}: ...}})"
             )
-    assert lm is not None
-    assert tower is not None
+    tower = module("tower") or find_tower(core, lm)
     _check_places(core, lm, layers, tower, named)
+    if "core" not in named:
+        refuse_nested(model, core)
     return Parts(model, core, lm, layers, tower, family)

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 __all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
 
 TESTED = ("5.5.0", "5.23.0", "5.24.0")
+FEATURES = ("get_image_features", "get_video_features")
 
 # what an argument is to vtc, and what transformers has called it, the newest name first
 NAMES: dict[str, tuple[str, ...]] = {
@@ -148,6 +149,11 @@ def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return Call(signature_of(module), args, kwargs)
 
 
+def named_arguments(module: nn.Module) -> frozenset[str]:
+    """Names of the arguments of a module's forward."""
+    return signature_of(module).named
+
+
 def need(module: nn.Module, *meanings: str) -> None:
     """Raise NotImplementedError if a module's forward does not name one of the arguments that vtc gives it."""
     signature = signature_of(module)
@@ -229,8 +235,9 @@ CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching
 
 
 def own_generate(model: Any) -> bool:
-    """Whether the class of a model generates by a method of its own."""
-    return getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate
+    """Whether the class of a model generates by a method of its own that never hands over to transformers'."""
+    own = getattr(type(model), "generate", GenerationMixin.generate)
+    return own is not GenerationMixin.generate and "__class__" not in inspect.unwrap(own).__code__.co_freevars
 
 
 @functools.cache
