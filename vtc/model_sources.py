@@ -54,12 +54,12 @@ def find_source(source: Any) -> str:
 
 
 def check_family(path: str, **hub: Any) -> None:
-    """Refuse a model of a family that vtc does not know, by its configuration alone.
+    """Refuse a model that vtc can't carry, by its configuration alone.
 
     Raises
     ------
     NotImplementedError
-        Naming the families there are.
+        Saying why.
     OSError
         If the configuration can't be read.
     """
@@ -67,14 +67,14 @@ def check_family(path: str, **hub: Any) -> None:
     from transformers.utils import find_adapter_config_file
 
     from vtc.models.layout.families import family_of
-    from vtc.models.layout.model_parts import unknown_family
+    from vtc.models.try_without_weights import refuse_unknown
 
     if find_adapter_config_file(path, **hub) is not None:  # its base model is named there
         return
     with explained(path):
         config = AutoConfig.from_pretrained(path, **hub)
-    if family_of(config) is None:
-        raise unknown_family(config, type(config).__name__)
+    if family_of(config) is None:  # what the table knows is wrapped soon enough
+        refuse_unknown(config)
 
 
 @contextmanager

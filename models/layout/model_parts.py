@@ -10,7 +10,7 @@ from torch import nn
 
 from .families import Family, family_of
 from .find_parts import find_core, find_layers, find_lm, find_tower
-from .refused_models import no_composite, refuse_nested
+from .refused_models import encodes_and_decodes, no_composite, refuse_nested
 
 CORE_PARTS = ("core", "lm", "layers", "tower")
 
@@ -148,7 +148,7 @@ def locate(model: nn.Module, parts: Mapping[str, str] | None = None) -> Parts:
         except AttributeError as error:
             raise ValueError(f"parts[{key!r}]={named[key]!r} is no module of {type(model).__name__}: {error}") from None
 
-    core = module("core") or find_core(model)
+    core = module("core") or (None if encodes_and_decodes(model) else find_core(model))
     if core is None:
         raise no_composite(model)
     lm = module("lm") or find_lm(core)

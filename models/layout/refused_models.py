@@ -22,7 +22,7 @@ def no_composite(model: Any) -> NotImplementedError:
 
 
 def _why(model: Any) -> str:
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if encodes_and_decodes(model):
         return (
             "it is an encoder-decoder: its visual tokens stay in the encoder, and the decoder reads them by "
             f"cross-attention. {ELSEWHERE}"
@@ -43,6 +43,11 @@ def _why(model: Any) -> str:
         "parts={'core': 'model', 'lm': 'model.language_model', 'layers': 'model.language_model.layers', 'tower': "
         "'model.vision_tower'})."
     )
+
+
+def encodes_and_decodes(model: Any) -> bool:
+    """Whether a model is an encoder-decoder, whose text model may look like that of a composite one."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def crosses(module: nn.Module) -> bool:

@@ -135,8 +135,8 @@ def wider(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def unknown_without_processor(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "blip-2"}')
+def refused_without_processor(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "pix2struct"}')
     (folder / "processor_config.json").unlink()
 
 
@@ -149,7 +149,7 @@ BROKEN = {
     "no config": (without("config.json"), OSError, "can't load the model"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), OSError, "config.json"),
     "not known to transformers": (configured(model_type="nothing"), OSError, "model type `nothing`"),
-    "unknown family": (unknown_without_processor, NotImplementedError, "does not know the model family 'blip-2'"),
+    "refused family": (refused_without_processor, NotImplementedError, "it is an encoder-decoder"),
 }  # fmt: skip
 PROCESSORS = {
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), OSError, "it has no tokenizer"),
