@@ -21,6 +21,7 @@ from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, shrink
 from vtc.eval.check.tiny_model.token_ids import tokens_of
 from vtc.models.layout.families import family_of
 from vtc.models.layout.model_parts import locate
+from vtc.models.try_without_weights import model_without_weights
 from vtc.pipeline_text import parse
 
 from .contracts import CONTRACTS, FLEX_TOKENS, NEEDS, OF_FLEX, NothingToSee, Wrong, close
@@ -222,13 +223,10 @@ def _raised_by_vtc(trace: TracebackType | None) -> bool:
 
 def _refused_at_full_size(config: Any) -> str:
     """What vtc says to a model that it can't carry, at full size but without weights; empty where it can."""
-    from transformers import AutoModelForImageTextToText
-
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise ValueError(f"{config.model_type!r} is no image-text model of the installed transformers")
     try:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
+        model = model_without_weights(config)
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from None
     except Exception:  # a default configuration that no model can be built of; the small one's says more
         return ""
     try:

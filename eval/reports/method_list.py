@@ -6,14 +6,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vtc.eval.vlm.pruning_settings import takes_keep
+from vtc.eval.vlm.pruning_settings import telling
 from vtc.models.method_support import DEPTH, support
 from vtc.pipeline_text import format_pipeline, parse
 from vtc.pruners import list_pruners, make_pruner, pruner_class
@@ -44,11 +44,6 @@ WORDS = {
 # settings that may move a method to another stage
 MOVES: tuple[dict[str, Any], ...] = ({"layer": 2}, {"at": "vision"}, {"at": "vision", "layer": 2}, {"at": "input"})
 TABLE_HEAD = "| method | what it does | paper | stage | needs | remarks | families |\n|---|---|---|---|---|---|---|"
-
-
-def telling(pruner: Pruner) -> Pruner:
-    """`pruner` with a keep where it takes one: what a method does where may depend on its having one."""
-    return replace(pruner, keep=0.5) if takes_keep(pruner) else pruner
 
 
 def stages_of(pruner: Pruner) -> list[str]:

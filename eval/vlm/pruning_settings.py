@@ -111,6 +111,11 @@ def takes_keep(pruner: Any) -> bool:
     return True
 
 
+def telling(pruner: Any) -> Any:
+    """`pruner` with a keep where it takes one: what a method does where may depend on its having one."""
+    return replace(pruner, keep=0.5) if takes_keep(pruner) else pruner
+
+
 def make_cell(method: str, keep: int | float | None, seed: int | None = None) -> Cell:
     """Build a cell from a method's name or pipeline.
 

@@ -12,13 +12,16 @@ from vtc.pruners.signals import (
     Signal,
 )
 
+# what stands for the class token's attention in a tower without one, by what a method asks for
+SUBSTITUTES = {"auto": "received", "global": "mean", "cls_or_none": "none"}
+
 
 def kind_of(signal: Signal, prefix: int) -> str:
     """What has to be captured for `signal`."""
     if isinstance(signal, PreProjector):
         return "projector"
     if isinstance(signal, EncoderAttention):
-        substitute = {"auto": "received", "global": "mean", "cls_or_none": "none"}.get(signal.queries)
+        substitute = SUBSTITUTES.get(signal.queries)
         queries = signal.queries if substitute is None else "cls" if prefix else substitute
         kind = f"{queries} of values" if signal.of else queries
         kind = "cls logits" if signal.logits and queries == "cls" else kind

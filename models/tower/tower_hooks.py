@@ -77,6 +77,9 @@ class VisionSide:
         self._taps: list[AttentionTap | SegmentedAttention] = []
         if not (stops or self.signals):
             return
+        if self.family.align is None:  # that says more than what its tower lacks
+            check_signals(parts, self.signals, 0, 0)
+            check_stops(parts, stops, 0, 0, 0, 0)
         self.layers = vision_layers(self.tower)
         self.prefix = prefix_tokens(self.tower)
         asked = VisionCall(parts.core, "image", {})

@@ -15,10 +15,17 @@ def pruners(
     pattern: Annotated[
         str, typer.Argument(help="Shell-style pattern of names, or methods with parameters: 'dart(official=True)'.")
     ] = "*",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Which of them run on this model, and why the others don't; MODEL as for vtc check."),
+    ] = None,
     imports: Import = None,
 ) -> None:
     """List the methods: where they prune, what they read, their paper, the families they run on."""
     import_all(imports)
+    if model is not None:
+        _on_model(model, pattern, as_json)
+        return
     from vtc.eval.reports.method_list import describe, listing
 
     rows = describe(pattern)
@@ -28,6 +35,17 @@ def pruners(
     from vtc.eval.terminal.console import make_console
 
     make_console().print(listing(rows))
+
+
+def _on_model(model: str, pattern: str, as_json: bool) -> None:
+    from vtc.eval.check import methods_on_model
+    from vtc.eval.terminal.console import make_console
+
+    found = methods_on_model.methods_on(model, pattern)
+    if as_json:
+        typer.echo(json.dumps(methods_on_model.as_json(found), indent=1))
+    else:
+        make_console().print(methods_on_model.table_of(model, found))
 
 
 def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
