@@ -124,10 +124,10 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors) -> Any:
 
 
 @contextmanager
-def features_given(core: Any, outputs: Mapping[str, Any]) -> Iterator[None]:
-    """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`."""
+def features_given(core: Any, outputs: Mapping[str, list[Any]]) -> Iterator[None]:
+    """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`, in turn."""
     for name, out in outputs.items():
-        core.__dict__[name] = lambda *_, _out=out, **__: _out
+        core.__dict__[name] = lambda *_, _out=iter(out), **__: next(_out)
     try:
         yield
     finally:
@@ -142,9 +142,12 @@ def reference(
     positions: Tensor,
     tokens: Tensor,
     vectors: Vectors | None = None,
-    features: Mapping[str, Any] | None = None,
+    features: Mapping[str, list[Any]] | None = None,
+    answered: int = 0,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
+
+    `answered` is the token type of those.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -158,7 +161,7 @@ def reference(
 
     for name in TYPE_INPUTS:
         if name in given:
-            given[name] = longer(given[name])
+            given[name] = longer(given[name], answered)
     moved = {i: (longer(where), values) for i, (where, values) in (vectors or {}).items()}
     with ExitStack() as stack:
         stack.enter_context(hiding(parts, longer(hidden), moved))
