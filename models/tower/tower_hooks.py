@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.models.layout.crops_by_family import small_crops
+from vtc.models.layout.items_behind_placeholders import crop_length
 from vtc.models.layout.items_behind_placeholders import item_lengths as entry_lengths
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
@@ -39,6 +40,7 @@ from .refusals import (
     vision_layers,
 )
 from .signals_from_attention import encoder_rows
+from .videos_as_images import whole_videos
 
 
 class VisionSide:
@@ -170,7 +172,7 @@ class VisionSide:
             output = call()
         finally:
             self._local.run = None
-        lengths = item_lengths(self.parts, output)
+        lengths = whole_videos(asked, item_lengths(self.parts, output))
         if run.steps and lengths != asked.lengths:
             raise RuntimeError(f"the tower's tokens {asked.lengths} are not what the model made of them, {lengths}")
         asked.lengths = lengths
@@ -251,5 +253,5 @@ def item_lengths(parts: Parts, output: Any) -> list[int]:
     if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
         features = features[1]  # ``return_dict=False``
     lengths = entry_lengths(features)
-    unit = getattr(parts.core, "image_seq_len", None)
+    unit = crop_length(parts.core)
     return [unit] * (sum(lengths) // unit) if unit else lengths
