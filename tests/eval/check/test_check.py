@@ -160,10 +160,10 @@ def test_a_text_model_of_full_and_sliding_layers(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what it can't check
 
 
-def test_a_family_that_vtc_does_not_know_is_refused_in_words() -> None:
-    result = check("paligemma")
+def test_a_family_without_visual_columns_is_refused_in_words() -> None:
+    result = check("mllama")
     assert [o.status for o in result.outcomes] == [REFUSED]
-    assert "does not know the model family 'paligemma'" in result.outcomes[0].why
+    assert "by cross-attention" in result.outcomes[0].why
     assert result.exit_code == UNSUPPORTED
 
 
