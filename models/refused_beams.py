@@ -1,8 +1,8 @@
 """Refuses beams and several returned sequences where transformers would give samples the wrong pictures.
 
 Before 5.18 ``generate`` repeats the rows of ``pixel_values`` one by one: pictures `[A, B]` of one sample become
-`[A, A, B, B]`, where its two beams need `[A, B, A, B]`. Newer versions encode first and repeat by sample, but for videos
-of models that have no ``get_video_features`` (Perception LM); some families expand by themselves.
+`[A, A, B, B]`, where its two beams need `[A, B, A, B]`. Newer versions encode first and repeat by sample, but for
+videos of models that have no ``get_video_features`` (Perception LM); some families expand by themselves.
 """
 
 from __future__ import annotations

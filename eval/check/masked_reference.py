@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -123,11 +124,15 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors) -> Any:
     return _layer_inputs(parts, change)
 
 
+def _next(outputs: Iterator[Any], *_: Any, **__: Any) -> Any:
+    return next(outputs)
+
+
 @contextmanager
 def features_given(core: Any, outputs: Mapping[str, list[Any]]) -> Iterator[None]:
     """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`, in turn."""
     for name, out in outputs.items():
-        core.__dict__[name] = lambda *_, _out=iter(out), **__: next(_out)
+        core.__dict__[name] = partial(_next, iter(out))
     try:
         yield
     finally:
