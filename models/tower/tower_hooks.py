@@ -249,9 +249,10 @@ class VisionSide:
 
 def item_lengths(parts: Parts, output: Any) -> list[int]:
     """Tokens of each item (Idefics3, SmolVLM: crop) in the output of a vision call, from its shapes."""
-    features = output.pooler_output if hasattr(output, "pooler_output") else output
-    if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
-        features = features[1]  # ``return_dict=False``
+    features = getattr(output, "pooler_output", None)
+    if features is None:  # ``return_dict=False``, or the features alone
+        alone = not isinstance(output, tuple) or all(isinstance(f, Tensor) and f.dim() == 2 for f in output)
+        features = output if alone else output[1]
     lengths = entry_lengths(features)
     unit = crop_length(parts.core)
     return [unit] * (sum(lengths) // unit) if unit else lengths

@@ -228,8 +228,9 @@ class TimmTiles(Clips, Tiles):
         config["vision_config"].update(architecture="vit_pe_core_tiny_patch16_384", do_pooling=False, model_args=small)
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
-        """Tiles of all pictures in one row, videos beside each other."""
-        out = super().collate(samples)
-        if "pixel_values" in out:
-            out["pixel_values"] = out["pixel_values"][None]
+        """Tiles of each picture in a row, or of all pictures where they have not as many; videos beside each other."""
+        out, counts = super().collate(samples), [picture.size for picture in of(samples, "image")]
+        if counts:
+            rows = len(counts) if len(set(counts)) == 1 else 1
+            out["pixel_values"] = out["pixel_values"].unflatten(0, (rows, -1))
         return out
