@@ -31,6 +31,7 @@ from vtc.models.stock.thread_gate import Traffic, traffic
 from vtc.models.stock.transformers_api import Call, Signature, configured
 from vtc.models.stock.tripwire import check_features
 from vtc.models.tower.tower_hooks import VisionSide
+from vtc.models.tower.videos_as_images import VideosAsImages
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 
@@ -124,8 +125,10 @@ class Adapter:
         for place, module in d.sublayers():
             hook = eager(functools.partial(d.transition, place))
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
+        videos = VideosAsImages(core)
+        self._undo.append(videos.detach)
         for modality in ("image", "video"):
-            self._wrap_features(f"get_{modality}_features", modality)
+            self._wrap_features(f"get_{modality}_features", modality, videos)
         self.vision.attach()
         self._undo.append(self.vision.detach)
         if hasattr(self.parts.model, "generate"):
@@ -184,7 +187,7 @@ class Adapter:
 
         self._undo.append(undo)
 
-    def _wrap_features(self, name: str, modality: str) -> None:
+    def _wrap_features(self, name: str, of: str, videos: VideosAsImages) -> None:
         if getattr(self.parts.core, name, None) is None:
             return
         local, vision = self.local, self.vision
@@ -197,6 +200,7 @@ class Adapter:
                 bound = signature.bind(*args, **kwargs)
                 given = dict(bound.arguments)
                 given.update(given.pop("kwargs", {}))
+                modality = videos.modality(of)
                 output, record = vision.record(modality, given, lambda: method(*args, **kwargs))
                 if record is None:  # Qwen3-VL's videos go through get_image_features: the outer call records them
                     return output

@@ -1,8 +1,8 @@
 """Refuses beams and several returned sequences where transformers would give samples the wrong pictures.
 
 Before 5.18 ``generate`` repeats the rows of ``pixel_values`` one by one: pictures `[A, B]` of one sample become
-`[A, A, B, B]`, where its two beams need `[A, B, A, B]`. Newer versions encode first and repeat by sample, and some
-families expand by themselves.
+`[A, A, B, B]`, where its two beams need `[A, B, A, B]`. Newer versions encode first and repeat by sample, but for
+videos of models that have no ``get_video_features`` (Perception LM); some families expand by themselves.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationMixin
 
+from vtc.models.layout.items_behind_placeholders import crop_length
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import Call, Signature
+from vtc.models.tower.videos_as_images import takes_videos_as_images
 
 EXPAND = "_expand_inputs_for_generation"
 MODALITIES = ("image", "video")
@@ -25,7 +27,9 @@ def repeats_pictures_one_by_one(parts: Parts) -> bool:
     """Whether this version of transformers does so for this model."""
     own = getattr(type(parts.model), EXPAND, None) is not getattr(GenerationMixin, EXPAND, None)
     first = hasattr(parts.model, "_prepare_multimodal_encoder_kwargs_for_generation")
-    return not (own or first or parts.family.by_sample)
+    first = first and not takes_videos_as_images(parts.core)
+    by_sample = crop_length(parts.core) is not None  # a row of pixels is all that a sample has
+    return not (own or first or by_sample)
 
 
 def guarded_expansion(placeholders: Callable[[Any, Any], dict[str, Tensor]], expand: Any) -> Any:
@@ -51,8 +55,9 @@ def guarded_expansion(placeholders: Callable[[Any, Any], dict[str, Tensor]], exp
                 if pixels is not None and len(pixels) != int(mask.any(1).sum()):
                     raise NotImplementedError(
                         f"this version of transformers mixes up the {modality}s (or their tiles) of a sample that has "
-                        f"several when it makes {times} sequences of it: upgrade transformers (5.18 does not), or, "
-                        f"without beams, put every sample {times} times into the batch"
+                        f"several when it makes {times} sequences of it: upgrade transformers (5.18 does so only for "
+                        "videos of models without get_video_features), or, without beams, put every sample "
+                        f"{times} times into the batch"
                     )
         return expand(*args, **kwargs)
 

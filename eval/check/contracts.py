@@ -212,7 +212,8 @@ def _two_turns(subject: Subject, model: Any, n: int) -> tuple[Tensor, Tensor]:
     first = greedy(model, inputs, n, subject.special)
     ids = torch.cat([first.sequences, torch.tensor([REPLY]).expand(len(first.sequences), -1)], 1)
     text = {k: v for k, v in inputs.items() if k in ("attention_mask", *TYPE_INPUTS)}
-    fill = {k: v.new_full((len(v), ids.shape[1] - width), int(k == "attention_mask")) for k, v in text.items()}
+    kinds = {"attention_mask": 1, **dict.fromkeys(TYPE_INPUTS, subject.prompts.kind.answered)}
+    fill = {k: v.new_full((len(v), ids.shape[1] - width), kinds[k]) for k, v in text.items()}
     text = {k: torch.cat([v, fill[k]], 1) for k, v in text.items()}
     second = greedy(model, {**text, "input_ids": ids}, n, subject.special, **given(model, cache=first.cache))
     return torch.cat([ids[:, width:], second.tokens], 1), second.logits

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -123,11 +124,15 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors) -> Any:
     return _layer_inputs(parts, change)
 
 
+def _next(outputs: Iterator[Any], *_: Any, **__: Any) -> Any:
+    return next(outputs)
+
+
 @contextmanager
-def features_given(core: Any, outputs: Mapping[str, Any]) -> Iterator[None]:
-    """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`."""
+def features_given(core: Any, outputs: Mapping[str, list[Any]]) -> Iterator[None]:
+    """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`, in turn."""
     for name, out in outputs.items():
-        core.__dict__[name] = lambda *_, _out=out, **__: _out
+        core.__dict__[name] = partial(_next, iter(out))
     try:
         yield
     finally:
@@ -142,9 +147,12 @@ def reference(
     positions: Tensor,
     tokens: Tensor,
     vectors: Vectors | None = None,
-    features: Mapping[str, Any] | None = None,
+    features: Mapping[str, list[Any]] | None = None,
+    answered: int = 0,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
+
+    `answered` is the token type of those.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -158,7 +166,7 @@ def reference(
 
     for name in TYPE_INPUTS:
         if name in given:
-            given[name] = longer(given[name])
+            given[name] = longer(given[name], answered)
     moved = {i: (longer(where), values) for i, (where, values) in (vectors or {}).items()}
     with ExitStack() as stack:
         stack.enter_context(hiding(parts, longer(hidden), moved))

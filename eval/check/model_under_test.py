@@ -37,11 +37,15 @@ class Setting:
 
 @dataclass
 class Plain:
-    """The untouched model on a prompt: greedy tokens and their logits, the prompt's logits, rotary positions."""
+    """The untouched model on a prompt: greedy tokens and their logits, the prompt's logits, rotary positions.
+
+    Its features are the reference's too, so that another rounding in the tower is not taken for a wrong mask.
+    """
 
     generated: Generated
     logits: Tensor
     positions: Tensor
+    features: dict[str, list[Any]]
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Pruned:
     generated: Generated | None
     hidden: Tensor  # [depth, B, L] bool
     columns: list[tuple[int, int | None]]  # in each cache layer after the prefill, and its window
-    features: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -101,8 +105,9 @@ class Subject:
                 generated = self.plain("ragged").generated
             else:
                 generated, positions = greedy_with_positions(self.parts, inputs, n, self.special)
-            logits = self.model(**inputs, position_ids=positions[..., :width], use_cache=False).logits
-            self._plain[shape] = Plain(generated, logits, positions)
+            with recorded_features(self.parts.core) as features:
+                logits = self.model(**inputs, position_ids=positions[..., :width], use_cache=False).logits
+            self._plain[shape] = Plain(generated, logits, positions, features)
         return self._plain[shape]
 
     def pruned(self, setting: Setting, shape: str) -> Pruned:
@@ -136,34 +141,34 @@ class Subject:
 
     def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of the reference on the prompt of `shape` and the `tokens` that followed."""
-        inputs = self.prompts[shape].inputs
-        positions = self.plain(shape).positions if positions is None else positions
-        return reference(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, pruned.features)
+        inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
+        positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
+        return reference(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered)
 
 
 @contextmanager
-def recorded_features(core: Any) -> Iterator[dict[str, Any]]:
-    """Collect what the feature methods of a (wrapped) model return."""
-    seen: dict[str, Any] = {}
-    before = {n: core.__dict__.get(n) for n in FEATURES if hasattr(core, n)}
+def recorded_features(core: Any) -> Iterator[dict[str, list[Any]]]:
+    """Collect what the feature methods of a (wrapped) model return, call by call."""
+    seen: dict[str, list[Any]] = {}
+    shadowed = {n: core.__dict__.get(n) for n in FEATURES if hasattr(core, n)}
 
     def spy(name: str, method: Any) -> Any:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            others = dict(seen)
+            before = dict(seen)
             out = method(*args, **kwargs)
             seen.clear()  # Qwen3-VL's videos go through get_image_features: only the outer call counts
-            seen.update(others, **{name: out})
+            seen.update(before, **{name: [*before.get(name, ()), out]})
             return out
 
         return call
 
-    for name in before:
+    for name in shadowed:
         core.__dict__[name] = spy(name, getattr(core, name))
     try:
         yield seen
     finally:
-        for name, method in before.items():
+        for name, method in shadowed.items():
             if method is None:
                 del core.__dict__[name]
             else:

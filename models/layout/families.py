@@ -90,8 +90,6 @@ class Family:
         Whether separator tokens stand among an image's.
     fed : callable or None
         Tokens of each item as the forward feeds them, where it adds some to the features; None: it does not.
-    by_sample : bool
-        Whether a row of ``pixel_values`` is all that a sample has, and not one of its images.
     no_vision_stage : str
         Why the family can't be pruned inside its tower; empty if it can.
     no_project : str
@@ -114,7 +112,6 @@ class Family:
     rows: Callable[[VisionCall], list[int]] | None = None
     newlines: bool = False
     fed: Callable[[VisionCall], list[int]] | None = None
-    by_sample: bool = False
     no_vision_stage: str = ""
     no_project: str = ""
     towers: tuple[Tower, ...] = (OWN,)
@@ -216,7 +213,6 @@ FAMILIES: tuple[Family, ...] = (
         _scale,
         "connector",
         projectors.connector,
-        by_sample=True,
         no_vision_stage=_MASKED,
         pictures=crops.marked,
     ),
@@ -228,13 +224,12 @@ FAMILIES: tuple[Family, ...] = (
         _scale,
         "connector",
         projectors.connector,
-        by_sample=True,
         no_vision_stage=_MASKED,
         pictures=crops.marked,
     ),
     Family(
         "Gemma3",
-        ("gemma3",),
+        ("gemma3", "shieldgemma2"),
         layouts.square,
         token_patches.gemma3,
         _gemma3_cell,

@@ -28,6 +28,12 @@ class Fed:
         return max(1, len(self.lengths) // max(1, len(self.record.lengths)))
 
 
+def crop_length(core: Any) -> int | None:
+    """Tokens of each crop, where features come joined by sample (Idefics2 and 3, SmolVLM); None: they do not."""
+    latents = getattr(getattr(core.config, "perceiver_config", None), "resampler_n_latents", None)
+    return getattr(core, "image_seq_len", None) or latents
+
+
 def item_lengths(features: Any) -> list[int]:
     """Tokens of each entry of a ``pooler_output``: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
     if isinstance(features, Tensor) and features.dim() == 2:
@@ -47,7 +53,7 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     # accelerate's hooks copy the output, and the copy has no attribute of ours
     record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc
-        unit = getattr(parts.core, "image_seq_len", None)  # Idefics3 and SmolVLM join a sample's crops
+        unit = crop_length(parts.core)
         lengths = entries if not unit else [unit] * (sum(entries) // unit)
         call = VisionCall(parts.core, modality, {}, lengths)
         family = parts.family

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.models.layout.crops_by_family import small_crops
+from vtc.models.layout.items_behind_placeholders import crop_length
 from vtc.models.layout.items_behind_placeholders import item_lengths as entry_lengths
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
@@ -39,6 +40,7 @@ from .refusals import (
     vision_layers,
 )
 from .signals_from_attention import encoder_rows
+from .videos_as_images import whole_videos
 
 
 class VisionSide:
@@ -173,7 +175,7 @@ class VisionSide:
             output = call()
         finally:
             self._local.run = None
-        lengths = item_lengths(self.parts, output)
+        lengths = whole_videos(asked, item_lengths(self.parts, output))
         if run.steps and lengths != asked.lengths:
             raise RuntimeError(f"the tower's tokens {asked.lengths} are not what the model made of them, {lengths}")
         asked.lengths = lengths
@@ -250,9 +252,10 @@ class VisionSide:
 
 def item_lengths(parts: Parts, output: Any) -> list[int]:
     """Tokens of each item (Idefics3, SmolVLM: crop) in the output of a vision call, from its shapes."""
-    features = output.pooler_output if hasattr(output, "pooler_output") else output
-    if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
-        features = features[1]  # ``return_dict=False``
+    features = getattr(output, "pooler_output", None)
+    if features is None:  # ``return_dict=False``, or the features alone
+        alone = not isinstance(output, tuple) or all(isinstance(f, Tensor) and f.dim() == 2 for f in output)
+        features = output if alone else output[1]
     lengths = entry_lengths(features)
-    unit = getattr(parts.core, "image_seq_len", None)
+    unit = crop_length(parts.core)
     return [unit] * (sum(lengths) // unit) if unit else lengths

@@ -11,6 +11,20 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_of_squares import (
+    Clips,
+    ConvNet,
+    HighRes,
+    Indicators,
+    Janus,
+    Latents,
+    MarkedTiles,
+    NextClips,
+    Prefix,
+    Queries,
+    Sam,
+    TimmTiles,
+)
 from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
 
 # pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
@@ -39,6 +53,24 @@ KINDS: dict[str, type[Kind]] = {
     "smolvlm": SampleCrops,
     "gemma3": Gemma,
     "mistral3": Packed,
+    "vipllava": Kind,
+    "video_llava": Clips,
+    "llava_next_video": NextClips,
+    "aya_vision": MarkedTiles,
+    "cohere2_vision": MarkedTiles,
+    "deepseek_vl": Kind,
+    "deepseek_vl_hybrid": HighRes,
+    "fast_vlm": ConvNet,
+    "got_ocr2": Sam,
+    "pp_chart2table": Sam,
+    "janus": Janus,
+    "ovis2": Indicators,
+    "paligemma": Prefix,
+    "shieldgemma2": Gemma,
+    "aria": Queries,
+    "idefics2": Latents,
+    "qianfan_ocr": Tiles,
+    "perception_lm": TimmTiles,
 }
 
 
@@ -65,9 +97,7 @@ class Prompt:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
         out: dict[str, Any] = {**pad(self.rows, self.side), **self.kind.collate(self.media)}
         if self.kind.marked:
-            ids = out["input_ids"]
-            video = -1 if self.tokens.video is None else self.tokens.video
-            out[self.kind.marked] = (ids == self.tokens.image).long() + 2 * (ids == video).long()
+            out[self.kind.marked] = self.kind.types(out["input_ids"], self.tokens)
         return out
 
     def alone(self, row: int) -> Prompt:
@@ -94,7 +124,7 @@ class Prompts:
 
     def shapes(self) -> list[str]:
         """Names of the shapes that make sense for this model."""
-        video = self.kind.clips and self.tokens.video is not None and hasattr(self.core, "get_video_features")
+        video = self.kind.clips and self.tokens.video is not None and hasattr(self.core, self.kind.video_features)
         skip = {"touching": not self.kind.touching, "sizes": len(self.kind.sizes) < 2, "video": not video}
         return [s for s in SHAPES if not skip.get(s, False)]
 
@@ -132,4 +162,5 @@ class Prompts:
             return []
         inputs = self.kind.collate([own])
         modalities = dict.fromkeys(item.modality for item in own)
-        return self.kind.ids(own, {m: feature_lengths(self.core, inputs, m) for m in modalities}, self.tokens)
+        lengths = {m: feature_lengths(self.core, inputs, m, self.kind.video_features) for m in modalities}
+        return self.kind.ids(own, lengths, self.tokens)

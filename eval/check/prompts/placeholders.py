@@ -54,15 +54,21 @@ class Kind:
         Whether the placeholders of two pictures may follow each other directly.
     marked : str or None
         Name of the token-type input that the model needs.
+    answered : int
+        The token type of what follows a prompt.
     framed : bool
         Whether marks stand around a picture.
+    video_features : str
+        The model's method that makes features of videos.
     """
 
     sizes: tuple[Size, ...] = (1,)
     clips: tuple[Size, ...] = ()
     touching = True
     marked: str | None = None
+    answered = 0
     framed = False
+    video_features = "get_video_features"
     pixels = (SIDE, SIDE)
 
     def geometry(self, config: dict[str, Any]) -> None:
@@ -84,6 +90,11 @@ class Kind:
         """Pixel inputs of a batch."""
         pictures = of(samples, "image")
         return {"pixel_values": torch.cat([p.pixels for p in pictures])} if pictures else {}
+
+    def types(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        """What the input `marked` holds for token ids `[B, L]`: 1 at pictures, 2 at videos."""
+        video = -1 if tokens.video is None else tokens.video
+        return (ids == tokens.image).long() + 2 * (ids == video).long()
 
     def ids(self, sample: Sequence[Item], counts: dict[str, list[int]], tokens: Tokens) -> list[list[int]]:
         """Per item of a sample the tokens that stand for it; `counts` are the lengths of the model's features."""
@@ -107,11 +118,15 @@ def set_square(tower: dict[str, Any], side: int, patch: int) -> None:
         tower[name] = [value, value] if isinstance(tower.get(name), (list, tuple)) else value
 
 
-def feature_lengths(core: Any, inputs: dict[str, Any], modality: str) -> list[int]:
+def feature_lengths(core: Any, inputs: dict[str, Any], modality: str, video_features: str) -> list[int]:
     """How many tokens the model itself makes of each item of `inputs`: it is asked for their features."""
-    method = getattr(core, f"get_{modality}_features")
+    method = getattr(core, "get_image_features" if modality == "image" else video_features)
     taken = inspect.signature(method).parameters
-    given = {k: v for k, v in inputs.items() if k in taken or (k == "image_sizes" and "kwargs" in taken)}
+    given = {
+        k: v
+        for k, v in inputs.items()
+        if k in taken or (k == "image_sizes" and "kwargs" in taken and modality == "image")
+    }
     if modality == "video" and "pixel_values" in taken and "pixel_values_videos" not in taken:
         given["pixel_values"] = inputs["pixel_values_videos"]  # LLaVA-OneVision in transformers 5.5
     with torch.no_grad():

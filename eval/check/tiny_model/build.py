@@ -27,12 +27,14 @@ def build(config: Any, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(seed + 1)
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
         for p in model.parameters():
             noise = torch.randn(p.shape, generator=generator)
             if p.dim() >= 2:
-                p.copy_(noise * (0.15 if id(p) in tables else 1.5 / p.shape[-1] ** 0.5))
+                read = p[0].numel() if id(p) in convolutions else p.shape[-1]
+                p.copy_(noise * (0.15 if id(p) in tables else 1.5 / read**0.5))
             else:
                 p.add_(0.05 * noise)
     model.generation_config.eos_token_id = None

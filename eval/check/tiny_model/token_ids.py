@@ -37,7 +37,7 @@ def _renumber(config: dict[str, Any], known: dict[int, int]) -> None:
     for key, value in config.items():
         if isinstance(value, dict):
             _renumber(value, known)
-        elif TOKEN_FIELD.search(key) and value is not None:
+        elif TOKEN_FIELD.search(str(key)) and value is not None:  # Aria's table of patches has numbers for keys
             fixed = next((new for name, new in (("pad", PAD), ("bos", BOS), ("eos", EOS)) if name in key), None)
             several = isinstance(value, (list, tuple))
             new = [known.setdefault(v, FIRST_SPECIAL + len(known)) if fixed is None else fixed for v in _ints(value)]
