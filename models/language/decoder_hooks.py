@@ -26,6 +26,7 @@ from vtc.pruners.signals import (
     Signal,
 )
 
+from .column_arguments import cut_along, pick_columns, refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .forward_state import Run, gather_columns
 from .kv_cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
@@ -74,6 +75,7 @@ class DecoderSide:
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
         for layer in parts.layers:
             need(layer, "hidden", "mask", "rotary")
+            refuse_unknown(layer)
         self.windows = Windows(parts.lm, parts.layers)
 
     def tapped_layers(self) -> list[int]:
@@ -133,6 +135,7 @@ class DecoderSide:
             return call.args, call.kwargs
         if run.pruned:
             call.put("rotary", self._rotary(run, call.get("rotary")))
+            cut_along(call, run.rope_columns)
         call.put("positions", self._position_ids(run, i, call.get("positions")))
         call.put("mask", self._mask(run, i, hidden, call.get("mask")))
         if run.checks is not None:
@@ -196,8 +199,7 @@ class DecoderSide:
     def _rotary(run: Run, embeddings: Any) -> Any:
         key = ("rotary", id(embeddings))
         if key not in run.memo:  # the original is kept too, so that its id stays unique
-            picked = tuple(gather_columns(x, run.rope_columns, -2) for x in embeddings)
-            run.memo[key] = (embeddings, picked)
+            run.memo[key] = (embeddings, pick_columns("rotary", embeddings, run.rope_columns))
         return run.memo[key][1]
 
     def _position_ids(self, run: Run, i: int, ids: Any) -> Any:
@@ -205,7 +207,7 @@ class DecoderSide:
         attention = getattr(self.parts.layers[i], "self_attn", None)
         if not isinstance(ids, Tensor) or attention is None or not takes(attention, "positions"):
             return None  # nobody but flash would read them, and take gaps for packed sequences
-        return gather_columns(ids, run.rope_columns, -1) if run.pruned else ids
+        return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids
 
     def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""

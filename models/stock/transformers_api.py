@@ -44,6 +44,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "features": ("mm_encoder_outputs",),
     "deepstack places": ("visual_pos_masks",),
     "deepstack": ("deepstack_visual_embeds",),
+    "per-layer inputs": ("per_layer_inputs", "per_layer_input"),
+    "token types": ("moe_mm_token_type_ids",),
+    "shared keys": ("shared_kv_states",),
     "chunk ends": ("cu_seqlens",),
     "longest chunk": ("max_seqlen",),
     "prefill chunk": ("prefill_chunk_size",),
@@ -51,6 +54,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "causal": ("is_causal",),
     "copies": ("expand_size",),
 }
+# arguments that hold no tensor: switches of what comes back
+SWITCHES = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "cache_position")
 
 
 class Signature:
@@ -152,6 +157,12 @@ def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 def named_arguments(module: nn.Module) -> frozenset[str]:
     """Names of the arguments of a module's forward."""
     return signature_of(module).named
+
+
+def unknown_arguments(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's forward that mean nothing to vtc."""
+    known = {name for names in NAMES.values() for name in names}
+    return sorted(named_arguments(module) - known - set(SWITCHES))
 
 
 def need(module: nn.Module, *meanings: str) -> None:
