@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import call_of
 
-TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
+TYPE_INPUTS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 Vectors = Mapping[int, tuple[Tensor, Tensor]]
 
 

@@ -11,6 +11,7 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_elsewhere import Ernie, Muse
 from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
 
 # pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
@@ -39,6 +40,9 @@ KINDS: dict[str, type[Kind]] = {
     "smolvlm": SampleCrops,
     "gemma3": Gemma,
     "mistral3": Packed,
+    "muse_glimmer": Muse,
+    "muse_spark": Muse,
+    "ernie4_5_vl_moe": Ernie,
 }
 
 
@@ -63,12 +67,8 @@ class Prompt:
     @property
     def inputs(self) -> dict[str, Any]:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
-        out: dict[str, Any] = {**pad(self.rows, self.side), **self.kind.collate(self.media)}
-        if self.kind.marked:
-            ids = out["input_ids"]
-            video = -1 if self.tokens.video is None else self.tokens.video
-            out[self.kind.marked] = (ids == self.tokens.image).long() + 2 * (ids == video).long()
-        return out
+        text = pad(self.rows, self.side)
+        return {**text, **self.kind.collate(self.media), **self.kind.token_types(text["input_ids"], self.tokens)}
 
     def alone(self, row: int) -> Prompt:
         """One row by itself, without padding."""

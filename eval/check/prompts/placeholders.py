@@ -85,6 +85,13 @@ class Kind:
         pictures = of(samples, "image")
         return {"pixel_values": torch.cat([p.pixels for p in pictures])} if pictures else {}
 
+    def token_types(self, ids: Tensor, tokens: Tokens) -> dict[str, Tensor]:
+        """What the model must be told of each token `[B, L]`: 0 for text, 1 for a picture, 2 for a video."""
+        if self.marked is None:
+            return {}
+        video = -1 if tokens.video is None else tokens.video
+        return {self.marked: (ids == tokens.image).long() + 2 * (ids == video).long()}
+
     def ids(self, sample: Sequence[Item], counts: dict[str, list[int]], tokens: Tokens) -> list[list[int]]:
         """Per item of a sample the tokens that stand for it; `counts` are the lengths of the model's features."""
         left = {modality: list(lengths) for modality, lengths in counts.items()}
