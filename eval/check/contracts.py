@@ -135,7 +135,7 @@ def _dropped(pruned: Pruned, plain: Tensor, valid: Tensor) -> None:
 
 def _columns(pruned: Pruned, valid: Tensor) -> None:
     """Caches hold what is left of the longest row, and no more."""
-    for layer, (held, window) in enumerate(pruned.columns):
+    for layer, (held, window) in pruned.columns.items():
         hidden = pruned.hidden[layer]
         left = int((valid & ~hidden).sum(1).max()) if hidden.any() else valid.shape[1]
         # a visual token that the next one is asked of stays as a column

@@ -52,7 +52,7 @@ class Pruned:
     logits: Tensor  # of the prompt, [B, L, V]
     generated: Generated | None
     hidden: Tensor  # [depth, B, L] bool
-    columns: list[tuple[int, int | None]]  # in each cache layer after the prefill, and its window
+    columns: dict[int, tuple[int, int | None]]  # by layer with keys: how many after the prefill, and its window
     features: dict[str, Any] = field(default_factory=dict)
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -129,7 +129,11 @@ class Subject:
             out.logits,
             generated,
             hidden,
-            [(x.keys.shape[-2], getattr(x, "sliding_window", None)) for x in cache_of(out).layers],
+            {
+                i: (x.keys.shape[-2], getattr(x, "sliding_window", None))
+                for i, x in enumerate(cache_of(out).layers)
+                if x.keys is not None
+            },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
         )

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from vtc.models.stock.transformers_api import (
+    NOTHING,
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    holds_columns,
+)
 from vtc.models.stock.tripwire import check_update
 
 
@@ -140,7 +146,7 @@ def refuse_unsupported(cache: Cache) -> None:
     names = {type(layer) for layer in cache.layers}
     replica = getattr(cache, "layer_class_to_replicate", None)
     names |= {replica} if isinstance(replica, type) else set()
-    odd = sorted(t.__name__ for t in names if not issubclass(t, SlotLayer) and t not in TWINS)
+    odd = sorted(t.__name__ for t in names if not issubclass(t, SlotLayer) and t not in (NOTHING, *TWINS))
     if odd:
         raise NotImplementedError(
             f"visual-token pruning needs a DynamicCache; this is {type(cache).__name__} with {', '.join(odd)}, which "
@@ -174,7 +180,7 @@ def slot_layer(cache: Cache, index: int) -> Any:
 
 def note_padding(cache: Cache, valid: Tensor) -> None:
     """Tell the layers of a cache that nothing was pruned from which of its tokens, `valid` `[B, past]`, are real."""
-    for i in range(len(cache.layers)):
+    for i in filter(lambda i: holds_columns(cache.layers[i]), range(len(cache.layers))):
         layer = slot_layer(cache, i)
         if n := layer.physical():
             past = valid.shape[1]

@@ -62,6 +62,8 @@ class Windows:
             tokens: dict[str, Any] = {"ids": torch.zeros(1, 2, dtype=torch.long)}
         else:
             tokens = {"embeds": torch.zeros(1, 2, lm.config.hidden_size)}
+        if takes(lm, "logits to keep"):  # by number, and for these all layers run on all columns
+            tokens["logits to keep"] = torch.tensor([1])
         mask = torch.ones(1, 2, dtype=torch.long)
         try:
             with torch.no_grad():

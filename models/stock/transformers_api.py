@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.cache_utils
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -22,6 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 __all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
 
 TESTED = ("5.5.0", "5.23.0", "5.24.0")
+# a cache layer that holds nothing (not in every version)
+NOTHING: type | None = getattr(transformers.cache_utils, "DummyLayer", None)
 FEATURES = ("get_image_features", "get_video_features")
 
 # what an argument is to vtc, and what transformers has called it, the newest name first
@@ -283,6 +286,11 @@ def checkpointed(module: nn.Module) -> bool:
 def new_cache(config: Any) -> Cache:
     """An empty cache as the text model of `config` would make it."""
     return DynamicCache(config=config)
+
+
+def holds_columns(layer: Any) -> bool:
+    """Whether a cache layer holds keys and values of each token, and not nothing."""
+    return type(layer) is not NOTHING
 
 
 def versions() -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtc.eval.check.tiny_model.token_ids import Tokens
 
-from .placeholders import set_square
+from .placeholders import Item, Kind, Size, noise, of
 from .placeholders_by_size import Patches
 
 
@@ -48,3 +50,93 @@ class Ernie(Patches):
         types = super().token_types(ids, tokens)
         marks = (ids == tokens.open) | (ids == tokens.close)
         return {**types, "moe_mm_token_type_ids": types["mm_token_type_ids"].masked_fill(marks, 1).int()}
+
+
+def alternate(text: dict[str, Any], shared: int) -> None:
+    """Eight layers, sliding and full in turn, of which the last `shared` read the keys of layers before them."""
+    text.update(num_hidden_layers=8, layer_types=["sliding_attention", "full_attention"] * 4)
+    text.update(num_kv_shared_layers=shared, hidden_size_per_layer_input=min(16, text["hidden_size_per_layer_input"]))
+
+
+class Gemma3n(Kind):
+    """Pictures of one resolution between marks, through a convolutional tower of timm: Gemma 3n."""
+
+    touching, marked, framed = False, "token_type_ids", True
+    pixels = (128, 128)
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """Timm's smallest network instead of one of 300 million weights; 4 x 4 tokens; two layers without keys.
+
+        Narrow heads, as scores are not scaled: else rounding decides.
+        """
+        text, tower, audio = (config[name] for name in ("text_config", "vision_config", "audio_config"))
+        alternate(text, 2)
+        text.update(head_dim=8, laurel_rank=8)
+        text.update(intermediate_size=[96] * 8, activation_sparsity_pattern=[0.95] * 2 + [0.0] * 6)
+        tower.update(architecture="test_efficientnet", hidden_size=256, vocab_size=8, vocab_offset=text["vocab_size"])
+        audio.update(hidden_size=32, conf_num_attention_heads=4, conf_num_hidden_layers=1, sscp_conv_channel_size=[8, 4])
+        audio.update(vocab_size=8, vocab_offset=text["vocab_size"] + 8)
+        config["vision_soft_tokens_per_image"] = 16
+
+
+class Gemma4(Kind):
+    """Patches of any size padded to as many, and where each stands; pooled 2 x 2: Gemma 4. A size is in tokens."""
+
+    touching, marked, framed = False, "mm_token_type_ids", True
+    sizes = ((4, 4), (2, 4), (4, 2), (3, 5))
+    clips = ((3, 2, 2), (2, 2, 3), (1, 3, 3))
+    pool, patch = 2, 4
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """A tower, which default configurations lack; narrow heads, as scores are not scaled: else rounding decides."""
+        text = config["text_config"]
+        alternate(text, min(2, text["num_kv_shared_layers"]))
+        text.pop("per_layer_config", None)
+        text.update(head_dim=12, global_head_dim=16)
+        config["vision_config"] = {
+            "model_type": "gemma4_vision",
+            **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_hidden_layers"), 4),
+            **{"hidden_size": 48, "head_dim": 12, "intermediate_size": 64, "position_embedding_size": 32},
+            **{"patch_size": self.patch, "pooling_kernel_size": self.pool},
+        }
+
+    def picture(self, size: Size, generator: torch.Generator) -> Item:
+        """A random picture."""
+        return self._frames("image", (1, *size), generator)
+
+    def video(self, size: Size, generator: torch.Generator) -> Item:
+        """A size is (frames, height, width)."""
+        return self._frames("video", size, generator)
+
+    def _frames(self, modality: str, size: Size, generator: torch.Generator) -> Item:
+        t, h, w = size
+        pixels = noise((t, 3 * self.patch**2, h * self.pool, w * self.pool), generator)
+        return Item(modality, pixels.flatten(2).transpose(1, 2).sigmoid(), size)
+
+    def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
+        """Patches of each frame in a row, with empty ones at -1 behind."""
+        out: dict[str, Any] = {}
+        for modality, pixels, places in (
+            ("image", "pixel_values", "image_position_ids"),
+            ("video", "pixel_values_videos", "video_position_ids"),
+        ):
+            items = of(samples, modality)
+            if not items:
+                continue
+            found = [(frame, self._places(item.size)) for item in items for frame in item.pixels]
+            most = max(len(frame) for frame, _ in found)
+            out[pixels], out[places] = torch.zeros(len(found), most, 3 * self.patch**2), torch.full((len(found), most, 2), -1)
+            for i, (frame, where) in enumerate(found):
+                out[pixels][i, : len(frame)], out[places][i, : len(frame)] = frame, where
+            if modality == "video":
+                out["num_frames_per_video"] = torch.tensor([item.size[0] for item in items])
+        return out
+
+    def _places(self, size: Size) -> Tensor:
+        """`[n, 2]`: x and y of each patch of a frame."""
+        y, x = torch.meshgrid(*(torch.arange(n * self.pool) for n in size[1:]), indexing="ij")
+        return torch.stack([x.flatten(), y.flatten()], -1)
+
+    def spans(self, item: Item) -> int:
+        """One."""
+        return 1

@@ -62,7 +62,7 @@ def shrink(
     small = config.to_dict()
     _clean(small)
     renumber(small)
-    text, tower = small["text_config"], small["vision_config"]
+    text, tower = small["text_config"], small.get("vision_config") or {}  # none: the kind of prompts says what it is
     layers = shrink_text(text, depth)
     _shrink_tower(tower, text["hidden_size"], tower_depth)
     _feature_layers(small, tower)
@@ -142,7 +142,7 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
         tower.update({"embed_dim": 32, "hidden_size": text_width} if "embed_dim" in tower else {"hidden_size": 32})
         if "out_hidden_size" in tower:
             tower["out_hidden_size"] = text_width
-    else:
+    elif "num_hidden_layers" in tower:  # not timm's, of which the kind of prompts says what is small
         keep_layers(tower, "num_hidden_layers", depth)
         tower.update(hidden_size=48, num_attention_heads=HEADS)
         if tower.get("head_dim") is not None:
@@ -154,7 +154,9 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
 
 def _feature_layers(config: dict[str, Any], tower: dict[str, Any]) -> None:
     """Layers of the tower that features are read from: as far from its end as before, where it has as many."""
-    depth = int(tower["depth"] if "depth" in tower else tower["num_hidden_layers"])
+    depth = int(tower["depth"] if "depth" in tower else tower.get("num_hidden_layers", 0))
+    if not depth:
+        return
 
     def fit(layer: int) -> int:
         return max(layer, -depth) if layer < 0 else min(layer, depth)
