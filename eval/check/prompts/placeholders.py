@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.eval.check.tiny_model.token_ids import Tokens
+from vtc.models.layout.items_behind_placeholders import features_in
 
 Size = Any  # what a size is differs: a number of tiles, (height, width) or a grid
 SIDE, PATCH = 28, 7  # of a square picture, 4 x 4 patches
@@ -123,6 +124,6 @@ def feature_lengths(core: Any, inputs: dict[str, Any], modality: str) -> list[in
         given["pixel_values"] = inputs["pixel_values_videos"]  # LLaVA-OneVision in transformers 5.5
     with torch.no_grad():
         found = method(**given)
-    found = getattr(found, "pooler_output", found)
+    found = features_in(found)
     found = found[0] if isinstance(found, tuple) and len(found) and isinstance(found[0], (list, tuple)) else found
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in found]

@@ -140,3 +140,30 @@ class Gemma4(Kind):
     def spans(self, item: Item) -> int:
         """One."""
         return 1
+
+
+class Fuyu(Kind):
+    """Flat patches that the text model reads without a tower, a newline behind each row: Fuyu. A size is in patches.
+
+    Pictures of one batch have as many patches.
+    """
+
+    sizes = ((4, 4), (2, 8), (8, 2))
+    patch = 4
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """Small patches."""
+        config["patch_size"] = self.patch
+
+    def picture(self, size: Size, generator: torch.Generator) -> Item:
+        """A random picture."""
+        return Item("image", noise((1, size[0] * size[1], 3 * self.patch**2), generator), size)
+
+    def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:
+        """Rows of its own."""
+        left.pop(0)
+        return [*[tokens.image] * item.size[1], tokens.line] * item.size[0]
+
+    def spans(self, item: Item) -> int:
+        """One."""
+        return 1
