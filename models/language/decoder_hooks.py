@@ -80,6 +80,7 @@ class DecoderSide:
         self.windows = Windows(parts.lm, parts.layers)
         self.sources = key_sources(parts.lm, parts.layers)
         self._refuse_behind_shared_keys()
+        self._refuse_merging()
 
     def _refuse_behind_shared_keys(self) -> None:
         """Refuse to drop tokens whose keys later layers would go on reading."""
@@ -91,6 +92,16 @@ class DecoderSide:
                 f"decoder layers {readers[0]} to {readers[-1]} of {type(self.parts.lm).__name__} have no keys of their "
                 f"own and read those of layer {first} and later ones, so nothing can be dropped before layer "
                 f"{late[0]}: prune at layer {first} or before it"
+            )
+
+    def _refuse_merging(self) -> None:
+        """Refuse to write merged vectors where a token has several hidden states."""
+        merging = [p for entries in self.stops.values() for p, _ in entries if p.merges]
+        if merging and self.windows.streams > 1:
+            raise NotImplementedError(
+                f"{merging[0].name} writes new vectors into the hidden states, and {type(self.parts.lm).__name__} has "
+                f"{self.windows.streams} of them for each token between its layers: use it at the input, or a method "
+                "that only drops tokens"
             )
 
     def tapped_layers(self) -> list[int]:
@@ -163,12 +174,6 @@ class DecoderSide:
         """Let a method choose by the main stream of the hidden states, and drop the same of all."""
         if hidden.dim() == 3:
             return self.steps.prune(run, pruner, stop, hidden)
-        if pruner.merges:
-            raise NotImplementedError(
-                f"{pruner.name} writes new vectors into the hidden states, and {type(self.parts.lm).__name__} has "
-                f"{hidden.shape[0]} of them for each token between its layers: use it at the input, or a method that "
-                "only drops tokens"
-            )
         before = run.columns
         self.steps.prune(run, pruner, stop, main_stream(hidden))
         return gather_columns(hidden, run.stand_in(before), -2)

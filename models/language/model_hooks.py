@@ -211,7 +211,9 @@ class Forward:
         # Gemma3's composite model makes masks of its own, also where it was given none
         refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
         keep = call.get("logits to keep")
-        if isinstance(keep, int) and keep > 1:  # Gemma 4: its last layers run on so many columns, dropped ones among them
+        if (
+            isinstance(keep, int) and keep > 1
+        ):  # Gemma 4: its last layers run on so many columns, dropped ones among them
             call.put("logits to keep", 0)
         run = self._open(embeds, cache, call, masks, fed)
         if run.batch.spans:

@@ -53,7 +53,7 @@ class Parts:
         norm = find_final_norm(self.lm, self.layers)
         if norm is None:
             raise NotImplementedError(
-                f"{type(self.lm).__name__} has no norm behind its layers: use a method that does not read its last layer"
+                f"{type(self.lm).__name__} has no norm behind its layers: use a method that reads no logits"
             )
         return norm
 

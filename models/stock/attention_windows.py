@@ -29,6 +29,11 @@ class Windows:
     layers : sequence of nn.Module
         Its decoder layers.
 
+    Attributes
+    ----------
+    streams : int
+        How many hidden states a token has between layers: `[n, B, L, D]` if more than one (Gemma 3n).
+
     Raises
     ------
     NotImplementedError
@@ -37,6 +42,7 @@ class Windows:
 
     def __init__(self, lm: Any, layers: Sequence[Any]):
         self.lm, self.layers = lm, layers
+        self.streams = 1
         self._known: dict[Any, list[int | None]] = {}
         self.now()
 
@@ -54,7 +60,7 @@ class Windows:
         stand_in.__dict__.update(lm.__dict__)
         # no weight is touched, wherever it may be
         parts: dict[str, nn.Module] = {n: (_Turning if "rot" in n else _stand_in)(m) for n, m in lm._modules.items()}
-        parts["layers"] = nn.ModuleList(_Noting(layer, seen) for layer in self.layers)
+        parts["layers"] = nn.ModuleList(_Noting(layer, seen, self) for layer in self.layers)
         buffers = {name: None if b is None else torch.ones(b.shape) for name, b in lm._buffers.items()}
         stand_in.__dict__.update(_modules=parts, _buffers=buffers, config=masks_as_rules(lm.config))
         # what is made of token ids besides their embeddings can't be made of embeddings
@@ -108,16 +114,19 @@ def _stand_in(module: Any) -> nn.Module:
 
 
 class _Noting(_Passing):
-    """Stands for a decoder layer: its forward only notes the mask."""
+    """Stands for a decoder layer: its forward only notes the mask, and how many hidden states a token has."""
 
-    def __init__(self, module: Any, seen: list[Any]):
+    def __init__(self, module: Any, seen: list[Any], windows: Windows):
         super().__init__(module)
-        self.__dict__["seen"] = seen
+        self.__dict__.update(seen=seen, windows=windows)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = call_of(self.module, args, kwargs)
+        hidden = call.get("hidden")
         self.seen.append(call.get("mask"))
-        return call.get("hidden")
+        if hidden.dim() > 3:
+            self.windows.streams = hidden.shape[0]
+        return hidden
 
 
 class _Turning(_Passing):

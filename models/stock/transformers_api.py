@@ -229,19 +229,22 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def change_layers(
     output: Any, states: Callable[[int, Tensor], Tensor], attention: Callable[[int, Tensor], Tensor]
 ) -> Any:
-    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`."""
+    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`.
 
-    def change(value: Any) -> Any:
+    Where they have names, hidden states may also be several for each token, `[n, B, L, D]`.
+    """
+
+    def change(value: Any, name: str = "") -> Any:
         if not isinstance(value, tuple):
             return value
-        change_one = {3: states, 4: attention}
+        change_one = {3: states, 4: states if name == "hidden_states" else attention}
         return tuple(change_one[x.dim()](i, x) if isinstance(x, Tensor) else x for i, x in enumerate(value))
 
     if isinstance(output, tuple):
         return tuple(map(change, output))
     for name in list(output):
         if isinstance(output[name], tuple):
-            output[name] = change(output[name])
+            output[name] = change(output[name], name)
     return output
 
 

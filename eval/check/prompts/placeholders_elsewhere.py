@@ -74,7 +74,9 @@ class Gemma3n(Kind):
         text.update(head_dim=8, laurel_rank=8)
         text.update(intermediate_size=[96] * 8, activation_sparsity_pattern=[0.95] * 2 + [0.0] * 6)
         tower.update(architecture="test_efficientnet", hidden_size=256, vocab_size=8, vocab_offset=text["vocab_size"])
-        audio.update(hidden_size=32, conf_num_attention_heads=4, conf_num_hidden_layers=1, sscp_conv_channel_size=[8, 4])
+        audio.update(
+            hidden_size=32, conf_num_attention_heads=4, conf_num_hidden_layers=1, sscp_conv_channel_size=[8, 4]
+        )
         audio.update(vocab_size=8, vocab_offset=text["vocab_size"] + 8)
         config["vision_soft_tokens_per_image"] = 16
 
@@ -125,7 +127,10 @@ class Gemma4(Kind):
                 continue
             found = [(frame, self._places(item.size)) for item in items for frame in item.pixels]
             most = max(len(frame) for frame, _ in found)
-            out[pixels], out[places] = torch.zeros(len(found), most, 3 * self.patch**2), torch.full((len(found), most, 2), -1)
+            out[pixels], out[places] = (
+                torch.zeros(len(found), most, 3 * self.patch**2),
+                torch.full((len(found), most, 2), -1),
+            )
             for i, (frame, where) in enumerate(found):
                 out[pixels][i, : len(frame)], out[places][i, : len(frame)] = frame, where
             if modality == "video":
