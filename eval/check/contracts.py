@@ -115,12 +115,27 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
         left[:, -1] |= valid[:, -1]  # a visual token that the next one is asked of keeps its logits
         worst = close(pruned.logits, truth[:, :width], "prefill", left)
         if pruned.generated is not None:
-            worst = max(worst, close(pruned.generated.logits, truth[:, width - 1 :], "generated tokens"))
-            chosen(subject, truth[:, width - 1 :], tokens, "generated tokens")
+            try:
+                worst = max(worst, close(pruned.generated.logits, truth[:, width - 1 :], "generated tokens"))
+                chosen(subject, truth[:, width - 1 :], tokens, "generated tokens")
+            except Wrong:
+                _generates_alike(subject, pruned, shape)
+                raise
         _columns(pruned, valid)
         return worst
 
     return contract
+
+
+def _generates_alike(subject: Subject, pruned: Pruned, shape: str) -> None:
+    """Raise NothingToSee if what the untouched model itself generates is not what its masks make of the whole."""
+    plain = subject.plain(shape).generated
+    everything = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
+    truth = subject.truth_of(everything, shape, plain.tokens)
+    try:
+        close(plain.logits, truth[:, -plain.logits.shape[1] :], "generated tokens")
+    except Wrong as error:
+        raise NothingToSee(f"what the untouched model generates is not what it makes of the whole: {error}") from None
 
 
 def _dropped(pruned: Pruned, plain: Tensor, valid: Tensor) -> None:

@@ -15,6 +15,7 @@ from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
@@ -130,9 +131,9 @@ class Subject:
             generated,
             hidden,
             {
-                i: (x.keys.shape[-2], getattr(x, "sliding_window", None))
-                for i, x in enumerate(cache_of(out).layers)
-                if x.keys is not None
+                i: (n, getattr(layer, "sliding_window", None))
+                for i, layer in enumerate(cache_of(out).layers)
+                if (n := held(cache_of(out), i)) is not None
             },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},

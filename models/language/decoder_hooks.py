@@ -249,7 +249,7 @@ class DecoderSide:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         if run.windows is None:
             run.windows = self.windows.now()
-        window = run.windows[i]
+        window, prompt = run.windows[i], 0
         slots = run.slots.to(hidden.device)
         new = run.key_slots.to(hidden.device)
         source = self.sources[i]
@@ -266,17 +266,28 @@ class DecoderSide:
             past, padded = held.physical(), held.padded or run.padded
             keys = seen_slots(held, new, run.memo) if peek else push_slots(held, new, run.full, run.memo)
             history = (*held.history, run.stage_count) if run.batch.spans else held.history
+            if held.prompt is not None:
+                window, prompt = held.sliding_window, held.prompt
             key = ("mask", window, past, history)
             if not peek:
                 held.padded, held.history = padded, history
         if not peek:
             run.trail[i] = (run.columns, keys)
         if key not in run.memo:
-            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
+            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
         return run.memo[key]
 
     def _build_mask(
-        self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
+        self,
+        run: Run,
+        given: Any,
+        slots: Tensor,
+        keys: Tensor,
+        past: int,
+        padded: bool,
+        window: int | None,
+        dtype: Any,
+        prompt: int,
     ) -> Any:
         config = self.parts.lm.config
         if window is not None and run.past + run.full > window and "flash" in attention_kind(config):
@@ -294,13 +305,13 @@ class DecoderSide:
         pattern = None
         if past and hasattr(given, "mask_mod") and run.full > 1:  # the same in flex attention's words
             pattern = given, given.seq_lengths[1] - run.full, run.columns.to(slots.device)
-        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern)
+        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern, prompt)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
             columns = run.columns.to(slots.device)
             own = torch.where(run.key_slots.to(slots.device) < 0, -1, columns)
             new = gather_mask(given[..., given.shape[-1] - run.full :], columns, config, own)
             if mask is None:
-                mask = slot_mask(config, slots, keys, dtype, True, window)
+                mask = slot_mask(config, slots, keys, dtype, True, window, prompt=prompt)
             mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
         return mask
 

@@ -296,6 +296,12 @@ def holds_columns(layer: Any) -> bool:
     return type(layer) is not NOTHING
 
 
+def keeps_prompt(layer: type) -> bool:
+    """Whether a cache layer keeps all of its first forward, and a window of what follows (Unlimited-OCR)."""
+    kind = getattr(layer, "_layer_type", None)
+    return issubclass(layer, DynamicSlidingWindowLayer) and kind == "reference_sliding_attention"
+
+
 def versions() -> str:
     """One sentence: what is installed, and what vtc was tested with."""
     tested = ", ".join(TESTED)

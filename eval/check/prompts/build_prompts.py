@@ -11,7 +11,7 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_size import Packed, Patches, Qwen3
-from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Gemma4, Muse
+from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Gemma4, Muse, Pages
 from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
 
 # pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
@@ -46,6 +46,7 @@ KINDS: dict[str, type[Kind]] = {
     "gemma3n": Gemma3n,
     "gemma4": Gemma4,
     "fuyu": Fuyu,
+    "unlimited_ocr": Pages,
 }
 
 

@@ -172,3 +172,42 @@ class Fuyu(Kind):
     def spans(self, item: Item) -> int:
         """One."""
         return 1
+
+
+class Pages(Kind):
+    """A whole page and parts of it, a newline behind each row of tokens and a separator at the end: Unlimited-OCR.
+
+    A size is (columns, rows) of parts.
+    """
+
+    sizes = ((2, 1), (0, 0), (1, 2), (2, 2))
+    pixels, part = (64, 64), 32
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """4 x 4 tokens a page, 2 x 2 a part; of both towers four layers."""
+        sam, clip = (config["vision_config"][name] for name in ("sam_config", "encoder_config"))
+        sam.update(num_hidden_layers=4, num_attention_heads=4, hidden_size=32, mlp_dim=64, global_attn_indexes=[1, 3])
+        sam.update(image_size=64, patch_size=4, window_size=3, output_channels=16, downsample_channels=[24, 48])
+        clip.update(num_hidden_layers=4, num_attention_heads=4, hidden_size=48, intermediate_size=64)
+        clip.update(image_size=16, patch_size=4)
+
+    def picture(self, size: Size, generator: torch.Generator) -> Item:
+        """The page in front, its parts behind it, each in a corner of as much."""
+        return Item("image", noise((1 + size[0] * size[1], 3, *self.pixels), generator), size)
+
+    def spans(self, item: Item) -> int:
+        """One."""
+        return 1
+
+    def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
+        """Pages, and the parts of all of them."""
+        pages = of(samples, "image")
+        if not pages:
+            return {}
+        out: dict[str, Any] = {"pixel_values": torch.stack([p.pixels[0] for p in pages])}
+        parts = torch.cat([p.pixels[1:, :, : self.part, : self.part] for p in pages])
+        if len(parts):
+            out["pixel_values_local"] = parts
+        out["num_local_patches"] = [len(p.pixels) - 1 for p in pages]
+        out["patches_grid"] = [list(p.size) for p in pages]
+        return out

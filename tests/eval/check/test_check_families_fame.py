@@ -31,9 +31,9 @@ def known(model: str) -> str:
     return model
 
 
-def check(model: str, stages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Result:
+def check(model: str, stages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tokens: int = 4) -> Result:
     monkeypatch.setattr(check_job, "CONTRACTS", {name: CONTRACTS[name] for name in SHORT})
-    return run_check(CheckOptions(model, ("sdpa",), stages, tokens=4))
+    return run_check(CheckOptions(model, ("sdpa",), stages, tokens=tokens))
 
 
 def shared(path: Path) -> str:
@@ -49,6 +49,11 @@ def test_families_are_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     result = check(known(kind), ("input", "decoder"), monkeypatch)
     assert {o.status for o in result.outcomes} == {EXACT}, result.outcomes
     assert result.exit_code == FINE
+
+
+def test_a_window_on_what_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = check(known("unlimited_ocr"), ("input",), monkeypatch, tokens=16)  # the window holds 12
+    assert {o.status for o in result.outcomes} == {EXACT}, result.outcomes
 
 
 def test_keys_of_layers_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
