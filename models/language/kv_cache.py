@@ -16,8 +16,7 @@ from vtc.models.stock.transformers_api import (
     keeps_prompt,
 )
 
-from .prompt_cache import prompt_twin
-from .slot_layer import SlotLayer
+from .slot_layer import SlotLayer, prompt_twin
 
 
 class PrunedDynamicLayer(SlotLayer, DynamicLayer):
