@@ -208,7 +208,7 @@ class Adapter:
                 if local.encoded is not None:
                     local.encoded[modality] = record
                     local.pending = True
-                if hasattr(output, "pooler_output"):
+                if not isinstance(output, (tuple, list, Tensor)):
                     output._vtc = record  # generate() carries the output into the prefill
                 return output
 

@@ -15,6 +15,7 @@ from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
@@ -45,7 +46,6 @@ class Plain:
     generated: Generated
     logits: Tensor
     positions: Tensor
-    features: dict[str, list[Any]]
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Pruned:
     logits: Tensor  # of the prompt, [B, L, V]
     generated: Generated | None
     hidden: Tensor  # [depth, B, L] bool
-    columns: list[tuple[int, int | None]]  # in each cache layer after the prefill, and its window
+    columns: dict[int, tuple[int, int | None]]  # by layer with keys: how many after the prefill, and its window
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -134,7 +134,11 @@ class Subject:
             out.logits,
             generated,
             hidden,
-            [(x.keys.shape[-2], getattr(x, "sliding_window", None)) for x in cache_of(out).layers],
+            {
+                i: (n, getattr(layer, "sliding_window", None))
+                for i, layer in enumerate(cache_of(out).layers)
+                if (n := held(cache_of(out), i)) is not None
+            },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
         )

@@ -17,6 +17,7 @@ from vtc.models.stock.tripwire import check_features, check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
+from .column_arguments import cut_along, refuse_unknown
 from .decoder_signals import EMBEDDINGS
 from .forward_state import Run, all_ids
 from .full_length_outputs import restore_output
@@ -76,6 +77,7 @@ class Forward:
         refuse_generate(parts)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
+        refuse_unknown(parts.lm)
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -88,19 +90,29 @@ class Forward:
             )
         self.local.inside = True
         call = call_of(core, args, kwargs)
-        ids, features = call.get("ids"), call.get("features")
+        features = call.get("features")
         has = features is not None and (isinstance(features, Tensor) or any(v is not None for v in features.values()))
         if has and not self.takes_features:
             raise NotImplementedError(
                 "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
             )
-        if not has and call.get("image") is None and call.get("video") is None:
-            self._without_pictures(call, bool(pruned_before))
-            return
         self.local.fed = features if has else None
-        self.local.masks = self.placeholders(ids, call.get("embeds"))
+        self.local.prompted = (call, bool(pruned_before))
         self.local.attention_mask = call.get("mask")
+
+    def _visual(self) -> dict[str, Tensor]:
+        """Placeholders of the composite model's input, once it has encoded or been given features, whatever of."""
+        prompted, self.local.prompted = self.local.prompted, None
+        if prompted is None:
+            return {}
+        call, pruned_before = prompted
+        if self.local.fed is None and not self.local.records:
+            self._without_pictures(call, pruned_before)
+            self.local.attention_mask = None
+            return {}
+        ids = call.get("ids")
         self.local.token_ids = ids if self.keep_ids else None
+        return self.placeholders(ids, call.get("embeds"))
 
     def _without_pictures(self, call: Call, pruned_before: bool) -> None:
         """Embeddings alone may be those of pictures, merged by the caller."""
@@ -175,7 +187,7 @@ class Forward:
             if embeds is None and is_pruned(cache):
                 embeds = lm.get_input_embeddings()(call.pop("ids"))
                 call.put("embeds", embeds)
-        masks, local.masks = local.masks, None
+        masks = self._visual()
         fed = self._fed(masks) if masks else {}
         if not fed and not is_pruned(cache):
             # text beside the prompt of a generate() with pictures (guidance) has no report of its own
@@ -198,7 +210,12 @@ class Forward:
             call.put("cache", cache)
         # Gemma3's composite model makes masks of its own, also where it was given none
         refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
-        run = self._open(embeds, cache, call, masks or {}, fed)
+        keep = call.get("logits to keep")
+        if (
+            isinstance(keep, int) and keep > 1
+        ):  # Gemma 4: its last layers run on so many columns, dropped ones among them
+            call.put("logits to keep", 0)
+        run = self._open(embeds, cache, call, masks, fed)
         if run.batch.spans:
             self.steps.open_report(run)
         self._take_deepstack(run, call)
@@ -272,6 +289,7 @@ class Forward:
         call.put("embeds", hidden)
         if not run.pruned:
             return
+        cut_along(call, run.columns)
         call.put("positions", positions_left(run, call, self.positions == "compact", shift))
         run.rope_columns = torch.arange(hidden.shape[1], device=run.columns.device).expand(hidden.shape[0], -1)
 

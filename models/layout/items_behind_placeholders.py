@@ -34,8 +34,17 @@ def crop_length(core: Any) -> int | None:
     return getattr(core, "image_seq_len", None) or latents
 
 
+def features_in(output: Any) -> Any:
+    """What of a vision call's output is fed: its ``pooler_output``, else its last hidden state (Llama 4, Fuyu)."""
+    for name in ("pooler_output", "last_hidden_state"):
+        found = getattr(output, name, None)
+        if found is not None:
+            return found
+    return output
+
+
 def item_lengths(features: Any) -> list[int]:
-    """Tokens of each entry of a ``pooler_output``: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
+    """Tokens of each item of such features: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
     if isinstance(features, Tensor) and features.dim() == 2:
         return [features.shape[0]]
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in features]
@@ -49,7 +58,7 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     ValueError
         If the features no longer match the record that came with them.
     """
-    entries = item_lengths(getattr(output, "pooler_output", output))
+    entries = item_lengths(features_in(output))
     # accelerate's hooks copy the output, and the copy has no attribute of ours
     record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc

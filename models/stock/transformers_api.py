@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.cache_utils
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -22,6 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 __all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
 
 TESTED = ("5.5.0", "5.23.0", "5.24.0")
+# a cache layer that holds nothing (not in every version)
+NOTHING: type | None = getattr(transformers.cache_utils, "DummyLayer", None)
 FEATURES = ("get_image_features", "get_video_features")
 
 # what an argument is to vtc, and what transformers has called it, the newest name first
@@ -44,6 +47,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "features": ("mm_encoder_outputs",),
     "deepstack places": ("visual_pos_masks",),
     "deepstack": ("deepstack_visual_embeds",),
+    "per-layer inputs": ("per_layer_inputs", "per_layer_input"),
+    "token types": ("moe_mm_token_type_ids",),
+    "shared keys": ("shared_kv_states",),
     "chunk ends": ("cu_seqlens",),
     "longest chunk": ("max_seqlen",),
     "prefill chunk": ("prefill_chunk_size",),
@@ -51,6 +57,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "causal": ("is_causal",),
     "copies": ("expand_size",),
 }
+# arguments that hold no tensor: switches of what comes back
+SWITCHES = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "cache_position")
 
 
 class Signature:
@@ -154,6 +162,12 @@ def named_arguments(module: nn.Module) -> frozenset[str]:
     return signature_of(module).named
 
 
+def unknown_arguments(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's forward that mean nothing to vtc."""
+    known = {name for names in NAMES.values() for name in names}
+    return sorted(named_arguments(module) - known - set(SWITCHES))
+
+
 def need(module: nn.Module, *meanings: str) -> None:
     """Raise NotImplementedError if a module's forward does not name one of the arguments that vtc gives it."""
     signature = signature_of(module)
@@ -215,19 +229,22 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def change_layers(
     output: Any, states: Callable[[int, Tensor], Tensor], attention: Callable[[int, Tensor], Tensor]
 ) -> Any:
-    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`."""
+    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`.
 
-    def change(value: Any) -> Any:
+    Where they have names, hidden states may also be several for each token, `[n, B, L, D]`.
+    """
+
+    def change(value: Any, name: str = "") -> Any:
         if not isinstance(value, tuple):
             return value
-        change_one = {3: states, 4: attention}
+        change_one = {3: states, 4: states if name == "hidden_states" else attention}
         return tuple(change_one[x.dim()](i, x) if isinstance(x, Tensor) else x for i, x in enumerate(value))
 
     if isinstance(output, tuple):
         return tuple(map(change, output))
     for name in list(output):
         if isinstance(output[name], tuple):
-            output[name] = change(output[name])
+            output[name] = change(output[name], name)
     return output
 
 
@@ -272,6 +289,17 @@ def checkpointed(module: nn.Module) -> bool:
 def new_cache(config: Any) -> Cache:
     """An empty cache as the text model of `config` would make it."""
     return DynamicCache(config=config)
+
+
+def holds_columns(layer: Any) -> bool:
+    """Whether a cache layer holds keys and values of each token, and not nothing."""
+    return type(layer) is not NOTHING
+
+
+def keeps_prompt(layer: type) -> bool:
+    """Whether a cache layer keeps all of its first forward, and a window of what follows (Unlimited-OCR)."""
+    kind = getattr(layer, "_layer_type", None)
+    return issubclass(layer, DynamicSlidingWindowLayer) and kind == "reference_sliding_attention"
 
 
 def versions() -> str:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .transformers_api import Cache, Call, cache_of, call_of, hidden_of, versions
+from .transformers_api import Cache, Call, cache_of, call_of, hidden_of, holds_columns, versions
 
 CHECKED = "_vtc_checked"  # of a cache: a step behind its prefill was found right
 
@@ -23,17 +23,18 @@ class Checks:
     Attributes
     ----------
     columns : dict
-        By layer: how many columns its cache must hold afterwards.
+        By layer: how many columns its cache must hold afterwards; None: it holds none.
     arguments : dict
         By layer: the mask and the rotary embeddings that it was given.
     """
 
-    columns: dict[int, int] = field(default_factory=dict)
+    columns: dict[int, int | None] = field(default_factory=dict)
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def expect(self, layer: int, cache: Any, new: int) -> None:
         """Note that `new` columns enter `layer`."""
-        self.columns[layer] = held(cache, layer) + new
+        columns = held(cache, layer)
+        self.columns[layer] = None if columns is None else columns + new
 
     def gave(self, layer: int, call: Call) -> None:
         """Note what `layer` was given."""
@@ -56,10 +57,12 @@ def trip(what: str) -> NoReturn:
     )
 
 
-def held(cache: Any, layer: int) -> int:
-    """Columns that a layer of the cache holds."""
+def held(cache: Any, layer: int) -> int | None:
+    """Columns that a layer of the cache holds; None: it is of a kind that holds none."""
     if not isinstance(cache, Cache) or layer >= len(cache.layers):
         return 0
+    if not holds_columns(cache.layers[layer]):
+        return None
     keys = getattr(cache.layers[layer], "keys", None)
     return 0 if keys is None or not keys.numel() else int(keys.shape[-2])
 
@@ -67,8 +70,8 @@ def held(cache: Any, layer: int) -> int:
 def check_columns(run: Any, layer: int, hidden: Tensor) -> None:
     """The columns that enter a layer are those that are left."""
     rows, columns = run.columns.shape
-    if tuple(hidden.shape[:2]) != (rows, columns):
-        trip(f"decoder layer {layer} gets {list(hidden.shape[:2])} columns, and vtc left {[rows, columns]}")
+    if tuple(hidden.shape[-3:-1]) != (rows, columns):
+        trip(f"decoder layer {layer} gets {list(hidden.shape[-3:-1])} columns, and vtc left {[rows, columns]}")
 
 
 def check_attention(run: Any, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,7 +102,9 @@ def check_output(lm: nn.Module, depth: int, run: Any, output: Any) -> None:
     if cache_of(output) is not run.cache:
         trip(f"{type(lm).__name__} gives back {_form(cache_of(output))} for the cache that vtc tracks")
     for layer, expected in run.checks.columns.items():
-        got, window = held(run.cache, layer), getattr(run.cache.layers[layer], "sliding_window", None)
+        if expected is None:
+            continue
+        got, window = held(run.cache, layer) or 0, getattr(run.cache.layers[layer], "sliding_window", None)
         if got != expected and (window is None or got > expected):
             trip(f"the cache of decoder layer {layer} holds {got} columns, and {expected} were left to it")
     setattr(run.cache, CHECKED, not run.batch.spans)

@@ -11,6 +11,7 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Gemma4, Muse, Pages
 from .placeholders_of_squares import (
     Clips,
     ConvNet,
@@ -71,6 +72,13 @@ KINDS: dict[str, type[Kind]] = {
     "idefics2": Latents,
     "qianfan_ocr": Tiles,
     "perception_lm": TimmTiles,
+    "muse_glimmer": Muse,
+    "muse_spark": Muse,
+    "ernie4_5_vl_moe": Ernie,
+    "gemma3n": Gemma3n,
+    "gemma4": Gemma4,
+    "fuyu": Fuyu,
+    "unlimited_ocr": Pages,
 }
 
 
@@ -95,10 +103,8 @@ class Prompt:
     @property
     def inputs(self) -> dict[str, Any]:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
-        out: dict[str, Any] = {**pad(self.rows, self.side), **self.kind.collate(self.media)}
-        if self.kind.marked:
-            out[self.kind.marked] = self.kind.types(out["input_ids"], self.tokens)
-        return out
+        text = pad(self.rows, self.side)
+        return {**text, **self.kind.collate(self.media), **self.kind.token_types(text["input_ids"], self.tokens)}
 
     def alone(self, row: int) -> Prompt:
         """One row by itself, without padding."""

@@ -62,7 +62,7 @@ def shrink(
     small = config.to_dict()
     _clean(small)
     renumber(small)
-    text, tower = small["text_config"], small["vision_config"]
+    text, tower = small["text_config"], small.get("vision_config") or {}  # none: the kind of prompts says what it is
     layers = shrink_text(text, depth)
     _shrink_tower(tower, text["hidden_size"], tower_depth)
     _feature_layers(small, tower)
