@@ -46,6 +46,7 @@ class Plain:
     generated: Generated
     logits: Tensor
     positions: Tensor
+    features: dict[str, list[Any]]
 
 
 @dataclass
