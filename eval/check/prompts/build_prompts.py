@@ -10,8 +10,12 @@ import torch
 from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
+from .placeholders_by_position import Placed, RawPatches
 from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_of_codes import CodeRows, Codes
+from .placeholders_of_deepstack import Injected, StackedCrops
 from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
+from .placeholders_of_views import Joined, PooledCrops, QueriedViews, Views
 
 # pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -39,6 +43,16 @@ KINDS: dict[str, type[Kind]] = {
     "smolvlm": SampleCrops,
     "gemma3": Gemma,
     "mistral3": Packed,
+    "lighton_ocr": Joined,
+    "molmo2": PooledCrops,
+    "step3p7": Views,
+    "deepseek_ocr2": QueriedViews,
+    "emu3": Codes,
+    "apertus1p5": CodeRows,
+    "gemma4": Placed,
+    "gemma4_unified": RawPatches,
+    "granite_docling": StackedCrops,
+    "granite4_vision": Injected,
 }
 
 
@@ -65,9 +79,7 @@ class Prompt:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
         out: dict[str, Any] = {**pad(self.rows, self.side), **self.kind.collate(self.media)}
         if self.kind.marked:
-            ids = out["input_ids"]
-            video = -1 if self.tokens.video is None else self.tokens.video
-            out[self.kind.marked] = (ids == self.tokens.image).long() + 2 * (ids == video).long()
+            out[self.kind.marked] = self.kind.types(out["input_ids"], self.tokens)
         return out
 
     def alone(self, row: int) -> Prompt:
@@ -107,6 +119,8 @@ class Prompts:
         g = torch.Generator().manual_seed(0)
         kind, rows, media, seen = self.kind, [], [], {"i": 0, "v": 0}
         for s, plan in enumerate(SHAPES[shape]):
+            if "v" in plan and not kind.mixed:
+                plan = plan.replace("i", "")
             row, own = [BOS, *words(BEFORE[s], g)], []
             marks = [m for m in plan if m in "iv"]
             for mark in marks:

@@ -56,6 +56,8 @@ class Kind:
         Name of the token-type input that the model needs.
     framed : bool
         Whether marks stand around a picture.
+    mixed : bool
+        Whether a batch may hold pictures and videos.
     """
 
     sizes: tuple[Size, ...] = (1,)
@@ -63,7 +65,11 @@ class Kind:
     touching = True
     marked: str | None = None
     framed = False
+    mixed = True
     pixels = (SIDE, SIDE)
+
+    def defaults(self, config: dict[str, Any]) -> None:
+        """Fill in what a default configuration leaves out and no model can be built without, in place."""
 
     def geometry(self, config: dict[str, Any]) -> None:
         """Make the pictures of a configuration small, in place."""
@@ -84,6 +90,11 @@ class Kind:
         """Pixel inputs of a batch."""
         pictures = of(samples, "image")
         return {"pixel_values": torch.cat([p.pixels for p in pictures])} if pictures else {}
+
+    def types(self, ids: Tensor, tokens: Tokens) -> Tensor:
+        """What the input `marked` holds for token ids `[B, L]`: 1 at pictures, 2 at videos."""
+        video = -1 if tokens.video is None else tokens.video
+        return (ids == tokens.image).long() + 2 * (ids == video).long()
 
     def ids(self, sample: Sequence[Item], counts: dict[str, list[int]], tokens: Tokens) -> list[list[int]]:
         """Per item of a sample the tokens that stand for it; `counts` are the lengths of the model's features."""
@@ -116,6 +127,8 @@ def feature_lengths(core: Any, inputs: dict[str, Any], modality: str) -> list[in
         given["pixel_values"] = inputs["pixel_values_videos"]  # LLaVA-OneVision in transformers 5.5
     with torch.no_grad():
         found = method(**given)
+    if getattr(found, "pooler_output", None) is None and getattr(found, "deepstack_features", None):
+        found = found.deepstack_features[0][1]  # what is fed at the first of several layers
     found = getattr(found, "pooler_output", found)
     found = found[0] if isinstance(found, tuple) and len(found) and isinstance(found[0], (list, tuple)) else found
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in found]

@@ -62,12 +62,29 @@ def shrink(
     small = config.to_dict()
     _clean(small)
     renumber(small)
-    text, tower = small["text_config"], small["vision_config"]
+    text, tower = small["text_config"], small.get("vision_config") or {}
     layers = shrink_text(text, depth)
     _shrink_tower(tower, text["hidden_size"], tower_depth)
     _feature_layers(small, tower)
     geometry(small)
     return type(config).from_dict(small), layers
+
+
+def completed(config: Any, defaults: Callable[[dict[str, Any]], None]) -> Any:
+    """`config`, or where it leaves out what a model needs to see pictures, another one of its class.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of the composite model; it stays as it is.
+    defaults : callable
+        Fills in (as a dict, in place) what only the family's kind of prompts knows: ``Kind.defaults``.
+    """
+    given = config.to_dict()
+    if "vision_config" in given and given["vision_config"] is None:
+        given["vision_config"] = type(config).sub_configs["vision_config"]().to_dict()
+    defaults(given)
+    return config if given == config.to_dict() else type(config).from_dict(given)
 
 
 def _clean(config: dict[str, Any]) -> None:
@@ -84,7 +101,7 @@ def shrink_text(text: dict[str, Any], depth: int = DEPTH) -> list[int]:
     heads, kv = text["num_attention_heads"], text.get("num_key_value_heads")
     odd = text.get("head_dim") is not None and text["head_dim"] * heads != text["hidden_size"]
     head_dim = 2 * HEAD_DIM if odd else HEAD_DIM  # heads that are wider together than the model stay so
-    rotary = text.get("rotary_dim")
+    rotary, before = text.get("rotary_dim"), dict(text)
     for name, value in text.items():
         if isinstance(value, bool) or not isinstance(value, int):
             continue
@@ -102,6 +119,8 @@ def shrink_text(text: dict[str, Any], depth: int = DEPTH) -> list[int]:
     text.update(hidden_size=WIDTH, num_attention_heads=HEADS)
     if kv is None and "num_key_value_heads" in text:
         text["num_key_value_heads"] = None
+    for own in (text.get("per_layer_config") or {}).values():  # in the proportions that they had
+        own.update({name: max(1, value * text[name] // before[name]) for name, value in own.items()})
     for name in ("rope_parameters", "rope_scaling"):
         _shrink_rope(text.get(name), head_dim)
     return layers
@@ -142,7 +161,7 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
         tower.update({"embed_dim": 32, "hidden_size": text_width} if "embed_dim" in tower else {"hidden_size": 32})
         if "out_hidden_size" in tower:
             tower["out_hidden_size"] = text_width
-    else:
+    elif "num_hidden_layers" in tower:
         keep_layers(tower, "num_hidden_layers", depth)
         tower.update(hidden_size=48, num_attention_heads=HEADS)
         if tower.get("head_dim") is not None:
@@ -154,7 +173,9 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
 
 def _feature_layers(config: dict[str, Any], tower: dict[str, Any]) -> None:
     """Layers of the tower that features are read from: as far from its end as before, where it has as many."""
-    depth = int(tower["depth"] if "depth" in tower else tower["num_hidden_layers"])
+    depth = int(tower["depth"] if "depth" in tower else tower.get("num_hidden_layers", 0))
+    if not depth:
+        return
 
     def fit(layer: int) -> int:
         return max(layer, -depth) if layer < 0 else min(layer, depth)
