@@ -28,6 +28,14 @@ class Fed:
         return max(1, len(self.lengths) // max(1, len(self.record.lengths)))
 
 
+def features_in(output: Any) -> Any:
+    """What of a vision call's output is fed; Granite 4 vision has none for the input, but some for several layers."""
+    found = getattr(output, "pooler_output", output)
+    if found is None and getattr(output, "deepstack_features", None):
+        _, found = output.deepstack_features[0]
+    return found
+
+
 def item_lengths(features: Any) -> list[int]:
     """Tokens of each entry of a ``pooler_output``: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
     if isinstance(features, Tensor) and features.dim() == 2:
@@ -43,7 +51,7 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     ValueError
         If the features no longer match the record that came with them.
     """
-    entries = item_lengths(getattr(output, "pooler_output", output))
+    entries = item_lengths(features_in(output))
     # accelerate's hooks copy the output, and the copy has no attribute of ours
     record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc

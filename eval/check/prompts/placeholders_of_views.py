@@ -70,8 +70,9 @@ class Views(Kind):
             return {}
         wholes, parts = zip(*map(self._split, pictures), strict=True)
         out: dict[str, Any] = {"pixel_values": torch.cat(wholes)}
-        if any(p.size for p in pictures):
-            out |= {"pixel_values_local": torch.cat(parts), "num_local_patches": torch.tensor([p.size for p in pictures])}
+        counts = [p.size for p in pictures]
+        if any(counts):
+            out |= {"pixel_values_local": torch.cat(parts), "num_local_patches": torch.tensor(counts)}
         return out
 
     def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:
