@@ -17,10 +17,12 @@ class Fed:
     """What was fed to the model for one modality: its record, and the lengths of the items as fed.
 
     Beam search repeats each sample's group of items, so `lengths` may hold every item of the record several times.
+    ``first[i]`` is the first fed item that is the very same tensor as item `i`; None: that can't be told.
     """
 
     record: VisionRecord
     lengths: list[int]
+    first: list[int] | None = None
 
     @property
     def repeats(self) -> int:
@@ -43,6 +45,14 @@ def item_lengths(features: Any) -> list[int]:
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in features]
 
 
+def _first_of_each(features: Any) -> list[int] | None:
+    """The first entry that is the very same tensor as each one; None where entries are no tensors of their own."""
+    if not isinstance(features, (list, tuple)):
+        return None
+    seen: dict[int, int] = {}
+    return [seen.setdefault(id(entry), i) for i, entry in enumerate(features)]
+
+
 def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | None = None) -> Fed:
     """What ``mm_encoder_outputs[modality]`` feeds.
 
@@ -51,7 +61,8 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     ValueError
         If the features no longer match the record that came with them.
     """
-    entries = item_lengths(features_in(output))
+    features = features_in(output)
+    entries, first = item_lengths(features), _first_of_each(features)
     # accelerate's hooks copy the output, and the copy has no attribute of ours
     record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc
@@ -67,9 +78,10 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     total, known = sum(entries), sum(record.lengths)
     if known and total % known == 0:
         if len(set(record.lengths)) == 1:
-            return Fed(record, [record.lengths[0]] * (total // record.lengths[0]))
+            lengths = [record.lengths[0]] * (total // record.lengths[0])
+            return Fed(record, lengths, first if len(entries) == len(lengths) else None)
         if len(entries) == len(record.lengths) * (total // known):
-            return Fed(record, entries)
+            return Fed(record, entries, first)
     raise ValueError(
         f"mm_encoder_outputs[{modality!r}] holds {total} tokens in {len(entries)} items, but was computed as {known} "
         f"tokens in {len(record.lengths)}: compute the features of just these items with get_image_features"

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
+import vtc
 from vtc.eval.check import check_job
 from vtc.eval.check.check_job import CheckOptions, run_check, small_model
 from vtc.eval.check.contracts import CONTRACTS
@@ -78,6 +79,16 @@ def test_beams_that_transformers_gives_the_wrong_pictures(monkeypatch: pytest.Mo
     )
     result = run_check(CheckOptions(known("granite4_vision"), ("sdpa",), ("input",), tokens=2))
     assert [o.status for o in result.outcomes] == [EXACT, REFUSED]
+    assert "mixes up the pictures" in result.outcomes[1].why
+
+
+def test_beams_with_wrong_pictures_of_one_size_are_refused_too() -> None:
+    model, prompts, _ = small_model(config_of(known("granite4_vision")))
+    inputs = prompts["ragged"].inputs  # one size, two in a sample
+    with torch.no_grad(), vtc.compressed(model, "random(keep=0.5)"):
+        model.generate(**inputs, max_new_tokens=2)
+        with pytest.raises(NotImplementedError, match="mixes up the pictures"):
+            model.generate(**inputs, max_new_tokens=2, num_beams=2)
 
 
 def small(kind: str) -> tuple[Any, list[int]]:

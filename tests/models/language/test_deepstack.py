@@ -15,6 +15,7 @@ from vtc.eval.check.check_job import small_model
 from vtc.eval.check.contracts import keeping_all, masked
 from vtc.eval.check.model_under_test import Setting, Subject
 from vtc.eval.check.tiny_model.config_source import config_of
+from vtc.eval.vlm.encode_once import join_outputs
 from vtc.models.layout.model_parts import locate
 from vtc.pipeline_text import parse
 from vtc.pruners.base import Pruner
@@ -83,3 +84,18 @@ def test_merging_where_the_input_holds_nothing_is_refused(granite: tuple[Any, An
     subject = Subject("eager", parts, parts, prompts, 2)
     with torch.no_grad():
         assert masked("ragged")(subject, Setting("later", parse("pool(layer=2, keep=0.25)"))) < 1e-4
+
+
+def test_features_that_were_encoded_one_by_one(granite: tuple[Any, Any]) -> None:
+    model, prompts = granite
+    inputs, kind = prompts["singles"].inputs, prompts.kind
+    with torch.no_grad():
+        want = model(**inputs).logits
+        parts = [kind.collate([own]) for own in prompts["singles"].media if own]
+        joined = join_outputs([model.model.get_image_features(**part, return_dict=True) for part in parts])
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        got = model(**text, mm_encoder_outputs={"image": joined}).logits
+        with vtc.compressed(model, "random(keep=1.0)"):
+            again = model(**text, mm_encoder_outputs={"image": joined}).logits
+    assert torch.allclose(got, want, atol=1e-5)
+    assert torch.equal(again, got)
