@@ -38,6 +38,17 @@ def features_in(output: Any) -> Any:
     return found
 
 
+def crop_length(core: Any, output: Any, total: int) -> int | None:
+    """Tokens of each crop, where the `total` come joined by sample (Idefics3, SmolVLM, Granite-Docling); None: not so.
+
+    Granite-Docling makes four times as many of a crop when it is asked to: the tower's rows are the crops.
+    """
+    unit, rows = getattr(core, "image_seq_len", None), getattr(output, "last_hidden_state", None)
+    if unit and isinstance(rows, Tensor) and rows.dim() == 3 and len(rows) and total % len(rows) == 0:
+        return total // len(rows)
+    return unit
+
+
 def item_lengths(features: Any) -> list[int]:
     """Tokens of each entry of a ``pooler_output``: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
     if isinstance(features, Tensor) and features.dim() == 2:
@@ -66,7 +77,7 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     # accelerate's hooks copy the output, and the copy has no attribute of ours
     record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc
-        unit = getattr(parts.core, "image_seq_len", None)  # Idefics3 and SmolVLM join a sample's crops
+        unit = crop_length(parts.core, output, sum(entries))
         lengths = entries if not unit else [unit] * (sum(entries) // unit)
         call = VisionCall(parts.core, modality, {}, lengths)
         family = parts.family

@@ -107,6 +107,19 @@ def test_small_models_have_every_kind_of_layer() -> None:
     assert text.sliding_window == 12
 
 
+def test_crops_of_the_fine_route_are_one_item_each() -> None:
+    model, prompts, _ = small_model(config_of(known("granite_docling")))
+    inputs = prompts["ragged"].alone(0).inputs
+    crops, one = inputs["pixel_values"].shape[1], model.model.image_seq_len
+    fine = 4 * one * crops
+    ids = torch.tensor([[3, *[prompts.tokens.image] * fine, 4, 5]])
+    route = {"tile_fine_mask": torch.ones(1, dtype=torch.bool), **{k: v for k, v in inputs.items() if "pixel" in k}}
+    with torch.no_grad(), vtc.compressed(model, "random(keep=8)"):
+        model(input_ids=ids, **route)
+        assert [len(span.columns) for span in model.vtc.report.spans] == [4 * one] * crops
+        assert model.vtc.report.tokens_kept == 8 * crops
+
+
 def test_codes_tell_pictures_apart() -> None:
     model, prompts, _ = small_model(config_of(known("emu3")))
     first, second = prompts["ragged"].media[0][0], prompts["ragged"].media[1][0]
