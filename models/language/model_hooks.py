@@ -24,7 +24,7 @@ from .full_length_outputs import restore_output
 from .kv_cache import is_pruned, note_padding, refuse_unsupported
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
-from .refused_arguments import refuse_arguments, refuse_generate, refuse_merging, warn_merged
+from .refused_arguments import refuse_arguments, refuse_generate, refuse_merging, refuse_unnamed, warn_merged
 from .run_and_report_step import Steps
 from .thread_state import Local
 from .tokenizer import Words
@@ -75,6 +75,7 @@ class Forward:
         self.takes_features = takes(parts.core, "features")
         self.warned = False
         refuse_generate(parts)
+        refuse_unnamed(parts)
         refuse_merging(parts, self.input_stops)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")

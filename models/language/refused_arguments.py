@@ -39,6 +39,22 @@ def refuse_generate(parts: Parts) -> None:
     )
 
 
+def refuse_unnamed(parts: Parts) -> None:
+    """Refuse a model whose configuration does not say which tokens stand for pictures.
+
+    Raises
+    ------
+    NotImplementedError
+        If it names neither a picture's nor a video's.
+    """
+    if all(getattr(parts.config, f"{modality}_token_id", None) is None for modality in ("image", "video")):
+        raise NotImplementedError(
+            f"the configuration of {type(parts.core).__name__} names no image_token_id, so vtc can't tell which tokens "
+            "stand for a picture: set it first, e.g. model.config.image_token_id = 32000, the id that the processor "
+            "puts in a picture's place, or upgrade transformers"
+        )
+
+
 def refuse_merging(parts: Parts, stops: Sequence[tuple[Pruner, Stop]]) -> None:
     """Refuse to merge visual tokens at the input of a text model whose layers are what pictures are fed to.
 
