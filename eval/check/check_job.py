@@ -17,7 +17,7 @@ from vtc.api import compress
 from vtc.eval.check.prompts.build_prompts import Prompts, kind_of
 from vtc.eval.check.tiny_model.build import FLASH, build, uncompiled_flex, with_attention
 from vtc.eval.check.tiny_model.config_source import config_of
-from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, shrink
+from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, completed, shrink
 from vtc.eval.check.tiny_model.token_ids import tokens_of
 from vtc.models.layout.families import family_of
 from vtc.models.layout.model_parts import locate
@@ -95,7 +95,8 @@ def run_check(
     family = family_of(config)
     result = Result(options.model, config.model_type, family.name if family else "unknown", "", _versions())
     with _quiet(), torch.no_grad():
-        why = "" if family is not None or options.parts else _refused_at_full_size(config)
+        whole = completed(config, kind_of(config).defaults)
+        why = "" if family is not None or options.parts else _refused_at_full_size(whole)
         if why:
             result.outcomes.append(Outcome("wrapping", "all", "all", REFUSED, why))
         else:
@@ -148,6 +149,7 @@ def small_model(
     """
     kind = kind_of(config)
     try:
+        config = completed(config, kind.defaults)
         small, layers = shrink(config, kind.geometry, *depth)
         model = build(small)
         prompts = Prompts(locate(model, parts).core, kind, tokens_of(small))

@@ -144,7 +144,9 @@ class DecoderSide:
         if run is None:
             return None
         call = call_of(layer, args, kwargs)
-        hidden = self._with_deepstack(run, i - 1, call.get("hidden"))
+        hidden = call.get("hidden")
+        if run.deepstack is not None:
+            hidden = run.deepstack.added(i, hidden, run.columns)
         if self.sources[i] != i and hidden.shape[-2] == 1:
             run.only_last()  # all that the rest of the layers is asked for: they read keys that are there
         check_columns(run, i, hidden)
@@ -177,6 +179,15 @@ class DecoderSide:
         before = run.columns
         self.steps.prune(run, pruner, stop, main_stream(hidden))
         return gather_columns(hidden, run.stand_in(before), -2)
+
+    def last_layer_post(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Add what is fed behind the last layer, where a text model has no more layers than are fed."""
+        run = self.local.run
+        if run is None or run.deepstack is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = run.deepstack.added(len(self.parts.layers), hidden, run.columns)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def watched_layers(self) -> list[int]:
         """Layers whose attention the tripwire looks at: the first, and wherever columns go."""
@@ -314,13 +325,3 @@ class DecoderSide:
                 mask = slot_mask(config, slots, keys, dtype, True, window, prompt=prompt)
             mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
         return mask
-
-    @staticmethod
-    def _with_deepstack(run: Run, i: int, output: Tensor) -> Tensor:
-        """What layer `i` gave, with its deepstack features added to the visual columns that are left."""
-        if run.deepstack is None or not 0 <= i < len(run.deepstack[1]):
-            return output
-        where = torch.where(run.columns < 0, -1, gather_columns(run.deepstack[0], run.columns, -1))
-        features = run.deepstack[1][i].to(output.device, output.dtype)
-        features = torch.cat([features, features.new_zeros(1, features.shape[1])])
-        return output + features[torch.where(where < 0, features.shape[0] - 1, where).to(output.device)]

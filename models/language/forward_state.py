@@ -117,7 +117,7 @@ class Run:
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     present: list[int] = field(default_factory=list)
     newlines: Tensor | Literal[False] | None = False
-    deepstack: tuple[Tensor, Any] | None = None
+    deepstack: Any = None
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
     mask_hidden: bool = False

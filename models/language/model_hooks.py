@@ -19,12 +19,13 @@ from vtc.pruners.signals import Signal
 
 from .column_arguments import cut_along, refuse_unknown
 from .decoder_signals import EMBEDDINGS
-from .forward_state import Run, all_ids
+from .deepstack import Deepstack
+from .forward_state import Run, all_ids, gather_columns
 from .full_length_outputs import restore_output
 from .kv_cache import is_pruned, note_padding, refuse_unsupported
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
-from .refused_arguments import refuse_arguments, refuse_generate, warn_merged
+from .refused_arguments import refuse_arguments, refuse_generate, refuse_merging, refuse_unnamed, warn_merged
 from .run_and_report_step import Steps
 from .thread_state import Local
 from .tokenizer import Words
@@ -75,6 +76,8 @@ class Forward:
         self.takes_features = takes(parts.core, "features")
         self.warned = False
         refuse_generate(parts)
+        refuse_unnamed(parts)
+        refuse_merging(parts, self.input_stops)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
         refuse_unknown(parts.lm)
@@ -218,16 +221,20 @@ class Forward:
         run = self._open(embeds, cache, call, masks, fed)
         if run.batch.spans:
             self.steps.open_report(run)
-        self._take_deepstack(run, call)
+        if run.batch.spans:
+            run.deepstack = Deepstack.taken(call, run.columns.device)
         shift = cache.layers[0].shift if is_pruned(cache, 0) else None
         if shift is not None:  # compact positions: the caller counts on from the original ones
             call.put("positions", positions_of(run, call) - shift[:, None].to(embeds.device))
         if run.batch.spans:
+            seen = embeds if run.deepstack is None else run.deepstack.first(embeds, run.columns)
             if self.keep_embeddings:
-                run.captured[EMBEDDINGS] = (embeds, run.current())
-            hidden = self.steps.drop_encoder_pruned(run, embeds)
+                run.captured[EMBEDDINGS] = (seen, run.current())
+            hidden = self.steps.drop_encoder_pruned(run, seen)
             for pruner, stop in self.input_stops:
                 hidden = self.steps.prune(run, pruner, stop, hidden)
+            if seen is not embeds:  # what the layers add is added there
+                hidden = gather_columns(embeds, run.columns, -2) if run.pruned else embeds
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, call, hidden, shift)
         if run.pruned or is_pruned(cache, 0):
@@ -311,14 +318,6 @@ class Forward:
             return None
         check_output(lm, len(self.parts.layers), run, output)
         return restore_output(run, output)
-
-    def _take_deepstack(self, run: Run, call: Call) -> None:
-        """Take over the addition of deepstack features, which the text model does by a full-length mask."""
-        if call.get("deepstack") is None or not run.batch.spans:
-            return
-        mask = call.pop("deepstack places").to(run.columns.device)
-        rank = mask.reshape(-1).long().cumsum(0).view_as(mask) - 1
-        run.deepstack = (torch.where(mask, rank, -1), call.pop("deepstack"))
 
 
 def _length(cache: Any) -> int:

@@ -222,6 +222,8 @@ def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, in
                 left -= fed.lengths[i]
                 i += 1
             if left != 0:
+                if repeats > 1:
+                    raise _mixed_up(repeats)
                 raise ValueError(
                     f"the image features fed to the model ({n} items, {sum(fed.lengths)} tokens) do not match the "
                     f"placeholders of the batch ({counts} per row)"
@@ -234,4 +236,17 @@ def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, in
             base = item
             item += share
         owners += [(row, base + j) for j in range(share)]
+    first = fed.first
+    if first is not None and repeats > 1:
+        before = {item: k for k, (_, item) in reversed(list(enumerate(owners)))}
+        if any(first[k] != first[before[item]] for k, (_, item) in enumerate(owners)):
+            raise _mixed_up(repeats)
     return owners
+
+
+def _mixed_up(repeats: int) -> NotImplementedError:
+    return NotImplementedError(
+        f"this version of transformers mixes up the pictures of a sample that has several when it makes {repeats} "
+        "sequences of it (A, B becomes A, A, B, B, also without vtc): give each sample one picture, or, without beams, "
+        f"put every sample {repeats} times into the batch"
+    )

@@ -256,5 +256,5 @@ def item_lengths(parts: Parts, output: Any) -> list[int]:
     if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
         features = features[1]  # ``return_dict=False``
     lengths = entry_lengths(features)
-    unit = crop_length(parts.core)
+    unit = crop_length(parts.core, output, sum(lengths))
     return [unit] * (sum(lengths) // unit) if unit else lengths

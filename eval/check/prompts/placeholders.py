@@ -61,6 +61,8 @@ class Kind:
         Whether marks stand around a picture.
     video_features : str
         The model's method that makes features of videos.
+    mixed : bool
+        Whether a batch may hold pictures and videos.
     """
 
     sizes: tuple[Size, ...] = (1,)
@@ -70,7 +72,11 @@ class Kind:
     answered = 0
     framed = False
     video_features = "get_video_features"
+    mixed = True
     pixels = (SIDE, SIDE)
+
+    def defaults(self, config: dict[str, Any]) -> None:
+        """Fill in what a default configuration leaves out and no model can be built without, in place."""
 
     def geometry(self, config: dict[str, Any]) -> None:
         """Make the pictures of a configuration small, in place."""
