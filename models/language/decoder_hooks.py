@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.cache.kv_cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
@@ -30,7 +31,6 @@ from vtc.pruners.signals import (
 from .column_arguments import cut_along, pick_columns, refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .forward_state import Run, gather_columns, main_stream
-from .kv_cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
 from .masks import gather_mask, keeps_pattern, slot_mask
 from .run_and_report_step import Steps
 from .thread_state import Local
