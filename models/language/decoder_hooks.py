@@ -269,7 +269,8 @@ class DecoderSide:
             assert keys is not None
             held = None if run.cache is None else slot_layer(run.cache, source)
             padded = run.padded or bool(held is not None and held.padded)
-            past, key = keys.shape[1] - new.shape[1], ("mask", source)
+            past = keys.shape[1] - new.shape[1]
+            key: tuple[Any, ...] = ("mask", source)
         elif run.cache is None:
             past, keys, padded, key = 0, new, run.padded, ("mask", window, 0, ())
         else:

@@ -51,7 +51,8 @@ class Packed(Kind):
 class Patches(Kind):
     """Flattened patches and a (t, h, w) grid, merged 2 x 2: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
 
-    touching, marked, framed = False, "mm_token_type_ids", True
+    touching, framed = False, True
+    marked: str | None = "mm_token_type_ids"
     by_frame = False  # Qwen3-VL: each frame between marks of its own, behind a time stamp
     patch = 4
 
