@@ -108,7 +108,9 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
         tokens = pruned.generated.tokens if pruned.generated is not None else valid.new_zeros(len(valid), 1).long()
         truth = subject.truth_of(pruned, shape, tokens)
         left = valid & ~pruned.hidden[-1]
-        if pruned.features:  # a last token that the tower dropped never was: the last one left answers in its place
+        # a last token that the tower dropped never was, nor can a state be asked by one that it has not seen: the last
+        # one left answers in its place
+        if pruned.features or subject.recurrent:
             rows, last = torch.arange(len(left)), (left.long() * torch.arange(width)).argmax(1)
             truth[:, width - 1] = truth[rows, last]
             left[rows, last] = False
@@ -135,7 +137,7 @@ def _dropped(pruned: Pruned, plain: Tensor, valid: Tensor) -> None:
 
 def _columns(pruned: Pruned, valid: Tensor) -> None:
     """Caches hold what is left of the longest row, and no more."""
-    for layer, (held, window) in enumerate(pruned.columns):
+    for layer, (held, window) in pruned.columns.items():
         hidden = pruned.hidden[layer]
         left = int((valid & ~hidden).sum(1).max()) if hidden.any() else valid.shape[1]
         # a visual token that the next one is asked of stays as a column

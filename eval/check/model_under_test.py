@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.transformers_api import cache_of, holds_columns
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
+from .shortened_reference import has_recurrence, shortened_reference
 
 FEATURES = ("get_image_features", "get_video_features")
 
@@ -56,7 +57,7 @@ class Pruned:
     logits: Tensor  # of the prompt, [B, L, V]
     generated: Generated | None
     hidden: Tensor  # [depth, B, L] bool
-    columns: list[tuple[int, int | None]]  # in each cache layer after the prefill, and its window
+    columns: dict[int, tuple[int, int | None]]  # by layer, in the cache after the prefill, and its window
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -82,6 +83,7 @@ class Subject:
         self.attention, self.parts, self.truth, self.prompts, self.tokens = attention, parts, truth, prompts, tokens
         self.model: Any = parts.model
         self.special = prompts.tokens.special
+        self.recurrent = has_recurrence(truth)
         self._plain: dict[str, Plain] = {}
         self._pruned: dict[tuple[str, str], Pruned] = {}
 
@@ -134,7 +136,11 @@ class Subject:
             out.logits,
             generated,
             hidden,
-            [(x.keys.shape[-2], getattr(x, "sliding_window", None)) for x in cache_of(out).layers],
+            {
+                i: (x.keys.shape[-2], getattr(x, "sliding_window", None))
+                for i, x in enumerate(cache_of(out).layers)
+                if holds_columns(x)
+            },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
         )
@@ -143,7 +149,8 @@ class Subject:
         """Logits of the reference on the prompt of `shape` and the `tokens` that followed."""
         inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
         positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
-        return reference(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered)
+        truth = shortened_reference if self.recurrent else reference
+        return truth(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered)
 
 
 @contextmanager

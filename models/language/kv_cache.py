@@ -2,6 +2,7 @@
 
 A pruned layer holds fewer columns than the sequence has tokens. ``get_seq_length`` keeps answering with the LOGICAL
 length, which ``generate``, Qwen's rope code and a second turn need; ``get_mask_sizes`` answers with the physical one.
+A recurrent layer holds one state of all tokens that went through it, so it needs no slots and stays as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from vtc.models.stock.transformers_api import (
+    NOTHING,
+    STATE,
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    holds_columns,
+    new_cache,
+    versions,
+)
 from vtc.models.stock.tripwire import check_update
 
 
@@ -137,16 +147,37 @@ TWINS: dict[type, type] = {DynamicLayer: PrunedDynamicLayer, DynamicSlidingWindo
 
 def refuse_unsupported(cache: Cache) -> None:
     """Raise NotImplementedError for caches whose layers cannot differ in length."""
-    names = {type(layer) for layer in cache.layers}
-    replica = getattr(cache, "layer_class_to_replicate", None)
-    names |= {replica} if isinstance(replica, type) else set()
-    odd = sorted(t.__name__ for t in names if not issubclass(t, SlotLayer) and t not in TWINS)
+    odd = _unsupported(cache)
     if odd:
         raise NotImplementedError(
             f"visual-token pruning needs a DynamicCache; this is {type(cache).__name__} with {', '.join(odd)}, which "
             "can't hold a different number of tokens per layer. Leave out cache_implementation / past_key_values (the "
             "default is a DynamicCache), or call vtc.restore(model) first."
         )
+
+
+def refuse_layers(lm: Any) -> None:
+    """Raise NotImplementedError if the cache that a text model makes has layers that pruning can't follow."""
+    odd = _unsupported(new_cache(lm.config))
+    if odd:
+        raise NotImplementedError(
+            f"{type(lm).__name__} keeps {', '.join(odd)} in its cache, and vtc does not know how to leave tokens out "
+            f"of that. Use a model whose layers keep keys and values, or a state, and nothing beside them. {versions()}"
+        )
+
+
+def _unsupported(cache: Cache) -> list[str]:
+    """Names of the classes of a cache's layers that vtc can't work with."""
+    found = {type(layer) for layer in cache.layers}
+    replica = getattr(cache, "layer_class_to_replicate", None)
+    found |= {replica} if isinstance(replica, type) else set()
+    known = (STATE, NOTHING, *TWINS)
+    return sorted(t.__name__ for t in found if not issubclass(t, SlotLayer) and t not in known)
+
+
+def first_columns(cache: Any) -> int:
+    """Number of the first layer of a cache that holds columns: the one that text models ask how long the past is."""
+    return next((i for i, layer in enumerate(cache.layers) if holds_columns(layer)), 0)
 
 
 def is_pruned(cache: Any, layer: int | None = None) -> bool:
@@ -174,7 +205,7 @@ def slot_layer(cache: Cache, index: int) -> Any:
 
 def note_padding(cache: Cache, valid: Tensor) -> None:
     """Tell the layers of a cache that nothing was pruned from which of its tokens, `valid` `[B, past]`, are real."""
-    for i in range(len(cache.layers)):
+    for i in filter(lambda i: holds_columns(cache.layers[i]), range(len(cache.layers))):
         layer = slot_layer(cache, i)
         if n := layer.physical():
             past = valid.shape[1]

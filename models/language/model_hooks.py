@@ -20,7 +20,7 @@ from vtc.pruners.signals import Signal
 from .decoder_signals import EMBEDDINGS
 from .forward_state import Run, all_ids
 from .full_length_outputs import restore_output
-from .kv_cache import is_pruned, note_padding, refuse_unsupported
+from .kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
 from .refused_arguments import refuse_arguments, refuse_generate, warn_merged
@@ -73,6 +73,7 @@ class Forward:
         self.keep_embeddings = any(s.part == "input" for s in signals)
         self.takes_features = takes(parts.core, "features")
         self.warned = False
+        self.recurrent = False  # whether any decoder layer is
         refuse_generate(parts)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
@@ -202,7 +203,8 @@ class Forward:
         if run.batch.spans:
             self.steps.open_report(run)
         self._take_deepstack(run, call)
-        shift = cache.layers[0].shift if is_pruned(cache, 0) else None
+        first = first_columns(cache) if isinstance(cache, Cache) else 0
+        shift = cache.layers[first].shift if is_pruned(cache, first) else None
         if shift is not None:  # compact positions: the caller counts on from the original ones
             call.put("positions", positions_of(run, call) - shift[:, None].to(embeds.device))
         if run.batch.spans:
@@ -213,7 +215,7 @@ class Forward:
                 hidden = self.steps.prune(run, pruner, stop, hidden)
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, call, hidden, shift)
-        if run.pruned or is_pruned(cache, 0):
+        if run.pruned or is_pruned(cache, first):
             self._hide_mask(run, call)
         local.run = run
         local.opened, local.pending, local.pictured = True, False, local.encoded if fed else local.pictured
@@ -253,7 +255,8 @@ class Forward:
         run.present = list(batch.lengths)
         run.ids = all_ids(batch.lengths, device)
         run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
-        if any(batch.ends) and not self.vision_stops and self.positions == "keep":
+        # a state can't be asked by a token that it has not seen: the last one left answers
+        if any(batch.ends) and not self.vision_stops and not self.recurrent and self.positions == "keep":
             run.asking = self._asking(batch, valid, end, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run

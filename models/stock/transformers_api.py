@@ -14,14 +14,24 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.cache_utils
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 __all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
 
 TESTED = ("5.5.0", "5.23.0", "5.24.0")
+# cache layers without columns: a state that every token goes into, and nothing (not in every version)
+STATE = LinearAttentionLayer
+NOTHING: type | None = getattr(transformers.cache_utils, "DummyLayer", None)
 FEATURES = ("get_image_features", "get_video_features")
 
 # what an argument is to vtc, and what transformers has called it, the newest name first
@@ -32,7 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mask": ("attention_mask",),
     "positions": ("position_ids",),
     "rotary": ("position_embeddings",),
-    "cache": ("cache", "past_key_values", "past_key_value"),
+    "cache": ("cache", "past_key_values", "past_key_value", "cache_params"),
     "use cache": ("use_cache",),
     "logits to keep": ("logits_to_keep",),
     "image": ("pixel_values",),
@@ -272,6 +282,17 @@ def checkpointed(module: nn.Module) -> bool:
 def new_cache(config: Any) -> Cache:
     """An empty cache as the text model of `config` would make it."""
     return DynamicCache(config=config)
+
+
+def holds_columns(layer: Any) -> bool:
+    """Whether a cache layer holds keys and values of each token, and not one state of all, or nothing."""
+    return type(layer) not in (STATE, NOTHING)
+
+
+def has_state(layer: Any) -> bool:
+    """Whether tokens went into the state of a recurrent cache layer."""
+    seen = layer.has_previous_state
+    return any(seen.values()) if isinstance(seen, dict) else bool(seen)
 
 
 def versions() -> str:

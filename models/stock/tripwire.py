@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .transformers_api import Cache, Call, cache_of, call_of, hidden_of, versions
+from .transformers_api import STATE, Cache, Call, cache_of, call_of, has_state, hidden_of, holds_columns, versions
 
 CHECKED = "_vtc_checked"  # of a cache: a step behind its prefill was found right
 
@@ -23,21 +23,22 @@ class Checks:
     Attributes
     ----------
     columns : dict
-        By layer: how many columns its cache must hold afterwards.
+        By layer: how many columns its cache must hold afterwards; None: it holds a state, or nothing.
     arguments : dict
         By layer: the mask and the rotary embeddings that it was given.
     """
 
-    columns: dict[int, int] = field(default_factory=dict)
+    columns: dict[int, int | None] = field(default_factory=dict)
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def expect(self, layer: int, cache: Any, new: int) -> None:
         """Note that `new` columns enter `layer`."""
-        self.columns[layer] = held(cache, layer) + new
+        columns = held(cache, layer)
+        self.columns[layer] = None if columns is None else columns + new
 
-    def gave(self, layer: int, call: Call) -> None:
-        """Note what `layer` was given."""
-        self.arguments[layer] = {meaning: call.get(meaning) for meaning in ("mask", "rotary")}
+    def gave(self, layer: int, call: Call, *meanings: str) -> None:
+        """Note what `layer` was given: the mask and the rotary embeddings, unless `meanings` says otherwise."""
+        self.arguments[layer] = {meaning: call.get(meaning) for meaning in meanings or ("mask", "rotary")}
 
 
 def checks_for(cache: Any, prefill: bool) -> Checks | None:
@@ -56,10 +57,12 @@ def trip(what: str) -> NoReturn:
     )
 
 
-def held(cache: Any, layer: int) -> int:
-    """Columns that a layer of the cache holds."""
+def held(cache: Any, layer: int) -> int | None:
+    """Columns that a layer of the cache holds; None: it is of a kind that holds none."""
     if not isinstance(cache, Cache) or layer >= len(cache.layers):
         return 0
+    if not holds_columns(cache.layers[layer]):
+        return None
     keys = getattr(cache.layers[layer], "keys", None)
     return 0 if keys is None or not keys.numel() else int(keys.shape[-2])
 
@@ -100,7 +103,10 @@ def check_output(lm: nn.Module, depth: int, run: Any, output: Any) -> None:
         trip(f"{type(lm).__name__} gives back {_form(cache_of(output))} for the cache that vtc tracks")
     for layer, expected in run.checks.columns.items():
         got, window = held(run.cache, layer), getattr(run.cache.layers[layer], "sliding_window", None)
-        if got != expected and (window is None or got > expected):
+        if got is None or expected is None:
+            if type(run.cache.layers[layer]) is STATE and not has_state(run.cache.layers[layer]):
+                trip(f"no token went into the state of decoder layer {layer}")
+        elif got != expected and (window is None or got > expected):
             trip(f"the cache of decoder layer {layer} holds {got} columns, and {expected} were left to it")
     setattr(run.cache, CHECKED, not run.batch.spans)
 

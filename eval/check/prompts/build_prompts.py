@@ -11,6 +11,7 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_of_hybrids import CanvasSlices, Grids, Radio, Slices, Unpadded
 from .placeholders_of_squares import (
     Clips,
     ConvNet,
@@ -48,6 +49,8 @@ KINDS: dict[str, type[Kind]] = {
     "qwen2_vl": Patches,
     "qwen2_5_vl": Patches,
     "qwen3_vl": Qwen3,
+    "qwen3_5": Qwen3,
+    "qwen3_5_moe": Qwen3,
     "internvl": Tiles,
     "idefics3": SampleCrops,
     "smolvlm": SampleCrops,
@@ -71,6 +74,12 @@ KINDS: dict[str, type[Kind]] = {
     "idefics2": Latents,
     "qianfan_ocr": Tiles,
     "perception_lm": TimmTiles,
+    "lfm2_vl": Unpadded,
+    "lfm3_vl": Grids,
+    "minicpmv4_6": Slices,
+    "minicpmv4_7": CanvasSlices,
+    "minicpm_ocr": Slices,
+    "nemotron_h_omni": Radio,
 }
 
 
