@@ -116,7 +116,7 @@ class Adapter:
         if any(h.movable for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for i in d.tapped_layers():
-            tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
+            tap = AttentionTap(d.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
         for i in d.watched_layers():
             mixer = d.mixers[i]

@@ -172,7 +172,7 @@ def longer(x: Tensor, extra: int, value: int = 0) -> Tensor:
 
 
 def continued(inputs: Mapping[str, Any], tokens: Tensor, positions: Tensor, answered: int = 0) -> dict[str, Any]:
-    """Inputs of one forward over a prompt and all but the last of the `tokens` `[B, n]`, of type `answered`, behind it."""
+    """Inputs of one forward over a prompt and all but the last of the `tokens` `[B, n]`, of type `answered`, then."""
     given, extra = dict(inputs), tokens.shape[1] - 1
     for name in TYPE_INPUTS:
         if name in given:

@@ -80,25 +80,28 @@ class DecoderSide:
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
         for layer in parts.layers:
             need(layer, "hidden", "mask")
-        self.windows = Windows(parts.lm, parts.layers)
         refuse_layers(parts.lm)
+        self.windows = Windows(parts.lm, parts.layers)
         self.attending = self.windows.attending()
         self.mixers = [_mixer(layer) for layer in parts.layers]
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
         for i, signals in self.attended.items():
-            layer = self.parts.layers[i]
-            ahead = any(isinstance(s, AttentionAhead) for s in signals)
-            for part in ("self_attn", "input_layernorm")[: 1 + ahead]:
-                if not hasattr(layer, part):
-                    has = [n for n in self.attending if hasattr(self.parts.layers[n], part)]
-                    raise NotImplementedError(
-                        f"decoder layer {i} of this {type(layer).__name__} has no {part!r}, so its attention can't be "
-                        f"read{' before it runs' if ahead else ''} (layers with one: "
-                        f"{', '.join(map(str, has)) or 'none'}); prune at a layer that reads one of these, or use a "
-                        f"method that does not read {signals[0]}"
-                    )
+            layer, has = self.parts.layers[i], [n for n in self.attending if self.mixers[n] is not None]
+            if i not in has:
+                raise NotImplementedError(
+                    f"decoder layer {i} of this {type(self.parts.lm).__name__} has no attention that could be read "
+                    f"(layers that have: {', '.join(map(str, has)) or 'none'}): prune where {signals[0]} means one of "
+                    "these, mostly right behind it, or use a method that does not read it"
+                )
+            if any(isinstance(s, AttentionAhead) for s in signals):
+                for part in ("self_attn", "input_layernorm"):
+                    if not hasattr(layer, part):
+                        raise NotImplementedError(
+                            f"{type(layer).__name__} has no {part!r}, so its attention can't be read before it "
+                            f"runs; use a method that does not read {signals[0]}"
+                        )
         return sorted(self.attended)
 
     def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:

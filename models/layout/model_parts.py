@@ -49,8 +49,11 @@ class Parts:
 
     @property
     def final_norm(self) -> Any:
-        """The language model's norm before ``lm_head``."""
-        return self.lm.norm
+        """The language model's norm before ``lm_head``: the last one that it owns, whatever it is called."""
+        norms = [m for name, m in self.lm.named_children() if "norm" in f"{name} {type(m).__name__}".lower()]
+        if not norms:
+            raise NotImplementedError(f"{type(self.lm).__name__} owns no norm behind its layers; use another method")
+        return norms[-1]
 
 
 def wrappers(model: Any) -> Iterator[Any]:

@@ -159,8 +159,10 @@ class Radio(Kind):
         for name, token in (("image_token_id", FIRST_MARK), ("video_token_id", FIRST_MARK + 1)):
             config[name] = token if config[name] is None else config[name]
         text.update(ssm_state_size=16, mamba_num_heads=4, n_groups=2, chunk_size=8)
+        # transformers raises time steps to the least one in a prefill, and not in a step behind it: none is so small
+        text.update(time_step_min=1e-6, time_step_floor=0.1)
         if text["layers_block_type"] == ["linear_attention", "moe", "full_attention", "mlp"]:  # the bare default
-            text["layers_block_type"] = [NEMOTRON[letter] for letter in "MEM*-M*"]
+            text["layers_block_type"] = [NEMOTRON[letter] for letter in "MEM*-M*M"]
 
     picture, spans = Unpadded.picture, Unpadded.spans
 

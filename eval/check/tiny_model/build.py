@@ -13,7 +13,7 @@ from torch import nn
 from .token_ids import PAD
 
 FLASH = "flash_attention_2"
-SLOW = -2.0  # log of the rate at which a recurrent state decays
+SLOW = -4.0  # log of the rate at which a recurrent state decays
 
 
 def build(config: Any, seed: int = 0) -> Any:
