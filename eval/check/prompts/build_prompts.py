@@ -11,7 +11,7 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_size import Packed, Patches, Qwen3
-from .placeholders_of_hybrids import CanvasSlices, Grids, Radio, Slices, Unpadded
+from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Slices, Unpadded
 from .placeholders_of_squares import (
     Clips,
     ConvNet,
@@ -51,6 +51,7 @@ KINDS: dict[str, type[Kind]] = {
     "qwen3_vl": Qwen3,
     "qwen3_5": Qwen3,
     "qwen3_5_moe": Qwen3,
+    "qwen4_exp": Indexed,
     "internvl": Tiles,
     "idefics3": SampleCrops,
     "smolvlm": SampleCrops,

@@ -10,7 +10,7 @@ import torch
 from vtc.eval.check.tiny_model.token_ids import VOCABULARY, Tokens
 
 from .placeholders import Item, Kind, noise, of
-from .placeholders_by_size import Patches
+from .placeholders_by_size import Patches, Qwen3
 
 PIXELS = 4  # of a patch's side
 # names of tokens that the default configurations leave open, and that are marks of their own in the prompt
@@ -34,6 +34,17 @@ class Grids(Patches):
         self.clips = tuple((t, h * self.merge, w * self.merge) for t, h, w in ((3, 2, 4), (2, 4, 4), (2, 2, 2)))
         tower.update(patch_size=self.patch, num_key_value_heads=2)
         config["projector_hidden_size"] = 64
+
+
+class Indexed(Qwen3):
+    """Qwen3.5's pictures, with an indexer in each attention layer: Qwen4."""
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """Sizes of the indexer, which the default configuration leaves open."""
+        super().geometry(config)
+        sizes = {"n_heads": 2, "kv_heads": 1, "head_dim": 32, "budget": 8, "compress_ratio": 2}
+        text = config["text_config"]
+        text.update({f"indexer_{name}": value for name, value in sizes.items()})
 
 
 class Unpadded(Kind):
