@@ -235,7 +235,7 @@ class Forward:
         # a single new token is never padding: decoding needs no look at the mask
         valid = valid_columns(mask, rows, length, device) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
-        masks = {m: x.to(device) for m, x in masks.items() if m in fed}
+        masks = {m: x.to(device) for m, x in masks.items()}
         prompt = self.local.prompt
         end = length if prompt is None or prompt <= past else min(length, prompt - past)
         if fed:
