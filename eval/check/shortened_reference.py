@@ -76,6 +76,9 @@ def _merged(parts: Parts, given: Mapping[str, Any]) -> Tensor:
         call = call_of(module, args, kwargs)
         if call.get("deepstack") is not None:
             raise Uncheckable(f"{type(module).__name__} gets features beside the embeddings, which are not taken out")
+        mask = call.get("mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise Uncheckable(f"{type(parts.core).__name__} makes masks itself, which shorter rows would not get")
         raise _Merged(call.get("embeds"))
 
     hook = parts.lm.register_forward_pre_hook(look, with_kwargs=True)
