@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import cache_of, holds_columns
+from vtc.models.stock.transformers_api import cache_of, holds_columns, keeps_state
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
-from .shortened_reference import has_recurrence, shortened_reference
+from .shortened_reference import shortened_reference
 
 FEATURES = ("get_image_features", "get_video_features")
 
@@ -83,7 +83,7 @@ class Subject:
         self.attention, self.parts, self.truth, self.prompts, self.tokens = attention, parts, truth, prompts, tokens
         self.model: Any = parts.model
         self.special = prompts.tokens.special
-        self.recurrent = has_recurrence(truth)
+        self.recurrent = keeps_state(truth.lm.config)
         self._plain: dict[str, Plain] = {}
         self._pruned: dict[tuple[str, str], Pruned] = {}
 

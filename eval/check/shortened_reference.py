@@ -16,14 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import STATE, call_of, new_cache
+from vtc.models.stock.transformers_api import call_of
 
 from .masked_reference import Uncheckable, Vectors, continued, features_given, layer_inputs, longer
-
-
-def has_recurrence(parts: Parts) -> bool:
-    """Whether any decoder layer keeps a state of all tokens in the place of their keys."""
-    return any(type(layer) is STATE for layer in new_cache(parts.lm.config).layers)
 
 
 def shortened_reference(
@@ -113,8 +108,8 @@ class _Shorten:
             call.put("rotary", tuple(x[..., left, :] for x in rotary))
         if ids is not None:
             call.put("positions", ids[..., left])
-        if isinstance(mask, Tensor) and mask.dim() == 4:
-            call.put("mask", mask[..., left, :][..., left])
+        if isinstance(mask, Tensor) and mask.dim() in (2, 4):
+            call.put("mask", mask[..., left] if mask.dim() == 2 else mask[..., left, :][..., left])
         elif mask is not None:
             raise Uncheckable(
                 f"decoder layer {i} has a mask that columns can't be taken out of ({type(mask).__name__})"

@@ -12,7 +12,7 @@ from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, RECURRENT, Windows
-from vtc.models.stock.transformers_api import Call, call_of, given, need, takes
+from vtc.models.stock.transformers_api import Call, call_of, given, keeps_state, need, takes
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
@@ -79,7 +79,8 @@ class DecoderSide:
             elif isinstance(signal, DecoderTransition):
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
         for layer in parts.layers:
-            need(layer, "hidden", "mask")
+            # attention beside recurrent layers may know no positions (Nemotron-H)
+            need(layer, "hidden", "mask", *(() if keeps_state(parts.lm.config) else ("rotary",)))
         refuse_layers(parts.lm)
         self.windows = Windows(parts.lm, parts.layers)
         self.attending = self.windows.attending()

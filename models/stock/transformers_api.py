@@ -284,6 +284,11 @@ def new_cache(config: Any) -> Cache:
     return DynamicCache(config=config)
 
 
+def keeps_state(config: Any) -> bool:
+    """Whether any layer of the text model of `config` is recurrent, and keeps a state of all tokens."""
+    return any(type(layer) is STATE for layer in new_cache(config).layers)
+
+
 def holds_columns(layer: Any) -> bool:
     """Whether a cache layer holds keys and values of each token, and not one state of all, or nothing."""
     return type(layer) not in (STATE, NOTHING)

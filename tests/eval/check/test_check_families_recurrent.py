@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from transformers import CONFIG_MAPPING
+from versions import ENCODES_FIRST
 
 import vtc
 from vtc.eval.check import check_job
 from vtc.eval.check.check_job import ATTENTIONS, CheckOptions, Subject, run_check, small_model
 from vtc.eval.check.contracts import CONTRACTS, close
 from vtc.eval.check.masked_reference import Uncheckable, reference
+from vtc.eval.check.prompts.placeholders import feature_lengths
 from vtc.eval.check.results import EXACT, PRUNED, REFUSED, WRONG, Result
 from vtc.eval.check.shortened_reference import shortened_reference
 from vtc.eval.check.tiny_model.build import with_attention
@@ -31,6 +33,7 @@ FAMILIES = (
     "nemotron_h_omni",
 )
 REFUSALS = ("qwen4_exp", "glm5_next")  # an indexer keeps a second cache
+OLD = () if ENCODES_FIRST else ("second turn",)  # which older transformers gets wrong by itself
 KEPT = (PRUNED, "picture last", "second turn", "beams")
 
 
@@ -52,7 +55,7 @@ def check(model: str, *stages: str, attention: str = "sdpa") -> Result:
 @pytest.mark.usefixtures("short")
 def test_exact_at_the_input_and_between_layers(family: str) -> None:
     result = check(family, "input", "decoder")
-    assert [o for o in result.outcomes if o.status != EXACT] == []
+    assert [o for o in result.outcomes if o.status != EXACT and o.contract not in OLD] == []
     assert len(result.outcomes) == 2 * len(KEPT)
 
 
@@ -123,6 +126,7 @@ def test_candidates_that_are_not_taken_leave_a_convolution(lfm2: Any, pruner: st
         assert torch.equal(model.generate(**inputs, **told, prompt_lookup_num_tokens=3), plain)
 
 
+@pytest.mark.skipif(not ENCODES_FIRST, reason="older transformers lets the padding of a single row into the state")
 def test_a_padded_row_by_itself(lfm2: Any) -> None:
     model, prompts = lfm2
     inputs = prompts["ragged"].alone(1).inputs
@@ -179,9 +183,11 @@ def test_attention_is_not_read_off_a_layer_that_has_none(lfm2: Any) -> None:
 @pytest.mark.parametrize("family", known("nemotron_h_omni"))
 def test_videos_behind_the_placeholders_of_pictures(family: str) -> None:
     model, _, _ = small_model(config_of(family))
-    video = torch.randn(1, 2, 6, 32, 32, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        n = len(model.get_video_features(video).pooler_output[0])
+        if isinstance(model.get_video_features(video).pooler_output, torch.Tensor):
+            pytest.skip("the untouched model of this transformers fails on its own videos")
+        n = sum(feature_lengths(model, {"pixel_values_videos": video}, "video", "get_video_features"))
         ids = torch.tensor([[1, 5, 6, *[model.config.image_token_id] * n, 7, 8, 9]])
         with vtc.compressed(model, "random(keep=0.5)"):
             model.generate(input_ids=ids, pixel_values_videos=video, max_new_tokens=2)
