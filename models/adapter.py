@@ -28,7 +28,7 @@ from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import refuse_copy
 from vtc.models.stock.thread_gate import Traffic, traffic
-from vtc.models.stock.transformers_api import Call, Signature, configured
+from vtc.models.stock.transformers_api import Call, Signature, configured, takes
 from vtc.models.stock.tripwire import check_features
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.models.tower.videos_as_images import VideosAsImages
@@ -109,8 +109,10 @@ class Adapter:
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
         self._hook(lm.register_forward_pre_hook(eager(f.lm_pre), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
+        after = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
         hooks = [
-            LayerHooks(layer, self.local, functools.partial(d.layer_pre, i)).attach() for i, layer in enumerate(layers)
+            LayerHooks(layer, self.local, functools.partial(d.layer_pre, i), after[i]).attach()
+            for i, layer in enumerate(layers)
         ]
         self._undo += [h.detach for h in hooks]
         if any(h.movable for h in hooks):
@@ -209,7 +211,7 @@ class Adapter:
                 if local.encoded is not None:
                     local.encoded[modality] = record
                     local.pending = True
-                if hasattr(output, "pooler_output"):
+                if not isinstance(output, (tuple, list, Tensor)):
                     output._vtc = record  # generate() carries the output into the prefill
                 return output
 

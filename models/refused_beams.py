@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationMixin
 
-from vtc.models.layout.items_behind_placeholders import crop_length
+from vtc.models.layout.items_behind_placeholders import joined_crop
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import Call, Signature
 from vtc.models.tower.videos_as_images import takes_videos_as_images
@@ -28,7 +28,7 @@ def repeats_pictures_one_by_one(parts: Parts) -> bool:
     own = getattr(type(parts.model), EXPAND, None) is not getattr(GenerationMixin, EXPAND, None)
     first = hasattr(parts.model, "_prepare_multimodal_encoder_kwargs_for_generation")
     first = first and not takes_videos_as_images(parts.core)
-    by_sample = crop_length(parts.core) is not None  # a row of pixels is all that a sample has
+    by_sample = joined_crop(parts.core) is not None  # a row of pixels is all that a sample has
     return not (own or first or by_sample)
 
 

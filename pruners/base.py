@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from .parameters import check_parameters, is_int
+from .check_parameter_kinds import check_parameters, is_int
 from .signals import EncoderAttention, Signal
 from .visual_tokens import VisualTokens
 

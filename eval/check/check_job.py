@@ -17,7 +17,7 @@ from vtc.api import compress
 from vtc.eval.check.prompts.build_prompts import Prompts, kind_of
 from vtc.eval.check.tiny_model.build import FLASH, build, uncompiled_flex, with_attention
 from vtc.eval.check.tiny_model.config_source import config_of
-from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, shrink
+from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, completed, shrink
 from vtc.eval.check.tiny_model.token_ids import tokens_of
 from vtc.models.layout.families import family_of
 from vtc.models.layout.model_parts import locate
@@ -106,15 +106,16 @@ def run_check(
     """
     start = time.perf_counter()
     config = config_of(options.model)
-    settings = options.settings(config)
     family = family_of(config)
     result = Result(options.model, config.model_type, family.name if family else "unknown", "", _versions())
     with _quiet(), torch.no_grad():
-        why = "" if family is not None or options.parts else _refused_at_full_size(config)
+        whole = completed(config, kind_of(config).defaults)
+        settings = options.settings(whole)
+        why = "" if family is not None or options.parts else _refused_at_full_size(whole)
         if why:
             result.outcomes.append(Outcome("wrapping", "all", "all", REFUSED, why))
         else:
-            _check(options, settings, config, result, progress)
+            _check(options, settings, whole, result, progress)
     result.seconds = round(time.perf_counter() - start, 2)
     return result
 
@@ -163,6 +164,7 @@ def small_model(
     """
     kind = kind_of(config)
     try:
+        config = completed(config, kind.defaults)
         small, layers = shrink(config, kind.geometry, *depth)
         model = build(small)
         prompts = Prompts(locate(model, parts).core, kind, tokens_of(small))

@@ -117,12 +117,27 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
         left[:, -1] |= valid[:, -1]  # a visual token that the next one is asked of keeps its logits
         worst = close(pruned.logits, truth[:, :width], "prefill", left)
         if pruned.generated is not None:
-            worst = max(worst, close(pruned.generated.logits, truth[:, width - 1 :], "generated tokens"))
-            chosen(subject, truth[:, width - 1 :], tokens, "generated tokens")
+            try:
+                worst = max(worst, close(pruned.generated.logits, truth[:, width - 1 :], "generated tokens"))
+                chosen(subject, truth[:, width - 1 :], tokens, "generated tokens")
+            except Wrong:
+                _generates_alike(subject, pruned, shape)
+                raise
         _columns(pruned, valid)
         return worst
 
     return contract
+
+
+def _generates_alike(subject: Subject, pruned: Pruned, shape: str) -> None:
+    """Raise NothingToSee if what the untouched model itself generates is not what its masks make of the whole."""
+    plain = subject.plain(shape).generated
+    everything = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
+    truth = subject.truth_of(everything, shape, plain.tokens)
+    try:
+        close(plain.logits, truth[:, -plain.logits.shape[1] :], "generated tokens")
+    except Wrong as error:
+        raise NothingToSee(f"what the untouched model generates is not what it makes of the whole: {error}") from None
 
 
 def _dropped(pruned: Pruned, plain: Tensor, valid: Tensor) -> None:
@@ -227,24 +242,34 @@ def _further(positions: Tensor, n: int) -> Tensor:
     return torch.cat([positions, more], -1)
 
 
+def _beam_search(subject: Subject, inputs: dict[str, Any], n: int) -> Any:
+    """All beams of a search over `n` tokens, with their scores."""
+    settings = {"num_beams": BEAMS, "num_return_sequences": BEAMS, "do_sample": False, "length_penalty": 0.0}
+    return subject.model.generate(
+        **inputs,
+        **settings,
+        max_new_tokens=n,
+        suppress_tokens=list(subject.special),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+
+
 def beams(shape: str) -> Callable[[Subject, Setting], float]:
     """Beam search: the score of every beam is the reference's log-probability of its tokens."""
 
     def contract(subject: Subject, setting: Setting) -> float:
         inputs, pruned = subject.prompts[shape].inputs, subject.pruned(setting, shape)
         width, n = inputs["input_ids"].shape[1], subject.length(shape)
-        with setting.compressed(subject.model):
-            out = subject.model.generate(
-                **inputs,
-                num_beams=BEAMS,
-                num_return_sequences=BEAMS,
-                do_sample=False,
-                max_new_tokens=n,
-                length_penalty=0.0,
-                suppress_tokens=list(subject.special),
-                return_dict_in_generate=True,
-                output_scores=True,
-            )
+        try:
+            with setting.compressed(subject.model):
+                out = _beam_search(subject, inputs, n)
+        except Exception:
+            try:
+                _beam_search(subject, subject.prompts[shape].inputs, n)
+            except Exception as error:
+                raise NothingToSee(f"the untouched model's own beam search fails: {error}") from None
+            raise
         worst = 0.0
         for j in range(BEAMS):
             tokens = out.sequences[j::BEAMS, width:]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import call_of, takes
 
-TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
+TYPE_INPUTS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 Vectors = Mapping[int, tuple[Tensor, Tensor]]
 
 
@@ -100,12 +100,23 @@ def layer_inputs(parts: Parts, change: Any) -> Iterator[None]:
             handle.remove()
 
 
-def hiding(parts: Parts, hidden: Tensor, vectors: Vectors) -> Any:
+def windows_behind_prompts(config: Any) -> list[int | None]:
+    """Per layer of a text model the window that it sees of what it generates, where it keeps the prompt whole."""
+    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    return [config.sliding_window if kind == "reference_sliding_attention" else None for kind in kinds]
+
+
+def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
     """Close ``hidden[layer]`` `[B, T]` as keys in the eager masks of the untouched model.
+
+    Without a cache all of a sequence is prompt to a model that keeps the prompt and has a window on what follows: that
+    window is closed here, behind `prompt` columns.
 
     Every column may see itself, so that hidden ones stay finite. ``vectors[i]`` = (where `[B, T]` bool, values
     `[n, D]`): merged tokens, put into the states before layer `i`.
     """
+
+    windows = windows_behind_prompts(parts.lm.config)
 
     def change(i: int, call: Any) -> None:
         mask = call.get("mask")
@@ -115,6 +126,9 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors) -> Any:
         least = torch.finfo(mask.dtype if mask.is_floating_point() else torch.float32).min
         open_ = mask == 0 if mask.is_floating_point() else mask.bool()
         own = torch.eye(mask.shape[-2], mask.shape[-1], dtype=torch.bool)
+        if (window := windows[i]) is not None:
+            query, key = torch.arange(open_.shape[-2])[:, None], torch.arange(open_.shape[-1])
+            open_ = open_ & ((key < prompt) | (key > query - window))
         open_ = (open_ & ~hidden[i][:, None, None]) | own
         call.put("mask", torch.zeros((), dtype=torch.float32).masked_fill(~open_, least))
         if i in vectors:
@@ -161,7 +175,7 @@ def reference(
     extra = tokens.shape[1] - 1
     moved = {i: (longer(where, extra), values) for i, (where, values) in (vectors or {}).items()}
     with ExitStack() as stack:
-        stack.enter_context(hiding(parts, longer(hidden, extra), moved))
+        stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
         stack.enter_context(features_given(parts.core, features or {}))
         return parts.model(**continued(inputs, tokens, positions, answered), use_cache=False).logits
 

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vtc.eval.check.tiny_model.config_source import config_of
 from vtc.eval.vlm.pruning_settings import telling
 from vtc.models.adapter import Adapter
 from vtc.models.layout.families import family_of
@@ -21,8 +22,6 @@ from vtc.pruners import list_pruners, make_pruner
 from vtc.pruners.base import Pruner
 from vtc.pruners.registry import nearest
 from vtc.pruners.signals import EncoderAttention
-
-from .tiny_model.config_source import config_of
 
 RUNS, SUBSTITUTE, REFUSED = "runs", "runs with a substitute", "refused"
 NO_GRID = (

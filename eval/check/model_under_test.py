@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import cache_of, holds_columns, keeps_state
+from vtc.models.stock.transformers_api import cache_of, keeps_state
+from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
@@ -57,7 +58,7 @@ class Pruned:
     logits: Tensor  # of the prompt, [B, L, V]
     generated: Generated | None
     hidden: Tensor  # [depth, B, L] bool
-    columns: dict[int, tuple[int, int | None]]  # by layer, in the cache after the prefill, and its window
+    columns: dict[int, tuple[int, int | None]]  # by layer with keys: how many after the prefill, and its window
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -137,9 +138,9 @@ class Subject:
             generated,
             hidden,
             {
-                i: (x.keys.shape[-2], getattr(x, "sliding_window", None))
-                for i, x in enumerate(cache_of(out).layers)
-                if holds_columns(x)
+                i: (n, getattr(layer, "sliding_window", None))
+                for i, layer in enumerate(cache_of(out).layers)
+                if (n := held(cache_of(out), i)) is not None
             },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vtc.eval.vlm.encode_once import to_device
 from vtc.eval.vlm.prompts import Row
+from vtc.models.language.deepstack import Deepstack
 from vtc.models.stock.transformers_api import call_of
 
 TOLERANCE = 2e-2  # in logits, relative to their spread; half precision needs it
@@ -60,9 +61,11 @@ class Replay:
         self._calls: list[tuple[Tensor, dict[str, Any]]] = []
         inputs = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
         inputs = {name: to_device(value, model) for name, value in inputs.items()}
+        self.first = 1
         # wrapped without pruning: the same bits, and the report says where the image's tokens are
         with torch.no_grad(), compressed(model, "random(keep=1.0)"):
             hooks = [m.register_forward_pre_hook(self._note, with_kwargs=True) for m in self.parts.layers]
+            hooks.append(self.parts.lm.register_forward_pre_hook(self._fed, with_kwargs=True, prepend=True))
             try:
                 out = model(**inputs, use_cache=False, logits_to_keep=1)
             finally:
@@ -75,9 +78,6 @@ class Replay:
         visual = torch.zeros(len(row.ids), dtype=torch.bool)
         visual[torch.cat(self.columns)] = True
         self.text = (~visual).nonzero()[:, 0]
-        # deepstack features are added to the outputs of the first layers, which a continuation would lack
-        deep = len(getattr(self.parts.tower, "deepstack_visual_indexes", ()) or ())
-        self.first = max(1, deep)
         again = self.run(self.first, torch.arange(len(row.ids))[None])[0]
         if (again - self.logits).abs().max() > TOLERANCE * (self.logits.max() - self.logits.min()):
             raise NotImplementedError(
@@ -89,6 +89,11 @@ class Replay:
     def depth(self) -> int:
         """Number of decoder layers."""
         return len(self.parts.layers)
+
+    def _fed(self, lm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Features that are added between layers would be lacking in what goes on from a layer below."""
+        fed = Deepstack.taken(call_of(lm, args, kwargs), torch.device("cpu"))
+        self.first = max([1, *(fed.features if fed is not None else ())])
 
     def _note(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vtc.eval.statistics.cell_summary import CellSummary
-from vtc.eval.sweep.recipes import UNPRUNED_COLUMN, Recipe, is_average
+from vtc.eval.sweep.paper_recipes import UNPRUNED_COLUMN, Recipe, is_average
 from vtc.eval.tasks.metrics import Metric, metric
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell

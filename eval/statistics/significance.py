@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .intervals import Interval, codes
-from .permutation_tails import TIE, saddlepoint_tail
 from .power import ALPHA, MARGIN
+from .saddlepoint_tail import TIE, saddlepoint_tail
 
 DRAWS = 9999
 FEW = 20  # draws as extreme as the observed; with fewer their share is too rough for Holm's correction

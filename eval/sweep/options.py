@@ -12,7 +12,7 @@ from vtc.eval.terminal.option_checks import check_choice
 from vtc.eval.vlm.feature_cache import DEFAULT_LIMIT as CACHE
 from vtc.eval.vlm.pruning_settings import DEFAULT_KEEPS, DEFAULT_PRUNERS
 
-from .recipes import Recipe
+from .paper_recipes import Recipe
 from .shell_commands import parse_shard
 
 RULES = ("keep", "mean-tokens", "flops")  # by which methods are compared at equal cost

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from vtc.eval.train.language.language_stage import answer_logits
-from vtc.eval.train.language.packing import NO_TARGET, pack
+from vtc.eval.train.language.pack_questions import NO_TARGET, pack
 from vtc.eval.train.scenes.build_evaluation_set import QUESTIONS_FILE, prior_accuracy
 
 from .evaluation_set import Encoded, encode_samples, load_model, load_samples

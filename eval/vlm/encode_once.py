@@ -69,13 +69,22 @@ def _join(parts: Sequence[Any]) -> Any:
     return type(parts[0])(item for part in parts for item in part)
 
 
+def _join_layer(parts: Sequence[Any]) -> Any:
+    """What is fed at one decoder layer; Granite 4 vision has the layer's number in front of it."""
+    if isinstance(parts[0][0], int):
+        return parts[0][0], _join([items for _, items in parts])
+    return _join(parts)
+
+
 def join_outputs(outputs: Sequence[Any]) -> Any:
     """One encoder output that holds the items of several, in order; the same one may occur more than once."""
     first = outputs[0]
-    fields: dict[str, Any] = {"pooler_output": _join([o.pooler_output for o in outputs])}
-    if getattr(first, "deepstack_features", None) is not None:  # by layer
+    fields: dict[str, Any] = {}
+    if first.pooler_output is not None:
+        fields["pooler_output"] = _join([o.pooler_output for o in outputs])
+    if getattr(first, "deepstack_features", None) is not None:
         layers = zip(*(o.deepstack_features for o in outputs), strict=True)
-        fields["deepstack_features"] = [_join(layer) for layer in layers]
+        fields["deepstack_features"] = [_join_layer(layer) for layer in layers]
     joined = type(first)(**fields)
     if hasattr(first, RECORD):
         setattr(joined, RECORD, join_records([getattr(o, RECORD) for o in outputs]))

@@ -12,6 +12,7 @@ from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, RECURRENT, Windows
+from vtc.models.stock.shared_keys import key_sources
 from vtc.models.stock.transformers_api import Call, call_of, given, keeps_state, need, takes
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Pruner, Stop
@@ -26,9 +27,10 @@ from vtc.pruners.signals import (
     Signal,
 )
 
+from .column_arguments import cut_along, pick_columns, refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
-from .forward_state import Run, gather_columns
-from .kv_cache import Peek, is_pruned, push_slots, refuse_layers, seen_slots, slot_layer
+from .forward_state import Run, gather_columns, main_stream
+from .kv_cache import Peek, is_pruned, push_slots, refuse_keyless, refuse_layers, seen_slots, slot_layer
 from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
 from .run_and_report_step import Steps
 from .thread_state import Local
@@ -81,10 +83,37 @@ class DecoderSide:
         for layer in parts.layers:
             # attention beside recurrent layers may know no positions (Nemotron-H)
             need(layer, "hidden", "mask", *(() if keeps_state(parts.lm.config) else ("rotary",)))
+            refuse_unknown(layer)
         refuse_layers(parts.lm)
         self.windows = Windows(parts.lm, parts.layers)
+        self.sources = key_sources(parts.lm, parts.layers)
         self.attending = self.windows.attending()
         self.mixers = [_mixer(layer) for layer in parts.layers]
+        refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
+        self._refuse_behind_shared_keys()
+        self._refuse_merging()
+
+    def _refuse_behind_shared_keys(self) -> None:
+        """Refuse to drop tokens whose keys later layers would go on reading."""
+        readers = [i for i, source in enumerate(self.sources) if source != i]
+        first = min((self.sources[i] for i in readers), default=len(self.sources))
+        late = [i for i in self.stops if i > first]
+        if late:
+            raise NotImplementedError(
+                f"decoder layers {readers[0]} to {readers[-1]} of {type(self.parts.lm).__name__} have no keys of their "
+                f"own and read those of layer {first} and later ones, so nothing can be dropped before layer "
+                f"{late[0]}: prune at layer {first} or before it"
+            )
+
+    def _refuse_merging(self) -> None:
+        """Refuse to write merged vectors where a token has several hidden states."""
+        merging = [p for entries in self.stops.values() for p, _ in entries if p.merges]
+        if merging and self.windows.streams > 1:
+            raise NotImplementedError(
+                f"{merging[0].name} writes new vectors into the hidden states, and {type(self.parts.lm).__name__} has "
+                f"{self.windows.streams} of them for each token between its layers: use it at the input, or a method "
+                "that only drops tokens"
+            )
 
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
@@ -132,27 +161,33 @@ class DecoderSide:
         if run is None:
             return None
         call = call_of(layer, args, kwargs)
-        hidden = self._with_deepstack(run, i - 1, call.get("hidden"))
+        hidden = call.get("hidden")
+        if run.deepstack is not None:
+            hidden = run.deepstack.added(i, hidden, run.columns)
+        if self.sources[i] != i and hidden.shape[-2] == 1:
+            run.only_last()  # all that the rest of the layers is asked for: they read keys that are there
         check_columns(run, i, hidden)
         if run.batch.spans:
-            capture_hidden(run, self.hidden.get(i - 1, ()), hidden)
+            capture_hidden(run, self.hidden.get(i - 1, ()), main_stream(hidden))
             for pruner, stop in self.stops.get(i, ()):
                 run.memo.pop("ahead", None)
                 run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
-                hidden = self.steps.prune(run, pruner, stop, hidden)
+                hidden = self._prune(run, pruner, stop, hidden)
             run.ahead = None
         call.put("hidden", hidden)
         if run.checks is not None:
-            run.checks.expect(i, run.cache, hidden.shape[1])
+            run.checks.expect(i, run.cache, hidden.shape[-2])
         run.trail[i] = (run.columns, None)
         if self.windows.kinds[i] != ATTENTION:
             self._recurrent(run, i, call)
             return call.args, call.kwargs
         run.attending.append(i)
-        if not run.pruned and not is_pruned(run.cache, i):
+        if not run.pruned and not is_pruned(run.cache, self.sources[i]):
             return call.args, call.kwargs
-        if run.pruned and call.get("rotary") is not None:
-            call.put("rotary", self._rotary(run, call.get("rotary")))
+        if run.pruned:
+            if call.get("rotary") is not None:
+                call.put("rotary", self._rotary(run, call.get("rotary")))
+            cut_along(call, run.rope_columns)
         call.put("positions", self._position_ids(run, i, call.get("positions")))
         call.put("mask", self._mask(run, i, hidden, call.get("mask")))
         if run.checks is not None:
@@ -163,6 +198,8 @@ class DecoderSide:
         """What goes with the columns of a layer whose state takes them one after another, or that mixes none."""
         if not run.pruned and not run.mask_hidden:
             return
+        if run.pruned:
+            cut_along(call, run.rope_columns)
         call.put("positions", None)
         if self.windows.kinds[i] == RECURRENT:
             if "padding" not in run.memo:
@@ -171,6 +208,23 @@ class DecoderSide:
             call.put("mask", mask if mask is None else mask.to(call.get("hidden").device))
             if run.checks is not None:
                 run.checks.gave(i, call, "mask")
+
+    def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
+        """Let a method choose by the main stream of the hidden states, and drop the same of all."""
+        if hidden.dim() == 3:
+            return self.steps.prune(run, pruner, stop, hidden)
+        before = run.columns
+        self.steps.prune(run, pruner, stop, main_stream(hidden))
+        return gather_columns(hidden, run.stand_in(before), -2)
+
+    def last_layer_post(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Add what is fed behind the last layer, where a text model has no more layers than are fed."""
+        run = self.local.run
+        if run is None or run.deepstack is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = run.deepstack.added(len(self.parts.layers), hidden, run.columns)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def watched_layers(self) -> list[int]:
         """Layers whose mixer the tripwire looks at: the first of each kind, and wherever columns go."""
@@ -230,8 +284,7 @@ class DecoderSide:
     def _rotary(run: Run, embeddings: Any) -> Any:
         key = ("rotary", id(embeddings))
         if key not in run.memo:  # the original is kept too, so that its id stays unique
-            picked = tuple(gather_columns(x, run.rope_columns, -2) for x in embeddings)
-            run.memo[key] = (embeddings, picked)
+            run.memo[key] = (embeddings, pick_columns("rotary", embeddings, run.rope_columns))
         return run.memo[key][1]
 
     def _position_ids(self, run: Run, i: int, ids: Any) -> Any:
@@ -239,33 +292,51 @@ class DecoderSide:
         attention = self.mixers[i]
         if not isinstance(ids, Tensor) or attention is None or not takes(attention, "positions"):
             return None  # nobody but flash would read them, and take gaps for packed sequences
-        return gather_columns(ids, run.rope_columns, -1) if run.pruned else ids
+        return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids
 
     def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         if run.windows is None:
             run.windows = self.windows.now()
-        window = run.windows[i]
+        window, prompt = run.windows[i], 0
         slots = run.slots.to(hidden.device)
         new = run.key_slots.to(hidden.device)
-        if run.cache is None:
+        source = self.sources[i]
+        if source != i:  # the keys are those that the source has just attended to
+            keys = run.trail[source][1]
+            assert keys is not None
+            held = None if run.cache is None else slot_layer(run.cache, source)
+            padded = run.padded or bool(held is not None and held.padded)
+            past, key = keys.shape[1] - new.shape[1], ("mask", source)
+        elif run.cache is None:
             past, keys, padded, key = 0, new, run.padded, ("mask", window, 0, ())
         else:
             held = slot_layer(run.cache, i)
             past, padded = held.physical(), held.padded or run.padded
             keys = seen_slots(held, new, run.memo) if peek else push_slots(held, new, run.full, run.memo)
             history = (*held.history, run.stage_count) if run.batch.spans else held.history
+            if held.prompt is not None:
+                window, prompt = held.sliding_window, held.prompt
             key = ("mask", window, past, history)
             if not peek:
                 held.padded, held.history = padded, history
         if not peek:
             run.trail[i] = (run.columns, keys)
         if key not in run.memo:
-            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype)
+            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
         return run.memo[key]
 
     def _build_mask(
-        self, run: Run, given: Any, slots: Tensor, keys: Tensor, past: int, padded: bool, window: int | None, dtype: Any
+        self,
+        run: Run,
+        given: Any,
+        slots: Tensor,
+        keys: Tensor,
+        past: int,
+        padded: bool,
+        window: int | None,
+        dtype: Any,
+        prompt: int,
     ) -> Any:
         config = self.parts.lm.config
         if window is not None and run.past + run.full > window and "flash" in attention_kind(config):
@@ -278,26 +349,17 @@ class DecoderSide:
             return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-1] == run.past + run.full:
             # a mask over the whole sequence: the caller's own, or a layer's that nothing was pruned before
-            return gather_mask(given, run.columns.to(slots.device), config, keys)
+            rows = torch.zeros_like(run.columns) if run.narrowed else run.columns
+            return gather_mask(given, rows.to(slots.device), config, keys)
         pattern = None
         if past and hasattr(given, "mask_mod") and run.full > 1:  # the same in flex attention's words
             pattern = given, given.seq_lengths[1] - run.full, run.columns.to(slots.device)
-        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern)
+        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern, prompt)
         if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
             columns = run.columns.to(slots.device)
             own = torch.where(run.key_slots.to(slots.device) < 0, -1, columns)
             new = gather_mask(given[..., given.shape[-1] - run.full :], columns, config, own)
             if mask is None:
-                mask = slot_mask(config, slots, keys, dtype, True, window)
+                mask = slot_mask(config, slots, keys, dtype, True, window, prompt=prompt)
             mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
         return mask
-
-    @staticmethod
-    def _with_deepstack(run: Run, i: int, output: Tensor) -> Tensor:
-        """What layer `i` gave, with its deepstack features added to the visual columns that are left."""
-        if run.deepstack is None or not 0 <= i < len(run.deepstack[1]):
-            return output
-        where = torch.where(run.columns < 0, -1, gather_columns(run.deepstack[0], run.columns, -1))
-        features = run.deepstack[1][i].to(output.device, output.dtype)
-        features = torch.cat([features, features.new_zeros(1, features.shape[1])])
-        return output + features[torch.where(where < 0, features.shape[0] - 1, where).to(output.device)]

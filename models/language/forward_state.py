@@ -34,6 +34,11 @@ def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
     return x.gather(where, index.expand(*lead, batch, n, *tail))
 
 
+def main_stream(hidden: Tensor) -> Tensor:
+    """The hidden states `[B, L, D]` of layers, or the first of several `[n, B, L, D]` (Gemma 3n's AltUp)."""
+    return hidden if hidden.dim() == 3 else hidden[0]
+
+
 def places(columns: Tensor, length: int) -> Tensor:
     """`[B, length]`: where in `columns` `[B, n]` (-1 is padding) each of 0 .. length-1 stands, -1 where it is gone."""
     rows, n = columns.shape
@@ -97,6 +102,8 @@ class Run:
         By layer the columns that entered it, and the slots `[B, K]` of its keys where vtc made its mask.
     attending : list of int
         The layers with attention that ran.
+    narrowed : bool
+        Whether the text model lets only the last column through the rest of its layers.
     """
 
     full: int
@@ -112,7 +119,7 @@ class Run:
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     present: list[int] = field(default_factory=list)
     newlines: Tensor | Literal[False] | None = False
-    deepstack: tuple[Tensor, Any] | None = None
+    deepstack: Any = None
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
     mask_hidden: bool = False
@@ -132,6 +139,7 @@ class Run:
     windows: list[int | None] | None = None
     trail: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     attending: list[int] = field(default_factory=list)
+    narrowed: bool = False
 
     @property
     def key_slots(self) -> Tensor:
@@ -190,6 +198,20 @@ class Run:
         original = self.batch.columns[span].gather(1, ids.clamp(min=0))
         found = place[self.batch.samples[span]].gather(1, original)
         return torch.where(ids < 0, -1, found)
+
+    def stand_in(self, before: Tensor) -> Tensor:
+        """Where in the columns `before` the present ones stand, `[B, L]`; -1 is padding."""
+        place = places(before, self.full).gather(1, self.columns.clamp(min=0))
+        return torch.where(self.columns < 0, -1, place)
+
+    def only_last(self) -> None:
+        """Note that only the last column goes on."""
+        if self.narrowed or self.columns.shape[1] == 1:
+            return
+        self.columns, self.slots = self.columns[:, -1:], self.slots[:, -1:]
+        self.unseen = None if self.unseen is None else self.unseen[:, -1:]
+        self.rope_columns = torch.zeros_like(self.columns)  # what goes along was narrowed too
+        self.narrowed, self.memo = True, {}
 
     def drop(self, hidden: Tensor, ids: Tensor, present: list[int], merged: Tensor | None) -> Tensor:
         """Keep only the visual tokens `ids` (and all text).

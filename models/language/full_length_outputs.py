@@ -35,7 +35,7 @@ def restore_output(run: Run, output: Any) -> Any:
         if x is short:
             return last
         # what a layer gives has the columns that entered it
-        return x if x.shape[1] == run.full else _pick(x, places(run.trail[max(i - 1, 0)][0], run.full))
+        return x if x.shape[-2] == run.full else _pick(x, places(run.trail[max(i - 1, 0)][0], run.full))
 
     def attention(i: int, x: Tensor) -> Tensor:
         columns, keys = run.trail[run.attending[i]]  # recurrent layers give none
@@ -56,7 +56,7 @@ def _answering(run: Run) -> Tensor:
 
 
 def _pick(x: Tensor, place: Tensor) -> Tensor:
-    """`[B, n, D]`: rows `place` `[B, n]` of `x` `[B, L, D]`, zeros for -1."""
+    """`[..., B, n, D]`: rows `place` `[B, n]` of `x` `[..., B, L, D]`, zeros for -1."""
     return gather_columns(x, place, -2).masked_fill((place < 0).to(x.device)[..., None], 0)
 
 

@@ -19,6 +19,7 @@ def slot_mask(
     padded: bool,
     window: int | None = None,
     pattern: tuple[Any, int, Tensor] | None = None,
+    prompt: int = 0,
 ) -> Any:
     """Mask for queries at original slots over keys at original slots.
 
@@ -38,6 +39,8 @@ def slot_mask(
     pattern : tuple of (BlockMask, int, Tensor), optional
         Flex attention's own mask between the new columns, in front of which it has that many others, and the `[B, Q]`
         columns of it that are left, -1 for padding.
+    prompt : int
+        Keys at slots before this one are seen whatever the window.
 
     Returns
     -------
@@ -56,7 +59,7 @@ def slot_mask(
         key, query = keys[b, k], queries[b, q]
         ok = (key >= 0) & (key <= query)
         if window is not None:
-            ok = ok & (key > query - window)
+            ok = ok & ((key > query - window) | (key < prompt))
         if pattern is not None:
             (mask, before, columns), own = pattern, k - (n_key - n_query)
             place = columns[b, own.clamp(min=0)].clamp(min=0)

@@ -17,13 +17,15 @@ from vtc.models.stock.tripwire import check_features, check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
 
+from .column_arguments import cut_along, refuse_unknown
 from .decoder_signals import EMBEDDINGS
-from .forward_state import Run, all_ids
+from .deepstack import Deepstack
+from .forward_state import Run, all_ids, gather_columns
 from .full_length_outputs import restore_output
 from .kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
-from .refused_arguments import refuse_arguments, refuse_generate, warn_merged
+from .refused_arguments import refuse_arguments, refuse_generate, refuse_merging, refuse_unnamed, warn_merged
 from .run_and_report_step import Steps
 from .thread_state import Local
 from .tokenizer import Words
@@ -75,8 +77,11 @@ class Forward:
         self.warned = False
         self.recurrent = False  # whether any decoder layer is
         refuse_generate(parts)
+        refuse_unnamed(parts)
+        refuse_merging(parts, self.input_stops)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
+        refuse_unknown(parts.lm)
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -89,19 +94,29 @@ class Forward:
             )
         self.local.inside = True
         call = call_of(core, args, kwargs)
-        ids, features = call.get("ids"), call.get("features")
+        features = call.get("features")
         has = features is not None and (isinstance(features, Tensor) or any(v is not None for v in features.values()))
         if has and not self.takes_features:
             raise NotImplementedError(
                 "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
             )
-        if not has and call.get("image") is None and call.get("video") is None:
-            self._without_pictures(call, bool(pruned_before))
-            return
         self.local.fed = features if has else None
-        self.local.masks = self.placeholders(ids, call.get("embeds"))
+        self.local.prompted = (call, bool(pruned_before))
         self.local.attention_mask = call.get("mask")
+
+    def _visual(self) -> dict[str, Tensor]:
+        """Placeholders of the composite model's input, once it has encoded or been given features, whatever of."""
+        prompted, self.local.prompted = self.local.prompted, None
+        if prompted is None:
+            return {}
+        call, pruned_before = prompted
+        if self.local.fed is None and not self.local.records:
+            self._without_pictures(call, pruned_before)
+            self.local.attention_mask = None
+            return {}
+        ids = call.get("ids")
         self.local.token_ids = ids if self.keep_ids else None
+        return self.placeholders(ids, call.get("embeds"))
 
     def _without_pictures(self, call: Call, pruned_before: bool) -> None:
         """Embeddings alone may be those of pictures, merged by the caller."""
@@ -176,7 +191,7 @@ class Forward:
             if embeds is None and is_pruned(cache):
                 embeds = lm.get_input_embeddings()(call.pop("ids"))
                 call.put("embeds", embeds)
-        masks, local.masks = local.masks, None
+        masks = self._visual()
         fed = self._fed(masks) if masks else {}
         if not fed and not is_pruned(cache):
             # text beside the prompt of a generate() with pictures (guidance) has no report of its own
@@ -199,20 +214,29 @@ class Forward:
             call.put("cache", cache)
         # Gemma3's composite model makes masks of its own, also where it was given none
         refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
-        run = self._open(embeds, cache, call, masks or {}, fed)
+        keep = call.get("logits to keep")
+        if (
+            isinstance(keep, int) and keep > 1
+        ):  # Gemma 4: its last layers run on so many columns, dropped ones among them
+            call.put("logits to keep", 0)
+        run = self._open(embeds, cache, call, masks, fed)
         if run.batch.spans:
             self.steps.open_report(run)
-        self._take_deepstack(run, call)
+        if run.batch.spans:
+            run.deepstack = Deepstack.taken(call, run.columns.device)
         first = first_columns(cache) if isinstance(cache, Cache) else 0
         shift = cache.layers[first].shift if is_pruned(cache, first) else None
         if shift is not None:  # compact positions: the caller counts on from the original ones
             call.put("positions", positions_of(run, call) - shift[:, None].to(embeds.device))
         if run.batch.spans:
+            seen = embeds if run.deepstack is None else run.deepstack.first(embeds, run.columns)
             if self.keep_embeddings:
-                run.captured[EMBEDDINGS] = (embeds, run.current())
-            hidden = self.steps.drop_encoder_pruned(run, embeds)
+                run.captured[EMBEDDINGS] = (seen, run.current())
+            hidden = self.steps.drop_encoder_pruned(run, seen)
             for pruner, stop in self.input_stops:
                 hidden = self.steps.prune(run, pruner, stop, hidden)
+            if seen is not embeds:  # what the layers add is added there
+                hidden = gather_columns(embeds, run.columns, -2) if run.pruned else embeds
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, call, hidden, shift)
         if run.pruned or is_pruned(cache, first):
@@ -275,6 +299,7 @@ class Forward:
         call.put("embeds", hidden)
         if not run.pruned:
             return
+        cut_along(call, run.columns)
         call.put("positions", positions_left(run, call, self.positions == "compact", shift))
         run.rope_columns = torch.arange(hidden.shape[1], device=run.columns.device).expand(hidden.shape[0], -1)
 
@@ -296,14 +321,6 @@ class Forward:
             return None
         check_output(lm, len(self.parts.layers), run, output)
         return restore_output(run, output)
-
-    def _take_deepstack(self, run: Run, call: Call) -> None:
-        """Take over the addition of deepstack features, which the text model does by a full-length mask."""
-        if call.get("deepstack") is None or not run.batch.spans:
-            return
-        mask = call.pop("deepstack places").to(run.columns.device)
-        rank = mask.reshape(-1).long().cumsum(0).view_as(mask) - 1
-        run.deepstack = (torch.where(mask, rank, -1), call.pop("deepstack"))
 
 
 def _length(cache: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import readable
 from vtc.models.stock.attention_api import PACKED_KWARGS, attention_kind
-from vtc.models.stock.transformers_api import CONTINUOUS, Call, configured, own_generate
+from vtc.models.stock.transformers_api import CONTINUOUS, Call, configured, own_generate, takes
+from vtc.pruners.base import Pruner, Stop
 
 MERGED = (
     "embeddings came without pictures: vtc can't tell which of them are visual tokens, so none is pruned. Give the "
@@ -35,6 +37,39 @@ def refuse_generate(parts: Parts) -> None:
         f"composite model {type(parts.core).__name__}, so that nothing would be pruned. Wrap a model that generates by "
         "transformers' GenerationMixin, or add a row to vtc/models/layout/families.py once that is sure"
     )
+
+
+def refuse_unnamed(parts: Parts) -> None:
+    """Refuse a model whose configuration does not say which tokens stand for pictures.
+
+    Raises
+    ------
+    NotImplementedError
+        If it names neither a picture's nor a video's.
+    """
+    if all(getattr(parts.config, f"{modality}_token_id", None) is None for modality in ("image", "video")):
+        raise NotImplementedError(
+            f"the configuration of {type(parts.core).__name__} names no image_token_id, so vtc can't tell which tokens "
+            "stand for a picture: set it first, e.g. model.config.image_token_id = 32000, the id that the processor "
+            "puts in a picture's place, or upgrade transformers"
+        )
+
+
+def refuse_merging(parts: Parts, stops: Sequence[tuple[Pruner, Stop]]) -> None:
+    """Refuse to merge visual tokens at the input of a text model whose layers are what pictures are fed to.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is one, and any of the `stops` at the input merges.
+    """
+    merging = [pruner.name for pruner, _ in stops if pruner.merges]
+    if merging and takes(parts.lm, "injected"):
+        raise NotImplementedError(
+            f"{merging[0]} merges visual tokens at the input, where {type(parts.lm).__name__} has none: its layers add "
+            "the features of pictures. Let it merge before a decoder layer (layer=...), or take a method that drops "
+            "tokens without merging"
+        )
 
 
 def refuse_continuous(name: str, method: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.selection.report import Report
 from vtc.models.stock.per_thread import ThreadState
+from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run
 
@@ -18,7 +19,7 @@ class Local(ThreadState):
 
     def __init__(self) -> None:
         self.records: dict[str, VisionRecord] = {}
-        self.masks: dict[str, Tensor] | None = None
+        self.prompted: tuple[Call, bool] | None = None  # what the composite model was called with, until it is read
         self.fed: Any = None
         self.attention_mask: Any = None
         self.token_ids: Tensor | None = None
@@ -33,7 +34,7 @@ class Local(ThreadState):
 
     def clear(self) -> None:
         """Forget everything but the report."""
-        self.records, self.masks, self.fed, self.attention_mask, self.run = {}, None, None, None, None
+        self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
         self.token_ids, self.opened, self.inside = None, False, False
 
     def unused_features(self) -> bool:

@@ -41,6 +41,15 @@ def find_layers(lm: Any) -> Any:
     return next((one for one in lists if len(one) == depth), lists[0] if lists else None)
 
 
+def find_final_norm(lm: Any, layers: Any) -> Any:
+    """The norm behind the decoder layers of a text model; None: there is none."""
+    children = list(lm.named_children())
+    norms = [(i, m) for i, (name, m) in enumerate(children) if "norm" in name]
+    place = next((i for i, (_, m) in enumerate(children) if m is layers), -1)
+    behind = [m for i, m in norms if i > place]
+    return behind[0] if behind else norms[-1][1] if norms else None
+
+
 def find_tower(core: Any, lm: Any) -> Any:
     """The vision tower of a composite model; None: it has none of its own, or it can't be told which module it is.
 

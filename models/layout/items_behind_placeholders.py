@@ -17,10 +17,12 @@ class Fed:
     """What was fed to the model for one modality: its record, and the lengths of the items as fed.
 
     Beam search repeats each sample's group of items, so `lengths` may hold every item of the record several times.
+    ``first[i]`` is the first fed item that is the very same tensor as item `i`; None: that can't be told.
     """
 
     record: VisionRecord
     lengths: list[int]
+    first: list[int] | None = None
 
     @property
     def repeats(self) -> int:
@@ -28,17 +30,53 @@ class Fed:
         return max(1, len(self.lengths) // max(1, len(self.record.lengths)))
 
 
-def crop_length(core: Any) -> int | None:
-    """Tokens of each crop, where features come joined by sample (Idefics2 and 3, SmolVLM); None: they do not."""
+def features_in(output: Any) -> Any:
+    """What of a vision call's output is fed.
+
+    Its ``pooler_output``, else what is fed at the first of several layers (Granite 4 vision), else its last hidden
+    state (Llama 4, Fuyu).
+    """
+    found = getattr(output, "pooler_output", None)
+    if found is None and getattr(output, "deepstack_features", None):
+        _, found = output.deepstack_features[0]
+    if found is None:
+        found = getattr(output, "last_hidden_state", None)
+    return output if found is None else found
+
+
+def joined_crop(core: Any) -> int | None:
+    """Tokens of a crop by the configuration, where features come joined by sample; None: they do not.
+
+    So they do in Idefics2 and 3, SmolVLM and Granite-Docling.
+    """
     latents = getattr(getattr(core.config, "perceiver_config", None), "resampler_n_latents", None)
     return getattr(core, "image_seq_len", None) or latents
 
 
+def crop_length(core: Any, output: Any, total: int) -> int | None:
+    """Tokens of each crop, where the `total` of a vision call come joined by sample; None: they do not.
+
+    Granite-Docling makes four times as many of a crop when it is asked to: the tower's rows are the crops.
+    """
+    unit, rows = joined_crop(core), getattr(output, "last_hidden_state", None)
+    if unit and isinstance(rows, Tensor) and rows.dim() == 3 and len(rows) and total % len(rows) == 0:
+        return total // len(rows)
+    return unit
+
+
 def item_lengths(features: Any) -> list[int]:
-    """Tokens of each entry of a ``pooler_output``: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
+    """Tokens of each item of such features: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
     if isinstance(features, Tensor) and features.dim() == 2:
         return [features.shape[0]]
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in features]
+
+
+def _first_of_each(features: Any) -> list[int] | None:
+    """The first entry that is the very same tensor as each one; None where entries are no tensors of their own."""
+    if not isinstance(features, (list, tuple)):
+        return None
+    seen: dict[int, int] = {}
+    return [seen.setdefault(id(entry), i) for i, entry in enumerate(features)]
 
 
 def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | None = None) -> Fed:
@@ -49,11 +87,12 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     ValueError
         If the features no longer match the record that came with them.
     """
-    entries = item_lengths(getattr(output, "pooler_output", output))
+    features = features_in(output)
+    entries, first = item_lengths(features), _first_of_each(features)
     # accelerate's hooks copy the output, and the copy has no attribute of ours
     record: VisionRecord | None = getattr(output, "_vtc", None) or encoded
     if record is None:  # computed without vtc
-        unit = crop_length(parts.core)
+        unit = crop_length(parts.core, output, sum(entries))
         lengths = entries if not unit else [unit] * (sum(entries) // unit)
         call = VisionCall(parts.core, modality, {}, lengths)
         family = parts.family
@@ -65,9 +104,10 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     total, known = sum(entries), sum(record.lengths)
     if known and total % known == 0:
         if len(set(record.lengths)) == 1:
-            return Fed(record, [record.lengths[0]] * (total // record.lengths[0]))
+            lengths = [record.lengths[0]] * (total // record.lengths[0])
+            return Fed(record, lengths, first if len(entries) == len(lengths) else None)
         if len(entries) == len(record.lengths) * (total // known):
-            return Fed(record, entries)
+            return Fed(record, entries, first)
     raise ValueError(
         f"mm_encoder_outputs[{modality!r}] holds {total} tokens in {len(entries)} items, but was computed as {known} "
         f"tokens in {len(record.lengths)}: compute the features of just these items with get_image_features"

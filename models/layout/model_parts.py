@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .families import Family, family_of
-from .find_parts import find_core, find_layers, find_lm, find_tower
+from .find_parts import find_core, find_final_norm, find_layers, find_lm, find_tower
 from .refused_models import encodes_and_decodes, no_composite, refuse_nested
 
 CORE_PARTS = ("core", "lm", "layers", "tower")
@@ -49,11 +49,13 @@ class Parts:
 
     @property
     def final_norm(self) -> Any:
-        """The language model's norm before ``lm_head``: the last one that it owns, whatever it is called."""
-        norms = [m for name, m in self.lm.named_children() if "norm" in f"{name} {type(m).__name__}".lower()]
-        if not norms:
-            raise NotImplementedError(f"{type(self.lm).__name__} owns no norm behind its layers; use another method")
-        return norms[-1]
+        """The language model's norm before ``lm_head``."""
+        norm = find_final_norm(self.lm, self.layers)
+        if norm is None:
+            raise NotImplementedError(
+                f"{type(self.lm).__name__} has no norm behind its layers: use a method that reads no logits"
+            )
+        return norm
 
 
 def wrappers(model: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,12 +208,12 @@ def _place_of(name: str, fed: Fed, read: list[str], counts: list[list[int]] | No
         return own
     others = [i for i, count in enumerate(counts) if sum(count) == total and not sum(counts[own])]
     if not others:
-        _mismatch(fed, counts[own])
+        raise _mismatch(fed, counts[own])
     return others[0]
 
 
-def _mismatch(fed: Fed, counts: list[int]) -> NoReturn:
-    raise ValueError(
+def _mismatch(fed: Fed, counts: list[int]) -> ValueError:
+    return ValueError(
         f"the image features fed to the model ({len(fed.lengths)} items, {sum(fed.lengths)} tokens) do not match the "
         f"placeholders of the batch ({counts} per row)"
     )
@@ -242,7 +242,9 @@ def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, in
                 left -= fed.lengths[i]
                 i += 1
             if left != 0:
-                _mismatch(fed, counts)
+                if repeats > 1:
+                    raise _mixed_up(repeats)
+                raise _mismatch(fed, counts)
             per_row.append(i - start)
     owners: list[tuple[int, int]] = []
     item = 0
@@ -251,4 +253,17 @@ def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, in
             base = item
             item += share
         owners += [(row, base + j) for j in range(share)]
+    first = fed.first
+    if first is not None and repeats > 1:
+        before = {item: k for k, (_, item) in reversed(list(enumerate(owners)))}
+        if any(first[k] != first[before[item]] for k, (_, item) in enumerate(owners)):
+            raise _mixed_up(repeats)
     return owners
+
+
+def _mixed_up(repeats: int) -> NotImplementedError:
+    return NotImplementedError(
+        f"this version of transformers mixes up the pictures of a sample that has several when it makes {repeats} "
+        "sequences of it (A, B becomes A, A, B, B, also without vtc): give each sample one picture, or, without beams, "
+        f"put every sample {repeats} times into the batch"
+    )

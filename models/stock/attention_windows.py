@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention_api import Rule, mask_settings, masks_as_rules
-from .transformers_api import NOTHING, STATE, call_of, given, new_cache, undecorated, versions
+from .transformers_api import NOTHING, STATE, call_of, given, new_cache, takes, undecorated, versions
 
 FAR = 1 << 18  # a window that is longer is taken for none
 # kinds of layers: attention under a mask, a recurrence that takes a padding mask, and what mixes no tokens
@@ -35,23 +35,25 @@ class Windows:
     Attributes
     ----------
     kinds : list of str
-        Per layer ``ATTENTION``, ``RECURRENT`` or ``ALONE``.
+        Per layer ``ATTENTION``, ``RECURRENT`` or ``ALONE`` (it mixes no tokens).
+    streams : int
+        How many hidden states a token has between layers: `[n, B, L, D]` if more than one (Gemma 3n).
 
     Raises
     ------
     NotImplementedError
-        If a layer's queries see tokens by another rule than the causal one, with or without a window, or a layer
-        keeps something else in the cache than its kind does.
+        If a layer's queries see tokens by another rule than the causal one, with or without a window.
     """
 
     def __init__(self, lm: Any, layers: Sequence[Any]):
         self.lm, self.layers = lm, layers
+        self.streams = 1
         self._known: dict[Any, list[int | None]] = {}
         masks, kept = self._masks_of([1, 1]), new_cache(lm.config).layers
         ruled = all(isinstance(mask, Rule) for mask in masks)
         padded = masks if ruled else self._masks_of([0, 1])
         held = [type(kept[i]) if i < len(kept) else None for i in range(len(masks))]
-        self.kinds = [self._kind(*found) for found in zip(range(len(masks)), masks, padded, held, strict=True)]
+        self.kinds = [self._kind(*found) for found in zip(masks, padded, held, strict=True)]
         self.now()
 
     def now(self) -> list[int | None]:
@@ -70,18 +72,13 @@ class Windows:
         """Numbers of the layers with attention."""
         return [i for i, kind in enumerate(self.kinds) if kind == ATTENTION]
 
-    def _kind(self, i: int, mask: Any, padded: Any, held: Any) -> str:
-        """Of layer `i` by the masks that it got without and with padding, and by what it keeps in the cache."""
+    @staticmethod
+    def _kind(mask: Any, padded: Any, held: Any) -> str:
+        """Of a layer by the masks that it got without and with padding, and by what it keeps in the cache."""
         if isinstance(padded, Tensor) and padded.tolist() == [[0, 1]] and held is STATE:
             return RECURRENT
         if mask is None and padded is None and held is not None and held is NOTHING:
             return ALONE
-        if isinstance(mask, Rule) and held in (None, STATE, NOTHING):
-            raise NotImplementedError(
-                f"decoder layer {i} of {type(self.lm).__name__} attends under a mask and keeps "
-                f"{'nothing' if held is None else 'a ' + held.__name__} in the cache, so vtc can't tell which tokens "
-                f"it sees. {versions()}"
-            )
         return ATTENTION  # ``_window`` refuses a rule that it does not know
 
     def _ask(self) -> list[int | None]:
@@ -100,13 +97,21 @@ class Windows:
         stand_in = object.__new__(type(lm))
         stand_in.__dict__.update(lm.__dict__)
         # no weight is touched, wherever it may be
-        parts: dict[str, nn.Module] = {n: (_Turning if "rot" in n else _Passing)(m) for n, m in lm._modules.items()}
-        parts["layers"] = nn.ModuleList(_Noting(layer, seen) for layer in self.layers)
-        stand_in.__dict__.update(_modules=parts, config=masks_as_rules(lm.config))
-        embeds, mask = torch.zeros(1, 2, lm.config.hidden_size), torch.tensor([valid])
+        parts: dict[str, nn.Module] = {n: (_Turning if "rot" in n else _stand_in)(m) for n, m in lm._modules.items()}
+        parts["layers"] = nn.ModuleList(_Noting(layer, seen, self) for layer in self.layers)
+        buffers = {name: None if b is None else torch.ones(b.shape) for name, b in lm._buffers.items()}
+        stand_in.__dict__.update(_modules=parts, _buffers=buffers, config=masks_as_rules(lm.config))
+        # what is made of token ids besides their embeddings can't be made of embeddings
+        if takes(lm, "per-layer inputs"):
+            tokens: dict[str, Any] = {"ids": torch.zeros(1, 2, dtype=torch.long)}
+        else:
+            tokens = {"embeds": torch.zeros(1, 2, lm.config.hidden_size)}
+        if takes(lm, "logits to keep"):  # by number, and for these all layers run on all columns
+            tokens["logits to keep"] = torch.tensor([1])
+        mask = torch.tensor([valid])
         try:
             with torch.no_grad():
-                undecorated(lm)(stand_in, **given(lm, embeds=embeds, mask=mask, **{"use cache": False}))
+                undecorated(lm)(stand_in, **given(lm, **tokens, mask=mask, **{"use cache": False}))
         except Exception as error:
             raise NotImplementedError(
                 f"vtc can't find out which tokens the layers of {name} see ({type(error).__name__}: {error}), so it "
@@ -118,7 +123,8 @@ class Windows:
 
 
 class _Passing(nn.Module):
-    """Stands for a module: it has the module's attributes, and its forward gives back what it gets."""
+    """Stands for a module: it has the module's attributes, and its forward gives back what it gets, as wide as it must
+    be where that is known."""
 
     def __init__(self, module: Any):
         super().__init__()
@@ -128,20 +134,33 @@ class _Passing(nn.Module):
         return getattr(self.__dict__["module"], name)
 
     def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        module = self.__dict__["module"]
+        if isinstance(module, nn.Embedding):
+            return torch.zeros(*hidden.shape, module.embedding_dim)
+        if isinstance(module, nn.Linear):
+            return hidden.new_zeros(*hidden.shape[:-1], module.out_features)
         return hidden
 
 
-class _Noting(_Passing):
-    """Stands for a decoder layer: its forward only notes the mask."""
+def _stand_in(module: Any) -> nn.Module:
+    """A stand-in for a module, or one for each of a list."""
+    return nn.ModuleList(map(_Passing, module)) if isinstance(module, nn.ModuleList) else _Passing(module)
 
-    def __init__(self, module: Any, seen: list[Any]):
+
+class _Noting(_Passing):
+    """Stands for a decoder layer: its forward only notes the mask, and how many hidden states a token has."""
+
+    def __init__(self, module: Any, seen: list[Any], windows: Windows):
         super().__init__(module)
-        self.__dict__["seen"] = seen
+        self.__dict__.update(seen=seen, windows=windows)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = call_of(self.module, args, kwargs)
+        hidden = call.get("hidden")
         self.seen.append(call.get("mask"))
-        return call.get("hidden")
+        if hidden.dim() > 3:
+            self.windows.streams = hidden.shape[0]
+        return hidden
 
 
 class _Turning(_Passing):

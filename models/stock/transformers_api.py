@@ -52,8 +52,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     "video grid": ("video_grid_thw",),
     "window index": ("window_index",),
     "features": ("mm_encoder_outputs",),
-    "deepstack places": ("visual_pos_masks",),
+    "deepstack places": ("visual_pos_masks", "vision_mask"),
     "deepstack": ("deepstack_visual_embeds",),
+    "per-layer inputs": ("per_layer_inputs", "per_layer_input"),
+    "token types": ("moe_mm_token_type_ids",),
+    "shared keys": ("shared_kv_states",),
+    "injected": ("deepstack_features",),
     "chunk ends": ("cu_seqlens",),
     "longest chunk": ("max_seqlen",),
     "prefill chunk": ("prefill_chunk_size",),
@@ -61,6 +65,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "causal": ("is_causal",),
     "copies": ("expand_size",),
 }
+# arguments that hold no tensor: switches of what comes back
+SWITCHES = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "cache_position")
 
 
 class Signature:
@@ -164,6 +170,12 @@ def named_arguments(module: nn.Module) -> frozenset[str]:
     return signature_of(module).named
 
 
+def unknown_arguments(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's forward that mean nothing to vtc."""
+    known = {name for names in NAMES.values() for name in names}
+    return sorted(named_arguments(module) - known - set(SWITCHES))
+
+
 def need(module: nn.Module, *meanings: str) -> None:
     """Raise NotImplementedError if a module's forward does not name one of the arguments that vtc gives it."""
     signature = signature_of(module)
@@ -225,19 +237,22 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def change_layers(
     output: Any, states: Callable[[int, Tensor], Tensor], attention: Callable[[int, Tensor], Tensor]
 ) -> Any:
-    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`."""
+    """The output with what it holds of each layer changed: hidden states `[B, L, D]` and attentions `[B, H, L, K]`.
 
-    def change(value: Any) -> Any:
+    Where they have names, hidden states may also be several for each token, `[n, B, L, D]`.
+    """
+
+    def change(value: Any, name: str = "") -> Any:
         if not isinstance(value, tuple):
             return value
-        change_one = {3: states, 4: attention}
+        change_one = {3: states, 4: states if name == "hidden_states" else attention}
         return tuple(change_one[x.dim()](i, x) if isinstance(x, Tensor) else x for i, x in enumerate(value))
 
     if isinstance(output, tuple):
         return tuple(map(change, output))
     for name in list(output):
         if isinstance(output[name], tuple):
-            output[name] = change(output[name])
+            output[name] = change(output[name], name)
     return output
 
 
@@ -298,6 +313,12 @@ def has_state(layer: Any) -> bool:
     """Whether tokens went into the state of a recurrent cache layer."""
     seen = layer.has_previous_state
     return any(seen.values()) if isinstance(seen, dict) else bool(seen)
+
+
+def keeps_prompt(layer: type) -> bool:
+    """Whether a cache layer keeps all of its first forward, and a window of what follows (Unlimited-OCR)."""
+    kind = getattr(layer, "_layer_type", None)
+    return issubclass(layer, DynamicSlidingWindowLayer) and kind == "reference_sliding_attention"
 
 
 def versions() -> str:

@@ -70,8 +70,8 @@ def held(cache: Any, layer: int) -> int | None:
 def check_columns(run: Any, layer: int, hidden: Tensor) -> None:
     """The columns that enter a layer are those that are left."""
     rows, columns = run.columns.shape
-    if tuple(hidden.shape[:2]) != (rows, columns):
-        trip(f"decoder layer {layer} gets {list(hidden.shape[:2])} columns, and vtc left {[rows, columns]}")
+    if tuple(hidden.shape[-3:-1]) != (rows, columns):
+        trip(f"decoder layer {layer} gets {list(hidden.shape[-3:-1])} columns, and vtc left {[rows, columns]}")
 
 
 def check_attention(run: Any, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

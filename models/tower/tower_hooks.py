@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.models.layout.crops_by_family import small_crops
-from vtc.models.layout.items_behind_placeholders import crop_length
+from vtc.models.layout.items_behind_placeholders import crop_length, features_in
 from vtc.models.layout.items_behind_placeholders import item_lengths as entry_lengths
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
@@ -252,10 +252,9 @@ class VisionSide:
 
 def item_lengths(parts: Parts, output: Any) -> list[int]:
     """Tokens of each item (Idefics3, SmolVLM: crop) in the output of a vision call, from its shapes."""
-    features = getattr(output, "pooler_output", None)
-    if features is None:  # ``return_dict=False``, or the features alone
-        alone = not isinstance(output, tuple) or all(isinstance(f, Tensor) and f.dim() == 2 for f in output)
-        features = output if alone else output[1]
+    features = features_in(output)
+    if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
+        features = features[1]  # ``return_dict=False``
     lengths = entry_lengths(features)
-    unit = crop_length(parts.core)
+    unit = crop_length(parts.core, output, sum(lengths))
     return [unit] * (sum(lengths) // unit) if unit else lengths

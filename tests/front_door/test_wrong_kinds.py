@@ -20,10 +20,10 @@ from zoo import FAMILIES, prompt, shapes_of, tiny
 import vtc
 from vtc.eval.files.csv_file import plain_cell, write_rows
 from vtc.eval.files.yaml_file import read_yaml
-from vtc.eval.sweep.recipes import load_recipe
+from vtc.eval.sweep.paper_recipes import load_recipe
 from vtc.eval.sweep.results_store import AnswerStore, ResultStore, read_rows
 from vtc.eval.tasks.reading.definition import read_definition
-from vtc.pruners.parameters import KINDS
+from vtc.pruners.check_parameter_kinds import KINDS
 from vtc.pruners.untrusted_json import parse_json
 
 no_grad = pytest.mark.usefixtures("no_grad")

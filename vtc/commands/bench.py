@@ -172,7 +172,7 @@ def bench(
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     import_all(imports)
     from vtc.eval.sweep.options import BenchOptions
-    from vtc.eval.sweep.recipes import load_recipe
+    from vtc.eval.sweep.paper_recipes import load_recipe
 
     asked = BenchOptions(
         pruners=methods,

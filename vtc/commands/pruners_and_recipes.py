@@ -50,7 +50,7 @@ def _on_model(model: str, pattern: str, as_json: bool) -> None:
 
 def recipes(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
     """List the papers' settings for vtc bench --recipe: model, pruner, what is kept, published tables."""
-    from vtc.eval.sweep.recipes import list_recipes, load_recipe, recipe_table
+    from vtc.eval.sweep.paper_recipes import list_recipes, load_recipe, recipe_table
 
     found = [load_recipe(name) for name in list_recipes()]
     if as_json:

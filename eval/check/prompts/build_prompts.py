@@ -10,7 +10,11 @@ import torch
 from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
 from .placeholders import Item, Kind, feature_lengths
+from .placeholders_by_position import Placed, RawPatches
 from .placeholders_by_size import Packed, Patches, Qwen3
+from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Muse, Pages
+from .placeholders_of_codes import CodeRows, Codes
+from .placeholders_of_deepstack import Injected, StackedCrops
 from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Slices, Unpadded
 from .placeholders_of_squares import (
     Clips,
@@ -27,6 +31,7 @@ from .placeholders_of_squares import (
     TimmTiles,
 )
 from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
+from .placeholders_of_views import Joined, PooledCrops, QueriedViews, Views
 
 # pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -81,6 +86,22 @@ KINDS: dict[str, type[Kind]] = {
     "minicpmv4_7": CanvasSlices,
     "minicpm_ocr": Slices,
     "nemotron_h_omni": Radio,
+    "muse_glimmer": Muse,
+    "muse_spark": Muse,
+    "ernie4_5_vl_moe": Ernie,
+    "gemma3n": Gemma3n,
+    "fuyu": Fuyu,
+    "unlimited_ocr": Pages,
+    "lighton_ocr": Joined,
+    "molmo2": PooledCrops,
+    "step3p7": Views,
+    "deepseek_ocr2": QueriedViews,
+    "emu3": Codes,
+    "apertus1p5": CodeRows,
+    "gemma4": Placed,
+    "gemma4_unified": RawPatches,
+    "granite_docling": StackedCrops,
+    "granite4_vision": Injected,
 }
 
 
@@ -105,10 +126,8 @@ class Prompt:
     @property
     def inputs(self) -> dict[str, Any]:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
-        out: dict[str, Any] = {**pad(self.rows, self.side), **self.kind.collate(self.media)}
-        if self.kind.marked:
-            out[self.kind.marked] = self.kind.types(out["input_ids"], self.tokens)
-        return out
+        text = pad(self.rows, self.side)
+        return {**text, **self.kind.collate(self.media), **self.kind.token_types(text["input_ids"], self.tokens)}
 
     def alone(self, row: int) -> Prompt:
         """One row by itself, without padding."""
@@ -147,6 +166,8 @@ class Prompts:
         g = torch.Generator().manual_seed(0)
         kind, rows, media, seen = self.kind, [], [], {"i": 0, "v": 0}
         for s, plan in enumerate(SHAPES[shape]):
+            if "v" in plan and not kind.mixed:
+                plan = plan.replace("i", "")
             row, own = [BOS, *words(BEFORE[s], g)], []
             marks = [m for m in plan if m in "iv"]
             for mark in marks:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.eval.check.tiny_model.token_ids import Tokens
+from vtc.models.layout.items_behind_placeholders import features_in
 
 Size = Any  # what a size is differs: a number of tiles, (height, width) or a grid
 SIDE, PATCH = 28, 7  # of a square picture, 4 x 4 patches
@@ -60,6 +61,8 @@ class Kind:
         Whether marks stand around a picture.
     video_features : str
         The model's method that makes features of videos.
+    mixed : bool
+        Whether a batch may hold pictures and videos.
     """
 
     sizes: tuple[Size, ...] = (1,)
@@ -69,7 +72,11 @@ class Kind:
     answered = 0
     framed = False
     video_features = "get_video_features"
+    mixed = True
     pixels = (SIDE, SIDE)
+
+    def defaults(self, config: dict[str, Any]) -> None:
+        """Fill in what a default configuration leaves out and no model can be built without, in place."""
 
     def geometry(self, config: dict[str, Any]) -> None:
         """Make the pictures of a configuration small, in place."""
@@ -91,10 +98,12 @@ class Kind:
         pictures = of(samples, "image")
         return {"pixel_values": torch.cat([p.pixels for p in pictures])} if pictures else {}
 
-    def types(self, ids: Tensor, tokens: Tokens) -> Tensor:
-        """What the input `marked` holds for token ids `[B, L]`: 1 at pictures, 2 at videos."""
+    def token_types(self, ids: Tensor, tokens: Tokens) -> dict[str, Tensor]:
+        """What the model must be told of each token `[B, L]`: 0 for text, 1 for a picture, 2 for a video."""
+        if self.marked is None:
+            return {}
         video = -1 if tokens.video is None else tokens.video
-        return (ids == tokens.image).long() + 2 * (ids == video).long()
+        return {self.marked: (ids == tokens.image).long() + 2 * (ids == video).long()}
 
     def ids(self, sample: Sequence[Item], counts: dict[str, list[int]], tokens: Tokens) -> list[list[int]]:
         """Per item of a sample the tokens that stand for it; `counts` are the lengths of the model's features."""
@@ -131,6 +140,6 @@ def feature_lengths(core: Any, inputs: dict[str, Any], modality: str, video_feat
         given["pixel_values"] = inputs["pixel_values_videos"]  # LLaVA-OneVision in transformers 5.5
     with torch.no_grad():
         found = method(**given)
-    found = getattr(found, "pooler_output", found)
+    found = features_in(found)
     found = found[0] if isinstance(found, tuple) and len(found) and isinstance(found[0], (list, tuple)) else found
     return [f.reshape(-1, f.shape[-1]).shape[0] for f in found]

@@ -59,9 +59,7 @@ class Patches(Kind):
         """Patches of 4 x 4 pixels, windows of two merged patches; position sections, without which no model runs."""
         tower = config["vision_config"]
         merge, frames = tower.get("spatial_merge_size", 2), tower.get("temporal_patch_size", 2)
-        self.length, self.merge = 3 * frames * self.patch**2, merge
-        self.sizes = tuple((1, h * merge, w * merge) for h, w in ((4, 4), (2, 4), (4, 2), (6, 4)))
-        self.clips = tuple((t, h * merge, w * merge) for t, h, w in ((3, 2, 4), (2, 4, 4), (2, 2, 2)))
+        self.sizes_of(merge, frames)
         tower["patch_size"] = self.patch
         for name, value in (("window_size", 2 * merge * self.patch), ("num_position_embeddings", 64)):
             if name in tower:
@@ -69,6 +67,12 @@ class Patches(Kind):
         text = config["text_config"]
         rope = text.get("rope_parameters") or {"rope_type": "default", "rope_theta": 10000.0}
         text["rope_parameters"] = {"mrope_section": [2, 3, 3], **rope}
+
+    def sizes_of(self, merge: int, frames: int) -> None:
+        """Sizes in whole tokens of `merge` x `merge` patches, each of which holds `frames` frames."""
+        self.length, self.merge = 3 * frames * self.patch**2, merge
+        self.sizes = tuple((1, h * merge, w * merge) for h, w in ((4, 4), (2, 4), (4, 2), (6, 4)))
+        self.clips = tuple((t, h * merge, w * merge) for t, h, w in ((3, 2, 4), (2, 4, 4), (2, 2, 2)))
 
     def _item(self, modality: str, size: Size, generator: torch.Generator) -> Item:
         t, h, w = size

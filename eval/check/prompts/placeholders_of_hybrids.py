@@ -13,7 +13,8 @@ from .placeholders import Item, Kind, noise, of
 from .placeholders_by_size import Patches, Qwen3
 
 PIXELS = 4  # of a patch's side
-# names of tokens that the default configurations leave open, and that are marks of their own in the prompt
+# names of tokens that default configurations leave open
+PLACEHOLDERS = ("image_token_id", "video_token_id")
 MARKS = ("image_start_id", "image_end_id", "slice_start_id", "slice_end_id", "newline_id")
 FIRST_MARK = VOCABULARY - 20
 NEMOTRON = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
@@ -39,12 +40,11 @@ class Grids(Patches):
 class Indexed(Qwen3):
     """Qwen3.5's pictures, with an indexer in each attention layer: Qwen4."""
 
-    def geometry(self, config: dict[str, Any]) -> None:
+    def defaults(self, config: dict[str, Any]) -> None:
         """Sizes of the indexer, which the default configuration leaves open."""
-        super().geometry(config)
-        sizes = {"n_heads": 2, "kv_heads": 1, "head_dim": 32, "budget": 8, "compress_ratio": 2}
+        sizes = {"n_heads": 2, "kv_heads": 1, "head_dim": 256, "budget": 2048, "compress_ratio": 16}
         text = config["text_config"]
-        text.update({f"indexer_{name}": value for name, value in sizes.items()})
+        text.update({f"indexer_{n}": v for n, v in sizes.items() if text.get(f"indexer_{n}") is None})
 
 
 class Unpadded(Kind):
@@ -53,14 +53,17 @@ class Unpadded(Kind):
     sizes = ((8, 8), (4, 8), (8, 6), (12, 8))
     framed = True
 
-    def geometry(self, config: dict[str, Any]) -> None:
-        """Small patches; the released models' mix of layers, where the default configuration has attention only."""
-        config["vision_config"].update(patch_size=PIXELS, num_patches=64)
-        config["projector_hidden_size"] = 64
+    def defaults(self, config: dict[str, Any]) -> None:
+        """The released models' mix of layers: the default configuration has attention only."""
         text = config["text_config"]
         if "conv" not in text["layer_types"]:
             text["layer_types"] = ["full_attention" if i % 3 == 2 else "conv" for i in range(len(text["layer_types"]))]
             text["full_attn_idxs"] = None
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """Small patches."""
+        config["vision_config"].update(patch_size=PIXELS, num_patches=64)
+        config["projector_hidden_size"] = 64
 
     def picture(self, size: Any, generator: torch.Generator) -> Item:
         """A random picture."""
@@ -93,8 +96,14 @@ class Slices(Kind):
 
     clips = ((2, 8, 12), (3, 8, 8))
 
+    def defaults(self, config: dict[str, Any]) -> None:
+        """Ids of placeholders and marks, which come from the tokenizer."""
+        for i, name in enumerate((*PLACEHOLDERS, *MARKS)):
+            if name in config and config[name] is None:
+                config[name] = FIRST_MARK + i
+
     def geometry(self, config: dict[str, Any]) -> None:
-        """Small patches, the inner merger behind the first layer; ids for tokens without one."""
+        """Small patches, the inner merger behind the first layer; ids of marks in the small vocabulary."""
         tower = config["vision_config"]
         tower.update(image_size=8 * PIXELS, patch_size=PIXELS)
         config["insert_layer_id"] = tower["insert_layer_id"] = 1
@@ -102,10 +111,8 @@ class Slices(Kind):
         scale = 1 if config["downsample_mode"] == "4x" else 2
         grids = ((4, 6, 0, 0), (2, 4, 1, 2), (4, 4, 0, 0), (2, 2, 2, 2))
         self.sizes = tuple((2 * scale * h, 2 * scale * w, *slices) for h, w, *slices in grids)
-        for i, name in enumerate(("image_token_id", "video_token_id", *MARKS)):
-            if name in config and (config[name] is None or name in MARKS):
-                config[name] = FIRST_MARK + i
         self.marks = {name: FIRST_MARK + 2 + i for i, name in enumerate(MARKS)}
+        config.update({name: mark for name, mark in self.marks.items() if name in config})
 
     def picture(self, size: Any, generator: torch.Generator) -> Item:
         """All crops, one behind the other."""
@@ -162,18 +169,22 @@ class Radio(Kind):
 
     sizes = ((8, 8), (4, 8), (8, 6), (12, 8))
 
+    def defaults(self, config: dict[str, Any]) -> None:
+        """Ids of placeholders, which come from the tokenizer; layers in the order of the released models."""
+        for i, name in enumerate(PLACEHOLDERS):
+            config[name] = FIRST_MARK + i if config[name] is None else config[name]
+        text = config["text_config"]
+        if text["layers_block_type"] == ["linear_attention", "moe", "full_attention", "mlp"]:  # the bare default
+            text["layers_block_type"] = [NEMOTRON[letter] for letter in "MEM*-M*M"]
+
     def geometry(self, config: dict[str, Any]) -> None:
-        """Small patches and states; layers in the order of the released models."""
+        """Small patches and states."""
         tower, text = config["vision_config"], config["text_config"]
         tower.update(patch_size=PIXELS, image_size=16 * PIXELS, max_img_size=16 * PIXELS)
         config.update(vision_hidden_size=tower["hidden_size"], projector_hidden_size=64)
-        for name, token in (("image_token_id", FIRST_MARK), ("video_token_id", FIRST_MARK + 1)):
-            config[name] = token if config[name] is None else config[name]
         text.update(ssm_state_size=16, mamba_num_heads=4, n_groups=2, chunk_size=8)
         # transformers raises time steps to the least one in a prefill, and not in a step behind it: none is so small
         text.update(time_step_min=1e-6, time_step_floor=0.1)
-        if text["layers_block_type"] == ["linear_attention", "moe", "full_attention", "mlp"]:  # the bare default
-            text["layers_block_type"] = [NEMOTRON[letter] for letter in "MEM*-M*M"]
 
     picture, spans = Unpadded.picture, Unpadded.spans
 

@@ -141,9 +141,9 @@ class Prefix(Kind):
         super().geometry(config)
         config["projection_dim"] = WIDTH
 
-    def types(self, ids: Tensor, tokens: Tokens) -> Tensor:
+    def token_types(self, ids: Tensor, tokens: Tokens) -> dict[str, Tensor]:
         """All of a prompt is prefix."""
-        return torch.zeros_like(ids)
+        return {"token_type_ids": torch.zeros_like(ids)}
 
 
 class Queries(Kind):

@@ -43,7 +43,7 @@ class Tiles(Kind):
 class SampleCrops(Kind):
     """Crops behind marks, a break behind each row of them, and the thumbnail: Idefics3, SmolVLM."""
 
-    sizes = (3, 1, 5)
+    sizes: tuple[Size, ...] = (3, 1, 5)
 
     def geometry(self, config: dict[str, Any]) -> None:
         """4 x 4 tokens a crop."""

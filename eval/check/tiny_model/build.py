@@ -55,10 +55,13 @@ def with_attention(model: Any, implementation: str) -> Any:
         transformers' own, if the model does not have it.
     """
     other = copy.deepcopy(model)
+    wanted: Any = implementation
     if implementation == "flex_attention":  # the decoder is what it is for; torch's CPU kernel can crash in a tower
-        other.set_attn_implementation({"text_config": implementation, "vision_config": "sdpa"})
-    else:
-        other.set_attn_implementation(implementation)
+        wanted = {"text_config": implementation, "vision_config": "sdpa"}
+    try:
+        other.set_attn_implementation(wanted)
+    except ValueError:  # a tower that has one implementation only (Apertus)
+        other.set_attn_implementation({"text_config": implementation})
     used = other.config.get_text_config()._attn_implementation
     if used != implementation:
         raise NotImplementedError(f"transformers runs {used} instead")

@@ -36,16 +36,21 @@ def _plain(values: Sequence[Any]) -> bool:
     return all(isinstance(v, Hashable) for v in values)
 
 
+def own_values(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What ``per_layer_config`` says of some layers, by their numbers."""
+    return {int(i): dict(own) for i, own in (config.get("per_layer_config") or {}).items()}
+
+
 def kinds_of(config: dict[str, Any], depth: int) -> list[tuple[Hashable, ...]]:
     """Per layer what tells it from others: entries of lists with one per layer, membership in lists of layers."""
-    lists, members = _per_layer(config, depth), _index_lists(config, depth)
+    lists, members, others = _per_layer(config, depth), _index_lists(config, depth), own_values(config)
     dense, step = config.get("first_k_dense_replace") or 0, config.get("decoder_sparse_step") or 1
     kinds = []
     for i in range(depth):
         own: list[Hashable] = [values[i] for values in lists.values()]
         # each layer of a deepstack list is of a kind of its own: each feeds another decoder layer
         own += [f"{k} {v.index(i) if 'deepstack' in k else ''}" if i in v else "" for k, v in members.items()]
-        kinds.append((*own, i < dense, (i + 1) % step == 0))
+        kinds.append((*own, i < dense, (i + 1) % step == 0, str(others.get(i))))
     return kinds
 
 
@@ -56,7 +61,9 @@ def keep_layers(config: dict[str, Any], field: str, want: int) -> list[int]:
     """
     depth = int(config[field])
     picked = pick(kinds_of(config, depth), min(want, depth))
-    lists, members = _per_layer(config, depth), _index_lists(config, depth)
+    lists, members, others = _per_layer(config, depth), _index_lists(config, depth), own_values(config)
+    if others:
+        config["per_layer_config"] = {new: others[old] for new, old in enumerate(picked) if old in others}
     for name, values in lists.items():
         config[name] = [values[i] for i in picked]
     for name, values in members.items():

@@ -63,7 +63,7 @@ def shrink(
     small = config.to_dict()
     _clean(small)
     renumber(small)
-    text, tower = small["text_config"], small["vision_config"]
+    text, tower = small["text_config"], small.get("vision_config") or {}  # none: the kind of prompts says what it is
     text.setdefault("num_hidden_layers", config.get_text_config().num_hidden_layers)  # it may follow from a list
     layers = shrink_text(text, depth)
     _shrink_tower(tower, text["hidden_size"], tower_depth)
@@ -72,6 +72,23 @@ def shrink(
     small.update({name: text[name] for name in ("hidden_size", "vocab_size") if isinstance(small.get(name), int)})
     geometry(small)
     return type(config).from_dict(small), layers
+
+
+def completed(config: Any, defaults: Callable[[dict[str, Any]], None]) -> Any:
+    """`config`, or where it leaves out what a model needs to see pictures, another one of its class.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of the composite model; it stays as it is.
+    defaults : callable
+        Fills in (as a dict, in place) what only the family's kind of prompts knows: ``Kind.defaults``.
+    """
+    given = config.to_dict()
+    if "vision_config" in given and given["vision_config"] is None:
+        given["vision_config"] = type(config).sub_configs["vision_config"]().to_dict()
+    defaults(given)
+    return config if given == config.to_dict() else type(config).from_dict(given)
 
 
 def _clean(config: dict[str, Any]) -> None:
@@ -88,7 +105,7 @@ def shrink_text(text: dict[str, Any], depth: int = DEPTH) -> list[int]:
     heads, kv = text["num_attention_heads"], text.get("num_key_value_heads")
     odd = text.get("head_dim") is not None and text["head_dim"] * heads != text["hidden_size"]
     head_dim = 2 * HEAD_DIM if odd else HEAD_DIM  # heads that are wider together than the model stay so
-    rotary = text.get("rotary_dim")
+    rotary, before = text.get("rotary_dim"), dict(text)
     for name, value in text.items():
         if isinstance(value, bool) or not isinstance(value, int):
             continue
@@ -106,6 +123,8 @@ def shrink_text(text: dict[str, Any], depth: int = DEPTH) -> list[int]:
     text.update(hidden_size=WIDTH, num_attention_heads=HEADS)
     if kv is None and "num_key_value_heads" in text:
         text["num_key_value_heads"] = None
+    for own in (text.get("per_layer_config") or {}).values():  # in the proportions that they had
+        own.update({name: max(1, value * text[name] // before[name]) for name, value in own.items()})
     for name in ("rope_parameters", "rope_scaling"):
         _shrink_rope(text.get(name), head_dim)
     return layers

@@ -13,7 +13,7 @@ PAD, BOS, EOS = 0, 1, 2
 WORDS = (3, 80)
 FIRST_SPECIAL, VOCABULARY = 90, 160
 OPEN, CLOSE, BREAK = 157, 158, 159  # marks around pictures, where a configuration names none
-TOKEN_FIELD = re.compile(r"token_(id|index)s?$")
+TOKEN_FIELD = re.compile(r"(token|patch)_(id|index)s?$")
 
 
 @dataclass(frozen=True)

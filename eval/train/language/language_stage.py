@@ -19,8 +19,8 @@ from vtc.eval.train.scenes.vocabulary import BOS_ID, USER_ID, build_tokenizer
 from vtc.eval.train.vision.tower import encode, to_patches
 
 from .llava import bare_tower, build_llava
+from .pack_questions import NO_TARGET, PREFIX_WORDS, PackedQuestions, pack
 from .packed_llama import run_packed
-from .packing import NO_TARGET, PREFIX_WORDS, PackedQuestions, pack
 from .projector_alignment import Alignment, start_projector
 from .question_batches import accuracies, answer_weights, choose_tokens, draw_batch
 

@@ -14,7 +14,7 @@ from vtc.eval.train.scenes.palette import ALL_COLORS, ALL_SHAPES, EXTREMES, LETT
 from vtc.eval.train.scenes.vocabulary import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID
 from vtc.eval.train.vision.heads import POSITION_STEPS, POSITION_WIDTH
 
-from .packing import text_ids
+from .pack_questions import text_ids
 
 EMBEDDING_RMS = 0.5
 POSITION_AMPLITUDE = 1.5

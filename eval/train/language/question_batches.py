@@ -15,7 +15,7 @@ from vtc.eval.train.scenes.questions import FIRST_SHARES, LATER_SHARES, Question
 from vtc.eval.train.scenes.scene import Density
 from vtc.eval.train.scenes.vocabulary import EOS_ID
 
-from .packing import NO_TARGET, PackedQuestions
+from .pack_questions import NO_TARGET, PackedQuestions
 
 _END_WEIGHT = 0.05
 _TASK_WEIGHTS = {"count": 3.0, "more": 2.0, "spatial": 2.0}

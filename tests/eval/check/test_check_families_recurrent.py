@@ -64,7 +64,7 @@ def test_exact_at_the_input_and_between_layers(family: str) -> None:
 def test_refused_when_wrapped(family: str) -> None:
     result = check(family, "input")
     assert {o.status for o in result.outcomes} == {REFUSED}
-    assert "in its cache" in result.outcomes[0].why
+    assert any(why in result.outcomes[0].why for why in ("in its cache", "which vtc does not know"))
 
 
 @pytest.mark.parametrize("family", known("lfm3_vl", "nemotron_h_omni"))

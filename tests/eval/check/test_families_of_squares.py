@@ -42,7 +42,7 @@ REFUSED = {  # and a word of the reason
     "instructblip": r"generate\(\)",
     "instructblipvideo": r"generate\(\)",
     "kosmos-2": r"generate\(\)|cross-attention",
-    "kosmos-2.5": "position_embeddings|cross-attention",
+    "kosmos-2.5": "image_embeds",
     "chameleon": "composite and text model in one",
     "git": "no module that is built like a VLM's",
     "mllama": "cross-attention",

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from vtc.eval.statistics.intervals import Interval
 from vtc.eval.statistics.paired import flips, mcnemar_of
-from vtc.eval.statistics.permutation_tails import saddlepoint_tail
+from vtc.eval.statistics.saddlepoint_tail import saddlepoint_tail
 from vtc.eval.statistics.significance import exchange_test, holm, mcnemar, verdict
 
 GRADES = {"exact": [0.0, 1.0], "vqa": [0.0, 0.3, 0.6, 0.9, 1.0], "anls": [0.0, 0.5, 0.62, 0.8, 1.0]}

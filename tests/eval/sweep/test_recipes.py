@@ -17,7 +17,7 @@ from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.reports.measured_beside_published import averaged_tasks, figure_of, published_table, task_of
 from vtc.eval.statistics.cell_summary import CellSummary
 from vtc.eval.statistics.intervals import Interval
-from vtc.eval.sweep.recipes import list_recipes, load_recipe, recipe_folder
+from vtc.eval.sweep.paper_recipes import list_recipes, load_recipe, recipe_folder
 from vtc.eval.tasks.questions import Question, TaskSet
 from vtc.eval.vlm.pruning_settings import make_cell
 

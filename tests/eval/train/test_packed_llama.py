@@ -10,7 +10,7 @@ import torch
 from vtc.eval.train.basics.recipe import tiny_recipe
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.llava import build_llava
-from vtc.eval.train.language.packing import pack, text_ids
+from vtc.eval.train.language.pack_questions import pack, text_ids
 from vtc.eval.train.scenes.questions import FIRST_SHARES, sample_questions
 from vtc.eval.train.scenes.scene import DENSE, sample_scene
 from vtc.eval.train.scenes.vocabulary import ASSISTANT_ID, BOS_ID, IMAGE_ID, USER_ID, build_tokenizer
