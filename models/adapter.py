@@ -70,6 +70,7 @@ class Adapter:
         self.steps = Steps(parts, self.local)
         self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
+        self.forward.recurrent = self.decoder.windows.recurrent
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
         )
@@ -117,13 +118,13 @@ class Adapter:
         if any(h.movable for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for i in d.tapped_layers():
-            tap = AttentionTap(layers[i].self_attn, functools.partial(d.attention, i)).attach()
+            tap = AttentionTap(d.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
         for i in d.watched_layers():
-            attention = getattr(layers[i], "self_attn", None)
-            if attention is not None:
+            mixer = d.mixers[i]
+            if mixer is not None:
                 hook = _uncompiled(functools.partial(d.watch, i))
-                self._hook(attention.register_forward_pre_hook(hook, with_kwargs=True))
+                self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True))
         for place, module in d.sublayers():
             hook = eager(functools.partial(d.transition, place))
             self._hook(module.register_forward_hook(hook, with_kwargs=True))

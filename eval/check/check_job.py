@@ -21,6 +21,7 @@ from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, completed, shri
 from vtc.eval.check.tiny_model.token_ids import tokens_of
 from vtc.models.layout.families import family_of
 from vtc.models.layout.model_parts import locate
+from vtc.models.stock.transformers_api import holds_columns, new_cache
 from vtc.models.try_without_weights import model_without_weights
 from vtc.pipeline_text import parse
 
@@ -34,8 +35,9 @@ STAGES = {
     "vision": "random(at=vision, layer=1, keep=0.5, seed=3)",
     "input": "random(keep=0.5, seed=5)",
     "decoder": "random(layer=2, keep=0.5, seed=1)",
-    "pipeline": "uniform(keep=0.8) + dart(layer=1, keep=0.6) + fastv(layer=3, keep=0.3)",
+    "pipeline": "uniform(keep=0.8) + dart(layer={}, keep=0.6) + fastv(layer={}, keep=0.3)",
 }
+LOOK = 24  # layers among which the pipeline's are looked for
 OWN = "as asked"
 REFUSALS = (NotImplementedError, ValueError, TypeError)
 
@@ -66,11 +68,23 @@ class CheckOptions:
     tokens: int = 20
     parts: dict[str, str] | None = None
 
-    def settings(self) -> list[Setting]:
-        """What is asked of vtc in turn."""
+    def settings(self, config: Any) -> list[Setting]:
+        """What is asked of vtc in turn, about a model of this configuration."""
         if self.pruner is not None:
             return [Setting(OWN, parse(self.pruner, keep=self.keep), self.parts)]
-        return [Setting(stage, parse(STAGES[stage]), self.parts) for stage in self.stages]
+        layers = behind_attention(config) if "pipeline" in self.stages else ()
+        return [Setting(stage, parse(STAGES[stage].format(*layers)), self.parts) for stage in self.stages]
+
+
+def behind_attention(config: Any) -> tuple[int, int]:
+    """Two layers of the small model right behind which attention can be read: 1 and 3 where all layers attend."""
+    try:
+        small, _ = shrink(config, kind_of(config).geometry, LOOK)
+        kept = new_cache(small.get_text_config()).layers
+    except Exception:  # ``small_model`` says why there is none
+        return 1, 3
+    found = [i + 1 for i, layer in enumerate(kept) if holds_columns(layer)]
+    return (1, 3) if {1, 3} <= {*found} or not found else (found[0], found[min(1, len(found) - 1)])
 
 
 def run_check(
@@ -91,16 +105,17 @@ def run_check(
         If there is no such model, or no small one can be built of it.
     """
     start = time.perf_counter()
-    settings, config = options.settings(), config_of(options.model)
+    config = config_of(options.model)
     family = family_of(config)
     result = Result(options.model, config.model_type, family.name if family else "unknown", "", _versions())
     with _quiet(), torch.no_grad():
         whole = completed(config, kind_of(config).defaults)
+        settings = options.settings(whole)
         why = "" if family is not None or options.parts else _refused_at_full_size(whole)
         if why:
             result.outcomes.append(Outcome("wrapping", "all", "all", REFUSED, why))
         else:
-            _check(options, settings, config, result, progress)
+            _check(options, settings, whole, result, progress)
     result.seconds = round(time.perf_counter() - start, 2)
     return result
 

@@ -108,7 +108,9 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
         tokens = pruned.generated.tokens if pruned.generated is not None else valid.new_zeros(len(valid), 1).long()
         truth = subject.truth_of(pruned, shape, tokens)
         left = valid & ~pruned.hidden[-1]
-        if pruned.features:  # a last token that the tower dropped never was: the last one left answers in its place
+        # a last token that the tower dropped never was, nor can a state be asked by one that it has not seen: the last
+        # one left answers in its place
+        if pruned.features or subject.recurrent:
             rows, last = torch.arange(len(left)), (left.long() * torch.arange(width)).argmax(1)
             truth[:, width - 1] = truth[rows, last]
             left[rows, last] = False

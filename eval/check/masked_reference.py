@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import call_of
+from vtc.models.stock.transformers_api import call_of, takes
 
 TYPE_INPUTS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 Vectors = Mapping[int, tuple[Tensor, Tensor]]
@@ -51,7 +51,9 @@ def greedy_with_positions(
     seen: list[Tensor] = []
     rotary = getattr(parts.lm, "rotary_emb", None)
     if rotary is None:
-        raise Uncheckable(f"{type(parts.lm).__name__} has no rotary_emb, so its positions can't be seen")
+        if any(takes(layer, "rotary") for layer in parts.layers):
+            raise Uncheckable(f"{type(parts.lm).__name__} has no rotary_emb, so its positions can't be seen")
+        rotary = parts.lm  # its layers know no positions, so those that it is given are as good as any
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = call_of(module, args, kwargs).get("positions")
@@ -79,7 +81,7 @@ def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
 
 
 @contextmanager
-def _layer_inputs(parts: Parts, change: Any) -> Iterator[None]:
+def layer_inputs(parts: Parts, change: Any) -> Iterator[None]:
     """Let ``change(layer, call)`` change what each decoder layer is called with."""
 
     def hook(i: int) -> Any:
@@ -135,7 +137,7 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
             states[where] = values
             call.put("hidden", states)
 
-    return _layer_inputs(parts, change)
+    return layer_inputs(parts, change)
 
 
 def _next(outputs: Iterator[Any], *_: Any, **__: Any) -> Any:
@@ -170,25 +172,25 @@ def reference(
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
-    given = dict(inputs)
-    ids, valid = given.pop("input_ids"), given.pop("attention_mask")
-    width = ids.shape[1]
     extra = tokens.shape[1] - 1
+    moved = {i: (longer(where, extra), values) for i, (where, values) in (vectors or {}).items()}
+    with ExitStack() as stack:
+        stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
+        stack.enter_context(features_given(parts.core, features or {}))
+        return parts.model(**continued(inputs, tokens, positions, answered), use_cache=False).logits
 
-    def longer(x: Tensor, value: int = 0) -> Tensor:
-        return torch.cat([x, x.new_full((*x.shape[:-1], extra), value)], -1)
 
+def longer(x: Tensor, extra: int, value: int = 0) -> Tensor:
+    """`[..., T]` with `extra` times `value` behind it."""
+    return torch.cat([x, x.new_full((*x.shape[:-1], extra), value)], -1)
+
+
+def continued(inputs: Mapping[str, Any], tokens: Tensor, positions: Tensor, answered: int = 0) -> dict[str, Any]:
+    """Inputs of one forward over a prompt and all but the last of the `tokens` `[B, n]`, of type `answered`, then."""
+    given, extra = dict(inputs), tokens.shape[1] - 1
     for name in TYPE_INPUTS:
         if name in given:
-            given[name] = longer(given[name], answered)
-    moved = {i: (longer(where), values) for i, (where, values) in (vectors or {}).items()}
-    with ExitStack() as stack:
-        stack.enter_context(hiding(parts, longer(hidden), moved, width))
-        stack.enter_context(features_given(parts.core, features or {}))
-        return parts.model(
-            input_ids=torch.cat([ids, tokens[:, :extra]], 1),
-            attention_mask=longer(valid, 1),
-            position_ids=positions[..., : width + extra],
-            use_cache=False,
-            **given,
-        ).logits
+            given[name] = longer(given[name], extra, answered)
+    given["input_ids"] = torch.cat([given["input_ids"], tokens[:, :extra]], 1)
+    given["attention_mask"] = longer(given["attention_mask"], extra, 1)
+    return {**given, "position_ids": positions[..., : given["input_ids"].shape[1]]}

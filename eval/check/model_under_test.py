@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.transformers_api import cache_of, keeps_state
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
+from .shortened_reference import shortened_reference
 
 FEATURES = ("get_image_features", "get_video_features")
 
@@ -83,6 +84,7 @@ class Subject:
         self.attention, self.parts, self.truth, self.prompts, self.tokens = attention, parts, truth, prompts, tokens
         self.model: Any = parts.model
         self.special = prompts.tokens.special
+        self.recurrent = keeps_state(truth.lm.config)
         self._plain: dict[str, Plain] = {}
         self._pruned: dict[tuple[str, str], Pruned] = {}
 
@@ -148,7 +150,8 @@ class Subject:
         """Logits of the reference on the prompt of `shape` and the `tokens` that followed."""
         inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
         positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
-        return reference(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered)
+        truth = shortened_reference if self.recurrent else reference
+        return truth(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered)
 
 
 @contextmanager

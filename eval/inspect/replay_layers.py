@@ -56,7 +56,8 @@ class Replay:
         from vtc.models.stock.attention_windows import Windows
 
         self.parts = locate(model)
-        self._windows = Windows(self.parts.lm, self.parts.layers).now()
+        windows = Windows(self.parts.lm, self.parts.layers)
+        self._windows, self._attending = windows.now(), windows.attending()
         self._calls: list[tuple[Tensor, dict[str, Any]]] = []
         inputs = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
         inputs = {name: to_device(value, model) for name, value in inputs.items()}
@@ -125,8 +126,9 @@ class Replay:
             call = call_of(self.parts.layers[i], (), self._calls[i][1])
             rotary = call.get("rotary")
             if id(rotary) not in made:
-                made[id(rotary)] = tuple(gather_columns(x, columns, -2) for x in rotary)
-            mask = self._mask(i, hidden, columns, call.get("mask"), made)
+                made[id(rotary)] = rotary and tuple(gather_columns(x, columns, -2) for x in rotary)
+            # no row is padded, so a recurrent layer needs no mask
+            mask = self._mask(i, hidden, columns, call.get("mask"), made) if i in self._attending else None
             for meaning, value in (("rotary", made[id(rotary)]), ("positions", None), ("mask", mask), ("cache", None)):
                 call.put(meaning, value)
             out = self.parts.layers[i](hidden, **call.kwargs)

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from vtc.models.stock.transformers_api import (
     NOTHING,
+    STATE,
     Cache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     holds_columns,
     keeps_prompt,
+    new_cache,
+    versions,
 )
 
 from .slot_layer import SlotLayer, prompt_twin
@@ -39,16 +42,48 @@ def _twin(layer: type) -> Any:
 
 def refuse_unsupported(cache: Cache) -> None:
     """Raise NotImplementedError for caches whose layers cannot differ in length."""
-    names = {type(layer) for layer in cache.layers}
-    replica = getattr(cache, "layer_class_to_replicate", None)
-    names |= {replica} if isinstance(replica, type) else set()
-    odd = sorted(t.__name__ for t in names if not issubclass(t, SlotLayer) and t is not NOTHING and _twin(t) is None)
+    odd = _unsupported(cache)
     if odd:
         raise NotImplementedError(
             f"visual-token pruning needs a DynamicCache; this is {type(cache).__name__} with {', '.join(odd)}, which "
             "can't hold a different number of tokens per layer. Leave out cache_implementation / past_key_values (the "
             "default is a DynamicCache), or call vtc.restore(model) first."
         )
+
+
+def refuse_layers(lm: Any) -> None:
+    """Raise NotImplementedError if the cache that a text model makes has layers that pruning can't follow."""
+    odd = _unsupported(new_cache(lm.config))
+    if odd:
+        raise NotImplementedError(
+            f"{type(lm).__name__} keeps {', '.join(odd)} in its cache, and vtc does not know how to leave tokens out "
+            f"of that. Use a model whose layers keep keys and values, or a state, and nothing beside them. {versions()}"
+        )
+
+
+def refuse_keyless(lm: Any, layers: list[int]) -> None:
+    """Raise NotImplementedError if one of the `layers` of a text model attends to keys that its cache does not hold."""
+    kept = new_cache(lm.config).layers
+    for i in layers:
+        if i >= len(kept) or not holds_columns(kept[i]):
+            raise NotImplementedError(
+                f"decoder layer {i} of {type(lm).__name__} attends, and keeps no keys in the cache, so vtc can't tell "
+                f"which tokens it sees. {versions()}"
+            )
+
+
+def _unsupported(cache: Cache) -> list[str]:
+    """Names of the classes of a cache's layers that vtc can't work with."""
+    found = {type(layer) for layer in cache.layers}
+    replica = getattr(cache, "layer_class_to_replicate", None)
+    found |= {replica} if isinstance(replica, type) else set()
+    odd = (t for t in found if not issubclass(t, SlotLayer) and t not in (STATE, NOTHING) and _twin(t) is None)
+    return sorted(t.__name__ for t in odd)
+
+
+def first_columns(cache: Any) -> int:
+    """Number of the first layer of a cache that holds columns: the one that text models ask how long the past is."""
+    return next((i for i, layer in enumerate(cache.layers) if holds_columns(layer)), 0)
 
 
 def is_pruned(cache: Any, layer: int | None = None) -> bool:

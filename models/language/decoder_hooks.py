@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import Peek, is_pruned, push_slots, seen_slots, slot_layer
+from vtc.models.cache.kv_cache import Peek, is_pruned, push_slots, refuse_keyless, refuse_layers, seen_slots, slot_layer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
-from vtc.models.stock.attention_windows import Windows
+from vtc.models.stock.attention_windows import ATTENTION, RECURRENT, Windows
 from vtc.models.stock.shared_keys import key_sources
-from vtc.models.stock.transformers_api import Call, call_of, given, need, takes
+from vtc.models.stock.transformers_api import Call, call_of, given, keeps_state, need, takes
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
@@ -31,11 +31,17 @@ from vtc.pruners.signals import (
 from .column_arguments import cut_along, pick_columns, refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .forward_state import Run, gather_columns, main_stream
-from .masks import gather_mask, keeps_pattern, slot_mask
+from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
 from .run_and_report_step import Steps
 from .thread_state import Local
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
+
+
+def _mixer(layer: Any) -> Any:
+    """What mixes the tokens of a layer: its attention, or its recurrence; None: nothing that takes a mask."""
+    children = (m for m in layer.children() if all(takes(m, meaning) for meaning in ("hidden", "mask", "cache")))
+    return getattr(layer, "self_attn", None) or next(children, None)
 
 
 class DecoderSide:
@@ -75,10 +81,15 @@ class DecoderSide:
             elif isinstance(signal, DecoderTransition):
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
         for layer in parts.layers:
-            need(layer, "hidden", "mask", "rotary")
+            # attention beside recurrent layers may know no positions (Nemotron-H)
+            need(layer, "hidden", "mask", *(() if keeps_state(parts.lm.config) else ("rotary",)))
             refuse_unknown(layer)
+        refuse_layers(parts.lm)
         self.windows = Windows(parts.lm, parts.layers)
         self.sources = key_sources(parts.lm, parts.layers)
+        self.attending = self.windows.attending()
+        self.mixers = [_mixer(layer) for layer in parts.layers]
+        refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
         self._refuse_behind_shared_keys()
         self._refuse_merging()
 
@@ -107,14 +118,20 @@ class DecoderSide:
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
         for i, signals in self.attended.items():
-            layer = self.parts.layers[i]
-            ahead = any(isinstance(s, AttentionAhead) for s in signals)
-            for part in ("self_attn", "input_layernorm")[: 1 + ahead]:
-                if not hasattr(layer, part):
-                    raise NotImplementedError(
-                        f"{type(layer).__name__} has no {part!r}, so its attention can't be read"
-                        f"{' before it runs' if ahead else ''}; use a method that does not read {signals[0]}"
-                    )
+            layer, has = self.parts.layers[i], [n for n in self.attending if self.mixers[n] is not None]
+            if i not in has:
+                raise NotImplementedError(
+                    f"decoder layer {i} of this {type(self.parts.lm).__name__} has no attention that could be read "
+                    f"(layers that have: {', '.join(map(str, has)) or 'none'}): prune where {signals[0]} means one of "
+                    "these, mostly right behind it, or use a method that does not read it"
+                )
+            if any(isinstance(s, AttentionAhead) for s in signals):
+                for part in ("self_attn", "input_layernorm"):
+                    if not hasattr(layer, part):
+                        raise NotImplementedError(
+                            f"{type(layer).__name__} has no {part!r}, so its attention can't be read before it "
+                            f"runs; use a method that does not read {signals[0]}"
+                        )
         return sorted(self.attended)
 
     def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
@@ -161,16 +178,36 @@ class DecoderSide:
         if run.checks is not None:
             run.checks.expect(i, run.cache, hidden.shape[-2])
         run.trail[i] = (run.columns, None)
+        if self.windows.kinds[i] != ATTENTION:
+            self._recurrent(run, i, call)
+            return call.args, call.kwargs
+        run.attending.append(i)
         if not run.pruned and not is_pruned(run.cache, self.sources[i]):
             return call.args, call.kwargs
         if run.pruned:
-            call.put("rotary", self._rotary(run, call.get("rotary")))
+            if call.get("rotary") is not None:
+                call.put("rotary", self._rotary(run, call.get("rotary")))
             cut_along(call, run.rope_columns)
         call.put("positions", self._position_ids(run, i, call.get("positions")))
         call.put("mask", self._mask(run, i, hidden, call.get("mask")))
         if run.checks is not None:
             run.checks.gave(i, call)
         return call.args, call.kwargs
+
+    def _recurrent(self, run: Run, i: int, call: Call) -> None:
+        """What goes with the columns of a layer whose state takes them one after another, or that mixes none."""
+        if not run.pruned and not run.mask_hidden:
+            return
+        if run.pruned:
+            cut_along(call, run.rope_columns)
+        call.put("positions", None)
+        if self.windows.kinds[i] == RECURRENT:
+            if "padding" not in run.memo:
+                run.memo["padding"] = padding_mask(run.slots, run.padded and run.slots.shape[1] > 1)
+            mask = run.memo["padding"]
+            call.put("mask", mask if mask is None else mask.to(call.get("hidden").device))
+            if run.checks is not None:
+                run.checks.gave(i, call, "mask")
 
     def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
         """Let a method choose by the main stream of the hidden states, and drop the same of all."""
@@ -190,8 +227,9 @@ class DecoderSide:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def watched_layers(self) -> list[int]:
-        """Layers whose attention the tripwire looks at: the first, and wherever columns go."""
-        return sorted({0, *self.stops})
+        """Layers whose mixer the tripwire looks at: the first of each kind, and wherever columns go."""
+        kinds = self.windows.kinds
+        return sorted({*map(kinds.index, kinds), *self.stops})
 
     def watch(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See whether the attention of layer `i` gets what its layer was given."""
@@ -251,7 +289,7 @@ class DecoderSide:
 
     def _position_ids(self, run: Run, i: int, ids: Any) -> Any:
         """Position ids of what is left, where the attention itself reads them."""
-        attention = getattr(self.parts.layers[i], "self_attn", None)
+        attention = self.mixers[i]
         if not isinstance(ids, Tensor) or attention is None or not takes(attention, "positions"):
             return None  # nobody but flash would read them, and take gaps for packed sequences
         return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids

@@ -100,6 +100,8 @@ class Run:
         The sliding window of each layer, once a mask was made.
     trail : dict
         By layer the columns that entered it, and the slots `[B, K]` of its keys where vtc made its mask.
+    attending : list of int
+        The layers with attention that ran.
     narrowed : bool
         Whether the text model lets only the last column through the rest of its layers.
     """
@@ -136,6 +138,7 @@ class Run:
     checks: Checks | None = None
     windows: list[int | None] | None = None
     trail: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    attending: list[int] = field(default_factory=list)
     narrowed: bool = False
 
     @property

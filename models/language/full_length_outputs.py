@@ -38,7 +38,7 @@ def restore_output(run: Run, output: Any) -> Any:
         return x if x.shape[-2] == run.full else _pick(x, places(run.trail[max(i - 1, 0)][0], run.full))
 
     def attention(i: int, x: Tensor) -> Tensor:
-        columns, keys = run.trail[i]
+        columns, keys = run.trail[run.attending[i]]  # recurrent layers give none
         if x.shape[2] != run.full:
             x = _along(x, places(columns, run.full), 2)
         return x if keys is None else _along(x, places(keys, run.past + run.full), 3)

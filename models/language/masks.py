@@ -77,6 +77,11 @@ def slot_mask(
     return interface_mask(config, kind, allowed, batch, n_query, n_key, dtype, queries.device)
 
 
+def padding_mask(slots: Tensor, padded: bool) -> Tensor | None:
+    """What a recurrent layer takes as its mask: `[B, L]`, 0 for padding (slots of -1); None where there is none."""
+    return (slots >= 0).long() if padded else None
+
+
 def keeps_pattern(mask: Any, length: int) -> bool:
     """Whether `mask` is a square mask over `length` columns with a pattern of its own, to be gathered, not rebuilt."""
     if isinstance(mask, Tensor):

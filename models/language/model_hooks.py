@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import is_pruned, note_padding, refuse_unsupported
+from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
@@ -75,6 +75,7 @@ class Forward:
         self.keep_embeddings = any(s.part == "input" for s in signals)
         self.takes_features = takes(parts.core, "features")
         self.warned = False
+        self.recurrent = False  # whether any decoder layer is
         refuse_generate(parts)
         refuse_unnamed(parts)
         refuse_merging(parts, self.input_stops)
@@ -223,7 +224,8 @@ class Forward:
             self.steps.open_report(run)
         if run.batch.spans:
             run.deepstack = Deepstack.taken(call, run.columns.device)
-        shift = cache.layers[0].shift if is_pruned(cache, 0) else None
+        first = first_columns(cache) if isinstance(cache, Cache) else 0
+        shift = cache.layers[first].shift if is_pruned(cache, first) else None
         if shift is not None:  # compact positions: the caller counts on from the original ones
             call.put("positions", positions_of(run, call) - shift[:, None].to(embeds.device))
         if run.batch.spans:
@@ -237,7 +239,7 @@ class Forward:
                 hidden = gather_columns(embeds, run.columns, -2) if run.pruned else embeds
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, call, hidden, shift)
-        if run.pruned or is_pruned(cache, 0):
+        if run.pruned or is_pruned(cache, first):
             self._hide_mask(run, call)
         local.run = run
         local.opened, local.pending, local.pictured = True, False, local.encoded if fed else local.pictured
@@ -257,7 +259,7 @@ class Forward:
         # a single new token is never padding: decoding needs no look at the mask
         valid = valid_columns(mask, rows, length, device) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
-        masks = {m: x.to(device) for m, x in masks.items() if m in fed}
+        masks = {m: x.to(device) for m, x in masks.items()}
         prompt = self.local.prompt
         end = length if prompt is None or prompt <= past else min(length, prompt - past)
         if fed:
@@ -277,7 +279,8 @@ class Forward:
         run.present = list(batch.lengths)
         run.ids = all_ids(batch.lengths, device)
         run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
-        if any(batch.ends) and not self.vision_stops and self.positions == "keep":
+        # a state can't be asked by a token that it has not seen: the last one left answers
+        if any(batch.ends) and not self.vision_stops and not self.recurrent and self.positions == "keep":
             run.asking = self._asking(batch, valid, end, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run

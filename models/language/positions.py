@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.models.cache.kv_cache import slot_layer
+from vtc.models.cache.kv_cache import first_columns, slot_layer
 from vtc.models.layout.spans import last_valid
 from vtc.models.stock.transformers_api import Call
 
@@ -30,7 +30,8 @@ def positions_left(run: Run, call: Call, compact: bool, shift: Tensor | None) ->
     call : Call
         Of the text model.
     compact : bool
-        Whether they are renumbered without gaps; the first cache layer then notes how far back the next token comes.
+        Whether they are renumbered without gaps; the first cache layer with columns then notes how far back the next
+        token comes.
     shift : Tensor, optional
         `[B]`, what it has noted before.
     """
@@ -48,5 +49,5 @@ def positions_left(run: Run, call: Call, compact: bool, shift: Tensor | None) ->
         # the next token follows the last one left, though the prompt may go on behind it
         last = last_valid(run.valid, len(run.valid), run.full, whole.device)[:, None]
         gap = gather_columns(whole, last, -1)[:, 0] - found.amax(1)
-        slot_layer(run.cache, 0).shift = gap if shift is None else shift + gap
+        slot_layer(run.cache, first_columns(run.cache)).shift = gap if shift is None else shift + gap
     return found

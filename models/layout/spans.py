@@ -157,9 +157,10 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
         If items and placeholders disagree.
     """
     names = [m for m in masks if m in fed]
-    first = masks[names[0]]
-    rows, length = first.shape
-    counts, row_lengths, ends = _read_counts([masks[m] for m in names], valid, rows, length, prompt)
+    rows, length = masks[names[0]].shape
+    read = [*names, *(m for m in masks if m not in fed)]
+    counts, row_lengths, ends = _read_counts([masks[m] for m in read], valid, rows, length, prompt)
+    behind = [_place_of(name, fed[name], read, counts) for name in names]
     spans: list[Span] = []
     lengths: list[int] = []
     pieces: list[Tensor] = []
@@ -168,12 +169,12 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
     for i, name in enumerate(names):
         one = fed[name]
         total = sum(one.lengths)
-        flat = masks[name].reshape(-1).to(torch.int8)
+        flat = masks[read[behind[i]]].reshape(-1).to(torch.int8)
         place = flat.sort(descending=True, stable=True).indices[:total]
         starts = torch.tensor([0, *one.lengths[:-1]], device=place.device).cumsum(0)
         pieces += (place % length).split(one.lengths)
         samples.append(place[starts] // length)
-        for owner, item in _owners(one, rows, counts[i] if counts else None):
+        for owner, item in _owners(one, rows, counts[behind[i]] if counts else None):
             spans.append(Span(owner, item, name, orders[owner]))
             orders[owner] += 1
         lengths += one.lengths
@@ -194,9 +195,28 @@ def _read_counts(
     lines = [visual.any(0).gather(1, last[:, None])[:, 0].long(), *visual.sum(2)]
     lines.append(valid.sum(1).to(visual.device) if valid is not None else torch.full_like(lines[0], length))
     ends, *numbers = torch.stack(lines).tolist()
-    if rows == 1 and valid is None:
-        return None, [], list(map(bool, ends))
-    return numbers[:-1], numbers[-1], list(map(bool, ends))
+    return numbers[:-1], [] if rows == 1 and valid is None else numbers[-1], list(map(bool, ends))
+
+
+def _place_of(name: str, fed: Fed, read: list[str], counts: list[list[int]] | None) -> int:
+    """Which of the placeholders `read` the items of a modality stand behind: its own, unless only others match.
+
+    Nemotron-H Omni puts videos behind the placeholders of pictures.
+    """
+    own, total = read.index(name), sum(fed.lengths)
+    if counts is None or sum(counts[own]) == total:
+        return own
+    others = [i for i, count in enumerate(counts) if sum(count) == total and not sum(counts[own])]
+    if not others:
+        raise _mismatch(fed, counts[own])
+    return others[0]
+
+
+def _mismatch(fed: Fed, counts: list[int]) -> ValueError:
+    return ValueError(
+        f"the image features fed to the model ({len(fed.lengths)} items, {sum(fed.lengths)} tokens) do not match the "
+        f"placeholders of the batch ({counts} per row)"
+    )
 
 
 def last_valid(valid: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
@@ -224,10 +244,7 @@ def _owners(fed: Fed, rows: int, counts: list[int] | None) -> list[tuple[int, in
             if left != 0:
                 if repeats > 1:
                     raise _mixed_up(repeats)
-                raise ValueError(
-                    f"the image features fed to the model ({n} items, {sum(fed.lengths)} tokens) do not match the "
-                    f"placeholders of the batch ({counts} per row)"
-                )
+                raise _mismatch(fed, counts)
             per_row.append(i - start)
     owners: list[tuple[int, int]] = []
     item = 0

@@ -2,7 +2,8 @@
 
 Attributes don't say it: layers carry a window that they don't use, configurations have one for some layers, and a newer
 model may have another kind of mask. So the text model's own forward runs once on layers that only note their mask,
-under an attention implementation whose masks are the rules that masks are made of.
+under an attention implementation whose masks are the rules that masks are made of. A recurrent layer has no such rule:
+it is told from a layer that mixes no tokens by what it gets when a token is padding.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .attention_api import Rule, mask_settings, masks_as_rules
-from .transformers_api import call_of, given, takes, undecorated, versions
+from .transformers_api import NOTHING, STATE, call_of, given, new_cache, takes, undecorated, versions
 
 FAR = 1 << 18  # a window that is longer is taken for none
+# kinds of layers: attention under a mask, a recurrence that takes a padding mask, and what mixes no tokens
+ATTENTION, RECURRENT, ALONE = "attention", "recurrent", "alone"
 
 
 class Windows:
-    """The sliding window of each decoder layer of a text model.
+    """The kind and the sliding window of each decoder layer of a text model.
 
     Parameters
     ----------
@@ -31,6 +34,8 @@ class Windows:
 
     Attributes
     ----------
+    kinds : list of str
+        Per layer ``ATTENTION``, ``RECURRENT`` or ``ALONE`` (it mixes no tokens).
     streams : int
         How many hidden states a token has between layers: `[n, B, L, D]` if more than one (Gemma 3n).
 
@@ -44,6 +49,11 @@ class Windows:
         self.lm, self.layers = lm, layers
         self.streams = 1
         self._known: dict[Any, list[int | None]] = {}
+        masks, kept = self._masks_of([1, 1]), new_cache(lm.config).layers
+        ruled = all(isinstance(mask, Rule) for mask in masks)
+        padded = masks if ruled else self._masks_of([0, 1])
+        held = [type(kept[i]) if i < len(kept) else None for i in range(len(masks))]
+        self.kinds = [self._kind(*found) for found in zip(masks, padded, held, strict=True)]
         self.now()
 
     def now(self) -> list[int | None]:
@@ -53,7 +63,35 @@ class Windows:
             self._known[settings] = self._ask()
         return self._known[settings]
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether any layer is."""
+        return RECURRENT in self.kinds
+
+    def attending(self) -> list[int]:
+        """Numbers of the layers with attention."""
+        return [i for i, kind in enumerate(self.kinds) if kind == ATTENTION]
+
+    @staticmethod
+    def _kind(mask: Any, padded: Any, held: Any) -> str:
+        """Of a layer by the masks that it got without and with padding, and by what it keeps in the cache."""
+        if isinstance(padded, Tensor) and padded.tolist() == [[0, 1]] and held is STATE:
+            return RECURRENT
+        if mask is None and padded is None and held is not None and held is NOTHING:
+            return ALONE
+        return ATTENTION  # ``_window`` refuses a rule that it does not know
+
     def _ask(self) -> list[int | None]:
+        name = type(self.lm).__name__
+        known: dict[int, int | None] = {}
+        seen = self._masks_of([1, 1])
+        for i in self.attending():
+            if id(seen[i]) not in known:
+                known[id(seen[i])] = _window(seen[i], f"decoder layer {i} of {name}")
+        return [known.get(id(rule)) for rule in seen]
+
+    def _masks_of(self, valid: list[int]) -> list[Any]:
+        """What each layer gets as its mask for two tokens, of which `valid` tells padding (0)."""
         lm, name = self.lm, type(self.lm).__name__
         seen: list[Any] = []
         stand_in = object.__new__(type(lm))
@@ -70,7 +108,7 @@ class Windows:
             tokens = {"embeds": torch.zeros(1, 2, lm.config.hidden_size)}
         if takes(lm, "logits to keep"):  # by number, and for these all layers run on all columns
             tokens["logits to keep"] = torch.tensor([1])
-        mask = torch.ones(1, 2, dtype=torch.long)
+        mask = torch.tensor([valid])
         try:
             with torch.no_grad():
                 undecorated(lm)(stand_in, **given(lm, **tokens, mask=mask, **{"use cache": False}))
@@ -79,13 +117,9 @@ class Windows:
                 f"vtc can't find out which tokens the layers of {name} see ({type(error).__name__}: {error}), so it "
                 f"can't make masks for what pruning leaves. {versions()}"
             ) from error
-        known: dict[int, int | None] = {}
-        for i, rule in enumerate(seen):
-            if id(rule) not in known:
-                known[id(rule)] = _window(rule, f"decoder layer {i} of {name}")
         if len(seen) != len(self.layers):
             raise NotImplementedError(f"{name} runs {len(seen)} of {len(self.layers)} decoder layers. {versions()}")
-        return [known[id(rule)] for rule in seen]
+        return seen
 
 
 class _Passing(nn.Module):

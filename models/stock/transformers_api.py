@@ -17,13 +17,20 @@ import transformers
 import transformers.cache_utils
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 __all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
 
 TESTED = ("5.5.0", "5.23.0", "5.24.0")
-# a cache layer that holds nothing (not in every version)
+# cache layers without columns: a state that every token goes into, and nothing (not in every version)
+STATE = LinearAttentionLayer
 NOTHING: type | None = getattr(transformers.cache_utils, "DummyLayer", None)
 FEATURES = ("get_image_features", "get_video_features")
 
@@ -35,7 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mask": ("attention_mask",),
     "positions": ("position_ids",),
     "rotary": ("position_embeddings",),
-    "cache": ("cache", "past_key_values", "past_key_value"),
+    "cache": ("cache", "past_key_values", "past_key_value", "cache_params"),
     "use cache": ("use_cache",),
     "logits to keep": ("logits_to_keep",),
     "image": ("pixel_values",),
@@ -306,9 +313,20 @@ def new_cache(config: Any) -> Cache:
     return DynamicCache(config=config)
 
 
+def keeps_state(config: Any) -> bool:
+    """Whether any layer of the text model of `config` is recurrent, and keeps a state of all tokens."""
+    return any(type(layer) is STATE for layer in new_cache(config).layers)
+
+
 def holds_columns(layer: Any) -> bool:
-    """Whether a cache layer holds keys and values of each token, and not nothing."""
-    return type(layer) is not NOTHING
+    """Whether a cache layer holds keys and values of each token, and not one state of all, or nothing."""
+    return type(layer) not in (STATE, NOTHING)
+
+
+def has_state(layer: Any) -> bool:
+    """Whether tokens went into the state of a recurrent cache layer."""
+    seen = layer.has_previous_state
+    return any(seen.values()) if isinstance(seen, dict) else bool(seen)
 
 
 def keeps_prompt(layer: type) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .transformers_api import Cache, Call, cache_of, call_of, hidden_of, holds_columns, versions
+from .transformers_api import STATE, Cache, Call, cache_of, call_of, has_state, hidden_of, holds_columns, versions
 
 CHECKED = "_vtc_checked"  # of a cache: a step behind its prefill was found right
 
@@ -23,7 +23,7 @@ class Checks:
     Attributes
     ----------
     columns : dict
-        By layer: how many columns its cache must hold afterwards; None: it holds none.
+        By layer: how many columns its cache must hold afterwards; None: it holds a state, or nothing.
     arguments : dict
         By layer: the mask and the rotary embeddings that it was given.
     """
@@ -36,9 +36,9 @@ class Checks:
         columns = held(cache, layer)
         self.columns[layer] = None if columns is None else columns + new
 
-    def gave(self, layer: int, call: Call) -> None:
-        """Note what `layer` was given."""
-        self.arguments[layer] = {meaning: call.get(meaning) for meaning in ("mask", "rotary")}
+    def gave(self, layer: int, call: Call, *meanings: str) -> None:
+        """Note what `layer` was given: the mask and the rotary embeddings, unless `meanings` says otherwise."""
+        self.arguments[layer] = {meaning: call.get(meaning) for meaning in meanings or ("mask", "rotary")}
 
 
 def checks_for(cache: Any, prefill: bool) -> Checks | None:
@@ -102,10 +102,11 @@ def check_output(lm: nn.Module, depth: int, run: Any, output: Any) -> None:
     if cache_of(output) is not run.cache:
         trip(f"{type(lm).__name__} gives back {_form(cache_of(output))} for the cache that vtc tracks")
     for layer, expected in run.checks.columns.items():
-        if expected is None:
-            continue
-        got, window = held(run.cache, layer) or 0, getattr(run.cache.layers[layer], "sliding_window", None)
-        if got != expected and (window is None or got > expected):
+        got, window = held(run.cache, layer), getattr(run.cache.layers[layer], "sliding_window", None)
+        if got is None or expected is None:
+            if type(run.cache.layers[layer]) is STATE and not has_state(run.cache.layers[layer]):
+                trip(f"no token went into the state of decoder layer {layer}")
+        elif got != expected and (window is None or got > expected):
             trip(f"the cache of decoder layer {layer} holds {got} columns, and {expected} were left to it")
     setattr(run.cache, CHECKED, not run.batch.spans)
 

@@ -15,6 +15,7 @@ from .placeholders_by_size import Packed, Patches, Qwen3
 from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Muse, Pages
 from .placeholders_of_codes import CodeRows, Codes
 from .placeholders_of_deepstack import Injected, StackedCrops
+from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Slices, Unpadded
 from .placeholders_of_squares import (
     Clips,
     ConvNet,
@@ -53,6 +54,9 @@ KINDS: dict[str, type[Kind]] = {
     "qwen2_vl": Patches,
     "qwen2_5_vl": Patches,
     "qwen3_vl": Qwen3,
+    "qwen3_5": Qwen3,
+    "qwen3_5_moe": Qwen3,
+    "qwen4_exp": Indexed,
     "internvl": Tiles,
     "idefics3": SampleCrops,
     "smolvlm": SampleCrops,
@@ -76,6 +80,12 @@ KINDS: dict[str, type[Kind]] = {
     "idefics2": Latents,
     "qianfan_ocr": Tiles,
     "perception_lm": TimmTiles,
+    "lfm2_vl": Unpadded,
+    "lfm3_vl": Grids,
+    "minicpmv4_6": Slices,
+    "minicpmv4_7": CanvasSlices,
+    "minicpm_ocr": Slices,
+    "nemotron_h_omni": Radio,
     "muse_glimmer": Muse,
     "muse_spark": Muse,
     "ernie4_5_vl_moe": Ernie,

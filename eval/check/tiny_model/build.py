@@ -13,13 +13,15 @@ from torch import nn
 from .token_ids import PAD
 
 FLASH = "flash_attention_2"
+SLOW = -4.0  # log of the rate at which a recurrent state decays
 
 
 def build(config: Any, seed: int = 0) -> Any:
     """An evaluation-mode model of `config` with eager attention.
 
     Weights are larger than a fresh model's, so that attention is not uniform; what has one dimension (norms, biases,
-    sinks) is moved a little from where the model itself puts it, so that it plays a part.
+    sinks) is moved a little from where the model itself puts it, so that it plays a part. States forget slowly: what is
+    gone after a token would hide a wrong state, and leaves outputs near zero, of which a norm makes rounding errors.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -30,7 +32,9 @@ def build(config: Any, seed: int = 0) -> Any:
     convolutions = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
-        for p in model.parameters():
+        for name, p in model.named_parameters():
+            if name.endswith(".A_log"):
+                p.fill_(SLOW)
             noise = torch.randn(p.shape, generator=generator)
             if p.dim() >= 2:
                 read = p[0].numel() if id(p) in convolutions else p.shape[-1]

@@ -19,14 +19,15 @@ def pick(kinds: Sequence[Hashable], want: int) -> list[int]:
 
 
 def _per_layer(config: dict[str, Any], depth: int) -> dict[str, list[Any]]:
-    return {k: list(v) for k, v in config.items() if isinstance(v, (list, tuple)) and len(v) == depth and _plain(v)}
+    lists = {k: list(v) for k, v in config.items() if isinstance(v, (list, tuple)) and len(v) == depth}
+    return {k: v for k, v in lists.items() if _plain(v) and not (INDEX_LIST.search(k) and v == list(range(depth)))}
 
 
 def _index_lists(config: dict[str, Any], depth: int) -> dict[str, list[int]]:
     return {
         k: list(v)
         for k, v in config.items()
-        if INDEX_LIST.search(k) and isinstance(v, (list, tuple)) and len(v) != depth
+        if INDEX_LIST.search(k) and isinstance(v, (list, tuple)) and (len(v) != depth or list(v) == list(range(depth)))
         if all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < depth for i in v)
     }
 

@@ -35,6 +35,7 @@ WIDTHS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     (r"(num_experts|num_local_experts|n_routed_experts)$", lambda v: min(v, 4)),
     (r"(experts_per_tok(en)?|top_k_experts|moe_k|moe_topk)$", lambda v: min(v, 2)),
     (r"^(n_group|topk_group)$", lambda v: min(v, 2)),
+    (r"^linear_num_(key|value)_heads$", lambda v: max(1, v // 8)),
 )
 
 
@@ -63,6 +64,7 @@ def shrink(
     _clean(small)
     renumber(small)
     text, tower = small["text_config"], small.get("vision_config") or {}  # none: the kind of prompts says what it is
+    text.setdefault("num_hidden_layers", config.get_text_config().num_hidden_layers)  # it may follow from a list
     layers = shrink_text(text, depth)
     _shrink_tower(tower, text["hidden_size"], tower_depth)
     _feature_layers(small, tower)
