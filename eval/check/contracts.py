@@ -316,7 +316,12 @@ CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
     "restored": restored,
 }
 # prompts that not every model takes
-NEEDS = {"touching pictures": "touching", "pictures of other sizes": "sizes", "videos": "video"}
+NEEDS = {
+    "touching pictures": "touching",
+    "pictures of other sizes": "sizes",
+    "picture last": "last",
+    "videos": "video",
+}
 # uncompiled flex attention takes a hundred times longer: what it can get wrong is the mask
 OF_FLEX = ("keep=1.0, bit for bit", PRUNED, "a row of text", "picture last")
 FLEX_TOKENS = 2
