@@ -86,16 +86,22 @@ class Edge(Qwen3):
 class Compass(Qwen3):
     """Qwen3-VL's pictures, with rotary parameters for each kind of layer: Cohere Compass."""
 
+    def defaults(self, config: dict[str, Any]) -> None:
+        """The released models' mix of layers, where the default configuration has one kind without positions."""
+        text = config["text_config"]
+        if not text["rope_parameters"]:
+            kinds = ("sliding_attention", "sliding_attention", "sliding_attention", "full_attention")
+            text["layer_types"] = [kinds[i % 4] for i in range(text["num_hidden_layers"])]
+            turned = {"rope_type": "default", "rope_theta": 10000.0}
+            text["rope_parameters"] = {"sliding_attention": turned, "full_attention": None}
+
     def geometry(self, config: dict[str, Any]) -> None:
-        """The released models' mix of layers, where the default configuration has one kind, without positions."""
+        """Sections of each kind of layer that has positions."""
         text = config["text_config"]
         rope = text.pop("rope_parameters")
         super().geometry(config)
-        kinds = text["layer_types"]
-        if not rope:
-            text["layer_types"] = ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(len(kinds))]
-            rope = {"sliding_attention": text["rope_parameters"], "full_attention": None}
-        text["rope_parameters"] = rope
+        sections = {"mrope_section": text["rope_parameters"]["mrope_section"]}
+        text["rope_parameters"] = {kind: own and {**sections, **own} for kind, own in rope.items()}
 
 
 class Lines(Patches):
@@ -126,9 +132,8 @@ class Squares(Patches):
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """Patches as pictures."""
-        return {
-            k: v.view(-1, 3, self.patch, self.patch) if "pixel" in k else v for k, v in super().collate(samples).items()
-        }
+        found = super().collate(samples)
+        return {k: v.view(-1, 3, self.patch, self.patch) if "pixel" in k else v for k, v in found.items()}
 
 
 class Pooled(Squares):
