@@ -63,6 +63,8 @@ class Kind:
         The model's method that makes features of videos.
     mixed : bool
         Whether a batch may hold pictures and videos.
+    last : bool
+        Whether a row may end in a placeholder.
     """
 
     sizes: tuple[Size, ...] = (1,)
@@ -73,6 +75,7 @@ class Kind:
     framed = False
     video_features = "get_video_features"
     mixed = True
+    last = True
     pixels = (SIDE, SIDE)
 
     def defaults(self, config: dict[str, Any]) -> None:
