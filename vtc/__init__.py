@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from .api import compress, compressed, load, restore
     from .config import VTCConfig
-    from .handle import Handle
     from .pipeline_text import format_pipeline, parse
+    from .vtc_attribute import Handle
 
 # imported on first use: transformers only where it is needed
 _HOME = {
@@ -34,7 +34,7 @@ _HOME = {
     "VTCWarning": "vtc.pruners.vtc_warning",
     "VisualTokens": "vtc.pruners.visual_tokens",
     **dict.fromkeys(("compress", "compressed", "load", "restore"), "vtc.api"),
-    "Handle": "vtc.handle",
+    "Handle": "vtc.vtc_attribute",
     "VTCConfig": "vtc.config",
     "example": "vtc.eval.example_question",
     **dict.fromkeys(("format_pipeline", "parse"), "vtc.pipeline_text"),

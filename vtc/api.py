@@ -19,11 +19,11 @@ from vtc.pruners.vtc_warning import VTCWarning
 
 from . import saving
 from .config import CONFIG_NAME, VTCConfig, find_config
-from .handle import Handle, carry, drop, handle_of
 from .model_sources import HUB_KEYS, check_family, explained, find_source
 from .nested_blocks import blocks_of
 from .pipeline_text import Pipeline, parse
 from .version import warn_untested
+from .vtc_attribute import Handle, carry, drop, handle_of
 
 M = TypeVar("M", bound=nn.Module)
 

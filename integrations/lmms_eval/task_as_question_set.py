@@ -14,7 +14,7 @@ from vtc.eval.tasks.media.media_store import MediaStore
 from vtc.eval.tasks.questions import Question, TaskInfo, TaskSet
 from vtc.eval.tasks.reading.unusable_rows import Problems
 
-from .questions import Reader, docs_of
+from .rows_to_questions import Reader, docs_of
 from .task_lookup import PREFIX, Source, load_tasks, named
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")

@@ -10,8 +10,8 @@ from typing import Any
 from vtc.eval.tasks.metrics.base import Metric, Rows, share
 from vtc.eval.tasks.questions import Question
 
-from .judge import Judge, reason
 from .task_lookup import Source, load_tasks
+from .task_scoring import Judge, reason
 
 
 class LmmsMetric(Metric):
