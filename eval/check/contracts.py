@@ -12,7 +12,7 @@ from torch import Tensor
 from vtc.models.stock.transformers_api import given
 from vtc.pruners.base import Pruner
 
-from .masked_reference import TYPE_INPUTS, greedy
+from .masked_reference import TYPE_INPUTS, greedy, greedy_with_positions
 from .model_snapshot import anatomy
 from .model_under_test import Pruned, Setting, Subject
 from .results import PRUNED
@@ -191,10 +191,26 @@ def one_by_one(subject: Subject, setting: Setting) -> float:
     with setting.compressed(subject.model):
         for b in range(len(prompt.rows)):
             alone = subject.generate(prompt.alone(b).inputs, n)
-            if _kept(subject.model.vtc.report, 0) != _kept(together.report, b):
-                raise Wrong(f"row {b} keeps other tokens alone than in the batch")
-            worst = max(worst, close(together.generated.logits[b : b + 1, :n], alone.logits, f"row {b} alone"))
+            kept = _kept(subject.model.vtc.report, 0)
+            try:
+                if kept != _kept(together.report, b):
+                    raise Wrong(f"row {b} keeps other tokens alone than in the batch")
+                worst = max(worst, close(together.generated.logits[b : b + 1, :n], alone.logits, f"row {b} alone"))
+            except Wrong:
+                _placed_alike(subject, b)
+                raise
     return worst
+
+
+def _placed_alike(subject: Subject, row: int) -> None:
+    """Raise NothingToSee if the untouched model gives a row other positions in a batch than by itself."""
+    prompt, n = subject.prompts["ragged"], min(subject.tokens, 4)
+    inputs = prompt.alone(row).inputs
+    _, alone = greedy_with_positions(subject.truth, inputs, n, subject.special)
+    width, together = inputs["input_ids"].shape[1], subject.plain("ragged").positions
+    before = together.shape[-1] - subject.tokens + 1 - width
+    if not torch.equal(together[..., row, before : before + width], alone[..., 0, :width]):
+        raise NothingToSee("the untouched model gives a row other positions in a batch than by itself")
 
 
 def _kept(report: Any, row: int) -> list[list[list[int]]]:
@@ -318,7 +334,12 @@ CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
     "restored": restored,
 }
 # prompts that not every model takes
-NEEDS = {"touching pictures": "touching", "pictures of other sizes": "sizes", "videos": "video"}
+NEEDS = {
+    "touching pictures": "touching",
+    "pictures of other sizes": "sizes",
+    "picture last": "last",
+    "videos": "video",
+}
 # uncompiled flex attention takes a hundred times longer: what it can get wrong is the mask
 OF_FLEX = ("keep=1.0, bit for bit", PRUNED, "a row of text", "picture last")
 FLEX_TOKENS = 2

@@ -47,17 +47,19 @@ def greedy(model: Any, inputs: Mapping[str, Any], n: int, special: tuple[int, ..
 def greedy_with_positions(
     parts: Parts, inputs: Mapping[str, Any], n: int, special: tuple[int, ...]
 ) -> tuple[Generated, Tensor]:
-    """Greedy tokens of the untouched model, and its rotary positions, `[B, L+n-1]` or `[3, B, L+n-1]`."""
+    """Greedy tokens of the untouched model, and its rotary positions, `[B, L+n-1]` or `[axes, B, L+n-1]`."""
     seen: list[Tensor] = []
     rotary = getattr(parts.lm, "rotary_emb", None)
     if rotary is None:
         if any(takes(layer, "rotary") for layer in parts.layers):
             raise Uncheckable(f"{type(parts.lm).__name__} has no rotary_emb, so its positions can't be seen")
         rotary = parts.lm  # its layers know no positions, so those that it is given are as good as any
+    sections = getattr(rotary, "mrope_section", None)
+    axes = len(sections) if isinstance(sections, (list, tuple)) else 3  # Hunyuan has four
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = call_of(module, args, kwargs).get("positions")
-        seen.append(found[-3:] if found.dim() == 3 else found)
+        seen.append(found[-axes:] if found.dim() == 3 else found)
 
     hook = rotary.register_forward_pre_hook(look, with_kwargs=True)
     try:

@@ -2,5 +2,5 @@
 
 In: embeddings and spans.
 Out: hidden states, masks and a cache that hold what is left.
-Uses: models.layout, models.selection, models.stock, pruners.
+Uses: models.cache, models.layout, models.selection, models.stock, pruners.
 """

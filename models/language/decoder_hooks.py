@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.cache.kv_cache import Peek, is_pruned, push_slots, refuse_keyless, refuse_layers, seen_slots, slot_layer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
@@ -30,7 +31,6 @@ from vtc.pruners.signals import (
 from .column_arguments import cut_along, pick_columns, refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .forward_state import Run, gather_columns, main_stream
-from .kv_cache import Peek, is_pruned, push_slots, refuse_keyless, refuse_layers, seen_slots, slot_layer
 from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
 from .run_and_report_step import Steps
 from .thread_state import Local
@@ -307,7 +307,8 @@ class DecoderSide:
             assert keys is not None
             held = None if run.cache is None else slot_layer(run.cache, source)
             padded = run.padded or bool(held is not None and held.padded)
-            past, key = keys.shape[1] - new.shape[1], ("mask", source)
+            past = keys.shape[1] - new.shape[1]
+            key: tuple[Any, ...] = ("mask", source)
         elif run.cache is None:
             past, keys, padded, key = 0, new, run.padded, ("mask", window, 0, ())
         else:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
@@ -22,7 +23,6 @@ from .decoder_signals import EMBEDDINGS
 from .deepstack import Deepstack
 from .forward_state import Run, all_ids, gather_columns
 from .full_length_outputs import restore_output
-from .kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
 from .refused_arguments import refuse_arguments, refuse_generate, refuse_merging, refuse_unnamed, warn_merged

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtc.models.cache.kv_cache import first_columns, slot_layer
 from vtc.models.layout.spans import last_valid
 from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run, gather_columns
-from .kv_cache import first_columns, slot_layer
 
 
 def positions_of(run: Run, call: Call) -> Tensor:

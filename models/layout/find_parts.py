@@ -21,14 +21,14 @@ def find_core(model: nn.Module) -> Any:
     """The innermost module that makes picture features and hands embeddings to a text model inside it; None: none."""
     found = None
     for module in model.modules():  # outer ones come first
-        if _makes_features(module) and takes(module, "embeds") and takes(module, "ids") and find_lm(module) is not None:
+        if makes_features(module) and takes(module, "embeds") and takes(module, "ids") and find_lm(module) is not None:
             found = module
     return found
 
 
 def find_lm(core: Any) -> Any:
     """The outermost text model inside a composite one; None: there is none, or `core` is itself one."""
-    text = _text_config(core)
+    text = text_config(core)
     found = [m for m in core.modules() if m is not core and is_text_model(m)]
     configured = [m for m in found if getattr(m, "config", None) is text]
     return next(iter(configured or found), None)
@@ -67,8 +67,12 @@ def find_tower(core: Any, lm: Any) -> Any:
 
 def is_text_model(module: Any) -> bool:
     """Whether a module takes embeddings and a cache, owns decoder layers, and takes no pictures."""
-    owns = any(True for _ in _layer_lists(module))
-    return owns and takes(module, "embeds") and takes(module, "cache") and not _makes_features(module)
+    return owns_layers(module) and takes(module, "embeds") and takes(module, "cache") and not makes_features(module)
+
+
+def owns_layers(module: Any) -> bool:
+    """Whether a module owns a list of layers that take hidden states."""
+    return any(True for _ in _layer_lists(module))
 
 
 def _layer_lists(module: Any) -> Iterator[Any]:
@@ -77,11 +81,13 @@ def _layer_lists(module: Any) -> Iterator[Any]:
             yield child
 
 
-def _makes_features(module: Any) -> bool:
+def makes_features(module: Any) -> bool:
+    """Whether a module has a method that makes features of pictures or videos."""
     return any(hasattr(type(module), name) for name in FEATURES)
 
 
-def _text_config(core: Any) -> Any:
+def text_config(core: Any) -> Any:
+    """The configuration of a composite model's text model; None where there is none, or not one."""
     try:
         return core.config.get_text_config(decoder=True)
     except (AttributeError, ValueError, TypeError):  # no configuration, or one with several texts
@@ -90,7 +96,7 @@ def _text_config(core: Any) -> Any:
 
 def _vision_configs(core: Any) -> Iterator[Any]:
     """What a composite configuration says of its towers: every configuration inside it that is not the text's."""
-    config, text = getattr(core, "config", None), _text_config(core)
+    config, text = getattr(core, "config", None), text_config(core)
     parts = getattr(type(config), "sub_configs", None) or {}
     for name in sorted(parts, key=lambda n: ("vision" not in n, "audio" in n)):
         found = getattr(config, name, None)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vtc.models.stock.transformers_api import features_in
+
 from .layouts_by_family import VisionCall
 from .model_parts import Parts
 from .vision_call_record import VisionRecord
@@ -28,20 +30,6 @@ class Fed:
     def repeats(self) -> int:
         """How often each recorded item was fed."""
         return max(1, len(self.lengths) // max(1, len(self.record.lengths)))
-
-
-def features_in(output: Any) -> Any:
-    """What of a vision call's output is fed.
-
-    Its ``pooler_output``, else what is fed at the first of several layers (Granite 4 vision), else its last hidden
-    state (Llama 4, Fuyu).
-    """
-    found = getattr(output, "pooler_output", None)
-    if found is None and getattr(output, "deepstack_features", None):
-        _, found = output.deepstack_features[0]
-    if found is None:
-        found = getattr(output, "last_hidden_state", None)
-    return output if found is None else found
 
 
 def joined_crop(core: Any) -> int | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from vtc.models.stock.transformers_api import FEATURES, named_arguments, takes
+from vtc.models.stock.transformers_api import named_arguments, need, takes
+
+from .find_parts import makes_features, owns_layers, text_config
 
 ELSEWHERE = (
     "Look at token reduction inside the vision encoder for such models (ToMe and its kin, which vtc has for bare "
@@ -33,7 +35,9 @@ def _why(model: Any) -> str:
             f"{ELSEWHERE}"
         )
     for module in model.modules():
-        if any(hasattr(type(module), f) for f in FEATURES) and takes(module, "embeds"):
+        if makes_features(module):
+            _need_arguments(module)
+        if makes_features(module) and takes(module, "embeds"):
             return (
                 f"{type(module).__name__} is composite and text model in one, so there is no border at which visual "
                 f"tokens could leave. {ELSEWHERE}"
@@ -43,6 +47,14 @@ def _why(model: Any) -> str:
         "parts={'core': 'model', 'lm': 'model.language_model', 'layers': 'model.language_model.layers', 'tower': "
         "'model.vision_tower'})."
     )
+
+
+def _need_arguments(core: Any) -> None:
+    """Refuse a model that is built like a VLM but for the name of an argument."""
+    texts = [m for m in core.modules() if m is not core and owns_layers(m) and m.config is text_config(core)]
+    if texts:
+        need(core, "ids", "embeds", "mask")
+        need(texts[0], "embeds", "mask", "positions", "cache")
 
 
 def encodes_and_decodes(model: Any) -> bool:

@@ -226,6 +226,20 @@ def hidden_of(output: Any) -> Tensor:
     return output[0]
 
 
+def features_in(output: Any) -> Any:
+    """What of a vision call's output is fed.
+
+    Its ``pooler_output``, else what is fed at the first of several layers (Granite 4 vision), else its last hidden
+    state (Llama 4, Fuyu).
+    """
+    found = getattr(output, "pooler_output", None)
+    if found is None and getattr(output, "deepstack_features", None):
+        _, found = output.deepstack_features[0]
+    if found is None:
+        found = getattr(output, "last_hidden_state", None)
+    return output if found is None else found
+
+
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """The output with another last hidden state."""
     if isinstance(output, tuple):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.models.layout.crops_by_family import small_crops
-from vtc.models.layout.items_behind_placeholders import crop_length, features_in
+from vtc.models.layout.items_behind_placeholders import crop_length
 from vtc.models.layout.items_behind_placeholders import item_lengths as entry_lengths
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
@@ -22,7 +22,7 @@ from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import ThreadState
-from vtc.models.stock.transformers_api import call_of
+from vtc.models.stock.transformers_api import call_of, features_in
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderSignal, Signal
 

@@ -2,5 +2,5 @@
 
 In: its configuration.
 Out: token ids, pixels, masks.
-Uses: eval.check.tiny_model, models.layout.
+Uses: eval.check.tiny_model, models.stock.
 """

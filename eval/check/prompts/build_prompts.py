@@ -15,6 +15,7 @@ from .placeholders_by_size import Packed, Patches, Qwen3
 from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Muse, Pages
 from .placeholders_of_codes import CodeRows, Codes
 from .placeholders_of_deepstack import Injected, StackedCrops
+from .placeholders_of_grids import Compass, Edge, Glm, Lines, Merged, Omni, Pooled, RowEnds, Squares
 from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Recurrent, Slices, Unpadded
 from .placeholders_of_squares import (
     Clips,
@@ -102,6 +103,23 @@ KINDS: dict[str, type[Kind]] = {
     "gemma4_unified": RawPatches,
     "granite_docling": StackedCrops,
     "granite4_vision": Injected,
+    "qwen3_vl_moe": Qwen3,
+    "cosmos3_omni": Qwen3,
+    "glm4v": Glm,
+    "glm46v": Glm,
+    "glmga": Glm,
+    "glm4v_moe": Glm,
+    "glm_ocr": Glm,
+    "qwen2_5_omni_thinker": Omni,
+    "qwen3_omni_moe_thinker": Omni,
+    "cosmos3_edge": Edge,
+    "cohere_compass": Compass,
+    "exaone4_5": Lines,
+    "hyperclovax_vision_v2": Lines,
+    "paddleocr_vl": Squares,
+    "video_llama_3": Merged,
+    "hunyuan_vl": RowEnds,
+    "kimi_k25": Pooled,
 }
 
 
@@ -155,6 +173,7 @@ class Prompts:
         """Names of the shapes that make sense for this model."""
         video = self.kind.clips and self.tokens.video is not None and hasattr(self.core, self.kind.video_features)
         skip = {"touching": not self.kind.touching, "sizes": len(self.kind.sizes) < 2, "video": not video}
+        skip["last"] = not self.kind.last
         return [s for s in SHAPES if not skip.get(s, False)]
 
     def __getitem__(self, shape: str) -> Prompt:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.eval.check.tiny_model.token_ids import Tokens
-from vtc.models.layout.items_behind_placeholders import features_in
+from vtc.models.stock.transformers_api import features_in
 
 Size = Any  # what a size is differs: a number of tiles, (height, width) or a grid
 SIDE, PATCH = 28, 7  # of a square picture, 4 x 4 patches
@@ -63,6 +63,8 @@ class Kind:
         The model's method that makes features of videos.
     mixed : bool
         Whether a batch may hold pictures and videos.
+    last : bool
+        Whether a row may end in a placeholder.
     """
 
     sizes: tuple[Size, ...] = (1,)
@@ -73,6 +75,7 @@ class Kind:
     framed = False
     video_features = "get_video_features"
     mixed = True
+    last = True
     pixels = (SIDE, SIDE)
 
     def defaults(self, config: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vtc.eval.check.tiny_model.shrink import rescaled
 from vtc.eval.check.tiny_model.token_ids import Tokens
 
 from .placeholders import PATCH, Item, Kind, Size, noise, of, set_square
@@ -51,7 +52,8 @@ class Packed(Kind):
 class Patches(Kind):
     """Flattened patches and a (t, h, w) grid, merged 2 x 2: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
 
-    touching, marked, framed = False, "mm_token_type_ids", True
+    touching, framed = False, True
+    marked: str | None = "mm_token_type_ids"
     by_frame = False  # Qwen3-VL: each frame between marks of its own, behind a time stamp
     patch = 4
 
@@ -66,7 +68,9 @@ class Patches(Kind):
                 tower[name] = value
         text = config["text_config"]
         rope = text.get("rope_parameters") or {"rope_type": "default", "rope_theta": 10000.0}
-        text["rope_parameters"] = {"mrope_section": [2, 3, 3], **rope}
+        head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        half = int(head_dim * (rope.get("partial_rotary_factor") or 1.0)) // 2
+        text["rope_parameters"] = {"mrope_section": rescaled([2, 3, 3], half), **rope}
 
     def sizes_of(self, merge: int, frames: int) -> None:
         """Sizes in whole tokens of `merge` x `merge` patches, each of which holds `frames` frames."""

@@ -28,7 +28,7 @@ class Joined(Packed):
 class Views(Kind):
     """The whole picture, behind a number of smaller views of its parts between marks of their own: Step 3.7."""
 
-    sizes = (2, 0, 1)  # views of parts
+    sizes: tuple[Size, ...] = (2, 0, 1)  # views of parts
     framed = True
     side, part = 12 * PATCH, 8 * PATCH
 

@@ -118,6 +118,11 @@ def shrink_text(text: dict[str, Any], depth: int = DEPTH) -> list[int]:
             text[name] = HEADS if value == heads else min(value, HEADS // 2)
     if rotary is not None:
         text["rotary_dim"] = head_dim // 2
+    if before.get("head_dim") is not None and before["head_dim"] == before.get(
+        "qk_rope_head_dim"
+    ):  # DeepSeek-V3 calls the part of a head that turns head_dim
+        text["head_dim"] = text["qk_rope_head_dim"]
+        text["qk_head_dim"] = text["qk_rope_head_dim"] + text["qk_nope_head_dim"]
     if text.get("query_pre_attn_scalar") is not None:
         text["query_pre_attn_scalar"] = head_dim
     text.update(hidden_size=WIDTH, num_attention_heads=HEADS)

@@ -27,7 +27,6 @@ TYPES = (
     "deepseek_vl_hybrid",
     "fast_vlm",
     "got_ocr2",
-    "pp_chart2table",
     "janus",
     "ovis2",
     "paligemma",
