@@ -16,7 +16,7 @@ from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Muse, Pages
 from .placeholders_of_codes import CodeRows, Codes
 from .placeholders_of_deepstack import Injected, StackedCrops
 from .placeholders_of_grids import Compass, Edge, Glm, Lines, Merged, Omni, Pooled, RowEnds, Squares
-from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Slices, Unpadded
+from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Recurrent, Slices, Unpadded
 from .placeholders_of_squares import (
     Clips,
     ConvNet,
@@ -55,8 +55,8 @@ KINDS: dict[str, type[Kind]] = {
     "qwen2_vl": Patches,
     "qwen2_5_vl": Patches,
     "qwen3_vl": Qwen3,
-    "qwen3_5": Qwen3,
-    "qwen3_5_moe": Qwen3,
+    "qwen3_5": Recurrent,
+    "qwen3_5_moe": Recurrent,
     "qwen4_exp": Indexed,
     "internvl": Tiles,
     "idefics3": SampleCrops,

@@ -20,6 +20,25 @@ FIRST_MARK = VOCABULARY - 20
 NEMOTRON = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
 
 
+def interleave(text: dict[str, Any]) -> None:
+    """Put every third layer's attention early, in place, so that few layers hold two of each kind.
+
+    The more recurrent layers there are, the more they make of rounding.
+    """
+    text["layer_types"] = [
+        "full_attention" if i % 3 == 1 else "linear_attention" for i in range(len(text["layer_types"]))
+    ]
+
+
+class Recurrent(Qwen3):
+    """Qwen3-VL's pictures before recurrent layers: Qwen3.5."""
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """Attention early."""
+        super().geometry(config)
+        interleave(config["text_config"])
+
+
 class Grids(Patches):
     """Patches and grids under 1-D positions, without token types: LFM3-VL."""
 
@@ -111,6 +130,7 @@ class Slices(Kind):
         scale = 1 if config["downsample_mode"] == "4x" else 2
         grids = ((4, 6, 0, 0), (2, 4, 1, 2), (4, 4, 0, 0), (2, 2, 2, 2))
         self.sizes = tuple((2 * scale * h, 2 * scale * w, *slices) for h, w, *slices in grids)
+        interleave(config["text_config"])
         self.marks = {name: FIRST_MARK + 2 + i for i, name in enumerate(MARKS)}
         config.update({name: mark for name, mark in self.marks.items() if name in config})
 
