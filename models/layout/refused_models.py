@@ -51,7 +51,9 @@ def _why(model: Any) -> str:
 
 def _need_arguments(core: Any) -> None:
     """Refuse a model that is built like a VLM but for the name of an argument."""
-    texts = [m for m in core.modules() if m is not core and owns_layers(m) and m.config is text_config(core)]
+    config = text_config(core)
+    inside = [m for m in core.modules() if m is not core and owns_layers(m)]
+    texts = [m for m in inside if config is not None and getattr(m, "config", None) is config]
     if texts:
         need(core, "ids", "embeds", "mask")
         need(texts[0], "embeds", "mask", "positions", "cache")

@@ -15,7 +15,6 @@ from zoo import prompt, tiny
 from zoo.models import TEXT
 
 import vtc
-from vtc.models.try_without_weights import refuse_unknown
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -68,29 +67,6 @@ def test_wrapping_a_part_of_a_wrapped_model() -> None:
     with pytest.raises(RuntimeError, match="restore"):
         vtc.compress(model.model, "random", keep=0.5)
     usable(model)
-
-
-REFUSED = {
-    "mllama": "by cross-attention",
-    "idefics": "by cross-attention",
-    "florence2": "it is an encoder-decoder",
-    "udop": "it is an encoder-decoder",
-    "t5gemma2": "it is an encoder-decoder",
-    "git": "no module that is built like a VLM's",
-    "blip-2": "has a generate\\(\\) of its own",
-    "instructblip": "has a generate\\(\\) of its own",
-    "kosmos-2": "has a generate\\(\\) of its own",
-    "pi0": "is inside PI0Model",
-}
-
-
-@pytest.mark.parametrize(("kind", "why"), REFUSED.items(), ids=REFUSED)
-def test_models_without_visual_columns_say_so_when_wrapped(kind: str, why: str) -> None:
-    """By their default configurations, without weights."""
-    if kind not in tf.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        pytest.skip("not in this version of transformers")
-    with pytest.raises(NotImplementedError, match=why):
-        refuse_unknown(tf.AutoConfig.for_model(kind))
 
 
 def test_a_text_only_model() -> None:

@@ -116,6 +116,7 @@ KINDS: dict[str, type[Kind]] = {
     "cohere_compass": Compass,
     "exaone4_5": Lines,
     "hyperclovax_vision_v2": Lines,
+    "minimax_m3_vl": Lines,
     "paddleocr_vl": Squares,
     "video_llama_3": Merged,
     "hunyuan_vl": RowEnds,

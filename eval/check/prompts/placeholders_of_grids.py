@@ -105,7 +105,7 @@ class Compass(Qwen3):
 
 
 class Lines(Patches):
-    """Patches and grids under 1-D positions, without token types: HyperCLOVA X, and EXAONE 4.5 with grouped heads."""
+    """Patches and grids under 1-D positions: HyperCLOVA X, MiniMax M3, and EXAONE 4.5 with grouped heads."""
 
     touching, marked, framed = True, None, False
 

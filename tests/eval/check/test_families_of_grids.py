@@ -24,6 +24,7 @@ TYPES = (
     "cohere_compass",
     "exaone4_5",
     "hyperclovax_vision_v2",
+    "minimax_m3_vl",
     "paddleocr_vl",
     "video_llama_3",
     "hunyuan_vl",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING
 from versions import ENCODES_FIRST
 
 import vtc
@@ -36,17 +35,6 @@ TYPES = (
     "qianfan_ocr",
     "perception_lm",
 )
-REFUSED = {  # and a word of the reason
-    "blip-2": r"generate\(\)",
-    "instructblip": r"generate\(\)",
-    "instructblipvideo": r"generate\(\)",
-    "kosmos-2": r"generate\(\)|cross-attention",
-    "kosmos-2.5": "image_embeds",
-    "chameleon": "composite and text model in one",
-    "git": "no module that is built like a VLM's",
-    "mllama": "cross-attention",
-    "florence2": "encoder-decoder",
-}
 # what older transformers does wrong by itself (tests/versions.py)
 OLD = () if ENCODES_FIRST else ("beams, several pictures", "second turn")
 
@@ -104,17 +92,3 @@ def test_beams_of_a_sample_with_two_videos_that_no_version_repeats_in_order() ->
         with pytest.raises(NotImplementedError, match="mixes up the videos"):
             model.generate(**prompt.alone(2).inputs, max_new_tokens=2, num_beams=2)
         model.generate(**prompt.alone(0).inputs, max_new_tokens=2, num_beams=2)
-
-
-def _meta(kind: str) -> Any:
-    config = CONFIG_MAPPING[known(kind)]()
-    if kind == "chameleon":  # the default configuration has no words for codes
-        config = type(config)(vocabulary_map={"<image>": 8711, **{f"IMGIMG{c}Z": 10 + ord(c) for c in "ABC"}})
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_refused_when_wrapped(kind: str) -> None:
-    with pytest.raises(NotImplementedError, match=REFUSED[kind]):
-        vtc.compress(_meta(kind), "random", keep=0.5)

@@ -1,0 +1,76 @@
+"""Every image-text model of transformers is either under ``vtc check``, or refused when it is wrapped, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import transformers
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as ALL
+
+from vtc.eval.check.prompts.build_prompts import KINDS
+from vtc.models.try_without_weights import refuse_unknown
+
+# and a word of the reason
+REFUSED = {
+    "blip": "by cross-attention",
+    "blip-2": "has a generate() of its own",
+    "chameleon": "composite and text model in one",
+    "diffusion_gemma": "is inside DiffusionGemmaModel",
+    "dots3_note": "in its cache",
+    "evolla": "takes no pictures beside text",
+    "florence2": "it is an encoder-decoder",
+    "git": "no module that is built like a VLM's",
+    "glm5_next": "prev_topk_indices",
+    "hy_v4_vl": "prev_topk_indices",
+    "idefics": "by cross-attention",
+    "inkling2": "position_embeddings",
+    "inkling2_loop": "position_embeddings",
+    "inkling_mm_model": "position_embeddings",
+    "instructblip": "has a generate() of its own",
+    "instructblipvideo": "has a generate() of its own",
+    "kosmos-2": "",
+    "kosmos-2.5": "",
+    "llama4": "",
+    "mistral4": "no module that is built like a VLM's",
+    "mistral_large4": "prev_topk_indices",
+    "mllama": "by cross-attention",
+    "pi0": "is inside PI0Model",
+    "pix2struct": "it is an encoder-decoder",
+    "pp_formulanet": "it is an encoder-decoder",
+    "qwen4_exp": "",
+    "t5gemma2": "it is an encoder-decoder",
+    "udop": "it is an encoder-decoder",
+    "vision-encoder-decoder": "it is an encoder-decoder",
+}
+# of which transformers can build no model by default
+COMPLETED: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 8711, **{f"IMGIMG{c}Z": 10 + ord(c) for c in "ABC"}}},
+    "diffusion_gemma": {"text_config": {"num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 32}},
+}
+BY_CHECK = ("qwen4_exp",)  # tests/eval/check/test_families_with_recurrence.py
+
+
+def test_none_is_forgotten() -> None:
+    assert set(ALL) - set(KINDS) - set(REFUSED) == set()
+    assert set(REFUSED) & set(KINDS) == set(BY_CHECK)
+
+
+@pytest.mark.parametrize("kind", sorted(set(REFUSED) - set(BY_CHECK)))
+def test_it_says_why_before_weights_are_read(kind: str) -> None:
+    if kind not in ALL:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    with pytest.raises(NotImplementedError) as told:
+        refuse_unknown(CONFIG_MAPPING[kind](**COMPLETED.get(kind, {})))
+    assert REFUSED[kind] in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_sparse_layers_of_minimax_are_refused() -> None:
+    """Its default configuration has none, and is exact."""
+    config = CONFIG_MAPPING["minimax_m3_vl"]()
+    layers = ["full_attention", *["minimax_m3_sparse"] * (config.text_config.num_hidden_layers - 1)]
+    text = {"model_type": config.text_config.model_type, "layer_types": layers}
+    with pytest.raises(NotImplementedError, match="MiniMaxM3VLSparseCacheLayer in its cache"):
+        refuse_unknown(CONFIG_MAPPING["minimax_m3_vl"](text_config=text))
