@@ -20,6 +20,7 @@ from vtc.eval.check.prompts.build_prompts import kind_of
 from vtc.eval.check.results import EXACT, FINE, REFUSED
 from vtc.eval.check.tiny_model.config_source import config_of
 from vtc.eval.check.tiny_model.shrink import completed, shrink
+from vtc.models.layout.model_parts import locate
 
 TYPES = (
     "lighton_ocr",
@@ -73,6 +74,9 @@ def test_family(kind: str) -> None:
 def test_large_gemma4(tmp_path: Path) -> None:
     config = CONFIG_MAPPING[known("gemma4")](text_config=LARGE, vision_config={"standardize": True})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    model, _, _ = small_model(config_of(str(tmp_path)))
+    heads = {(a.is_sliding, a.k_proj.out_features // a.head_dim) for a in (x.self_attn for x in locate(model).layers)}
+    assert heads == {(True, 2), (False, 1)}, "fewer keys where there is no window"
     exact(str(tmp_path), "input", "decoder")
 
 
