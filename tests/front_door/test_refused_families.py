@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import transformers
+from places import ROOT
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as ALL
 
@@ -55,6 +57,14 @@ BY_CHECK = ("qwen4_exp",)  # tests/eval/check/test_families_with_recurrence.py
 def test_none_is_forgotten() -> None:
     assert set(ALL) - set(KINDS) - set(REFUSED) == set()
     assert set(REFUSED) & set(KINDS) == set(BY_CHECK)
+
+
+def test_the_page_names_them_all() -> None:
+    checked, refused = (ROOT / "docs" / "families.md").read_text("utf-8").split("## Refused when wrapped")
+    named = set(re.findall(r"`([\w.-]+)`", checked.split("## What has been checked")[1].split("\n\n")[2]))
+    assert named == set(KINDS) - set(BY_CHECK)
+    assert set(re.findall(r"`([\w.-]+)`", refused.split("\n\n")[1])) - {"generate"} == set(REFUSED)
+    assert f"[{len(named)} model types](docs/families.md)" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("kind", sorted(set(REFUSED) - set(BY_CHECK)))
