@@ -12,11 +12,11 @@ from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 from .placeholders import Item, Kind, feature_lengths
 from .placeholders_by_position import Placed, RawPatches
 from .placeholders_by_size import Packed, Patches, Qwen3
-from .placeholders_elsewhere import Ernie, Fuyu, Gemma3n, Muse, Pages
 from .placeholders_of_codes import CodeRows, Codes
 from .placeholders_of_deepstack import Injected, StackedCrops
 from .placeholders_of_grids import Compass, Edge, Glm, Lines, Merged, Omni, Pooled, RowEnds, Squares
 from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Recurrent, Slices, Unpadded
+from .placeholders_of_single_families import Ernie, Fuyu, Gemma3n, Muse, Pages
 from .placeholders_of_squares import (
     Clips,
     ConvNet,

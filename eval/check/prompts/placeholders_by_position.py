@@ -12,7 +12,7 @@ from vtc.eval.check.tiny_model.shrink import HEADS
 from vtc.eval.check.tiny_model.token_ids import WORDS, Tokens
 
 from .placeholders import Item, Kind, Size, noise, of
-from .placeholders_elsewhere import alternate
+from .placeholders_of_single_families import alternate
 
 
 class Placed(Kind):
