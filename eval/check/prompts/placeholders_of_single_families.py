@@ -1,4 +1,4 @@
-"""Pictures of families with arguments, features or caches of their own: Muse, ERNIE-4.5-VL, Gemma 3n, Fuyu, Unlimited-OCR."""
+"""Pictures of single families with inputs of their own: Muse, ERNIE-4.5-VL, Gemma 3n, Fuyu, Unlimited-OCR."""
 
 from __future__ import annotations
 
