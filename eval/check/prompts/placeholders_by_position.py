@@ -34,7 +34,8 @@ class Placed(Kind):
         self.width = 3 * self.patch**2
         text = config["text_config"]
         alternate(text, min(2, text["num_kv_shared_layers"]))
-        own = next(iter((text.pop("per_layer_config", None) or {}).values()), {})  # of the layers without a window
+        per_layer: dict[Any, dict[str, Any]] = text.pop("per_layer_config", None) or {}
+        own = next(iter(per_layer.values()), {})  # of the layers without a window
         # narrow, as scores are not scaled: else rounding decides
         text.update(head_dim=12, global_head_dim=16, num_global_key_value_heads=own.get("num_key_value_heads"))
         if text.get("vocab_size_per_layer_input"):
