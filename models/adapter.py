@@ -70,7 +70,6 @@ class Adapter:
         self.steps = Steps(parts, self.local)
         self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
-        self.forward.recurrent = self.decoder.windows.recurrent
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
         )

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import cache_of, keeps_state
+from vtc.models.stock.transformers_api import FEATURES, cache_of, keeps_state
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
 from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
 from .shortened_reference import shortened_reference
-
-FEATURES = ("get_image_features", "get_video_features")
 
 
 @dataclass

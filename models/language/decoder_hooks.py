@@ -80,9 +80,10 @@ class DecoderSide:
                 self.attended.setdefault(signal.layer or 0, []).append(signal)
             elif isinstance(signal, DecoderTransition):
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
+        # attention beside recurrent layers may know no positions (Nemotron-H)
+        rotary = () if keeps_state(parts.lm.config) else ("rotary",)
         for layer in parts.layers:
-            # attention beside recurrent layers may know no positions (Nemotron-H)
-            need(layer, "hidden", "mask", *(() if keeps_state(parts.lm.config) else ("rotary",)))
+            need(layer, "hidden", "mask", *rotary)
             refuse_unknown(layer)
         refuse_layers(parts.lm)
         self.windows = Windows(parts.lm, parts.layers)

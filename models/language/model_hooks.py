@@ -13,7 +13,17 @@ from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.thread_gate import Traffic
-from vtc.models.stock.transformers_api import Cache, Call, call_of, checkpointed, configured, need, new_cache, takes
+from vtc.models.stock.transformers_api import (
+    Cache,
+    Call,
+    call_of,
+    checkpointed,
+    configured,
+    keeps_state,
+    need,
+    new_cache,
+    takes,
+)
 from vtc.models.stock.tripwire import check_features, check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import Signal
@@ -75,13 +85,13 @@ class Forward:
         self.keep_embeddings = any(s.part == "input" for s in signals)
         self.takes_features = takes(parts.core, "features")
         self.warned = False
-        self.recurrent = False  # whether any decoder layer is
         refuse_generate(parts)
         refuse_unnamed(parts)
         refuse_merging(parts, self.input_stops)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
         refuse_unknown(parts.lm)
+        self.recurrent = keeps_state(parts.lm.config)
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -215,14 +225,12 @@ class Forward:
         # Gemma3's composite model makes masks of its own, also where it was given none
         refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
         keep = call.get("logits to keep")
-        if (
-            isinstance(keep, int) and keep > 1
-        ):  # Gemma 4: its last layers run on so many columns, dropped ones among them
+        # Gemma 4: its last layers run on so many columns, dropped ones among them
+        if isinstance(keep, int) and keep > 1:
             call.put("logits to keep", 0)
         run = self._open(embeds, cache, call, masks, fed)
         if run.batch.spans:
             self.steps.open_report(run)
-        if run.batch.spans:
             run.deepstack = Deepstack.taken(call, run.columns.device)
         first = first_columns(cache) if isinstance(cache, Cache) else 0
         shift = cache.layers[first].shift if is_pruned(cache, first) else None

@@ -57,11 +57,11 @@ def find_tower(core: Any, lm: Any) -> Any:
     for every picture is as good as another: nothing but encoder signals depends on it.
     """
     inside = {id(m) for m in lm.modules()}
-    outside = {name: m for name, m in core.named_modules() if name and id(m) not in inside}
+    outside = [(name, m) for name, m in core.named_modules() if name and id(m) not in inside]
     for config in _vision_configs(core):
-        named = [m for m in outside.values() if getattr(m, "config", None) is config and not isinstance(m, LISTS)]
-        if named:
-            return next((m for m in named if "video" not in _name_in(core, m)), named[0])
+        found = [(n, m) for n, m in outside if getattr(m, "config", None) is config and not isinstance(m, LISTS)]
+        if found:
+            return next((m for name, m in found if "video" not in name), found[0][1])
     return None
 
 
@@ -102,7 +102,3 @@ def _vision_configs(core: Any) -> Iterator[Any]:
         found = getattr(config, name, None)
         if found is not None and found is not text and "audio" not in name:
             yield found
-
-
-def _name_in(core: Any, module: Any) -> str:
-    return next(name for name, m in core.named_modules() if m is module)

@@ -54,19 +54,14 @@ class Windows:
         padded = masks if ruled else self._masks_of([0, 1])
         held = [type(kept[i]) if i < len(kept) else None for i in range(len(masks))]
         self.kinds = [self._kind(*found) for found in zip(masks, padded, held, strict=True)]
-        self.now()
+        self._known[mask_settings(lm.config)] = self._windows_of(masks)
 
     def now(self) -> list[int | None]:
         """Per layer the window, or None: a query at 9 with a window of 3 sees 7, 8 and 9. Asked anew if it changed."""
         settings = mask_settings(self.lm.config)
         if settings not in self._known:
-            self._known[settings] = self._ask()
+            self._known[settings] = self._windows_of(self._masks_of([1, 1]))
         return self._known[settings]
-
-    @property
-    def recurrent(self) -> bool:
-        """Whether any layer is."""
-        return RECURRENT in self.kinds
 
     def attending(self) -> list[int]:
         """Numbers of the layers with attention."""
@@ -81,14 +76,13 @@ class Windows:
             return ALONE
         return ATTENTION  # ``_window`` refuses a rule that it does not know
 
-    def _ask(self) -> list[int | None]:
+    def _windows_of(self, masks: list[Any]) -> list[int | None]:
         name = type(self.lm).__name__
         known: dict[int, int | None] = {}
-        seen = self._masks_of([1, 1])
         for i in self.attending():
-            if id(seen[i]) not in known:
-                known[id(seen[i])] = _window(seen[i], f"decoder layer {i} of {name}")
-        return [known.get(id(rule)) for rule in seen]
+            if id(masks[i]) not in known:
+                known[id(masks[i])] = _window(masks[i], f"decoder layer {i} of {name}")
+        return [known.get(id(rule)) for rule in masks]
 
     def _masks_of(self, valid: list[int]) -> list[Any]:
         """What each layer gets as its mask for two tokens, of which `valid` tells padding (0)."""

@@ -33,10 +33,6 @@ class Packed(Kind):
             return super().item_ids(item, [rows * cols], tokens)
         return [*([*[tokens.image] * cols, tokens.line] * rows)[:-1], tokens.close]
 
-    def spans(self, item: Item) -> int:
-        """One."""
-        return 1
-
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """Pictures padded to the largest."""
         pictures = of(samples, "image")
@@ -89,10 +85,6 @@ class Patches(Kind):
     def video(self, size: Size, generator: torch.Generator) -> Item:
         """A random video."""
         return self._item("video", size, generator)
-
-    def spans(self, item: Item) -> int:
-        """One."""
-        return 1
 
     def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:
         """Between marks; Qwen3-VL's videos frame by frame."""

@@ -88,10 +88,6 @@ class Unpadded(Kind):
         """A random picture."""
         return Item("image", noise((size[0] * size[1], 3 * PIXELS**2), generator), size)
 
-    def spans(self, item: Item) -> int:
-        """One."""
-        return 1
-
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """Pictures padded to the most patches."""
         pictures = of(samples, "image")

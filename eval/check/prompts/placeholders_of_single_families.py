@@ -103,10 +103,6 @@ class Fuyu(Kind):
         left.pop(0)
         return [*[tokens.image] * item.size[1], tokens.line] * item.size[0]
 
-    def spans(self, item: Item) -> int:
-        """One."""
-        return 1
-
 
 class Pages(Kind):
     """A whole page and parts of it, a newline behind each row of tokens and a separator at the end: Unlimited-OCR.
@@ -128,10 +124,6 @@ class Pages(Kind):
     def picture(self, size: Size, generator: torch.Generator) -> Item:
         """The page in front, its parts behind it, each in a corner of as much."""
         return Item("image", noise((1 + size[0] * size[1], 3, *self.pixels), generator), size)
-
-    def spans(self, item: Item) -> int:
-        """One."""
-        return 1
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """Pages, and the parts of all of them."""

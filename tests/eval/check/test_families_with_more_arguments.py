@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from versions import known
 
 import vtc
 from vtc.eval.check import check_job
@@ -20,15 +21,6 @@ from vtc.models.language.column_arguments import refuse_unknown
 
 FAMILIES = ("muse_glimmer", "muse_spark", "ernie4_5_vl_moe", "gemma3n", "gemma4", "fuyu")
 SHORT = ("keep=1.0, bit for bit", PRUNED, "pictures of other sizes", "second turn")
-
-
-def known(model: str) -> str:
-    """`model`, where the installed transformers has it."""
-    from transformers import CONFIG_MAPPING
-
-    if model not in CONFIG_MAPPING:
-        pytest.skip(f"{model} is newer than the installed transformers")
-    return model
 
 
 def check(model: str, stages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tokens: int = 4) -> Result:
