@@ -229,7 +229,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "Gemma3",
-        ("gemma3", "shieldgemma2"),
+        ("gemma3",),
         layouts.square,
         token_patches.gemma3,
         _gemma3_cell,
