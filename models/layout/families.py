@@ -140,6 +140,13 @@ class Family:
         return layouts.checked(call, self.layouts(call))
 
 
+# towers of the same modules, grids and order of patches
+QWEN = {
+    "Qwen2-VL": ("qwen2_vl",),
+    "Qwen2.5-VL": ("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5"),
+    "Qwen3-VL": ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "cohere_compass"),
+}
+
 FAMILIES: tuple[Family, ...] = (
     Family("LLaVA-1.5", ("llava",), layouts.llava, token_patches.one_to_one, towers=(CLIP, SIGLIP, PIXTRAL)),
     Family(
@@ -164,34 +171,27 @@ FAMILIES: tuple[Family, ...] = (
         no_project=_RESAMPLED,
         towers=(SIGLIP,),
     ),
-    Family(
-        "Qwen2-VL",
-        ("qwen2_vl",),
-        layouts.qwen,
-        token_patches.merge_units,
-        _vision_merge,
-        "visual.merger",
-        projectors.merger,
-        packed=True,
+    *(
+        Family(
+            name,
+            model_types,
+            layouts.qwen,
+            token_patches.merge_units,
+            _vision_merge,
+            "visual.merger",
+            projectors.merger,
+            packed=True,
+        )
+        for name, model_types in QWEN.items()
     ),
     Family(
-        "Qwen2.5-VL",
-        ("qwen2_5_vl",),
+        "GLM-V",
+        ("glm4v", "glm46v", "glmga", "glm4v_moe", "glm_ocr"),
         layouts.qwen,
         token_patches.merge_units,
         _vision_merge,
-        "visual.merger",
-        projectors.merger,
-        packed=True,
-    ),
-    Family(
-        "Qwen3-VL",
-        ("qwen3_vl",),
-        layouts.qwen,
-        token_patches.merge_units,
-        _vision_merge,
-        "visual.merger",
-        projectors.merger,
+        "visual.post_layernorm",
+        projectors.glm,
         packed=True,
     ),
     Family(

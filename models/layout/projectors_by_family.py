@@ -24,6 +24,14 @@ def merger(core: Any, x: Tensor) -> Tensor:
     return core.visual.merger(x.flatten(0, 1))
 
 
+def glm(core: Any, x: Tensor) -> Tensor:
+    """GLM-V: a norm, and a convolution whose one place is the unit, before the merger."""
+    visual = core.visual
+    side = visual.spatial_merge_size
+    rows = visual.post_layernorm(x).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    return visual.merger(visual.downsample(rows).flatten(1))
+
+
 def connector(core: Any, x: Tensor) -> Tensor:
     """Idefics3, SmolVLM: what comes behind the connector's pixel shuffle."""
     return core.connector.modality_projection(x.flatten(1))

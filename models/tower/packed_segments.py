@@ -106,9 +106,8 @@ def _segmented(
             seen = torch.cat([seen[:, :1] | ~seen.any(1, keepdim=True), seen[:, 1:]], 1)[:, None, None]
             mask = seen if mask is None else mask.masked_fill(~seen, float("-inf"))
         if mask is not None:  # not every kernel takes one
-            out = scaled_dot_product_attention(
-                q, k, v, mask, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling")
-            )
+            options = {"dropout_p": kwargs.get("dropout", 0.0), "scale": kwargs.get("scaling")}
+            out = scaled_dot_product_attention(q, k, v, mask, **options, enable_gqa=k.shape[1] < q.shape[1])
         else:
             out = run(module, q, k, v, None, **kwargs)[0].transpose(1, 2)
         chunks.append(out)

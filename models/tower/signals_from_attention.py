@@ -22,7 +22,7 @@ def encoder_rows(
     kind : str
         Everything but ``"features"`` and ``"projector"``, which are no matter of attention.
     query, key, value : Tensor
-        `[B, H, T, d]`.
+        `[B, H, T, d]`, the latter two `[B, H_kv, T, d]`.
     mask : Tensor, BlockMask or None
         What the layer got.
     scaling : float
@@ -40,6 +40,8 @@ def encoder_rows(
         return side_by_side.transpose(1, 2).flatten(2)
     if kind in ("mean keys", "mean values"):
         return (key if kind == "mean keys" else value).float().mean(1)
+    if key.shape[1] < query.shape[1]:  # grouped heads
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if kind.startswith("joint "):
         kind = kind.removeprefix("joint ")
         query, key, value = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key, value))

@@ -14,7 +14,7 @@ from .placeholders_by_position import Placed, RawPatches
 from .placeholders_by_size import Packed, Patches, Qwen3
 from .placeholders_of_codes import CodeRows, Codes
 from .placeholders_of_deepstack import Injected, StackedCrops
-from .placeholders_of_grids import Compass, Edge, Glm, Lines, Merged, Omni, Pooled, RowEnds, Squares
+from .placeholders_of_grids import Compass, Edge, Glm, GlmMoe, Lines, Merged, Omni, Pooled, RowEnds, Squares
 from .placeholders_of_hybrids import CanvasSlices, Grids, Indexed, Radio, Recurrent, Slices, Unpadded
 from .placeholders_of_single_families import Ernie, Fuyu, Gemma3n, Muse, Pages
 from .placeholders_of_squares import (
@@ -108,7 +108,7 @@ KINDS: dict[str, type[Kind]] = {
     "glm4v": Glm,
     "glm46v": Glm,
     "glmga": Glm,
-    "glm4v_moe": Glm,
+    "glm4v_moe": GlmMoe,
     "glm_ocr": Glm,
     "qwen2_5_omni_thinker": Omni,
     "qwen3_omni_moe_thinker": Omni,

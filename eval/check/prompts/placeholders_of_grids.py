@@ -44,6 +44,15 @@ class Glm(Patches):
         return {"mm_token_type_ids": (ids == tokens.image).long() * (1 + inside.long())}
 
 
+class GlmMoe(Glm):
+    """The text model has no norms behind its parts: GLM-4.5V. What its tower rounds, it makes ten times larger."""
+
+    def geometry(self, config: dict[str, Any]) -> None:
+        """Fewer layers in the tower, each of which doubles rounding."""
+        super().geometry(config)
+        config["vision_config"]["depth"] = 2
+
+
 class Omni(Patches):
     """Kinds of tokens are told by the marks around them, and videos come with their speed: Qwen2.5-Omni, Qwen3-Omni.
 
