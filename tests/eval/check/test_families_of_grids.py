@@ -16,6 +16,7 @@ from vtc.models.layout.families import FAMILIES
 TYPES = (
     "glm4v",
     "glm46v",
+    "glmga",
     "glm4v_moe",
     "glm_ocr",
     "qwen3_vl_moe",
