@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vtc.models.layout.families import FAMILIES, Family, Tower
+from vtc.models.layout.families import FAMILIES
+from vtc.models.layout.family import Family, Tower
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from vision_tools import call, features, rows_of
 
-from vtc.models.layout.families import Family, family_of
+from vtc.models.layout.families import family_of
+from vtc.models.layout.family import Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.pruners.layout import Layout
 

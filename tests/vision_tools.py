@@ -25,8 +25,11 @@ from vtc.pruners.signals import Signal
 from vtc.pruners.visual_tokens import VisualTokens
 
 PIXELS = {
-    "image": ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
-    "video": ("pixel_values_videos", "video_grid_thw"),
+    "image": (
+        *("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images"),
+        *("image_merge_sizes", "spatial_shapes"),
+    ),
+    "video": ("pixel_values_videos", "video_grid_thw", "video_merge_sizes"),
 }
 
 

@@ -6,24 +6,14 @@ the latter encoder signals are refused, without the former tokens are taken as a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-from torch import Tensor
-
-from vtc.pruners.layout import Layout
+import math
+from typing import Any
 
 from . import crops_by_family as crops
 from . import layouts_by_family as layouts
 from . import projectors_by_family as projectors
 from . import token_patches
-from .crops_by_family import Crops, Sample
-from .layouts_by_family import VisionCall
-
-
-def _one(config: Any) -> int:
-    return 1
+from .family import Family, Tower
 
 
 def _vision_merge(config: Any) -> int:
@@ -34,121 +24,58 @@ def _scale(config: Any) -> int:
     return config.scale_factor**2
 
 
+def _downsampled(config: Any) -> int:
+    return config.downsample_factor**2
+
+
 def _gemma3_cell(config: Any) -> int:
     side = config.vision_config.image_size // config.vision_config.patch_size
     return (side // int(config.mm_tokens_per_image**0.5)) ** 2
 
 
-_UNKNOWN = "vtc does not know how its tower's patches become tokens"
 _MASKED = "its tower masks padding patches, which pruning inside the tower does not support"
 _RESAMPLED = "it resamples projected features, so that a token is no set of patches"
-
-
-class Tower(NamedTuple):
-    """A vision tower that a family's checkpoints come with.
-
-    ``class_token`` says whether it has one, ``prunable`` whether vtc can prune inside it where the family can.
-    """
-
-    name: str
-    class_token: bool = False
-    prunable: bool = True
-
+_POOLED = "it averages patches before its projector, those of images otherwise than those of videos"
+_BEHIND = "its patches are merged behind the tower, where vtc has no place to fill up what was pruned"
+_ONE_ROW = "its tower masks the images of a packed row, which pruning inside the tower does not support"
 
 CLIP, SIGLIP, PIXTRAL = Tower("CLIP", class_token=True), Tower("SigLIP"), Tower("Pixtral", prunable=False)
-OWN = Tower("own")
 
-
-@dataclass(frozen=True)
-class Family:
-    """One row of the table.
-
-    Attributes
-    ----------
-    name : str
-        What people call it.
-    model_types : tuple of str
-        ``config.model_type`` of the composite model.
-    layouts : callable
-        The call to one ``Layout`` per item.
-    align : callable or None
-        Tower rows to the patches of each token; None refuses encoder signals and the vision stage.
-    unit : callable
-        Patches per language-model token, from the configuration.
-    projector : str
-        The module that reads the tower's output, as a path from the composite model.
-    project : callable or None
-        The composite model and the patches of tokens `[M, U, D_enc]` to `[M, D]`; None where a token is no set of
-        patches, for the reason ``no_project``.
-    reads_units : bool
-        Whether the projector reads whole tokens (`[R, n, U * D]`) and not patches.
-    packed : bool
-        Whether the tower runs all items in one row of patches.
-    rows : callable or None
-        Rows of a dense tower that belong to each item; None: one.
-    newlines : bool
-        Whether separator tokens stand among an image's.
-    fed : callable or None
-        Tokens of each item as the forward feeds them, where it adds some to the features; None: it does not.
-    no_vision_stage : str
-        Why the family can't be pruned inside its tower; empty if it can.
-    no_project : str
-        Why ``project`` is None.
-    towers : tuple of Tower
-        The vision towers of its checkpoints.
-    pictures : callable or None
-        Which spans of a sample are crops of one picture, where each is a span of its own; None: none are.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    layouts: Callable[[VisionCall], list[Layout]] = layouts.square
-    align: Callable[[VisionCall, Tensor], list[Tensor]] | None = None
-    unit: Callable[[Any], int] = _one
-    projector: str = "multi_modal_projector"
-    project: Callable[[Any, Tensor], Tensor] | None = projectors.side_by_side
-    reads_units: bool = False
-    packed: bool = False
-    rows: Callable[[VisionCall], list[int]] | None = None
-    newlines: bool = False
-    fed: Callable[[VisionCall], list[int]] | None = None
-    no_vision_stage: str = ""
-    no_project: str = ""
-    towers: tuple[Tower, ...] = (OWN,)
-    pictures: Callable[[Sample], list[Crops]] | None = None
-
-    @property
-    def one_patch(self) -> bool:
-        """Whether a token is one patch, whatever the configuration says."""
-        return self.unit is _one
-
-    @classmethod
-    def unknown(cls, model_type: str) -> Family:
-        """A family that only the user's ``VTCConfig(parts=...)`` describes."""
-        return cls(
-            model_type or "unknown",
-            (model_type,),
-            layouts.lines,
-            projector="",
-            project=None,
-            no_vision_stage=_UNKNOWN,
-            no_project=_UNKNOWN,
-        )
-
-    def layouts_of(self, call: VisionCall) -> list[Layout]:
-        """One layout per item, a line wherever the family's function doesn't add up."""
-        return layouts.checked(call, self.layouts(call))
-
-
+_QWEN3_5 = ("qwen3_5", "qwen3_5_moe")
 # towers of the same modules, grids and order of patches
 QWEN = {
     "Qwen2-VL": ("qwen2_vl",),
     "Qwen2.5-VL": ("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5"),
-    "Qwen3-VL": ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "cohere_compass"),
+    "Qwen3-VL": (
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "qwen3_omni_moe_thinker",
+        "cosmos3_omni",
+        "cohere_compass",
+        "qwen3_5",
+        "qwen3_5_moe",
+    ),
 }
 
 FAMILIES: tuple[Family, ...] = (
     Family("LLaVA-1.5", ("llava",), layouts.llava, token_patches.one_to_one, towers=(CLIP, SIGLIP, PIXTRAL)),
+    Family("ViP-LLaVA", ("vipllava",), layouts.square, token_patches.one_to_one, cut=1, towers=(CLIP,)),
+    Family("PaliGemma", ("paligemma",), layouts.square, token_patches.one_to_one, towers=(SIGLIP,)),
+    *(
+        Family(
+            name,
+            (model_type,),
+            layouts.square,
+            token_patches.one_to_one,
+            projector="aligner",
+            project=projectors.through("aligner"),
+            towers=(tower,),
+        )
+        for name, model_type, tower in (
+            ("DeepSeek-VL", "deepseek_vl", SIGLIP),
+            ("Janus", "janus", Tower("Janus")),
+        )
+    ),
     Family(
         "LLaVA-NeXT",
         ("llava_next",),
@@ -156,6 +83,16 @@ FAMILIES: tuple[Family, ...] = (
         token_patches.anyres,
         rows=token_patches.tile_counts,
         newlines=True,
+        towers=(CLIP,),
+    ),
+    Family(
+        "LLaVA-NeXT-Video",
+        ("llava_next_video",),
+        layouts.next_video,
+        token_patches.next_video,
+        rows=token_patches.next_video_rows,
+        newlines=True,
+        no_vision_stage=_POOLED,
         towers=(CLIP,),
     ),
     Family(
@@ -179,7 +116,7 @@ FAMILIES: tuple[Family, ...] = (
             token_patches.merge_units,
             _vision_merge,
             "visual.merger",
-            projectors.merger,
+            projectors.units("visual.merger"),
             packed=True,
         )
         for name, model_types in QWEN.items()
@@ -195,6 +132,70 @@ FAMILIES: tuple[Family, ...] = (
         packed=True,
     ),
     Family(
+        "HyperCLOVA X",
+        ("hyperclovax_vision_v2",),
+        layouts.qwen,
+        token_patches.merge_units,
+        _vision_merge,
+        "vision_model.merger",
+        projectors.hyperclova,
+        packed=True,
+    ),
+    Family(
+        "PaddleOCR-VL",
+        ("paddleocr_vl",),
+        layouts.qwen,
+        token_patches.grid_cells,
+        _vision_merge,
+        "projector",
+        projectors.paddle,
+        packed=True,
+        no_vision_stage=_BEHIND,
+    ),
+    Family(
+        "VideoLLaMA 3",
+        ("video_llama_3",),
+        layouts.video_llama,
+        token_patches.video_llama,
+        projector="projector",
+        project=projectors.through("projector"),
+        packed=True,
+        no_vision_stage=_POOLED,
+    ),
+    Family(
+        "Kimi K2.5",
+        ("kimi_k25",),
+        layouts.kimi,
+        token_patches.kimi,
+        lambda config: math.prod(config.vision_config.merge_kernel_size),
+        "mm_projector",
+        projectors.kimi,
+        reads_units=True,
+        packed=True,
+        no_vision_stage=_POOLED,
+    ),
+    Family(
+        "LFM2-VL",
+        ("lfm2_vl",),
+        layouts.lfm2,
+        token_patches.lfm2,
+        _downsampled,
+        "vision_tower.post_layernorm",
+        projectors.lfm2,
+        no_vision_stage=_MASKED,
+        towers=(Tower("SigLIP 2", prunable=False),),
+    ),
+    Family(
+        "MiniMax-M3",
+        ("minimax_m3_vl",),
+        layouts.qwen,
+        token_patches.merge_units,
+        _vision_merge,
+        project=projectors.units("multi_modal_projector"),
+        packed=True,
+        no_vision_stage=_BEHIND,
+    ),
+    Family(
         "InternVL",
         ("internvl",),
         layouts.square,
@@ -204,6 +205,28 @@ FAMILIES: tuple[Family, ...] = (
         no_vision_stage="its tower's layers pass nothing on to their attention",
         towers=(Tower("InternViT", class_token=True),),
         pictures=crops.touching,
+    ),
+    Family(
+        "Qianfan-OCR",
+        ("qianfan_ocr",),
+        layouts.square,
+        token_patches.internvl,
+        lambda config: int(1 / config.downsample_ratio) ** 2,
+        reads_units=True,
+        towers=(Tower("InternViT", class_token=True),),
+        pictures=crops.touching,
+    ),
+    *(
+        Family(
+            name,
+            (model_type,),
+            layouts.square,
+            token_patches.shuffled,
+            _downsampled,
+            project=projectors.shuffled,
+            towers=(SIGLIP,),
+        )
+        for name, model_type in (("Aya Vision", "aya_vision"), ("Command A Vision", "cohere2_vision"))
     ),
     Family(
         "Idefics3",
@@ -244,7 +267,19 @@ FAMILIES: tuple[Family, ...] = (
         lambda config: config.spatial_merge_size**2,
         project=projectors.mistral3,
         packed=True,
-        no_vision_stage="its tower masks the images of a packed row, which pruning inside the tower does not support",
+        no_vision_stage=_ONE_ROW,
+        towers=(PIXTRAL,),
+    ),
+    Family(
+        "LightOnOCR",
+        ("lighton_ocr",),
+        layouts.mistral3,
+        token_patches.mistral3,
+        lambda config: config.spatial_merge_size**2,
+        "vision_projection",
+        projectors.mistral3,
+        packed=True,
+        no_vision_stage=_ONE_ROW,
         towers=(PIXTRAL,),
     ),
 )

@@ -135,6 +135,39 @@ def qwen(call: VisionCall) -> list[Layout]:
     return [Layout((Grid(h // merge, w // merge, kind),) * t) for t, h, w in call.grids]
 
 
+def kimi(call: VisionCall) -> list[Layout]:
+    """Kimi K2.5: one grid of merge units an item, also of a video, whose frames are averaged."""
+    if call.grids is None or len(call.grids) != len(call.lengths):
+        return lines(call)
+    down, across = call.config.vision_config.merge_kernel_size
+    return [Layout((Grid(h // down, w // across),)) for _, h, w in call.grids]
+
+
+def video_llama(call: VisionCall) -> list[Layout]:
+    """VideoLLaMA 3: as Qwen-VL, with a side of the merge units for each item."""
+    grids, sides = call.grids, merge_sizes(call)
+    if grids is None or sides is None or not len(grids) == len(sides) == len(call.lengths):
+        return lines(call)
+    kind = "frame" if call.modality == "video" else "image"
+    return [Layout((Grid(h // side, w // side, kind),) * t) for (t, h, w), side in zip(grids, sides, strict=True)]
+
+
+def merge_sizes(call: VisionCall) -> list[int] | None:
+    """VideoLLaMA 3: patches along a side of each item's merge units."""
+    given = call.arguments.get(f"{call.modality}_merge_sizes")
+    given = given[:, None] if isinstance(given, Tensor) else given and [[side] for side in given]
+    found = _read(given)
+    return None if found is None else [row[0] for row in found]
+
+
+def lfm2(call: VisionCall) -> list[Layout]:
+    """LFM2-VL: each picture or tile has its own shape in patches, which the projector merges."""
+    shapes, side = call.rows("shapes"), call.config.downsample_factor
+    if shapes is None or len(shapes) != len(call.lengths):
+        return lines(call)
+    return [Layout((Grid(h // side, w // side),)) for h, w in shapes]
+
+
 def tile_side(call: VisionCall) -> int:
     """Patches along a side of one LLaVA-NeXT / LLaVA-OneVision tile."""
     return int(call.config.vision_config.image_size // call.config.vision_config.patch_size)
@@ -187,6 +220,14 @@ def onevision(call: VisionCall) -> list[Layout]:
         grids = [Grid(side, side, "frame")] * (frames - 1) + [Grid(side, side, "frame", newline="end")]
         layouts.append(Layout(tuple(grids)))
     return layouts
+
+
+def next_video(call: VisionCall) -> list[Layout]:
+    """LLaVA-NeXT-Video: images as ``anyres``; videos as pooled frames."""
+    if call.modality == "image":
+        return anyres(call)
+    side = tile_side(call) // call.config.spatial_pool_stride
+    return [Layout((Grid(side, side, "frame"),) * (n // side**2)) for n in call.lengths]
 
 
 def onevision_fed(call: VisionCall) -> list[int]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .families import Family, family_of
+from .families import family_of
+from .family import Family
 from .find_parts import find_core, find_final_norm, find_layers, find_lm, find_tower
 from .refused_models import encodes_and_decodes, no_composite, refuse_nested
 

@@ -7,21 +7,32 @@ accelerate's offloading bring those weights in.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .layouts_by_family import pair
 
 
-def side_by_side(core: Any, x: Tensor) -> Tensor:
-    """LLaVA, NeXT (one patch a token); InternVL (a token's patches side by side)."""
-    return core.multi_modal_projector(x.flatten(1))
+def through(name: str) -> Callable[[Any, Tensor], Tensor]:
+    """The projector of that name takes one patch a token, or a token's patches side by side."""
+    return lambda core, x: getattr(core, name)(x.flatten(1))
 
 
-def merger(core: Any, x: Tensor) -> Tensor:
-    """Qwen-VL: the merger takes consecutive rows as one unit."""
-    return core.visual.merger(x.flatten(0, 1))
+side_by_side = through("multi_modal_projector")  # LLaVA, NeXT; InternVL
+
+
+def units(name: str) -> Callable[[Any, Tensor], Tensor]:
+    """The projector of that name takes consecutive rows as one unit: Qwen-VL's merger."""
+    return lambda core, x: core.get_submodule(name)(x.flatten(0, 1))
+
+
+def hyperclova(core: Any, x: Tensor) -> Tensor:
+    """HyperCLOVA X: a linear layer behind Qwen2.5-VL's merger."""
+    return core.projector(core.vision_model.merger(x.flatten(0, 1)))
 
 
 def glm(core: Any, x: Tensor) -> Tensor:
@@ -47,9 +58,39 @@ def gemma3(core: Any, x: Tensor) -> Tensor:
     return projector(x).flatten(0, 1)[:tokens]
 
 
+def shuffled(core: Any, x: Tensor) -> Tensor:
+    """Aya Vision, Command A Vision: the projector shuffles the pixels of square pictures, here of one token each."""
+    return core.multi_modal_projector(x).flatten(0, -2)
+
+
 def mistral3(core: Any, x: Tensor) -> Tensor:
-    """Mistral3: tokens are laid out as one image of one row of cells."""
-    merge, tokens = core.config.spatial_merge_size, x.shape[0]
+    """Mistral3, LightOnOCR: tokens are laid out as one image of one row of cells."""
+    projector = core.vision_projection if hasattr(core, "vision_projection") else core.multi_modal_projector
     height, width = pair(core.config.vision_config.patch_size)
-    rows = x.reshape(tokens, merge, merge, -1).transpose(0, 1).reshape(merge * tokens * merge, -1)
-    return core.multi_modal_projector(rows, [(merge * height, tokens * merge * width)])
+    rows, (down, across) = _one_row_of_cells(x)
+    return projector(rows, [(down * height, across * width)])
+
+
+def paddle(core: Any, x: Tensor) -> Tensor:
+    """PaddleOCR-VL: the same, with a grid of patches."""
+    rows, shape = _one_row_of_cells(x)
+    return core.projector(rows, torch.tensor([(1, *shape)], device=x.device))
+
+
+def _one_row_of_cells(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """`[M, side * side, C]` as the rows of one picture whose square cells they are, and its shape in patches."""
+    tokens, side = x.shape[0], math.isqrt(x.shape[1])
+    rows = x.reshape(tokens, side, side, -1).transpose(0, 1).reshape(side * tokens * side, -1)
+    return rows, (side, tokens * side)
+
+
+def lfm2(core: Any, x: Tensor) -> Tensor:
+    """LFM2-VL: the tower's last norm, and pictures of one token each."""
+    side = core.config.downsample_factor
+    normed = core.vision_tower.post_layernorm(x).unflatten(1, (side, side))
+    return core.multi_modal_projector(normed).flatten(0, -2)
+
+
+def kimi(core: Any, x: Tensor) -> Tensor:
+    """Kimi K2.5: units, each an entry of its own."""
+    return core.mm_projector(x)[:, 0]

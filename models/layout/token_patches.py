@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layouts_by_family import VisionCall, pair, tile_shape, tile_side
+from .layouts_by_family import VisionCall, merge_sizes, pair, tile_shape, tile_side
 
 
 def one_to_one(call: VisionCall, x: Tensor) -> list[Tensor]:
@@ -37,6 +37,24 @@ def anyres(call: VisionCall, x: Tensor) -> list[Tensor]:
     return [p[:, None] for p in packed]
 
 
+def next_video(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """LLaVA-NeXT-Video: images as ``anyres``; of a frame the means of the patches that it pools, or what it pooled."""
+    if call.modality == "image":
+        return anyres(call, x)
+    side, stride = tile_side(call), call.config.spatial_pool_stride
+    if x.shape[1] == side**2 and stride > 1:
+        x = _cells(x.reshape(-1, side, side, x.shape[-1]), side // stride, side // stride, stride).mean(2)
+    return list(x.reshape(len(call.lengths), -1, 1, x.shape[-1]))
+
+
+def next_video_rows(call: VisionCall) -> list[int]:
+    """LLaVA-NeXT-Video: tower rows of each image or video."""
+    if call.modality == "image":
+        return tile_counts(call)
+    videos, frames = call.given("video").shape[:2]
+    return [int(frames)] * int(videos)
+
+
 def tile_counts(call: VisionCall) -> list[int]:
     """Tower rows of each image: the whole image and its tiles."""
     sizes = call.rows("sizes")
@@ -52,8 +70,7 @@ def tile_counts(call: VisionCall) -> list[int]:
 
 def merge_units(call: VisionCall, x: Tensor) -> list[Tensor]:
     """Qwen-VL: consecutive rows are one merge unit; Qwen2.5-VL orders the units by attention window."""
-    tower = call.core.visual
-    units = x.reshape(-1, tower.spatial_merge_size**2, x.shape[-1])
+    units = x.reshape(-1, call.config.vision_config.spatial_merge_size**2, x.shape[-1])
     order = window_order(call)
     if order is not None:
         units = units[torch.argsort(order.to(x.device))]
@@ -64,8 +81,8 @@ def merge_units(call: VisionCall, x: Tensor) -> list[Tensor]:
 
 def window_order(call: VisionCall) -> Tensor | None:
     """Which unit (reading order) stands at each place inside the Qwen2.5-VL tower; None for towers without windows."""
-    tower = call.core.visual
-    if not hasattr(tower, "window_size"):
+    tower = getattr(call.core, "visual", None) or getattr(call.core, "vision_model", None)  # HyperCLOVA X
+    if tower is None or not hasattr(tower, "window_size"):
         return None
     given = call.given("window index")
     if given is None:
@@ -78,6 +95,61 @@ def window_order(call: VisionCall) -> Tensor | None:
     from transformers.vision_utils import get_vision_window_index
 
     return get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)[0]
+
+
+def video_llama(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """VideoLLaMA 3: the means of merge units, whose side each item has for itself, or what the tower made of them."""
+    grids, sides = call.grids, merge_sizes(call)
+    if grids is None or sides is None:
+        raise ValueError("grids or merge sizes hold no values, so the rows of a packed tower can't be told apart")
+    counts, units = [t * h * w for t, h, w in grids], [side**2 for side in sides]
+    x = x.reshape(-1, x.shape[-1])
+    if len(x) == sum(counts):
+        parts = zip(x.split(counts), units, strict=True)
+        return [part.reshape(-1, unit, x.shape[-1]).mean(1, keepdim=True) for part, unit in parts]
+    return list(x[:, None].split([n // unit for n, unit in zip(counts, units, strict=True)]))
+
+
+def grid_cells(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """PaddleOCR-VL: the square cells of each frame, whose patches stand in reading order."""
+    side = call.config.vision_config.spatial_merge_size
+    return [_cells(part, part.shape[1] // side, part.shape[2] // side, side).flatten(0, 1) for part in _frames(call, x)]
+
+
+def kimi(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """Kimi K2.5: such cells, averaged over the frames of a video."""
+    down, across = call.config.vision_config.merge_kernel_size
+    found = []
+    for part in _frames(call, x):
+        cells = part.unflatten(2, (-1, across)).unflatten(1, (-1, down)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        found.append(cells.mean(0) if len(cells) > 1 else cells[0])
+    return found
+
+
+def _frames(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """Rows of a packed tower as `[t, h, w, C]` of each item."""
+    if call.grids is None:
+        raise ValueError("the grids hold no values, so the rows of a packed tower can't be told apart")
+    parts = x.reshape(-1, x.shape[-1]).split([t * h * w for t, h, w in call.grids])
+    return [part.unflatten(0, grid) for part, grid in zip(parts, call.grids, strict=True)]
+
+
+def shuffled(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """Aya Vision, Command A Vision: the projector's pixel shuffle."""
+    projector = call.core.multi_modal_projector
+    made = projector.pixel_shuffle(x.contiguous())
+    return list(made.reshape(x.shape[0], -1, projector.downsample_factor**2, x.shape[-1]))
+
+
+def lfm2(call: VisionCall, x: Tensor) -> list[Tensor]:
+    """LFM2-VL: the square cells of each picture, whose rows are padded to the longest."""
+    side, shapes = call.config.downsample_factor, call.rows("shapes")
+    if shapes is None:
+        raise ValueError("spatial_shapes holds no values, so that cells can't be told from padding")
+    return [
+        _cells(part[: h * w].reshape(1, h, w, -1), h // side, w // side, side)[0]
+        for part, (h, w) in zip(x, shapes, strict=True)
+    ]
 
 
 def internvl(call: VisionCall, x: Tensor) -> list[Tensor]:

@@ -48,6 +48,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "image": ("pixel_values",),
     "video": ("pixel_values_videos",),
     "sizes": ("image_sizes",),
+    "shapes": ("spatial_shapes",),
     "image grid": ("image_grid_thw",),
     "video grid": ("video_grid_thw",),
     "window index": ("window_index",),

@@ -252,7 +252,7 @@ class VisionRun(TowerGeometry):
         """Store `[R, T, C]` or `[1, t, C]` rows (a chunk of a packed tower, or what is left of a pruned one)."""
         if self.present is not None:
             rows = self.restore(rows)
-        elif self.family.packed and rows.dim() == 3:
+        elif self.family.packed and rows.dim() == 3 and not (kind == "projector" and self.family.reads_units):
             rows = rows[0]
         self.captured.setdefault((kind, layer), []).append(rows)
 
@@ -283,6 +283,8 @@ class VisionRun(TowerGeometry):
                 return [rows.new_zeros(1, 0, rows.shape[-1])] * len(self.call.lengths)
             return list(rows[:, : self.prefix].split(self.family.rows(self.call) if self.family.rows else 1))
         if kind == "projector" and self.family.reads_units:
+            if self.family.packed:
+                return list(rows.split(self.call.lengths))
             return list(rows.unflatten(-1, (self.family.unit(self.call.config), -1)))
         if kind != "projector" and rows.dim() == 3:
             rows = rows[:, self.cut :]

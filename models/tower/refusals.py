@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from vtc.models.layout.family import Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
 from vtc.pruners.base import Pruner, Stop
@@ -14,8 +15,8 @@ from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal
 
 from .captures_needed import layer_of
 
-PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks")
-DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model")
+PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks", "layers")
+DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "qianfan_ocr_vision", "janus_vision_model")
 FEATURE_LAYER, FEATURE_STRATEGY = "vision_feature_layer", "vision_feature_select_strategy"
 QUERIES = ("auto", "cls", "received", "mean", "global", "cls_or_none")
 
@@ -40,9 +41,9 @@ def prefix_tokens(tower: nn.Module) -> int:
     return int(hasattr(embeddings, "class_embedding") or hasattr(embeddings, "cls_token"))
 
 
-def cut_of(call: VisionCall) -> int:
+def cut_of(call: VisionCall, family: Family) -> int:
     """How many tokens in front of a row the model cuts off before the projector, by the call or the configuration."""
-    return int(call.option(FEATURE_STRATEGY) == "default")
+    return int(call.option(FEATURE_STRATEGY) == "default") if family.cut is None else family.cut
 
 
 def check_features_asked(call: VisionCall, side: Any) -> None:
@@ -60,7 +61,7 @@ def check_features_asked(call: VisionCall, side: Any) -> None:
             "prunes by it: set model.config.vision_feature_layer and call vtc.compress(...) again, or use a method "
             "that needs nothing of the encoder"
         )
-    if side.stops and cut_of(call) != side.prefix:
+    if side.stops and cut_of(call, side.family) != side.prefix:
         raise NotImplementedError(
             f"vision_feature_select_strategy={call.option(FEATURE_STRATEGY)!r} feeds the class token to the language "
             "model, which pruning inside the tower does not support; use the input stage"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.layout.families import Family
+from vtc.models.layout.family import Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.pruners.layout import Layout
 

@@ -85,7 +85,7 @@ class VisionSide:
         self.layers = vision_layers(self.tower)
         self.prefix = prefix_tokens(self.tower)
         asked = VisionCall(parts.core, "image", {})
-        self.cut, self.last = cut_of(asked), read_layer(asked.option(FEATURE_LAYER), len(self.layers))
+        self.cut, self.last = cut_of(asked, self.family), read_layer(asked.option(FEATURE_LAYER), len(self.layers))
         check_signals(parts, self.signals, self.prefix, len(self.layers))
         last_read: dict[tuple[str, int], int] = {}  # before which layer
         for layer, pruner, stop in check_stops(parts, stops, self.prefix, self.cut, self.last, len(self.layers)):
@@ -169,7 +169,8 @@ class VisionSide:
         asked = VisionCall(self.parts.core, modality, arguments)
         if self.needs or self.stops:
             check_features_asked(asked, self)
-        run = VisionRun(asked, self.family, self.tower, self.prefix, cut_of(asked), len(self.layers), self.last)
+        cut = cut_of(asked, self.family)
+        run = VisionRun(asked, self.family, self.tower, self.prefix, cut, len(self.layers), self.last)
         self._local.run = run
         try:
             output = call()

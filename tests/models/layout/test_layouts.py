@@ -17,7 +17,8 @@ from vision_tools import ready
 from zoo import FAMILIES
 
 from vtc.models.layout.families import FAMILIES as TABLE
-from vtc.models.layout.families import Family, family_of, supported_families
+from vtc.models.layout.families import family_of, supported_families
+from vtc.models.layout.family import Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import locate
 from vtc.pruners.layout import Grid, Layout
