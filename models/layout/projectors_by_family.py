@@ -87,7 +87,8 @@ def _one_row_of_cells(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
 def lfm2(core: Any, x: Tensor) -> Tensor:
     """LFM2-VL: the tower's last norm, and pictures of one token each."""
     side = core.config.downsample_factor
-    normed = core.vision_tower.post_layernorm(x).unflatten(1, (side, side))
+    tower = getattr(core.vision_tower, "vision_model", core.vision_tower)  # older transformers: a tower in a tower
+    normed = tower.post_layernorm(x).unflatten(1, (side, side))
     return core.multi_modal_projector(normed).flatten(0, -2)
 
 

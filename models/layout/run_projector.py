@@ -20,7 +20,10 @@ def projector_of(parts: Parts) -> nn.Module:
         raise NotImplementedError(
             f"vtc does not know the projector of {parts.family.name}; name it in vtc/models/layout/families.py"
         )
-    return parts.core.get_submodule(parts.family.projector)
+    tower, _, inside = parts.family.projector.partition(".")
+    if inside and hasattr(parts.core.get_submodule(tower), "vision_model"):  # older transformers: a tower in a tower
+        inside = f"vision_model.{inside}"
+    return parts.core.get_submodule(".".join(filter(None, (tower, inside))))
 
 
 def project(parts: Parts, x: Tensor) -> Tensor:

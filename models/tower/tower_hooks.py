@@ -18,6 +18,7 @@ from vtc.models.layout.items_behind_placeholders import crop_length
 from vtc.models.layout.items_behind_placeholders import item_lengths as entry_lengths
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
+from vtc.models.layout.run_projector import projector_of
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
@@ -120,7 +121,7 @@ class VisionSide:
             if kinds - {"features", "projector"}:
                 self._taps.append(AttentionTap(attention, partial(self._attention, i)).attach())
         if "projector" in self.needs.get(-1, ()):
-            projector = self.parts.core.get_submodule(self.family.projector)
+            projector = projector_of(self.parts)
             self._handles.append(projector.register_forward_pre_hook(self._projector, with_kwargs=True))
         if self.stops:
             self._handles.append(self.tower.register_forward_hook(self._restore))
@@ -254,7 +255,7 @@ class VisionSide:
 def item_lengths(parts: Parts, output: Any) -> list[int]:
     """Tokens of each item (Idefics3, SmolVLM: crop) in the output of a vision call, from its shapes."""
     features = features_in(output)
-    if isinstance(features, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in features):
+    if isinstance(output, tuple) and not all(isinstance(f, Tensor) and f.dim() == 2 for f in output):
         features = features[1]  # ``return_dict=False``
     lengths = entry_lengths(features)
     unit = crop_length(parts.core, output, sum(lengths))

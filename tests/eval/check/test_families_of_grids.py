@@ -33,7 +33,7 @@ TYPES = (
     "hunyuan_vl",
     "kimi_k25",
 )
-IN_THE_TOWER = [kind for family in FAMILIES for kind in family.model_types]
+IN_THE_TOWER = [kind for family in FAMILIES for kind in family.model_types if not family.no_vision_stage]
 # 5.23's own get_video_features of Kimi K2.5 fails on the untouched model
 VIDEOS_BROKEN = ("videos",) if Version(transformers.__version__) < Version("5.24") else ()
 SHORT = ("keep=1.0, bit for bit", PRUNED, "a row of text", "pictures of other sizes", "videos", "second turn")

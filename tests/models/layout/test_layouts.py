@@ -100,7 +100,7 @@ def test_own_sizes(name: str) -> None:
 def test_every_family_of_the_zoo_is_in_the_table() -> None:
     for name in FAMILIES:
         assert family_of(ready(name).config) is not None, name
-    assert len(supported_families()) == len(set(supported_families())) == 12
+    assert len(supported_families()) == len(set(supported_families())) == 27
     assert all(f.layouts and f.align for f in TABLE)
     assert family_of(SimpleNamespace(model_type="bert")) is None
 

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+import transformers
+from packaging.version import Version
+from torch import Tensor
 from transformers import CONFIG_MAPPING
-from vision_tools import attention_of, features, record, rows_of
+from versions import ENCODES_FIRST
+from vision_tools import attention_of, record, rows_of
 
 from vtc.eval.check.check_job import small_model
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.eval.check.tiny_model.config_source import config_of
-from vtc.models.layout.layouts_by_family import tile_shape
+from vtc.models.layout.layouts_by_family import VisionCall, tile_shape
 from vtc.models.layout.model_parts import Parts, locate
 from vtc.models.layout.run_projector import project, projector_of
 from vtc.models.tower.refusals import vision_layers
@@ -32,7 +35,10 @@ READ = ("paddleocr_vl", "kimi_k25")  # and here row by row
 TILES, PADDED, SIZED = "llava_next_video", "lfm2_vl", "lighton_ocr"
 VIDEOS = (*UNITS, "kimi_k25", TILES)
 CASES = [(kind, "image") for kind in (*SQUARES, *UNITS, *READ, TILES, PADDED, SIZED)] + [(k, "video") for k in VIDEOS]
-CASES = [(kind, modality) for kind, modality in CASES if kind in CONFIG_MAPPING]
+# untouched models that fail: videos of Kimi K2.5 on 5.23, PaddleOCR-VL before 5.18
+BROKEN = [("kimi_k25", "video")] * (Version(transformers.__version__) < Version("5.24"))
+BROKEN += [("paddleocr_vl", "image")] * (not ENCODES_FIRST)
+CASES = [case for case in CASES if case[0] in CONFIG_MAPPING and case not in BROKEN]
 PREFIXED = ("vipllava", "qianfan_ocr", TILES)  # towers whose class token takes some attention
 
 
@@ -150,19 +156,11 @@ def tile_of(
     parts: Parts, inputs: dict[str, Any], layouts: list[Layout], item: int, grid: Any, row: int, col: int
 ) -> tuple[Any, ...]:
     """The patch of the whole picture or of a tile, whose outermost rows or columns are padding."""
-    call = SimpleCall(parts.config)
     sizes, side = inputs["image_sizes"].tolist(), 4
-    down, across = tile_shape(call, sizes[item])  # type: ignore[arg-type]
+    down, across = tile_shape(VisionCall(parts.core, "image", {}), sizes[item])
     tile = 0
     if grid.kind == "mosaic":
         row, col = row + (down * side - grid.rows) // 2, col + (across * side - grid.cols) // 2
         tile, row, col = 1 + row // side * across + col // side, row % side, col % side
     patch = inputs["pixel_values"].shape[-1] // side
     return (item, tile, slice(None), slice(row * patch, (row + 1) * patch), slice(col * patch, (col + 1) * patch))
-
-
-class SimpleCall:
-    """Of a vision call its configuration only."""
-
-    def __init__(self, config: Any):
-        self.config = config
