@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import Parts
-from vtc.models.layout.run_projector import project, projector_of
+from vtc.models.layout.run_projector import project, whole_projector
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.pruners.signals import (
     AttentionAhead,
@@ -165,7 +165,7 @@ class HostSignals(SignalSource):
     @property
     def projector(self) -> nn.Module:
         """See ``VisualTokens.projector``."""
-        return projector_of(self.parts)
+        return whole_projector(self.parts)
 
     @property
     def embeddings(self) -> Tensor:

@@ -139,6 +139,7 @@ FAMILIES: tuple[Family, ...] = (
         _vision_merge,
         "vision_model.merger",
         projectors.hyperclova,
+        behind="projector",
         packed=True,
     ),
     Family(

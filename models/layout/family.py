@@ -58,6 +58,8 @@ class Family:
     project : callable or None
         The composite model and the patches of tokens `[M, U, D_enc]` to `[M, D]`; None where a token is no set of
         patches, for the reason ``no_project``.
+    behind : str
+        A module that reads what the projector gives; empty: the language model does.
     reads_units : bool
         Whether the projector reads whole tokens (`[R, n, U * D]`) and not patches.
     cut : int or None
@@ -88,6 +90,7 @@ class Family:
     unit: Callable[[Any], int] = _one
     projector: str = "multi_modal_projector"
     project: Callable[[Any, Tensor], Tensor] | None = projectors.side_by_side
+    behind: str = ""
     reads_units: bool = False
     cut: int | None = None
     packed: bool = False

@@ -26,6 +26,12 @@ def projector_of(parts: Parts) -> nn.Module:
     return parts.core.get_submodule(".".join(filter(None, (tower, inside))))
 
 
+def whole_projector(parts: Parts) -> nn.Module:
+    """All modules between the tower and the language model, for methods that read weights."""
+    projector, behind = projector_of(parts), parts.family.behind
+    return nn.Sequential(projector, parts.core.get_submodule(behind)) if behind else projector
+
+
 def project(parts: Parts, x: Tensor) -> Tensor:
     """Project tokens given as ``PreProjector`` gives them.
 

@@ -88,7 +88,8 @@ def read_projector(module: nn.Module, patches: int, width: int, rank: int | None
     if pooled is not None:
         return Projector(pooled.T[None], norm=_norm(norms[0]), pooled=True)
     merging = len(linear) == 3
-    if kinds.removeprefix("n") not in ("l", "lal", "llal"):
+    gated = len(linear) > 1 and linear[-1].in_features != linear[-2].out_features
+    if kinds.removeprefix("n") not in ("l", "lal", "llal") or gated:
         raise NotImplementedError(_REFUSED.format(type(module).__name__, "has layers that vtc does not know"))
     matrix = linear[0].weight
     if merging:  # its input runs over the patches first, inside each channel

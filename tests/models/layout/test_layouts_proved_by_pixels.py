@@ -6,6 +6,7 @@ other: of what the language model gets, and of what is aligned of the tower's ro
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +24,10 @@ from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.eval.check.tiny_model.config_source import config_of
 from vtc.models.layout.layouts_by_family import VisionCall, tile_shape
 from vtc.models.layout.model_parts import Parts, locate
-from vtc.models.layout.run_projector import project, projector_of
+from vtc.models.layout.run_projector import project, projector_of, whole_projector
 from vtc.models.tower.refusals import vision_layers
 from vtc.pruners.layout import Layout
+from vtc.pruners.primitives.projector_sensitivity import read_projector, sensitivity
 from vtc.pruners.signals import EncoderAttention, EncoderFeatures, PreProjector
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -69,6 +71,28 @@ def test_project_gives_the_models_own_features(kind: str, modality: str) -> None
             side = round((attention.sum(1) ** -0.5).mean().item())  # patches of a token are averaged
             assert side**2 == unit or kind == "video_llama_3"
             assert torch.allclose(attention.sum(1), torch.tensor(side**-2.0), rtol=1e-3)
+
+
+REFUSED = ("glm4v", "hyperclovax_vision_v2", "minimax_m3_vl", "janus", "aya_vision", "cohere2_vision", PADDED)
+
+
+@pytest.mark.parametrize("kind", [*(k for k, m in CASES if m == "image"), "glm4v"])
+def test_sensitivity_is_that_of_the_whole_way_to_the_language_model(kind: str) -> None:
+    """Or it is refused: of a part, or of parts that are no layers behind each other, it would be another number."""
+    parts, inputs = inputs_of(kind, "image")
+    _, found = record(parts, inputs, signals=[PreProjector()])
+    x = torch.cat(list(found.signals[PreProjector()]))[:4]
+    if kind in REFUSED:
+        with pytest.raises(NotImplementedError, match="can't be computed: it has layers that vtc does not know"):
+            read_projector(whole_projector(parts), *x.shape[1:])
+        return
+    directions = torch.randn(3, x[0].numel(), generator=torch.Generator().manual_seed(0))
+    got = sensitivity(x, read_projector(whole_projector(parts), *x.shape[1:]), directions, 1e-2)
+    steps = 1e-2 * torch.nn.functional.normalize(directions).unflatten(1, x.shape[1:])
+    parts = locate(deepcopy(parts.model).double())
+    ends = [project(parts, x.double()[:, None] + sign * steps.double()) for sign in (1, -1)]
+    want = (ends[0] - ends[1]).norm(dim=-1).mean(1) / 2e-2
+    assert torch.allclose(got.double(), want, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "modality"), CASES)
