@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vtc.models.layout.families import FAMILIES
 from vtc.models.layout.family import Family, Tower
+from vtc.models.layout.no_patches import UNKNOWN
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector
 
@@ -63,7 +64,7 @@ def why_not(pruner: Pruner, family: Family, tower: Tower) -> str:
     if in_tower and pruner.merges and not family.one_patch:
         return "merging inside the vision tower needs one patch a token"
     if of_encoder and family.align is None:
-        return "vtc does not know how its tower's patches become tokens"
+        return UNKNOWN
     if any(isinstance(s, EncoderAttention) and s.queries == "cls" for s in of_encoder) and not tower.class_token:
         return NO_CLASS_TOKEN
     if pruner.projects and family.project is None:

@@ -14,13 +14,11 @@ from . import layouts_by_family as layouts
 from . import projectors_by_family as projectors
 from .crops_by_family import Crops, Sample
 from .layouts_by_family import VisionCall
+from .no_patches import NO_PATCHES, UNKNOWN
 
 
 def _one(config: Any) -> int:
     return 1
-
-
-UNKNOWN = "vtc does not know how its tower's patches become tokens"
 
 
 class Tower(NamedTuple):
@@ -109,15 +107,16 @@ class Family:
 
     @classmethod
     def unknown(cls, model_type: str) -> Family:
-        """A family that only the user's ``VTCConfig(parts=...)`` describes."""
+        """A family without a row: found by inspection, or described by the user's ``VTCConfig(parts=...)``."""
+        why = NO_PATCHES.get(model_type, UNKNOWN)
         return cls(
             model_type or "unknown",
             (model_type,),
             layouts.lines,
             projector="",
             project=None,
-            no_vision_stage=UNKNOWN,
-            no_project=UNKNOWN,
+            no_vision_stage=why,
+            no_project=why,
         )
 
     def layouts_of(self, call: VisionCall) -> list[Layout]:

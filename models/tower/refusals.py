@@ -10,6 +10,7 @@ from torch import nn
 from vtc.models.layout.family import Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
+from vtc.models.layout.no_patches import UNKNOWN
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector, Signal
 
@@ -88,6 +89,11 @@ def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: i
         For a layer or a kind of query that is not there.
     """
     for signal in signals:
+        if parts.family.align is None and parts.family.no_project != UNKNOWN:
+            raise NotImplementedError(
+                f"{signal}: {parts.family.name} has no encoder signals, because {parts.family.no_project}; use a "
+                "method that reads none"
+            )
         if parts.family.align is None:
             raise NotImplementedError(
                 f"{signal}: vtc does not know how the patches of {parts.family.name} become tokens; use a method "
@@ -111,6 +117,10 @@ def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: i
             raise ValueError(f"{signal}: the vision tower has layers 0 to {depth - 1} (or -1 to -{depth})")
 
 
+def _name(pruner: Pruner) -> str:
+    return pruner.name or type(pruner).__name__
+
+
 def check_stops(
     parts: Parts, stops: Sequence[tuple[Pruner, Stop]], prefix: int, cut: int, last: int, depth: int
 ) -> list[tuple[int, Pruner, Stop]]:
@@ -124,14 +134,15 @@ def check_stops(
         For layers that are not there.
     """
     found = []
-    for pruner, stop in ((p, s) for p, given in stops for s in p.tower_stops(given, last)):
-        name, tower = pruner.name or type(pruner).__name__, type(parts.tower).__name__
-        instead = "use the input stage, which prunes right behind the projector"
-        if parts.family.no_vision_stage or parts.family.align is None:
+    instead = "use the input stage, which prunes right behind the projector"
+    for pruner, _ in stops:
+        if parts.family.no_vision_stage:
             raise NotImplementedError(
-                f"{name}: {parts.family.name} can't be pruned inside its vision tower: "
+                f"{_name(pruner)}: {parts.family.name} can't be pruned inside its vision tower: "
                 f"{parts.family.no_vision_stage}; {instead}"
             )
+    for pruner, stop in ((p, s) for p, given in stops for s in p.tower_stops(given, last)):
+        name, tower = _name(pruner), type(parts.tower).__name__
         kind = getattr(parts.tower.config, "model_type", None)
         if not parts.family.packed and kind not in DENSE_TOWERS:
             raise NotImplementedError(

@@ -11,7 +11,10 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as ALL
 from versions import known
 
+from vtc.eval.check.methods_on_model import methods_on
 from vtc.eval.check.prompts.build_prompts import KINDS
+from vtc.models.layout.families import FAMILIES
+from vtc.models.layout.no_patches import NO_PATCHES
 from vtc.models.try_without_weights import refuse_unknown
 
 # and a pattern of the reason, which may differ by version
@@ -82,3 +85,16 @@ def test_sparse_layers_of_minimax_are_refused() -> None:
     text = {"model_type": config.text_config.model_type, "layer_types": layers}
     with pytest.raises(NotImplementedError, match="MiniMaxM3VLSparseCacheLayer in its cache"):
         refuse_unknown(CONFIG_MAPPING["minimax_m3_vl"](text_config=text))
+
+
+def test_reasons_against_encoder_signals_are_of_families_without_a_row() -> None:
+    assert set(NO_PATCHES) <= set(KINDS) - {kind for family in FAMILIES for kind in family.model_types}
+
+
+@pytest.mark.parametrize("kind", ["aria", "fast_vlm", "fuyu"])
+def test_encoder_signals_are_refused_with_the_familys_own_reason(kind: str) -> None:
+    told = {one.name: one.why for one in methods_on(kind, "*u*") if one.status == "refused"}
+    assert {told[name].partition("because ")[2] or told[name] for name in ("prumerge", "vispruner")} == {
+        NO_PATCHES[kind]
+    }
+    assert told["flowcut"] == f"{kind} can't be pruned inside its vision tower: {NO_PATCHES[kind]}"
