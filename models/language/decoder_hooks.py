@@ -249,8 +249,8 @@ class DecoderSide:
             rows, found = run.looking
             weights = attention_rows(query, key, mask, scaling, rows)
             found.append(weights[..., weights.shape[-1] - query.shape[2] :])
-            rows, heads, asked = query.shape[:3]
-            return query.new_zeros(rows, asked, heads, value.shape[-1])  # nobody reads it
+            # nobody reads it: only its shape must be that of an output
+            return query.new_zeros(*query.transpose(1, 2).shape[:3], value.shape[-1])
         capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 

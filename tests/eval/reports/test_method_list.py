@@ -102,13 +102,17 @@ def test_families_in_words():
     assert words("dart(keep=0.5)") == "all"
     assert words("visionzip(keep=0.5)") == "all but LLaVA-OneVision"
     assert words("visionzip(merge=projected, keep=0.5)") == "all"
-    assert words("prumerge(keep=0.5)") == "with a class token: LLaVA-1.5 (CLIP), LLaVA-NeXT, InternVL"
-    assert words("tome(at=vision, keep=0.5)") == "LLaVA-1.5 (CLIP, SigLIP), LLaVA-NeXT"
+    assert words("prumerge(keep=0.5)") == (
+        "with a class token: LLaVA-1.5 (CLIP), ViP-LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video, InternVL, Qianfan-OCR"
+    )
+    assert words("tome(at=vision, keep=0.5)") == (
+        "LLaVA-1.5 (CLIP, SigLIP), ViP-LLaVA, PaliGemma, DeepSeek-VL, Janus, LLaVA-NeXT"
+    )
     found = support(vtc.parse("prumerge(keep=0.5)"))
     assert found.reasons["LLaVA-1.5 (SigLIP, Pixtral)"] == "its vision tower has no class token"
     # a pipeline runs where all of its methods do
     both = support(vtc.parse("random(at=vision, layer=2, keep=0.5) + prumerge(keep=0.2)"))
-    assert both.runs == ("LLaVA-1.5 (CLIP)", "LLaVA-NeXT")
+    assert both.runs == ("LLaVA-1.5 (CLIP)", "ViP-LLaVA", "LLaVA-NeXT", "Qianfan-OCR")
 
 
 @pytest.mark.parametrize("spec", FLAG_CASES)

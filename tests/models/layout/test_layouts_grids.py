@@ -35,7 +35,10 @@ PROCESSORS = (
     "Glm46VImageProcessor",
     "GlmgaImageProcessor",
     "CohereCompassImageProcessor",
+    "VideoLlama3ImageProcessor",
+    "MiniMaxM3VLImageProcessor",
 )
+IN_READING_ORDER = ("PaddleOCRVLImageProcessor", "Kimi_K25ImageProcessor")
 
 
 @lru_cache(maxsize=2)
@@ -84,22 +87,27 @@ def test_tokens_follow_the_units_of_the_input(kind: str, modality: str) -> None:
         assert ((after - before).abs().amax(-1) > 1e-6).nonzero()[:, 0].tolist() == [unit]
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("name", PROCESSORS + IN_READING_ORDER)
 def test_units_of_the_processors(name: str) -> None:
-    """Units come row by row: their means are where the layout says."""
+    """Units, or patches, come row by row: their means are where the layout says."""
     if not hasattr(transformers, name):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    row_by_row = name in IN_READING_ORDER
+    options = {"do_resize": False, "do_rescale": False, "do_normalize": False}
     processor = getattr(transformers, name)(
-        patch_size=4, temporal_patch_size=2, merge_size=2, do_resize=False, do_rescale=False, do_normalize=False
+        patch_size=4, merge_size=2, **options, **({} if row_by_row else {"temporal_patch_size": 2})
     )
     sizes = [(32, 48), (16, 16), (24, 8)]
     pictures = [picture(h, w, 10 * i).numpy().astype(np.float32) for i, (h, w) in enumerate(sizes)]
     made = processor(images=pictures, return_tensors="pt", do_convert_rgb=False, input_data_format="channels_first")
     assert made["image_grid_thw"].tolist() == [[1, h // 4, w // 4] for h, w in sizes]
-    units: Tensor = made["pixel_values"].view(-1, 4, 3, 2 * 4 * 4).mean((1, 3))
+    each, side = (1, 4) if row_by_row else (4, 8)
+    units: Tensor = (
+        made["pixel_values"].flatten(1).view(-1, each, 3, side * side // each * (2 - row_by_row)).mean((1, 3))
+    )
     for i, (h, w) in enumerate(sizes):
-        own, units = units.split([h * w // 64, len(units) - h * w // 64])
-        check(Layout((Grid(h // 8, w // 8),)), own, (8, 8), 10 * i)
+        own, units = units.split([h * w // side**2, len(units) - h * w // side**2])
+        check(Layout((Grid(h // side, w // side),)), own, (side, side), 10 * i)
 
 
 @pytest.mark.skipif("exaone4_5" not in TYPES, reason="the only tower with grouped heads is newer")

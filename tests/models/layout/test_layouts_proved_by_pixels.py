@@ -6,6 +6,7 @@ other: of what the language model gets, and of what is aligned of the tower's ro
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -166,6 +167,7 @@ def places_of(
         patches = cell(height, width, grid.rows, grid.cols, row, col)
         return [start + f * height * width + patch for f in frames for patch in patches]
     unit = height * width // (grid.rows * grid.cols)
+    assert (grid.rows * math.isqrt(unit), grid.cols * math.isqrt(unit)) == (height, width)
     first = start + g * height * width + (row * grid.cols + col) * unit
     return [slice(first, first + unit)]
 
