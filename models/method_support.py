@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from vtc.models.layout.families import FAMILIES
-from vtc.models.layout.family import Family, Tower
-from vtc.models.layout.no_patches import UNKNOWN
+from vtc.models.layout.family import UNKNOWN, Family, Tower
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector
 

@@ -14,11 +14,35 @@ from . import layouts_by_family as layouts
 from . import projectors_by_family as projectors
 from .crops_by_family import Crops, Sample
 from .layouts_by_family import VisionCall
-from .no_patches import NO_PATCHES, UNKNOWN
 
 
 def _one(config: Any) -> int:
     return 1
+
+
+UNKNOWN = "vtc does not know how its tower's patches become tokens"
+
+# families whose visual tokens are no sets of a tower's patches: no row can give them encoder signals
+_WHY_NOT: dict[str, tuple[str, ...]] = {
+    "its tokens are queries, each of which reads many patches": (
+        "aria",
+        "deepseek_ocr2",
+        "granite4_vision",
+        "idefics2",
+    ),
+    "its tower ends in convolutions, whose places overlap": (
+        "fast_vlm",
+        "gemma3n",
+        "got_ocr2",
+        "pp_chart2table",
+        "step3p7",
+    ),
+    "it joins what two towers with patches of their own make of a picture": ("deepseek_vl_hybrid", "unlimited_ocr"),
+    "it has no vision tower: pixels are projected as they are": ("fuyu", "gemma4_unified"),
+    "its pictures are words of a codebook, which no attention gives": ("apertus1p5", "emu3"),
+    "its pictures and its videos have a tower each": ("video_llava",),
+}
+NO_PATCHES = {kind: reason for reason, kinds in _WHY_NOT.items() for kind in kinds}
 
 
 class Tower(NamedTuple):

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from vtc.models.layout.family import Family
+from vtc.models.layout.family import UNKNOWN, Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
-from vtc.models.layout.no_patches import UNKNOWN
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector, Signal
 

@@ -14,7 +14,7 @@ from versions import known
 from vtc.eval.check.methods_on_model import methods_on
 from vtc.eval.check.prompts.build_prompts import KINDS
 from vtc.models.layout.families import FAMILIES
-from vtc.models.layout.no_patches import NO_PATCHES
+from vtc.models.layout.family import NO_PATCHES
 from vtc.models.try_without_weights import refuse_unknown
 
 # and a pattern of the reason, which may differ by version
