@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from vtc.models.stock.transformers_api import features_in
+from vtc.pruners.layout import Layout
 
 from .layouts_by_family import VisionCall
 from .model_parts import Parts
@@ -30,6 +32,17 @@ class Fed:
     def repeats(self) -> int:
         """How often each recorded item was fed."""
         return max(1, len(self.lengths) // max(1, len(self.record.lengths)))
+
+    def cut_at_rows(self, counts: Sequence[int]) -> Fed:
+        """One item that fills the placeholders of several rows, `counts` in each, as an item a row; else these.
+
+        Fuyu is given the patches of all pictures of a batch as one, without a word on where a picture ends.
+        """
+        own, record = [n for n in counts if n], self.record
+        whole = len(own) < 2 or self.lengths != [sum(own)] or record.lengths != self.lengths
+        if whole or record.signals or record.steps:
+            return self
+        return Fed(replace(record, lengths=own, layouts=lambda: [Layout.line(n) for n in own]), own)
 
 
 def joined_crop(core: Any) -> int | None:

@@ -161,6 +161,11 @@ def make_batch(masks: dict[str, Tensor], fed: dict[str, Fed], valid: Tensor | No
     read = [*names, *(m for m in masks if m not in fed)]
     counts, row_lengths, ends = _read_counts([masks[m] for m in read], valid, rows, length, prompt)
     behind = [_place_of(name, fed[name], read, counts) for name in names]
+    cut = {
+        name: fed[name].cut_at_rows(counts[at] if counts else [sum(fed[name].lengths) // rows] * rows)
+        for name, at in zip(names, behind, strict=True)
+    }
+    fed = {**fed, **cut}
     spans: list[Span] = []
     lengths: list[int] = []
     pieces: list[Tensor] = []

@@ -10,6 +10,9 @@ import torch
 
 from vtc.models.layout.items_behind_placeholders import Fed
 from vtc.models.layout.spans import make_batch
+from vtc.models.layout.vision_call_record import VisionRecord
+from vtc.pruners.layout import Layout
+from vtc.pruners.signals import EncoderKeys
 
 
 def fed(*lengths: int) -> Fed:
@@ -25,6 +28,19 @@ def mask(*rows: str) -> torch.Tensor:
 def test_items_that_do_not_match_their_placeholders_are_an_error(rows: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"1 items, 3 tokens\) do not match the placeholders of the batch \(\[2"):
         make_batch({"image": mask(*rows)}, {"image": fed(3)}, None, 6)
+
+
+def test_one_item_that_fills_several_rows_is_cut_where_they_end() -> None:
+    """Fuyu's patches of all pictures."""
+    record = VisionRecord("image", [5], lambda: [Layout.line(5)])
+    masks = {"image": mask("..ii", "....", "iii.")}
+    batch, _ = make_batch(masks, {"image": Fed(record, [5])}, None, 4)
+    assert [(s.sample, s.item) for s in batch.spans] == [(0, 0), (2, 1)]
+    assert batch.columns.tolist() == [[2, 3, 0], [0, 1, 2]]
+    assert batch.layouts() == [Layout.line(2), Layout.line(3)]
+    told = VisionRecord("image", [5], lambda: [Layout.line(5)], {EncoderKeys(): [torch.zeros(5, 1, 2)]})
+    with pytest.raises(ValueError, match="do not match"):  # an item of a tower is one picture
+        make_batch(masks, {"image": Fed(told, [5])}, None, 4)
 
 
 def test_items_behind_the_placeholders_of_another_modality() -> None:
