@@ -39,8 +39,8 @@ class Flagship:
         Makes a picture for it; None: it is only wrapped.
     axes : int
         How many axes its position ids have.
-    run_layers : int, optional
-        How many decoder layers a forward is run with; None: all.
+    run : dict, optional
+        What a forward's text model has instead, mostly fewer layers; None: nothing.
     """
 
     kind: str
@@ -48,24 +48,19 @@ class Flagship:
     changes: dict[str, Any] = field(default_factory=dict)
     picture: Callable[[], Picture] | None = None
     axes: int = 1
-    run_layers: int | None = None
+    run: dict[str, Any] | None = field(default_factory=lambda: {"num_hidden_layers": 12})
 
     def on_meta(self) -> nn.Module:
         """The model without weights."""
         model: nn.Module = model_without_weights(CONFIG_MAPPING[self.kind](**self.changes)).eval()
         return model
 
-    def shallow(self) -> Flagship:
-        """The same with the first `run_layers` decoder layers alone."""
-        if self.run_layers is None:
+    def as_run(self) -> Flagship:
+        """What a forward is run with: mostly the first decoder layers alone."""
+        if self.run is None:
             return self
-        text = {
-            k: v[: self.run_layers] if isinstance(v, list) else v
-            for k, v in self.changes.get("text_config", {}).items()
-        }
-        if "layers_block_type" not in text:  # Nemotron's depth is the length of that list
-            text["num_hidden_layers"] = self.run_layers
-        return replace(self, changes={**self.changes, "text_config": text}, run_layers=None)
+        text = {**self.changes.get("text_config", {}), **self.run}
+        return replace(self, changes={**self.changes, "text_config": text}, run=None)
 
 
 def mrope(*section: int, theta: float = 1e6, part: float = 1.0) -> dict[str, Any]:

@@ -15,10 +15,10 @@ def pixels(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def patches(rows: int, cols: int, width: int, merge: int = 2, **more: Tensor) -> Picture:
-    """Flattened patches `[rows * cols, width]` and their (t, h, w) grid; `merge` x `merge` of them make a token."""
-    inputs = {"pixel_values": pixels(rows * cols, width), "image_grid_thw": torch.tensor([[1, rows, cols]]), **more}
-    return Picture(inputs, (rows * cols // merge**2,))
+def patches(rows: int, cols: int, width: int) -> Picture:
+    """Flattened patches `[rows * cols, width]` and their (t, h, w) grid; 2 x 2 of them make a token."""
+    inputs = {"pixel_values": pixels(rows * cols, width), "image_grid_thw": torch.tensor([[1, rows, cols]])}
+    return Picture(inputs, (rows * cols // 4,))
 
 
 def small_squares(rows: int, cols: int, side: int) -> Picture:
@@ -27,9 +27,9 @@ def small_squares(rows: int, cols: int, side: int) -> Picture:
     return Picture({**one.inputs, "pixel_values": pixels(rows * cols, 3, side, side)}, one.lengths)
 
 
-def tiles(count: int, side: int, tokens: int, *lead: int) -> Picture:
-    """Tiles `[*lead, count, 3, side, side]` that are spans of their own."""
-    return Picture({"pixel_values": pixels(*lead, count, 3, side, side)}, (tokens,) * count)
+def tiles(count: int, side: int, tokens: int) -> Picture:
+    """Tiles `[count, 3, side, side]` that are spans of their own."""
+    return Picture({"pixel_values": pixels(count, 3, side, side)}, (tokens,) * count)
 
 
 def gemma4() -> Picture:
@@ -56,11 +56,6 @@ def any_res() -> Picture:
     """A base crop and a mosaic of four tiles: Granite 4 vision."""
     sizes = torch.tensor([[700, 700]])
     return Picture({"pixel_values": pixels(1, 5, 3, 384, 384), "image_sizes": sizes}, (744,))
-
-
-def joined() -> Picture:
-    """One picture of any size: LightOnOCR."""
-    return Picture({"pixel_values": pixels(1, 3, 1036, 756), "image_sizes": torch.tensor([[1036, 756]])}, (999,))
 
 
 def views() -> Picture:

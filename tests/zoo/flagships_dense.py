@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-
 from .flagship import Flagship, mrope
-from .flagship_pictures import AT_14, any_res, joined, molmo2, patches, row_ends, small_squares, tiles
+from .flagship_pictures import AT_14, any_res, molmo2, row_ends, small_squares, tiles
 from .sizes import LLAMA_7B, QWEN2_7B, SO400M
 
 LLAMA3_8B = {**LLAMA_7B, "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
@@ -32,7 +30,7 @@ PE_G = {
 
 DENSE = {
     "glm-4.1v-9b": Flagship(
-        "glm4v", 10.29, {"text_config": {"rope_parameters": mrope(8, 12, 12, theta=1e4, part=0.5)}}, AT_14, 3
+        "glm4v", 10.29, {"text_config": {"rope_parameters": mrope(8, 12, 12, theta=1e4, part=0.5)}}
     ),
     "glm-4.6v-flash-9b": Flagship(
         "glm46v", 10.29, {"text_config": {"rope_parameters": mrope(8, 12, 12, theta=5e5, part=0.5)}}, AT_14, 3
@@ -76,7 +74,7 @@ DENSE = {
             "image_grid_pinpoints": [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]],
         },
         any_res,
-        run_layers=24,
+        run={"num_hidden_layers": 22},  # the last one that is fed is 21
     ),
     "command-a-vision-112b": Flagship(
         "cohere2_vision",
@@ -92,7 +90,6 @@ DENSE = {
             },
         },
         partial(tiles, 5, 512, 256),
-        run_layers=24,
     ),
     "aya-vision-8b": Flagship(
         "aya_vision",
@@ -107,8 +104,6 @@ DENSE = {
                 "num_attention_heads": 32,
             },
         },
-        partial(tiles, 5, 364, 169),
-        run_layers=24,
     ),
     "ovis2-8b": Flagship(
         "ovis2",
@@ -119,9 +114,8 @@ DENSE = {
             "vocab_size": 152064,
             "hidden_size": 3584,
         },
-        partial(tiles, 5, 448, 256),
     ),
-    "muse-glimmer-30b": Flagship("muse_glimmer", 29.78, {}, AT_14, run_layers=24),
+    "muse-glimmer-30b": Flagship("muse_glimmer", 29.78),
     "exaone-4.5-33b": Flagship(
         "exaone4_5",
         33.87,
@@ -144,7 +138,6 @@ DENSE = {
             },
         },
         AT_14,
-        run_layers=24,
     ),
     "hunyuan-ocr-1b": Flagship(
         "hunyuan_vl",
@@ -169,7 +162,6 @@ DENSE = {
         "video_llama_3",
         8.05,
         {"vision_config": {**SO400M, "patch_size": 14}, "text_config": {**QWEN2_7B, "model_type": "qwen2"}},
-        partial(patches, 74, 54, 3 * 14**2, 1, image_merge_sizes=torch.tensor([1])),
     ),
     "perception-lm-8b": Flagship(
         "perception_lm",
@@ -185,8 +177,6 @@ DENSE = {
             "projector_pooling_ratio": 2,
             "vision_use_cls_token": False,
         },
-        partial(tiles, 5, 448, 256, 1),
-        run_layers=24,
     ),
     "internvl3-38b": Flagship(
         "internvl",
@@ -211,8 +201,7 @@ DENSE = {
             },
         },
         partial(tiles, 5, 448, 256),
-        run_layers=24,
     ),
-    "glm-ocr": Flagship("glm_ocr", 0.81, {}, AT_14, 3),
-    "lightonocr-1b": Flagship("lighton_ocr", 1.01, {}, joined),
+    "glm-ocr": Flagship("glm_ocr", 0.81),
+    "lightonocr-1b": Flagship("lighton_ocr", 1.01),
 }

@@ -36,7 +36,6 @@ GEMMA = {
             },
         },
         gemma4,
-        run_layers=24,
     ),
     "gemma-4-26b-a4b": Flagship(
         "gemma4",
@@ -56,12 +55,10 @@ GEMMA = {
                 "moe_intermediate_size": 704,
             },
         },
-        gemma4,
-        run_layers=24,
     ),
     "gemma-4-e4b": Flagship(
         "gemma4",
-        7.46,
+        7.63,
         {
             "vision_config": {"use_clipped_linears": True},
             "text_config": {
@@ -73,6 +70,12 @@ GEMMA = {
             },
         },
         gemma4,
+        run={"num_hidden_layers": 18, "num_kv_shared_layers": 6},
     ),
-    "gemma-3n-e4b": Flagship("gemma3n", 7.82, {}, partial(tiles, 1, 768, 256)),
+    "gemma-3n-e4b": Flagship(
+        "gemma3n",
+        7.82,
+        picture=partial(tiles, 1, 768, 256),
+        run={"num_hidden_layers": 15, "num_kv_shared_layers": 5},
+    ),
 }

@@ -29,18 +29,17 @@ NEMOTRON_LAYERS = [NEMOTRON[kind] for kind in "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM
 
 
 SPARSE = {
-    "qwen3.5-9b": Flagship("qwen3_5", 9.41, {"vision_config": {"out_hidden_size": 4096}}, AT_16, 3, 16),
-    "qwen3.5-35b-a3b": Flagship("qwen3_5_moe", 35.11, {"vision_config": {"out_hidden_size": 2048}}, AT_16, 3, 16),
+    "qwen3.5-9b": Flagship("qwen3_5", 9.41, {"vision_config": {"out_hidden_size": 4096}}, AT_16, 3),
+    "qwen3.5-35b-a3b": Flagship("qwen3_5_moe", 35.11, {"vision_config": {"out_hidden_size": 2048}}),
     "qwen3-vl-30b-a3b": Flagship(
         "qwen3_vl_moe",
-        30.62,
+        31.07,
         {
             "vision_config": {"out_hidden_size": 2048},
             "text_config": {**QWEN3_A3B, "rope_parameters": mrope(24, 20, 20, theta=5e6)},
         },
         AT_16,
         3,
-        24,
     ),
     "qwen3-omni-30b-a3b": Flagship(
         "qwen3_omni_moe_thinker",
@@ -58,18 +57,16 @@ SPARSE = {
         },
         AT_16,
         3,
-        24,
     ),
     "glm-4.5v-106b": Flagship(
         "glm4v_moe",
-        106.0,
+        107.71,
         {
             "vision_config": {"out_hidden_size": 4096, "intermediate_size": 10944},
             "text_config": {"head_dim": 128, "rope_parameters": mrope(8, 12, 12, theta=1e4, part=0.5)},
         },
         AT_14,
         3,
-        24,
     ),
     "kimi-k2.5": Flagship(
         "kimi_k25",
@@ -86,7 +83,6 @@ SPARSE = {
             }
         },
         partial(small_squares, 74, 54, 14),
-        run_layers=24,
     ),
     "deepseek-ocr2-3b": Flagship(
         "deepseek_ocr2",
@@ -115,6 +111,7 @@ SPARSE = {
             },
         },
         views,
+        run=None,
     ),
     "minicpm-v-4.6": Flagship(
         "minicpmv4_6",
@@ -143,8 +140,9 @@ SPARSE = {
             "text_config": {"hidden_size": 2048, "num_hidden_layers": 16, "full_attn_idxs": [2, 5, 8, 10, 12, 14]},
         },
         unpadded,
+        run=None,
     ),
-    "lfm3-vl-2b": Flagship("lfm3_vl", 1.92, {}, AT_16),
+    "lfm3-vl-2b": Flagship("lfm3_vl", 1.92, {}, AT_16, run={"num_hidden_layers": 14}),
     "ernie-4.5-vl-28b-a3b": Flagship("ernie4_5_vl_moe", 29.40, {}, partial(patches, 74, 54, 3 * 14**2), 3),
     "nemotron-3-nano-omni-30b-a3b": Flagship(
         "nemotron_h_omni",
@@ -165,7 +163,7 @@ SPARSE = {
             },
         },
         radio,
-        run_layers=27,
+        run={"layers_block_type": NEMOTRON_LAYERS[:16]},
     ),
     "step-3.7-flash": Flagship(
         "step3p7",
@@ -178,15 +176,12 @@ SPARSE = {
             }
         },
     ),
-    "muse-spark-816b": Flagship("muse_spark", 822.04, {}, AT_14, run_layers=24),
-    "minimax-m3": Flagship("minimax_m3_vl", 448.05, {}, AT_14, run_layers=24),
+    "muse-spark-816b": Flagship("muse_spark", 822.04, {}, AT_14),
+    "minimax-m3": Flagship("minimax_m3_vl", 448.05),
 }
 INDEXER = {"n_heads": 2, "kv_heads": 1, "head_dim": 256, "budget": 2048, "compress_ratio": 16}
 REFUSED = {
     "llama-4-scout": Flagship("llama4", 108.22),
-    "llama-4-maverick": Flagship(
-        "llama4", 401.17, {"text_config": {"num_local_experts": 128, "interleave_moe_layer_step": 2}}
-    ),
     "mistral-large-4": Flagship("mistral_large4", 1051.82),
     "hy4": Flagship("hy_v4_vl", 771.14),
     "qwen4-exp": Flagship("qwen4_exp", 67.79, {"text_config": {f"indexer_{k}": v for k, v in INDEXER.items()}}),
