@@ -42,17 +42,6 @@ NAMED = {
     "mistral-large-4": 1000,
 }
 
-
-REASONS = {
-    "llama4": "attends by another rule",
-    "mistral_large4": "prev_topk_indices",
-    "hy_v4_vl": "prev_topk_indices",
-    "qwen4_exp": "in its cache|does not know",
-    "glm5_next": "prev_topk_indices",
-    "dots3_note": "in its cache",
-    "inkling_mm_model": "position_embeddings",
-    "inkling2": "position_embeddings",
-}
 WITHOUT_KEYS = ("linear_attention", "conv", "moe", "mlp")
 
 
@@ -102,7 +91,7 @@ def test_what_vtc_refuses_is_refused_untouched(name: str) -> None:
     model = REFUSED[name].on_meta()
     assert size_of(model) == pytest.approx(REFUSED[name].billions, rel=0.005)
     before = anatomy(model)
-    with pytest.raises(NotImplementedError, match=REASONS[REFUSED[name].kind]) as told:
+    with pytest.raises(NotImplementedError) as told:  # test_refused_families.py holds the reasons
         vtc.compress(model, pipeline(2))
     assert len(str(told.value).splitlines()) == 1
     assert anatomy(model) == before
