@@ -46,11 +46,17 @@ class FakeDevice(TorchFunctionMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.checking = False  # transformers counts placeholders
+        self.marked: dict[str, int] = {}  # how many tokens a mask marks where a module of transformers indexes with it
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.checking and func is Tensor.__getitem__ and isinstance(args[1], Tensor):
             return args[0]  # older versions read the device for a number that the check compares, which is off
+        if self.marked and func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+            count = self.marked.get(sys._getframe(1).f_globals["__name__"])
+            if count is not None:
+                x, mask = args
+                return self.put(x.new_empty(count * x.shape[-1] if mask.dim() == x.dim() else (count, x.shape[-1])))
         if any(map(on_device, tree_leaves((args, kwargs)))):
             with self.fake:
                 return func(*args, **kwargs)

@@ -57,6 +57,18 @@ def test_the_pretended_gpu_notices_a_sync_and_a_mixed_device() -> None:
         assert torch.arange(3).tolist() == [0, 1, 2]
 
 
+def test_only_the_module_that_is_named_is_told_how_many_tokens_a_mask_marks() -> None:
+    gpu = FakeDevice()
+    x = gpu.put(torch.zeros(4, 5))
+    with gpu:
+        gpu.marked = {"transformers": 3}
+        with pytest.raises(Exception, match=r"aten\.nonzero"):
+            x[x > 0]
+        gpu.marked = {__name__: 3}
+        assert x[x > 0].shape == (15,)
+        assert x[x[:, 0] > 0].shape == (3, 5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("setting", "family"), cells([BOTH_STAGES, READING, IN_THE_TOWER], FAMILIES))
