@@ -15,6 +15,7 @@ from vtc.eval.check.tiny_model.token_ids import CLOSE, OPEN, Tokens
 
 from .placeholders import Item, Size, of
 from .placeholders_by_size import Patches, Qwen3
+from .placeholders_of_sound import Sound, in_time
 
 
 class Glm(Patches):
@@ -50,10 +51,10 @@ class Omni(Patches):
     The model counts a mark behind each picture, so that none can be the last of its row.
     """
 
-    marked, last = None, False
+    marked, last, sound_in_videos = None, False, True
 
     def geometry(self, config: dict[str, Any]) -> None:
-        """Marks, which default configurations lack, and a small tower for audio."""
+        """Marks, which default configurations lack, and a small tower for audio; time in small steps."""
         super().geometry(config)
         for name, mark in (("vision_start_token_id", OPEN), ("vision_end_token_id", CLOSE)):
             config.setdefault(name, mark)
@@ -62,6 +63,12 @@ class Omni(Patches):
         audio["output_dim"] = config["text_config"]["hidden_size"]
         if "downsample_hidden_size" in audio:
             audio["downsample_hidden_size"] = 16
+        marks = config["audio_start_token_id"], config.get("audio_end_token_id") or CLOSE
+        self.sound = Sound(16, (40, 72, 104), mask="feature_attention_mask", frames_last=True, marks=marks)
+        # so that a clip of few tokens lasts as long as a video
+        self.step = config["position_id_per_seconds"] = 2
+        seconds = config.get("seconds_per_chunk")  # Qwen3-Omni has none
+        self.chunk = None if seconds is None else float(self.step * seconds)
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """With the seconds between two frames of each video."""
@@ -69,6 +76,15 @@ class Omni(Patches):
         if clips:
             out["video_second_per_grid"] = torch.tensor([float(clip.size[0]) for clip in clips])
         return out
+
+    def sounding(self, video: Item, ids: list[int], sound: list[int]) -> list[int]:
+        """Both behind both marks, in the order of time."""
+        frames, heard = ids[1:-1], sound[1:-1]
+        each = len(frames) // video.size[0]
+        times = [float(t * video.size[0] * self.step) for t in range(video.size[0]) for _ in range(each)]
+        left = iter(frames), iter(heard)
+        mixed = [next(left[later]) for later in in_time(times, len(heard), self.chunk)]
+        return [ids[0], sound[0], *mixed, sound[-1], ids[-1]]
 
 
 class Edge(Qwen3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from vtc.eval.check.tiny_model.token_ids import Tokens
 
 from .placeholders import Item, Kind, Size, noise, of
 from .placeholders_by_size import Patches
+from .placeholders_of_sound import Sound
 
 
 class Muse(Patches):
@@ -29,6 +31,8 @@ class Muse(Patches):
         if "audio_config" in config:
             width = config["text_config"]["hidden_size"]
             config["audio_config"].update(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_hidden_size=width)
+            token = math.prod(config["audio_config"]["patch_sizes"])  # whole tokens: no convolution looks ahead
+            self.sound = Sound(0, (6 * token, 4 * token, 9 * token), "input_values", "input_values_mask")
 
 
 class Ernie(Patches):
@@ -79,6 +83,10 @@ class Gemma3n(Kind):
         )
         audio.update(vocab_size=8, vocab_offset=text["vocab_size"] + 8)
         config["vision_soft_tokens_per_image"] = 16
+        # shorter clips are filled up with one and the same token
+        fixed = config["audio_soft_tokens_per_image"] = 8
+        marks = config["boa_token_id"], config["eoa_token_id"]
+        self.sound = Sound(audio["input_feat_size"], (96, 64, 128), marks=marks, fixed=fixed)
 
 
 class Fuyu(Kind):
