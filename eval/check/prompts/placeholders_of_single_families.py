@@ -77,11 +77,13 @@ class Gemma3n(Kind):
         alternate(text, 2)
         text.update(head_dim=8, laurel_rank=8)
         text.update(intermediate_size=[96] * 8, activation_sparsity_pattern=[0.95] * 2 + [0.0] * 6)
-        tower.update(architecture="test_efficientnet", hidden_size=256, vocab_size=8, vocab_offset=text["vocab_size"])
+        tower.update(architecture="test_efficientnet", hidden_size=256, vocab_size=8)
         audio.update(
             hidden_size=32, conf_num_attention_heads=4, conf_num_hidden_layers=1, sscp_conv_channel_size=[8, 4]
         )
-        audio.update(vocab_size=8, vocab_offset=text["vocab_size"] + 8)
+        audio["vocab_size"] = 8  # the last words of the vocabulary, with the picture's in front of them
+        audio["vocab_offset"] = text["vocab_size"] - 8
+        tower["vocab_offset"] = text["vocab_size"] - 16
         config["vision_soft_tokens_per_image"] = 16
         # shorter clips are filled up with one and the same token
         fixed = config["audio_soft_tokens_per_image"] = 8
