@@ -50,6 +50,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "sizes": ("image_sizes",),
     "image grid": ("image_grid_thw",),
     "video grid": ("video_grid_thw",),
+    "video tokens": ("video_compression_mask",),
     "window index": ("window_index",),
     "features": ("mm_encoder_outputs",),
     "deepstack places": ("visual_pos_masks", "vision_mask"),

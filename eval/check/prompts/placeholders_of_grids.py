@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.eval.check.tiny_model.token_ids import CLOSE, OPEN, Tokens
+from vtc.eval.check.tiny_model.token_ids import CLOSE, OPEN, WORDS, Tokens
 
 from .placeholders import Item, Size, of
 from .placeholders_by_size import Patches, Qwen3
@@ -166,7 +166,10 @@ class Pooled(Squares):
 
 
 class Merged(Lines):
-    """How many patches make a token is told for each picture: VideoLLaMA 3. A size is (t, h, w, side of a token)."""
+    """How many patches make a token is told for each picture: VideoLLaMA 3. A size is (t, h, w, side of a token).
+
+    Of a video's tokens only those are fed that differ from the frame before.
+    """
 
     def geometry(self, config: dict[str, Any]) -> None:
         """Small patches, of one frame."""
@@ -180,13 +183,35 @@ class Merged(Lines):
         return Item(modality, item.pixels, size)
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
-        """Grids, and the sides of tokens beside them."""
-        out = super().collate(samples)
+        """Grids, the sides of tokens beside them, and which tokens of videos are fed."""
+        out, clips = super().collate(samples), of(samples, "video")
+        if clips:
+            out["video_compression_mask"] = torch.cat([self._fed(clip).flatten() for clip in clips])
         for modality in ("image", "video"):
             if f"{modality}_grid_thw" in out:
                 sizes = out[f"{modality}_grid_thw"]
                 out[f"{modality}_grid_thw"], out[f"{modality}_merge_sizes"] = sizes[:, :3], sizes[:, 3]
         return out
+
+    @staticmethod
+    def _fed(clip: Item) -> Tensor:
+        """`[frames, tokens]` bool: all of the first frame, of the others those above average, and one at least."""
+        frames, *_, side = clip.size
+        units = clip.pixels.view(frames, -1, side**2 * clip.pixels.shape[-1])
+        change = units.diff(dim=0).abs().mean(-1)
+        fed = torch.ones(units.shape[:2], dtype=torch.bool)
+        fed[1:] = change > change.mean()
+        fed[:, 0] |= ~fed.any(1)
+        return fed
+
+    def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:
+        """A word in front of the tokens of each frame."""
+        if item.modality == "image":
+            return super().item_ids(item, left, tokens)
+        fed = self._fed(item)
+        if left.pop(0) != fed.numel():
+            raise ValueError(f"the model does not make {fed.numel()} tokens of a video of {item.size}")
+        return [i for t, n in enumerate(fed.sum(1).tolist()) for i in (WORDS[0] + t, *[tokens.video or 0] * n)]
 
 
 class RowEnds(Patches):
