@@ -218,29 +218,57 @@ def _kept(report: Any, row: int) -> list[list[list[int]]]:
     return [[step.kept[i].tolist() for i in spans] for step in report.steps]
 
 
-def second_turn(subject: Subject, setting: Setting) -> float:
+def with_sound(shape: str) -> Callable[[Subject, Setting], float]:
+    """Pruned equals masked with sound beside the pictures, of which no column goes."""
+
+    def contract(subject: Subject, setting: Setting) -> float:
+        worst = masked(shape)(subject, setting)
+        pruned, ids = subject.pruned(setting, shape), subject.prompts[shape].inputs["input_ids"]
+        sound = ids == subject.prompts.tokens.audio
+        taken = [s.sample for s in pruned.report.spans if bool(sound[s.sample, s.columns].any())]
+        if taken or bool((pruned.hidden & sound).any()):
+            raise Wrong(f"columns of sound are taken for a picture's, first in row {min(taken, default=0)}")
+        deaf = replace(pruned, hidden=pruned.hidden | sound)
+        ours, without = (subject.truth_of(p, shape, ids[:, -1:])[:, -1] for p in (pruned, deaf))
+        change = (ours - without).abs().amax(-1)[sound.any(1)]
+        if float(change.min()) < SHOWS * TOLERANCE * float(ours.abs().max()):
+            raise NothingToSee(f"without its sound no logit of a row changes by more than {float(change.min()):.1g}")
+        return worst
+
+    return contract
+
+
+def second_turn(shape: str) -> Callable[[Subject, Setting], float]:
     """A text-only second turn on the pruned cache sees what the reference sees over the whole dialogue."""
-    n = min(subject.tokens, 4)
-    pruned, positions = subject.pruned(setting, "ragged"), _further(subject.plain("ragged").positions, len(REPLY) + n)
-    with setting.compressed(subject.model):
-        tokens, logits = _two_turns(subject, subject.model, n)
-    truth = subject.truth_of(pruned, "ragged", tokens, positions)[:, -n:]
-    try:
-        chosen(subject, truth, tokens[:, -n:], "second turn")
-        return close(logits, truth, "second turn")
-    except Wrong:
-        plain = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
-        tokens, logits = _two_turns(subject, subject.truth.model, n)
+
+    def contract(subject: Subject, setting: Setting) -> float:
+        n = min(subject.tokens, 4)
+        pruned, plain = subject.pruned(setting, shape), subject.plain(shape)
+        width = subject.prompts[shape].inputs["input_ids"].shape[1]
+        positions = _further(plain.positions[..., : width + n - 1], len(REPLY) + n)
+        with setting.compressed(subject.model):
+            tokens, logits = _two_turns(subject, subject.model, shape, n)
+        truth = subject.truth_of(pruned, shape, tokens, positions)[:, -n:]
         try:
-            close(logits, subject.truth_of(plain, "ragged", tokens, positions)[:, -n:], "second turn")
-        except Wrong as error:
-            raise NothingToSee(f"the untouched model's own second turn is not that of its dialogue: {error}") from None
-        raise
+            chosen(subject, truth, tokens[:, -n:], "second turn")
+            return close(logits, truth, "second turn")
+        except Wrong:
+            untouched = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
+            tokens, logits = _two_turns(subject, subject.truth.model, shape, n)
+            try:
+                close(logits, subject.truth_of(untouched, shape, tokens, positions)[:, -n:], "second turn")
+            except Wrong as error:
+                raise NothingToSee(
+                    f"the untouched model's own second turn is not that of its dialogue: {error}"
+                ) from None
+            raise
+
+    return contract
 
 
-def _two_turns(subject: Subject, model: Any, n: int) -> tuple[Tensor, Tensor]:
+def _two_turns(subject: Subject, model: Any, shape: str, n: int) -> tuple[Tensor, Tensor]:
     """Tokens behind the prompt of two turns, `n` generated in each, and the logits `[B, n, V]` of the last ones."""
-    inputs = subject.prompts["ragged"].inputs
+    inputs = subject.prompts[shape].inputs
     width = inputs["input_ids"].shape[1]
     first = greedy(model, inputs, n, subject.special)
     ids = torch.cat([first.sequences, torch.tensor([REPLY]).expand(len(first.sequences), -1)], 1)
@@ -325,10 +353,13 @@ CONTRACTS: dict[str, Callable[[Subject, Setting], float]] = {
     "pictures of other sizes": masked("sizes"),
     "picture last": masked("last"),
     "videos": masked("video"),
+    "sound beside pictures": with_sound("sound"),
+    "sound in videos": with_sound("sound in video"),
     "right padding": right_padding,
     "one by one": one_by_one,
     "text only": text_only,
-    "second turn": second_turn,
+    "second turn": second_turn("ragged"),
+    "second turn behind sound": second_turn("sound"),
     "beams": beams("singles"),
     "beams, several pictures": beams("text row"),
     "restored": restored,
@@ -339,6 +370,9 @@ NEEDS = {
     "pictures of other sizes": "sizes",
     "picture last": "last",
     "videos": "video",
+    "sound beside pictures": "sound",
+    "sound in videos": "sound in video",
+    "second turn behind sound": "sound",
 }
 # uncompiled flex attention takes a hundred times longer: what it can get wrong is the mask
 OF_FLEX = ("keep=1.0, bit for bit", PRUNED, "a row of text", "picture last")

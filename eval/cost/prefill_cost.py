@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vtc.eval.vlm.encode_once import core_of
+from vtc.models.stock.transformers_api import holds_columns, keeps_state, new_cache
 
 
 @dataclass(frozen=True)
@@ -88,34 +89,65 @@ def lm_cost(model: nn.Module) -> LMCost:
     Raises
     ------
     NotImplementedError
-        For mixtures of experts, whose tokens don't all meet the same weights.
+        For mixtures of experts, whose tokens don't all meet the same weights, and for layers whose work is no product
+        of a token with the weights or of two tokens.
     """
     core = core_of(model)
     lm = getattr(core, "language_model", None) or core.text_model
     config = core.config.get_text_config()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise NotImplementedError("FLOPs of mixture-of-experts language models are not counted")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    linear = tuple(
-        sum(m.in_features * m.out_features for m in layer.modules() if isinstance(m, nn.Linear)) for layer in lm.layers
-    )
-    depth = len(linear)
+    kept = new_cache(config).layers
+    _refuse_uncounted(config)
+    heads, depth = config.num_attention_heads, len(lm.layers)
+    # layers that read the keys of others hold none: the last ones, of which the cache has nothing
+    own = [not kept or (i < len(kept) and holds_columns(kept[i])) for i in range(depth)]
+    attentions = [getattr(layer, "self_attn", None) for layer in lm.layers]
+    # of each layer's own attention, since they may differ (Gemma 4), else the configuration's
+    widths = [getattr(a, "head_dim", None) or _head_dim(config) for a in attentions]
+    groups = [getattr(a, "num_key_value_groups", None) or heads // _kv_heads(config) for a in attentions]
     return LMCost(
-        linear=linear,
-        attention=(config.num_attention_heads * head_dim,) * depth,
-        kv=(2 * kv_heads * head_dim,) * depth,
+        linear=tuple(map(_weights, lm.layers, own)),
+        attention=tuple(heads * width for width in widths),
+        kv=tuple(2 * (heads // g) * width * mine for g, width, mine in zip(groups, widths, own, strict=True)),
         head=config.vocab_size * config.hidden_size,
         itemsize=next(lm.parameters()).element_size(),
-        held=_held(config, depth),
+        held=(*map(_most, kept), *(None for _ in range(depth - len(kept)))),
     )
 
 
-def _held(config: Any, depth: int) -> tuple[int | None, ...]:
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _refuse_uncounted(config: Any) -> None:
+    """Raise NotImplementedError where the formula is not what a text model does."""
+    uncounted = {
+        "mixture-of-experts language models": any(getattr(config, name, None) for name in EXPERTS),
+        "recurrent and convolution layers": keeps_state(config),
+        "layers of several streams (AltUp)": getattr(config, "altup_num_inputs", 1) > 1,
+    }
+    for what, there in uncounted.items():
+        if there:
+            raise NotImplementedError(f"FLOPs of {what} are not counted")
+
+
+def _weights(layer: nn.Module, own: bool) -> int:
+    """Weights that a token of a layer is multiplied with: without those of keys where it has none of its `own`."""
+    unused = () if own else ("k_proj", "v_proj")
+    linear = [m for name, m in layer.named_modules() if isinstance(m, nn.Linear) and not name.endswith(unused)]
+    return sum(m.in_features * m.out_features for m in linear)
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _kv_heads(config: Any) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def _most(layer: Any) -> int | None:
     """A layer that looks at a window of tokens forgets the older ones; the newest one's place is made when it comes."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * depth
-    return tuple(window - 1 if window and kind == "sliding_attention" else None for kind in kinds)
+    window = getattr(layer, "sliding_window", None)
+    return window - 1 if window else None
 
 
 class Spread(NamedTuple):

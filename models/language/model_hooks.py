@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
-from vtc.models.layout.items_behind_placeholders import Fed, fed_of
+from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
 from vtc.models.stock.attention_api import attention_kind
@@ -35,7 +35,14 @@ from .forward_state import Run, all_ids, gather_columns
 from .full_length_outputs import restore_output
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
-from .refused_arguments import refuse_arguments, refuse_generate, refuse_merging, refuse_unnamed, warn_merged
+from .refused_arguments import (
+    refuse_arguments,
+    refuse_fewer_columns,
+    refuse_generate,
+    refuse_merging,
+    refuse_unnamed,
+    warn_merged,
+)
 from .run_and_report_step import Steps
 from .thread_state import Local
 from .tokenizer import Words
@@ -113,6 +120,7 @@ class Forward:
         self.local.fed = features if has else None
         self.local.prompted = (call, bool(pruned_before))
         self.local.attention_mask = call.get("mask")
+        self.local.video_tokens = call.get("video tokens")
 
     def _visual(self) -> dict[str, Tensor]:
         """Placeholders of the composite model's input, once it has encoded or been given features, whatever of."""
@@ -179,6 +187,8 @@ class Forward:
                     fed[modality] = Fed(record, record.lengths)
                 continue
             fed[modality] = fed_of(self.parts, modality, output, (self.local.encoded or {}).get(modality))
+        if "video" in fed and self.local.video_tokens is not None:
+            fed["video"] = fewer(fed["video"], self.local.video_tokens)
         for one in fed.values():
             missing = [s for s in self.encoder_signals if s not in one.record.signals]
             if missing or (self.vision_stops and not one.record.steps):
@@ -211,6 +221,8 @@ class Forward:
             return None
         if not isinstance(embeds, Tensor):
             return None
+        if masks:
+            refuse_fewer_columns(self.parts, next(iter(masks.values())).shape[1], embeds.shape[1])
         if isinstance(cache, Cache):
             refuse_unsupported(cache)
         use_cache = call.get("use cache")

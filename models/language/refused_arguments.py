@@ -117,6 +117,24 @@ def refuse_arguments(parts: Parts, call: Call, mask: Any, cache: Any) -> None:
         )
 
 
+def refuse_fewer_columns(parts: Parts, before: int, after: int) -> None:
+    """Refuse a composite model that drops columns by itself: placeholders no longer tell where its tokens stand.
+
+    Raises
+    ------
+    NotImplementedError
+        If of `before` columns that it was given `after`, another number, reach its text model.
+    """
+    if before == after:
+        return
+    rate = getattr(parts.config, "video_pruning_rate", None)
+    why = f" (video_pruning_rate={rate} in its configuration: load it with 0, and let vtc prune)" if rate else ""
+    raise NotImplementedError(
+        f"{type(parts.core).__name__} was called with {before} columns and hands {after} to its text model: it drops "
+        f"or adds some by itself{why}, and vtc can't tell which"
+    )
+
+
 def _starts_anew(positions: Any) -> bool:
     """Whether transformers takes position ids for those of several sequences in a row, as it does without a cache."""
     if not isinstance(positions, Tensor) or not readable(positions):

@@ -22,6 +22,7 @@ class Local(ThreadState):
         self.prompted: tuple[Call, bool] | None = None  # what the composite model was called with, until it is read
         self.fed: Any = None
         self.attention_mask: Any = None
+        self.video_tokens: Any = None  # which of the videos' features the composite model feeds, where it is told
         self.token_ids: Tensor | None = None
         self.run: Run | None = None
         self.report: Report | None = None
@@ -35,7 +36,7 @@ class Local(ThreadState):
     def clear(self) -> None:
         """Forget everything but the report."""
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-        self.token_ids, self.opened, self.inside = None, False, False
+        self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
 
     def unused_features(self) -> bool:
         """Whether pictures were encoded for this forward."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import features_in
+from vtc.models.stock.transformers_api import NAMES, features_in
 from vtc.pruners.layout import Layout
 
 from .layouts_by_family import VisionCall
@@ -113,3 +113,30 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
         f"mm_encoder_outputs[{modality!r}] holds {total} tokens in {len(entries)} items, but was computed as {known} "
         f"tokens in {len(record.lengths)}: compute the features of just these items with get_image_features"
     )
+
+
+def fewer(fed: Fed, mask: Tensor) -> Fed:
+    """What is fed of videos of which the model is told to leave tokens out (VideoLLaMA 3): the places have gaps.
+
+    Parameters
+    ----------
+    fed : Fed
+        All tokens of the videos.
+    mask : Tensor
+        `[n]` bool: which of them are fed.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left of a video.
+    """
+    if bool(mask.all()):  # always so where beams repeated the videos: of others transformers can't repeat any
+        return fed
+    (name,) = NAMES["video tokens"]
+    lengths = [int(part.sum()) for part in mask.cpu().split(fed.lengths)]
+    if not all(lengths):
+        raise ValueError(
+            f"{name} leaves no token of video {lengths.index(0)}: leave the video out, or one token of it in"
+        )
+    record = replace(fed.record, lengths=lengths, layouts=lambda: [Layout.line(n) for n in lengths])
+    return Fed(record, lengths)

@@ -51,6 +51,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "shapes": ("spatial_shapes",),
     "image grid": ("image_grid_thw",),
     "video grid": ("video_grid_thw",),
+    "video tokens": ("video_compression_mask",),
     "window index": ("window_index",),
     "features": ("mm_encoder_outputs",),
     "deepstack places": ("visual_pos_masks", "vision_mask"),

@@ -9,7 +9,8 @@ import torch
 
 from vtc.eval.check.tiny_model.token_ids import BOS, Tokens, pad, words
 
-from .placeholders import Item, Kind, feature_lengths
+from .items import Item, of
+from .placeholders import Kind, feature_lengths
 from .placeholders_by_position import Placed, RawPatches
 from .placeholders_by_size import Packed, Patches, Qwen3
 from .placeholders_of_codes import CodeRows, Codes
@@ -34,7 +35,8 @@ from .placeholders_of_squares import (
 from .placeholders_of_tiles import AnyRes, Gemma, OneVision, SampleCrops, Tiles
 from .placeholders_of_views import Joined, PooledCrops, QueriedViews, Views
 
-# pictures (i) and videos (v) of each row; "ii" touch, "i.i" have text between them, "|" ends the row right there
+# pictures (i), videos (v), clips of sound (a) and videos with their sound (w) of each row; "ii" touch, "i.i" have text
+# between them, "|" ends the row right there
 SHAPES: dict[str, tuple[str, ...]] = {
     "ragged": ("i", "i.i", "i"),
     "text row": ("i", "", "i.i"),
@@ -42,10 +44,13 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "sizes": ("i", "i.i", "i", "i"),
     "last": ("i|", "i", ".i|"),
     "video": ("v", "i.v", "v.v"),
+    "sound": ("i.a", "a", "v", "a.i.a"),
+    "sound in video": ("w", "a.i", "i.w", ""),
     "right": ("i", "i.i", "i"),
     "text": ("", ""),
     "singles": ("i", "", "i"),
 }
+VARIED = ("sizes", "text row", "video", "sound", "sound in video")  # shapes of several sizes
 BEFORE, AFTER = (5, 3, 9, 4), (6, 8, 4, 7)
 
 KINDS: dict[str, type[Kind]] = {
@@ -141,12 +146,15 @@ class Prompt:
     rows: list[list[int]]
     media: list[list[Item]] = field(default_factory=list)
     side: str = "left"
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Fresh inputs for ``model(**inputs)`` and ``model.generate(**inputs)``."""
         text = pad(self.rows, self.side)
-        return {**text, **self.kind.collate(self.media), **self.kind.token_types(text["input_ids"], self.tokens)}
+        sound = self.kind.sound.collate(self.media) if self.kind.sound is not None else {}
+        types = self.kind.token_types(text["input_ids"], self.tokens)
+        return {**text, **self.kind.collate(self.media), **sound, **types, **self.told}
 
     def alone(self, row: int) -> Prompt:
         """One row by itself, without padding."""
@@ -172,10 +180,17 @@ class Prompts:
 
     def shapes(self) -> list[str]:
         """Names of the shapes that make sense for this model."""
-        video = self.kind.clips and self.tokens.video is not None and hasattr(self.core, self.kind.video_features)
-        skip = {"touching": not self.kind.touching, "sizes": len(self.kind.sizes) < 2, "video": not video}
-        skip["last"] = not self.kind.last
+        sound = self.kind.sound is not None and self.tokens.audio is not None
+        skip = {"touching": not self.kind.touching, "sizes": len(self.kind.sizes) < 2, "video": not self.videos}
+        skip |= {"last": not self.kind.last, "sound": not sound}
+        skip["sound in video"] = not (sound and self.videos and self.kind.sound_in_videos)
         return [s for s in SHAPES if not skip.get(s, False)]
+
+    @property
+    def videos(self) -> bool:
+        """Whether the model takes videos."""
+        named = self.tokens.video is not None and hasattr(self.core, self.kind.video_features)
+        return bool(self.kind.clips) and named
 
     def __getitem__(self, shape: str) -> Prompt:
         if shape not in self._made:
@@ -184,21 +199,27 @@ class Prompts:
 
     def _make(self, shape: str) -> Prompt:
         g = torch.Generator().manual_seed(0)
-        kind, rows, media, seen = self.kind, [], [], {"i": 0, "v": 0}
+        kind, rows, media, seen = self.kind, [], [], dict.fromkeys("iva", 0)
         for s, plan in enumerate(SHAPES[shape]):
             if "v" in plan and not kind.mixed:
                 plan = plan.replace("i", "")
+            plan = plan if self.videos else plan.replace("v", "i")
             row, own = [BOS, *words(BEFORE[s], g)], []
-            marks = [m for m in plan if m in "iv"]
-            for mark in marks:
-                sizes = kind.sizes if mark == "i" else kind.clips
-                size = sizes[seen[mark] % len(sizes)] if shape in ("sizes", "text row", "video") else sizes[0]
+            for mark in plan.replace("w", "va"):
+                if mark not in seen:
+                    continue
+                sizes = self._sizes(mark)
+                size = sizes[seen[mark] % len(sizes)] if shape in VARIED else sizes[0]
                 size = min(sizes) if shape == "singles" else size
                 seen[mark] += 1
-                own.append(kind.picture(size, g) if mark == "i" else kind.video(size, g))
-            ids = iter(self._ids(own))
+                own.append(self._item(mark, size, g))
+            items = iter(zip(own, self._ids(own), strict=True))
             for mark in plan:
-                row += words(2, g) if mark == "." else next(ids) if mark in "iv" else []
+                if mark == "w":
+                    video, ids = next(items)
+                    row += kind.sounding(video, ids, next(items)[1])
+                else:
+                    row += words(2, g) if mark == "." else next(items)[1] if mark in seen else []
             if plan.endswith("|"):
                 visual = (self.tokens.image, self.tokens.video)
                 row = row[: 1 + max(i for i, t in enumerate(row) if t in visual)]
@@ -206,12 +227,27 @@ class Prompts:
                 row += words(AFTER[s], g)
             rows.append(row)
             media.append(own)
-        return Prompt(kind, self.tokens, rows, media, "right" if shape == "right" else "left")
+        told = {"use_audio_in_video": True} if shape == "sound in video" else {}
+        return Prompt(kind, self.tokens, rows, media, "right" if shape == "right" else "left", told)
+
+    def _sizes(self, mark: str) -> tuple[Any, ...]:
+        if mark == "a":
+            assert self.kind.sound is not None
+            return self.kind.sound.sizes
+        return self.kind.sizes if mark == "i" else self.kind.clips
+
+    def _item(self, mark: str, size: Any, generator: torch.Generator) -> Item:
+        if mark == "a":
+            assert self.kind.sound is not None
+            return self.kind.sound.clip(size, generator)
+        return self.kind.picture(size, generator) if mark == "i" else self.kind.video(size, generator)
 
     def _ids(self, own: list[Item]) -> list[list[int]]:
         if not own:
             return []
-        inputs = self.kind.collate([own])
-        modalities = dict.fromkeys(item.modality for item in own)
+        inputs, sound = self.kind.collate([own]), self.kind.sound
+        modalities = [m for m in dict.fromkeys(item.modality for item in own) if m != "audio"]
         lengths = {m: feature_lengths(self.core, inputs, m, self.kind.video_features) for m in modalities}
+        if sound is not None:
+            lengths["audio"] = [sound.length(self.core, clip) for clip in of([own], "audio")]
         return self.kind.ids(own, lengths, self.tokens)

@@ -7,41 +7,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.eval.check.tiny_model.token_ids import Tokens
 from vtc.models.stock.transformers_api import features_in
 
-Size = Any  # what a size is differs: a number of tiles, (height, width) or a grid
+from .items import Item, Size, noise, of
+from .placeholders_of_sound import Sound
+
 SIDE, PATCH = 28, 7  # of a square picture, 4 x 4 patches
-
-
-@dataclass
-class Item:
-    """One picture or video: its pixels, and its size as its family gives it."""
-
-    modality: str
-    pixels: Tensor
-    size: Size
-
-
-def of(samples: Sequence[Sequence[Item]], modality: str) -> list[Item]:
-    """All items of one modality, in batch order."""
-    return [item for sample in samples for item in sample if item.modality == modality]
-
-
-def noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Random pixels, coarse and fine."""
-    if len(shape) < 3:
-        return torch.randn(shape, generator=generator)
-    coarse = torch.randn(*shape[:-2], 3, 3, generator=generator)
-    flat = coarse.reshape(1, -1, 3, 3)
-    smooth = nn.functional.interpolate(flat, tuple(shape[-2:]), mode="bicubic").reshape(shape)
-    return smooth + 0.3 * torch.randn(shape, generator=generator)
 
 
 class Kind:
@@ -65,6 +42,10 @@ class Kind:
         Whether a batch may hold pictures and videos.
     last : bool
         Whether a row may end in a placeholder.
+    sound : Sound or None
+        How it is given sound beside pictures; None: it is not.
+    sound_in_videos : bool
+        Whether a video's sound may stand between its frames.
     """
 
     sizes: tuple[Size, ...] = (1,)
@@ -76,6 +57,8 @@ class Kind:
     video_features = "get_video_features"
     mixed = True
     last = True
+    sound: Sound | None = None
+    sound_in_videos = False
     pixels = (SIDE, SIDE)
 
     def defaults(self, config: dict[str, Any]) -> None:
@@ -102,16 +85,26 @@ class Kind:
         return {"pixel_values": torch.cat([p.pixels for p in pictures])} if pictures else {}
 
     def token_types(self, ids: Tensor, tokens: Tokens) -> dict[str, Tensor]:
-        """What the model must be told of each token `[B, L]`: 0 for text, 1 for a picture, 2 for a video."""
+        """What the model must be told of each token `[B, L]`: 0 is text, 1 a picture, 2 a video, 3 sound."""
         if self.marked is None:
             return {}
-        video = -1 if tokens.video is None else tokens.video
-        return {self.marked: (ids == tokens.image).long() + 2 * (ids == video).long()}
+        video, audio = (-1 if token is None else token for token in (tokens.video, tokens.audio))
+        types = (ids == tokens.image).long() + 2 * (ids == video).long()
+        return {self.marked: types + 3 * (ids == audio).long()}
 
     def ids(self, sample: Sequence[Item], counts: dict[str, list[int]], tokens: Tokens) -> list[list[int]]:
         """Per item of a sample the tokens that stand for it; `counts` are the lengths of the model's features."""
         left = {modality: list(lengths) for modality, lengths in counts.items()}
-        return [self.item_ids(item, left[item.modality], tokens) for item in sample]
+        return [
+            self.sound.ids(left["audio"].pop(0), tokens)
+            if self.sound is not None and item.modality == "audio"
+            else self.item_ids(item, left[item.modality], tokens)
+            for item in sample
+        ]
+
+    def sounding(self, video: Item, ids: list[int], sound: list[int]) -> list[int]:
+        """Tokens of a video and of its sound as one item, of the `ids` of both alone."""
+        raise NotImplementedError
 
     def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:
         """Tokens of one item; takes its lengths from the front of `left`."""

@@ -13,6 +13,7 @@ from vtc.eval.check.tiny_model.token_ids import WORDS, Tokens
 
 from .placeholders import Item, Kind, Size, noise, of
 from .placeholders_of_single_families import alternate
+from .placeholders_of_sound import Sound
 
 
 class Placed(Kind):
@@ -40,6 +41,22 @@ class Placed(Kind):
         text.update(head_dim=12, global_head_dim=16, num_global_key_value_heads=own.get("num_key_value_heads"))
         if text.get("vocab_size_per_layer_input"):
             text["vocab_size_per_layer_input"] = text["vocab_size"]
+        if config["audio_config"] is not None:
+            bins = 16
+            config["audio_config"].update(
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                subsampling_conv_channels=[bins, 8],
+                output_proj_dims=32,
+            )
+            self.sound = self._sound(config, bins, 4)
+
+    @staticmethod
+    def _sound(config: dict[str, Any], width: int, frames: int) -> Sound:
+        """Clips of which so many frames make a token."""
+        marks = config["boa_token_id"], config["eoa_token_index"]
+        return Sound(width, (6 * frames, 4 * frames, 9 * frames), marks=marks)
 
     def _patches(self, size: Size) -> tuple[int, int]:
         return size[0] * self.pool, size[1] * self.pool
@@ -101,4 +118,7 @@ class RawPatches(Placed):
         config["vision_config"].update(
             patch_size=2, pooling_kernel_size=2, mm_embed_dim=32, output_proj_dims=32, mm_posemb_size=32
         )
+        if config["audio_config"] is not None:
+            config["audio_config"]["audio_embed_dim"] = 16
+            self.sound = self._sound(config, 16, 1)
         self.width = 3 * self.patch**2

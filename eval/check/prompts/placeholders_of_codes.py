@@ -8,6 +8,7 @@ from vtc.eval.check.tiny_model.token_ids import FIRST_SPECIAL, VOCABULARY, WORDS
 
 from .placeholders import Item
 from .placeholders_by_size import Packed
+from .placeholders_of_sound import Sound
 
 CODES, CHANNELS = 24, 32  # channels are normalized in 32 groups
 FIRST_CODE = VOCABULARY - CODES - 20  # behind the special tokens, in front of the marks around pictures
@@ -73,7 +74,9 @@ class CodeRows(Codes):
             decoder_hidden_size=32,
             decoder_intermediate_size=32,
             decoder_num_layers=1,
+            upsampling_ratios=[4, 2],
         )
+        self.sound = Sound(0, (48, 30, 72), "input_values", "padding_mask")  # a code for each eight
         config.update(image_token_offset=FIRST_CODE, audio_token_offset=FIRST_CODE + CODES)
 
     def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.eval.check.tiny_model.token_ids import CLOSE, OPEN, Tokens
+from vtc.eval.check.tiny_model.token_ids import CLOSE, OPEN, WORDS, Tokens
 
 from .placeholders import Item, Size, of
 from .placeholders_by_size import Patches, Qwen3
+from .placeholders_of_sound import Sound, in_time
 
 
 class Glm(Patches):
@@ -59,10 +60,10 @@ class Omni(Patches):
     The model counts a mark behind each picture, so that none can be the last of its row.
     """
 
-    marked, last = None, False
+    marked, last, sound_in_videos = None, False, True
 
     def geometry(self, config: dict[str, Any]) -> None:
-        """Marks, which default configurations lack, and a small tower for audio."""
+        """Marks, which default configurations lack, and a small tower for audio; time in small steps."""
         super().geometry(config)
         for name, mark in (("vision_start_token_id", OPEN), ("vision_end_token_id", CLOSE)):
             config.setdefault(name, mark)
@@ -71,6 +72,12 @@ class Omni(Patches):
         audio["output_dim"] = config["text_config"]["hidden_size"]
         if "downsample_hidden_size" in audio:
             audio["downsample_hidden_size"] = 16
+        marks = config["audio_start_token_id"], config.get("audio_end_token_id") or CLOSE
+        self.sound = Sound(16, (40, 72, 104), mask="feature_attention_mask", frames_last=True, marks=marks)
+        # so that a clip of few tokens lasts as long as a video
+        self.step = config["position_id_per_seconds"] = 2
+        seconds = config.get("seconds_per_chunk")  # Qwen3-Omni has none
+        self.chunk = None if seconds is None else float(self.step * seconds)
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
         """With the seconds between two frames of each video."""
@@ -78,6 +85,15 @@ class Omni(Patches):
         if clips:
             out["video_second_per_grid"] = torch.tensor([float(clip.size[0]) for clip in clips])
         return out
+
+    def sounding(self, video: Item, ids: list[int], sound: list[int]) -> list[int]:
+        """Both behind both marks, in the order of time."""
+        frames, heard = ids[1:-1], sound[1:-1]
+        each = len(frames) // video.size[0]
+        times = [float(t * video.size[0] * self.step) for t in range(video.size[0]) for _ in range(each)]
+        left = iter(frames), iter(heard)
+        mixed = [next(left[later]) for later in in_time(times, len(heard), self.chunk)]
+        return [ids[0], sound[0], *mixed, sound[-1], ids[-1]]
 
 
 class Edge(Qwen3):
@@ -159,7 +175,10 @@ class Pooled(Squares):
 
 
 class Merged(Lines):
-    """How many patches make a token is told for each picture: VideoLLaMA 3. A size is (t, h, w, side of a token)."""
+    """How many patches make a token is told for each picture: VideoLLaMA 3. A size is (t, h, w, side of a token).
+
+    Of a video's tokens only those are fed that differ from the frame before.
+    """
 
     def geometry(self, config: dict[str, Any]) -> None:
         """Small patches, of one frame."""
@@ -173,13 +192,35 @@ class Merged(Lines):
         return Item(modality, item.pixels, size)
 
     def collate(self, samples: Sequence[Sequence[Item]]) -> dict[str, Any]:
-        """Grids, and the sides of tokens beside them."""
-        out = super().collate(samples)
+        """Grids, the sides of tokens beside them, and which tokens of videos are fed."""
+        out, clips = super().collate(samples), of(samples, "video")
+        if clips:
+            out["video_compression_mask"] = torch.cat([self._fed(clip).flatten() for clip in clips])
         for modality in ("image", "video"):
             if f"{modality}_grid_thw" in out:
                 sizes = out[f"{modality}_grid_thw"]
                 out[f"{modality}_grid_thw"], out[f"{modality}_merge_sizes"] = sizes[:, :3], sizes[:, 3]
         return out
+
+    @staticmethod
+    def _fed(clip: Item) -> Tensor:
+        """`[frames, tokens]` bool: all of the first frame, of the others those above average, and one at least."""
+        frames, *_, side = clip.size
+        units = clip.pixels.view(frames, -1, side**2 * clip.pixels.shape[-1])
+        change = units.diff(dim=0).abs().mean(-1)
+        fed = torch.ones(units.shape[:2], dtype=torch.bool)
+        fed[1:] = change > change.mean()
+        fed[:, 0] |= ~fed.any(1)
+        return fed
+
+    def item_ids(self, item: Item, left: list[int], tokens: Tokens) -> list[int]:
+        """A word in front of the tokens of each frame."""
+        if item.modality == "image":
+            return super().item_ids(item, left, tokens)
+        fed = self._fed(item)
+        if left.pop(0) != fed.numel():
+            raise ValueError(f"the model does not make {fed.numel()} tokens of a video of {item.size}")
+        return [i for t, n in enumerate(fed.sum(1).tolist()) for i in (WORDS[0] + t, *[tokens.video or 0] * n)]
 
 
 class RowEnds(Patches):

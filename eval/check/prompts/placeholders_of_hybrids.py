@@ -11,6 +11,7 @@ from vtc.eval.check.tiny_model.token_ids import VOCABULARY, Tokens
 
 from .placeholders import Item, Kind, noise, of
 from .placeholders_by_size import Patches, Qwen3
+from .placeholders_of_sound import Sound
 
 PIXELS = 4  # of a patch's side
 # names of tokens that default configurations leave open
@@ -187,7 +188,7 @@ class Radio(Kind):
 
     def defaults(self, config: dict[str, Any]) -> None:
         """Ids of placeholders, which come from the tokenizer; layers in the order of the released models."""
-        for i, name in enumerate(PLACEHOLDERS):
+        for i, name in enumerate((*PLACEHOLDERS, "audio_token_id")):
             config[name] = FIRST_MARK + i if config[name] is None else config[name]
         text = config["text_config"]
         if text["layers_block_type"] == ["linear_attention", "moe", "full_attention", "mlp"]:  # the bare default
@@ -201,6 +202,11 @@ class Radio(Kind):
         text.update(ssm_state_size=16, mamba_num_heads=4, n_groups=2, chunk_size=8)
         # transformers raises time steps to the least one in a prefill, and not in a step behind it: none is so small
         text.update(time_step_min=1e-6, time_step_floor=0.1)
+        if config["audio_config"] is not None:
+            small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "subsampling_conv_channels": 8}
+            config["audio_config"].update(small, num_attention_heads=4, num_key_value_heads=4, num_mel_bins=16)
+            # a frame more counts than the mask says, so that no clip is of whole tokens
+            self.sound = Sound(16, (46, 30, 70))
 
     picture, spans = Unpadded.picture, Unpadded.spans
 

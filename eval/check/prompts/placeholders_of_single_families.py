@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from vtc.eval.check.tiny_model.token_ids import Tokens
 
 from .placeholders import Item, Kind, Size, noise, of
 from .placeholders_by_size import Patches
+from .placeholders_of_sound import Sound
 
 
 class Muse(Patches):
@@ -29,6 +31,8 @@ class Muse(Patches):
         if "audio_config" in config:
             width = config["text_config"]["hidden_size"]
             config["audio_config"].update(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_hidden_size=width)
+            token = math.prod(config["audio_config"]["patch_sizes"])  # whole tokens: no convolution looks ahead
+            self.sound = Sound(0, (6 * token, 4 * token, 9 * token), "input_values", "input_values_mask")
 
 
 class Ernie(Patches):
@@ -73,12 +77,18 @@ class Gemma3n(Kind):
         alternate(text, 2)
         text.update(head_dim=8, laurel_rank=8)
         text.update(intermediate_size=[96] * 8, activation_sparsity_pattern=[0.95] * 2 + [0.0] * 6)
-        tower.update(architecture="test_efficientnet", hidden_size=256, vocab_size=8, vocab_offset=text["vocab_size"])
+        tower.update(architecture="test_efficientnet", hidden_size=256, vocab_size=8)
         audio.update(
             hidden_size=32, conf_num_attention_heads=4, conf_num_hidden_layers=1, sscp_conv_channel_size=[8, 4]
         )
-        audio.update(vocab_size=8, vocab_offset=text["vocab_size"] + 8)
+        audio["vocab_size"] = 8  # the last words of the vocabulary, with the picture's in front of them
+        audio["vocab_offset"] = text["vocab_size"] - 8
+        tower["vocab_offset"] = text["vocab_size"] - 16
         config["vision_soft_tokens_per_image"] = 16
+        # shorter clips are filled up with one and the same token
+        fixed = config["audio_soft_tokens_per_image"] = 8
+        marks = config["boa_token_id"], config["eoa_token_id"]
+        self.sound = Sound(audio["input_feat_size"], (96, 64, 128), marks=marks, fixed=fixed)
 
 
 class Fuyu(Kind):

@@ -63,11 +63,16 @@ def _cached(hub_id: str) -> Path:
     return Path(found)
 
 
+def _special_float(given: dict[str, Any]) -> Any:
+    """What JSON has no number for, as transformers writes it: ``{"__float__": "Infinity"}``."""
+    return float(given["__float__"]) if given.keys() == {"__float__"} else given
+
+
 def _read(path: Path) -> Any:
     from transformers import CONFIG_MAPPING
 
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     kind = given.get("model_type") if isinstance(given, dict) else None

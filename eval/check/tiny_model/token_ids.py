@@ -26,6 +26,7 @@ class Tokens:
     close: int
     special: tuple[int, ...]
     line: int = BREAK
+    audio: int | None = None
 
 
 def renumber(config: dict[str, Any]) -> None:
@@ -68,6 +69,7 @@ def tokens_of(config: Any) -> Tokens:
         OPEN if start is None else start,
         CLOSE if end is None else end,
         tuple(range(WORDS[1], VOCABULARY)),
+        audio=named("audio_token_id", "audio_token_index"),
     )
 
 
