@@ -20,6 +20,7 @@ from vtc.models.stock.transformers_api import call_of, takes
 
 TYPE_INPUTS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 Vectors = Mapping[int, tuple[Tensor, Tensor]]
+EMBEDDED = -1  # the "layer" whose vectors are the text model's embeddings
 
 
 class Uncheckable(Exception):
@@ -115,7 +116,7 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
     window is closed here, behind `prompt` columns.
 
     Every column may see itself, so that hidden ones stay finite. ``vectors[i]`` = (where `[B, T]` bool, values
-    `[n, D]`): merged tokens, put into the states before layer `i`.
+    `[n, D]`): merged tokens, put into the states before layer `i`, or into what the text model is given.
     """
 
     windows = windows_behind_prompts(parts.lm.config)
@@ -139,7 +140,32 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
             states[where] = values
             call.put("hidden", states)
 
-    return layer_inputs(parts, change)
+    @contextmanager
+    def changed() -> Iterator[None]:
+        with layer_inputs(parts, change), _embedded(parts, vectors.get(EMBEDDED)):
+            yield
+
+    return changed()
+
+
+@contextmanager
+def _embedded(parts: Parts, vectors: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+    """Let the text model be given merged vectors, so that all it makes of its embeddings is made of these."""
+
+    def pre(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if vectors is None:
+            return None
+        call = call_of(module, args, kwargs)
+        embeds = call.get("embeds").clone()
+        embeds[vectors[0]] = vectors[1]
+        call.put("embeds", embeds)
+        return call.args, call.kwargs
+
+    handle = parts.lm.register_forward_pre_hook(pre, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _next(outputs: Iterator[Any], *_: Any, **__: Any) -> Any:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import FEATURES, cache_of, keeps_state
+from vtc.models.stock.transformers_api import FEATURES, cache_of, call_of, keeps_state
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
-from .masked_reference import Generated, greedy, greedy_with_positions, hidden_per_layer, reference
+from .masked_reference import EMBEDDED, Generated, greedy, greedy_with_positions, hidden_per_layer, reference
 from .shortened_reference import shortened_reference
 
 
@@ -183,7 +183,7 @@ def recorded_features(core: Any) -> Iterator[dict[str, list[Any]]]:
 
 @contextmanager
 def recorded_states(parts: Parts) -> Iterator[dict[int, Tensor]]:
-    """Collect what enters each decoder layer of a wrapped model at prefill, `[B, L', D]`."""
+    """Collect what enters each decoder layer of a wrapped model at prefill, and as -1 its text model, `[B, L', D]`."""
     seen: dict[int, Tensor] = {}
 
     def hook(i: int) -> Any:
@@ -193,7 +193,11 @@ def recorded_states(parts: Parts) -> Iterator[dict[int, Tensor]]:
 
         return pre
 
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.setdefault(EMBEDDED, call_of(module, args, kwargs).get("embeds"))
+
     handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(parts.layers)]
+    handles.append(parts.lm.register_forward_pre_hook(enter, with_kwargs=True))
     try:
         yield seen
     finally:
@@ -204,16 +208,16 @@ def recorded_states(parts: Parts) -> Iterator[dict[int, Tensor]]:
 def merged_vectors(
     report: Any, hidden: Tensor, states: dict[int, Tensor], valid: Tensor
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """The vectors of a merging method's tokens as they entered the layer behind each step; pruned rows end alike."""
+    """The vectors of a merging method's tokens as they entered what is behind each step; pruned rows end alike."""
     visual = torch.zeros_like(valid)
     for span in report.spans:
         visual[span.sample, span.columns] = True
     found = {}
     for step in report.steps:
-        layer = step.layer if step.stage == "decoder" else 0
-        values = []
-        for b, row in enumerate(valid & ~hidden[layer]):
+        layer = step.layer if step.stage == "decoder" else EMBEDDED
+        gone, values = hidden[max(layer, 0)], []
+        for b, row in enumerate(valid & ~gone):
             present = row.nonzero()[:, 0]
             values.append(states[layer][b, -len(present) :][visual[b, present]])
-        found[layer] = (visual & ~hidden[layer], torch.cat(values))
+        found[layer] = (visual & ~gone, torch.cat(values))
     return found

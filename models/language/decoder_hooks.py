@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, RECURRENT, Windows
 from vtc.models.stock.shared_keys import key_sources
-from vtc.models.stock.transformers_api import Call, call_of, given, keeps_state, need, takes
+from vtc.models.stock.transformers_api import Call, call_of, keeps_state, need, takes
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
@@ -42,6 +43,10 @@ def _mixer(layer: Any) -> Any:
     """What mixes the tokens of a layer: its attention, or its recurrence; None: nothing that takes a mask."""
     children = (m for m in layer.children() if all(takes(m, meaning) for meaning in ("hidden", "mask", "cache")))
     return getattr(layer, "self_attn", None) or next(children, None)
+
+
+class _Seen(Exception):
+    """A look ahead has what it came for."""
 
 
 class DecoderSide:
@@ -119,20 +124,13 @@ class DecoderSide:
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
         for i, signals in self.attended.items():
-            layer, has = self.parts.layers[i], [n for n in self.attending if self.mixers[n] is not None]
+            has = [n for n in self.attending if self.mixers[n] is not None]
             if i not in has:
                 raise NotImplementedError(
                     f"decoder layer {i} of this {type(self.parts.lm).__name__} has no attention that could be read "
                     f"(layers that have: {', '.join(map(str, has)) or 'none'}): prune where {signals[0]} means one of "
                     "these, mostly right behind it, or use a method that does not read it"
                 )
-            if any(isinstance(s, AttentionAhead) for s in signals):
-                for part in ("self_attn", "input_layernorm"):
-                    if not hasattr(layer, part):
-                        raise NotImplementedError(
-                            f"{type(layer).__name__} has no {part!r}, so its attention can't be read before it "
-                            f"runs; use a method that does not read {signals[0]}"
-                        )
         return sorted(self.attended)
 
     def sublayers(self) -> list[tuple[tuple[int, str], nn.Module]]:
@@ -249,35 +247,33 @@ class DecoderSide:
             rows, found = run.looking
             weights = attention_rows(query, key, mask, scaling, rows)
             found.append(weights[..., weights.shape[-1] - query.shape[2] :])
-            # nobody reads it: only its shape must be that of an output
-            return query.new_zeros(*query.transpose(1, 2).shape[:3], value.shape[-1])
+            raise _Seen
         capture_attention(run, self.attended[i], query, key, value, mask, scaling)
         return None
 
     def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
-        """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`."""
-        rotary, mask = call.get("rotary"), call.get("mask")
-        if run.pruned:
-            rotary = self._rotary(run, rotary)
-        if run.pruned or is_pruned(run.cache, i):
-            mask = self._mask(run, i, hidden, mask, peek=True)
-        positions = self._position_ids(run, i, call.get("positions"))
-        more = {} if positions is None else {"positions": positions}
+        """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`.
+
+        The layer itself runs on what it is about to be given, as far as its attention: what stands before that
+        (norms, streams, per-layer inputs) is the layer's own business.
+        """
+        coming = Call(call.signature, call.args, call.kwargs)
+        coming.put("hidden", hidden)
+        if run.cache is not None:
+            coming.put("cache", Peek(run.cache))
+        if run.pruned or is_pruned(run.cache, self.sources[i]):
+            if run.pruned:
+                if call.get("rotary") is not None:
+                    coming.put("rotary", self._rotary(run, call.get("rotary")))
+                cut_along(coming, run.rope_columns)
+            coming.put("positions", self._position_ids(run, i, call.get("positions")))
+            coming.put("mask", self._mask(run, i, hidden, call.get("mask"), peek=True))
         found: list[Tensor] = []
-        run.looking = query_columns(run, queries, hidden.shape[1]), found
+        run.looking = query_columns(run, queries, hidden.shape[-2]), found
         try:
-            with torch.no_grad():
-                # its forward and not the module: what transformers records of a layer's attention is no look ahead
-                layer.self_attn.forward(
-                    **given(
-                        layer.self_attn,
-                        hidden=layer.input_layernorm(hidden),
-                        rotary=rotary,
-                        mask=mask,
-                        cache=None if run.cache is None else Peek(run.cache),
-                        **more,
-                    )
-                )
+            with torch.no_grad(), contextlib.suppress(_Seen):
+                # its forward and not the module: what transformers records of a layer is no look ahead
+                layer.forward(*coming.args, **coming.kwargs)
         finally:
             run.looking = None
         return found[0]

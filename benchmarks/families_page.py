@@ -1,0 +1,161 @@
+"""What ``vtc check`` finds on every model type, and the page of it: ``python benchmarks/families_page.py [TYPE ...]``.
+
+Each type is checked with its default configuration on the installed transformers, and tried with every method; what
+was found goes into docs/families.json as soon as it is there. What is there for this version is not checked again, so
+that a killed run goes on; types that are named are. ``--page`` only writes docs/families-checked.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+from vtc.eval.check.prompts.build_prompts import KINDS
+from vtc.eval.files.atomic import write_atomic
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RECORD, PAGE = DOCS / "families.json", DOCS / "families-checked.md"
+ATTENTIONS, TOKENS = ("eager", "sdpa", "flex"), 8
+MARKS = {"runs": "+", "runs with a substitute": "s", "refused": "-"}
+HEAD = """# Families: what was run
+
+Written by `python benchmarks/families_page.py` from what `vtc check` found on a small random model of each type's
+default configuration ({tokens} generated tokens; attention {attentions}), and from wrapping it with every method at full
+size without weights. `vtc check MODEL` and `vtc pruners --model MODEL` show the same of your model.
+
+## Exact
+
+The version's column has the day of the run. What was checked, where the model takes it:
+{shapes}.
+What the last column does not name was exact at all these stages; flex attention is run on four of them.
+
+| model type | row | exact at | attention | {versions} | not run or refused |
+|---|---|---|---|---|---|
+"""
+
+
+def checked(kind: str) -> tuple[str, dict[str, Any]]:
+    """What ``vtc check`` and ``vtc pruners --model`` say of a type."""
+    import torch
+
+    from vtc.eval.check.check_job import CheckOptions, run_check
+    from vtc.eval.check.methods_on_model import methods_on
+
+    torch.set_num_threads(1)
+    try:
+        result = run_check(CheckOptions(kind, ATTENTIONS, tokens=TOKENS)).as_json()
+    except (ValueError, OSError) as error:
+        return kind, {"error": str(error)}
+    found: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        **{name: result[name] for name in ("family", "about", "versions", "exit_code", "seconds")},
+        "outcomes": [[o["contract"], o["stage"], o["attention"], o["status"], o["why"]] for o in result["outcomes"]],
+    }
+    try:
+        found["methods"] = {one.name: [one.status, one.why] for one in methods_on(kind)}
+    except (ValueError, NotImplementedError) as error:
+        found["no methods"] = str(error)
+    return kind, found
+
+
+def check_all(named: list[str]) -> None:
+    """Check what is not there yet, or what is `named`, and write each as soon as it is done."""
+    import transformers
+
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    version = transformers.__version__
+    known = set(transformers.CONFIG_MAPPING)
+    todo = named or [k for k in KINDS if k in known and version not in record.get(k, {})]
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=6) as pool:
+        for i, (kind, found) in enumerate(pool.imap_unordered(checked, todo), 1):
+            record.setdefault(kind, {})[version] = found
+            write_atomic(RECORD, json.dumps(record, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
+            print(f"{i}/{len(todo)} {kind}: {found.get('error') or found['exit_code']}", flush=True)
+
+
+def newest(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each type what was found on the newest version that it was checked on."""
+    return {k: v[max(v, key=lambda n: [*map(int, n.split("."))])] for k, v in record.items()}
+
+
+def row(kind: str, by_version: dict[str, Any], versions: list[str]) -> str:
+    """A line of the first table."""
+    found = newest({kind: by_version})[kind]
+    outcomes = found["outcomes"]
+    exact = [o for o in outcomes if o[3] == "exact"]
+    stages, attentions = ([*dict.fromkeys(o[i] for o in exact)] for i in (1, 2))
+    odd: dict[str, list[str]] = {}
+    for contract, stage, attention, status, _ in outcomes:
+        if status != "exact" and stage in stages and attention in attentions:
+            odd.setdefault(f"{contract} ({status})", []).append(f"{stage} {attention}")
+    words = "; ".join(f"{name}: {', '.join(where)}" if len(where) < 3 else name for name, where in odd.items())
+    days = []
+    for version in versions:
+        there = by_version.get(version)
+        broken = there and (there.get("error") or there["exit_code"])
+        days.append("-" if not there else f"exit {broken}" if broken else there["date"])
+    family = "-" if found["family"] == "unknown" else found["family"]
+    cells = [f"`{kind}`", family, ", ".join(stages), ", ".join(attentions), *days, words or "-"]
+    return f"| {' | '.join(cells)} |"
+
+
+def matrix(found: dict[str, dict[str, Any]]) -> str:
+    """Methods down, groups of types across: types on which the same methods run stand together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    names = sorted({name for one in found.values() for name in one.get("methods", {})})
+    for kind, one in found.items():
+        if "methods" in one:
+            groups.setdefault(tuple(MARKS[one["methods"][n][0]] for n in names), []).append(kind)
+    ordered = sorted(groups.items(), key=lambda g: -len(g[1]))
+    lines = [
+        "",
+        "## Methods",
+        "",
+        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused.",
+        "",
+    ]
+    lines += [
+        f"- {i}: {', '.join(f'`{k}`' for k in kinds)}; {sum(m != '-' for m in marks)} of {len(names)} run"
+        for i, (marks, kinds) in enumerate(ordered, 1)
+    ]
+    lines += ["", f"| method | {' | '.join(str(i) for i in range(1, len(ordered) + 1))} |"]
+    lines += ["|---|" + "---|" * len(ordered)]
+    lines += [f"| {name} | {' | '.join(marks[j] for marks, _ in ordered)} |" for j, name in enumerate(names)]
+    missing = [f"`{k}` ({one['no methods']})" for k, one in found.items() if "no methods" in one]
+    lines += ["", f"Not tried: {'; '.join(missing)}."] if missing else []
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """The page, from what is recorded."""
+    record = {k: v for k, v in json.loads(RECORD.read_text()).items() if "error" not in newest({k: v})[k]}
+    exact = {k: v for k, v in record.items() if newest({k: v})[k]["exit_code"] == 0}
+    versions = sorted(
+        {v for one in record.values() for v in one}, key=lambda n: [*map(int, n.split("."))], reverse=True
+    )
+    shapes = list(dict.fromkeys(o[0] for one in exact.values() for o in newest({"": one})[""]["outcomes"]))
+    head = HEAD.format(
+        tokens=TOKENS, attentions=", ".join(ATTENTIONS), shapes="; ".join(shapes), versions=" | ".join(versions)
+    )
+    head = head.replace("|---|---|---|---|---|---|", "|---|---|---|---|" + "---|" * len(versions) + "---|")
+    rows = [row(kind, record[kind], versions) for kind in KINDS if kind in exact]
+    write_atomic(PAGE, head + "\n".join(rows) + "\n" + matrix(newest(exact)) + "\n")
+
+
+def main() -> None:
+    """Check, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*", help="check these again (default: what is not there yet)")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    options = parser.parse_args()
+    if not options.page:
+        check_all(options.types)
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

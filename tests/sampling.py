@@ -1,0 +1,53 @@
+"""Which part of methods x families a run of the tests takes.
+
+Each pair of a method and a family belongs to one of a few shares, and a run takes the share of its day: all pairs come
+by within a week. ``--run N`` takes another day's, ``--full`` all; so do ``-k`` and named tests, which ask for some.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from methods import METHODS, Setting
+from zoo import FAMILIES
+
+from vtc.eval.check.prompts.build_prompts import KINDS
+
+OF_ZOO = 3  # shares of the contracts on the zoo's families, each with all prompt shapes
+OF_TYPES = 7  # shares of the one contract on every type that ``vtc check`` builds
+REFUSED = ("qwen4_exp",)  # which is there to be refused
+TYPES = [kind for kind in KINDS if kind not in REFUSED]
+_PLACE = {name: i for names in (FAMILIES, TYPES) for i, name in enumerate(names)}
+_METHOD = {setting: i for i, setting in enumerate(METHODS)}
+
+
+def today() -> int:
+    """The number of a run that is given none: days since 1970."""
+    return datetime.datetime.now(datetime.timezone.utc).toordinal() - datetime.date(1970, 1, 1).toordinal()
+
+
+def of_all_types(settings: list[Setting]) -> list[Any]:
+    """Parameters of a test over settings x all types."""
+    return [pytest.param(s, kind, id=f"{s}-{kind}") for kind in TYPES for s in settings]
+
+
+def taken(setting: Setting, family: str, run: int, shares: int) -> bool:
+    """Whether a run takes a method on a family; pipelines always."""
+    place = _METHOD.get(setting)
+    return place is None or (place + _PLACE[family]) % shares == run % shares
+
+
+def split(items: list[Any], run: int) -> tuple[list[Any], list[Any]]:
+    """Tests that a run takes, and those it leaves."""
+    kept: list[Any] = []
+    left: list[Any] = []
+    for item in items:
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        setting, of_type = given.get("setting"), "kind" in given
+        family = given.get("kind") if of_type else given.get("family")
+        sampled = isinstance(setting, Setting) and family in _PLACE
+        takes = not sampled or taken(setting, family, run, OF_TYPES if of_type else OF_ZOO)
+        (kept if takes else left).append(item)
+    return kept, left
