@@ -19,19 +19,19 @@ from vtc.eval.files.atomic import write_atomic
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECORD, PAGE = DOCS / "families.json", DOCS / "families-checked.md"
-ATTENTIONS, TOKENS = ("eager", "sdpa", "flex"), 8
+ATTENTIONS, TOKENS = ("eager", "sdpa"), 6
 MARKS = {"runs": "+", "runs with a substitute": "s", "refused": "-"}
 HEAD = """# Families: what was run
 
 Written by `python benchmarks/families_page.py` from what `vtc check` found on a small random model of each type's
-default configuration ({tokens} generated tokens; attention {attentions}), and from wrapping it with every method at full
-size without weights. `vtc check MODEL` and `vtc pruners --model MODEL` show the same of your model.
+default configuration ({tokens} generated tokens; attention {attentions}), and from wrapping it with every method at
+full size without weights. `vtc check MODEL` and `vtc pruners --model MODEL` show the same of your model.
 
 ## Exact
 
 The version's column has the day of the run. What was checked, where the model takes it:
 {shapes}.
-What the last column does not name was exact at all these stages; flex attention is run on four of them.
+What the last column does not name was exact at all these stages. `vtc check` also runs flex attention, on fewer rows.
 
 | model type | row | exact at | attention | {versions} | not run or refused |
 |---|---|---|---|---|---|
