@@ -35,13 +35,13 @@ def encoder_rows(
     Tensor
         `[B, T, C]`: heads as channels for attention.
     """
+    if key.shape[1] < query.shape[1]:  # grouped heads: each as often as queries read it
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     side_by_side = {"queries": query, "keys": key, "values": value}.get(kind)
     if side_by_side is not None:
         return side_by_side.transpose(1, 2).flatten(2)
     if kind in ("mean keys", "mean values"):
         return (key if kind == "mean keys" else value).float().mean(1)
-    if key.shape[1] < query.shape[1]:  # grouped heads
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if kind.startswith("joint "):
         kind = kind.removeprefix("joint ")
         query, key, value = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key, value))
