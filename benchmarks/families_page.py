@@ -53,7 +53,11 @@ def checked(kind: str) -> tuple[str, dict[str, Any]]:
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         **{name: result[name] for name in ("family", "about", "versions", "exit_code", "seconds")},
-        "outcomes": [[o["contract"], o["stage"], o["attention"], o["status"], o["why"]] for o in result["outcomes"]],
+        "reasons": (reasons := list(dict.fromkeys(o["why"] for o in result["outcomes"]))),
+        "outcomes": [
+            [o["contract"], o["stage"], o["attention"], o["status"], reasons.index(o["why"])]
+            for o in result["outcomes"]
+        ],
     }
     try:
         found["methods"] = {one.name: [one.status, one.why] for one in methods_on(kind)}
