@@ -14,13 +14,20 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from packaging.version import Version
+
+from vtc.eval.check.check_job import CheckOptions, run_check
+from vtc.eval.check.methods_on_model import REFUSED, RUNS, SUBSTITUTE, methods_on
 from vtc.eval.check.prompts.build_prompts import KINDS
+from vtc.eval.check.results import EXACT, FINE
 from vtc.eval.files.atomic import write_atomic
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECORD, PAGE = DOCS / "families.json", DOCS / "families-checked.md"
 ATTENTIONS, TOKENS = ("eager", "sdpa"), 6
-MARKS = {"runs": "+", "runs with a substitute": "s", "refused": "-"}
+MARKS = {RUNS: "+", SUBSTITUTE: "s", REFUSED: "-"}
 HEAD = """# Families: what was run
 
 Written by `python benchmarks/families_page.py` from what `vtc check` found on a small random model of each type's
@@ -34,17 +41,12 @@ The version's column has the day of the run. What was checked, where the model t
 What the last column does not name was exact at all these stages. `vtc check` also runs flex attention, on fewer rows.
 
 | model type | row | exact at | attention | {versions} | not run or refused |
-|---|---|---|---|---|---|
+|---|---|---|---|{lines}---|
 """
 
 
 def checked(kind: str) -> tuple[str, dict[str, Any]]:
     """What ``vtc check`` and ``vtc pruners --model`` say of a type."""
-    import torch
-
-    from vtc.eval.check.check_job import CheckOptions, run_check
-    from vtc.eval.check.methods_on_model import methods_on
-
     torch.set_num_threads(1)
     try:
         result = run_check(CheckOptions(kind, ATTENTIONS, tokens=TOKENS)).as_json()
@@ -68,8 +70,6 @@ def checked(kind: str) -> tuple[str, dict[str, Any]]:
 
 def check_all(named: list[str]) -> None:
     """Check what is not there yet, or what is `named`, and write each as soon as it is done."""
-    import transformers
-
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     version = transformers.__version__
     known = set(transformers.CONFIG_MAPPING)
@@ -81,20 +81,19 @@ def check_all(named: list[str]) -> None:
             print(f"{i}/{len(todo)} {kind}: {found.get('error') or found['exit_code']}", flush=True)
 
 
-def newest(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def newest(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each type what was found on the newest version that it was checked on."""
-    return {k: v[max(v, key=lambda n: [*map(int, n.split("."))])] for k, v in record.items()}
+    return {kind: by_version[max(by_version, key=Version)] for kind, by_version in record.items()}
 
 
-def row(kind: str, by_version: dict[str, Any], versions: list[str]) -> str:
-    """A line of the first table."""
-    found = newest({kind: by_version})[kind]
+def row(kind: str, found: dict[str, Any], by_version: dict[str, Any], versions: list[str]) -> str:
+    """A line of the first table: what was `found` on the newest version, and when it was fine on each."""
     outcomes = found["outcomes"]
-    exact = [o for o in outcomes if o[3] == "exact"]
+    exact = [o for o in outcomes if o[3] == EXACT]
     stages, attentions = ([*dict.fromkeys(o[i] for o in exact)] for i in (1, 2))
     odd: dict[str, list[str]] = {}
     for contract, stage, attention, status, _ in outcomes:
-        if status != "exact" and stage in stages and attention in attentions:
+        if status != EXACT and stage in stages and attention in attentions:
             odd.setdefault(f"{contract} ({status})", []).append(f"{stage} {attention}")
     words = "; ".join(f"{name}: {', '.join(where)}" if len(where) < 3 else name for name, where in odd.items())
     days = []
@@ -136,18 +135,19 @@ def matrix(found: dict[str, dict[str, Any]]) -> str:
 
 def write_page() -> None:
     """The page, from what is recorded."""
-    record = {k: v for k, v in json.loads(RECORD.read_text()).items() if "error" not in newest({k: v})[k]}
-    exact = {k: v for k, v in record.items() if newest({k: v})[k]["exit_code"] == 0}
-    versions = sorted(
-        {v for one in record.values() for v in one}, key=lambda n: [*map(int, n.split("."))], reverse=True
-    )
-    shapes = list(dict.fromkeys(o[0] for one in exact.values() for o in newest({"": one})[""]["outcomes"]))
+    record = json.loads(RECORD.read_text())
+    exact = {kind: one for kind, one in newest(record).items() if one.get("exit_code") == FINE}
+    versions = sorted({v for by_version in record.values() for v in by_version}, key=Version, reverse=True)
+    shapes = list(dict.fromkeys(o[0] for one in exact.values() for o in one["outcomes"]))
     head = HEAD.format(
-        tokens=TOKENS, attentions=", ".join(ATTENTIONS), shapes="; ".join(shapes), versions=" | ".join(versions)
+        tokens=TOKENS,
+        attentions=", ".join(ATTENTIONS),
+        shapes="; ".join(shapes),
+        versions=" | ".join(versions),
+        lines="---|" * len(versions),
     )
-    head = head.replace("|---|---|---|---|---|---|", "|---|---|---|---|" + "---|" * len(versions) + "---|")
-    rows = [row(kind, record[kind], versions) for kind in KINDS if kind in exact]
-    write_atomic(PAGE, head + "\n".join(rows) + "\n" + matrix(newest(exact)) + "\n")
+    rows = [row(kind, exact[kind], record[kind], versions) for kind in KINDS if kind in exact]
+    write_atomic(PAGE, head + "\n".join(rows) + "\n" + matrix(exact) + "\n")
 
 
 def main() -> None:

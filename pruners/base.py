@@ -141,7 +141,12 @@ class Pruner:
     def __post_init__(self) -> None:
         check_parameters(self)
         if self.keep is not None:
-            self.keep = check_keep(self.keep, f"{self.name or type(self).__name__}.keep")
+            self.keep = check_keep(self.keep, f"{self.spoken_name}.keep")
+
+    @property
+    def spoken_name(self) -> str:
+        """What errors call it: the name it is registered under, else its class."""
+        return self.name or type(self).__name__
 
     @property
     def uses_attention(self) -> bool:

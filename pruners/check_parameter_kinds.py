@@ -57,7 +57,7 @@ def check_parameters(pruner: Any) -> None:
         if fit is None:
             allowed = " or ".join(words for _, words in filter(None, kinds))
             raise TypeError(
-                f"{pruner.name or type(pruner).__name__}.{f.name}={value!r} is of the wrong kind "
+                f"{pruner.spoken_name}.{f.name}={value!r} is of the wrong kind "
                 f"({type(value).__name__}); it must be {allowed}"
             )
         if fit in PLAIN and type(value) not in (int, float):

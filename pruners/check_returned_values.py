@@ -46,7 +46,7 @@ def check_score(pruner: Pruner, score: object, valid: Tensor) -> Tensor:
     TypeError, ValueError
         If they are no real numbers, one for each token, or (of a method from outside) NaN for all tokens of a span.
     """
-    name = f"{pruner.name or type(pruner).__name__}.score"
+    name = f"{pruner.spoken_name}.score"
     rows, width = valid.shape
     if not isinstance(score, Tensor) or score.is_complex():
         kind = score.dtype if isinstance(score, Tensor) else type(score).__name__

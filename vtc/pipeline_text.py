@@ -38,7 +38,7 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
     """
     pipeline = _parse(spec, keep, **params)
     for pruner in pipeline:
-        check_signals(pruner.name or type(pruner).__name__, pruner.signals)
+        check_signals(pruner.spoken_name, pruner.signals)
     return pipeline
 
 

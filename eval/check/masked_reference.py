@@ -116,7 +116,7 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
     window is closed here, behind `prompt` columns.
 
     Every column may see itself, so that hidden ones stay finite. ``vectors[i]`` = (where `[B, T]` bool, values
-    `[n, D]`): merged tokens, put into the states before layer `i`, or into what the text model is given.
+    `[n, D]`): merged tokens, put into the states before layer `i`.
     """
 
     windows = windows_behind_prompts(parts.lm.config)
@@ -140,24 +140,17 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
             states[where] = values
             call.put("hidden", states)
 
-    @contextmanager
-    def changed() -> Iterator[None]:
-        with layer_inputs(parts, change), _embedded(parts, vectors.get(EMBEDDED)):
-            yield
-
-    return changed()
+    return layer_inputs(parts, change)
 
 
 @contextmanager
-def _embedded(parts: Parts, vectors: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+def embedded(parts: Parts, where: Tensor, values: Tensor) -> Iterator[None]:
     """Let the text model be given merged vectors, so that all it makes of its embeddings is made of these."""
 
     def pre(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if vectors is None:
-            return None
         call = call_of(module, args, kwargs)
         embeds = call.get("embeds").clone()
-        embeds[vectors[0]] = vectors[1]
+        embeds[where] = values
         call.put("embeds", embeds)
         return call.args, call.kwargs
 
@@ -205,6 +198,8 @@ def reference(
     with ExitStack() as stack:
         stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
         stack.enter_context(features_given(parts.core, features or {}))
+        if EMBEDDED in moved:
+            stack.enter_context(embedded(parts, *moved[EMBEDDED]))
         return parts.model(**continued(inputs, tokens, positions, answered), use_cache=False).logits
 
 

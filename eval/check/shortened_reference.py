@@ -35,6 +35,7 @@ def shortened_reference(
     extra = tokens.shape[1] - 1
     given = continued(inputs, tokens, positions, answered)
     gone = longer(hidden, extra)
+    # what the first layer is given are the embeddings
     moved = {max(i, 0): _by_row(longer(where, extra), values) for i, (where, values) in (vectors or {}).items()}
     with features_given(parts.core, features or {}):
         embeds = _merged(parts, given)

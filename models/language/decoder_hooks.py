@@ -183,12 +183,7 @@ class DecoderSide:
         run.attending.append(i)
         if not run.pruned and not is_pruned(run.cache, self.sources[i]):
             return call.args, call.kwargs
-        if run.pruned:
-            if call.get("rotary") is not None:
-                call.put("rotary", self._rotary(run, call.get("rotary")))
-            cut_along(call, run.rope_columns)
-        call.put("positions", self._position_ids(run, i, call.get("positions")))
-        call.put("mask", self._mask(run, i, hidden, call.get("mask")))
+        self._narrow(run, i, call)
         if run.checks is not None:
             run.checks.gave(i, call)
         return call.args, call.kwargs
@@ -262,12 +257,7 @@ class DecoderSide:
         if run.cache is not None:
             coming.put("cache", Peek(run.cache))
         if run.pruned or is_pruned(run.cache, self.sources[i]):
-            if run.pruned:
-                if call.get("rotary") is not None:
-                    coming.put("rotary", self._rotary(run, call.get("rotary")))
-                cut_along(coming, run.rope_columns)
-            coming.put("positions", self._position_ids(run, i, call.get("positions")))
-            coming.put("mask", self._mask(run, i, hidden, call.get("mask"), peek=True))
+            self._narrow(run, i, coming, peek=True)
         found: list[Tensor] = []
         run.looking = query_columns(run, queries, hidden.shape[-2]), found
         try:
@@ -277,6 +267,15 @@ class DecoderSide:
         finally:
             run.looking = None
         return found[0]
+
+    def _narrow(self, run: Run, i: int, call: Call, peek: bool = False) -> None:
+        """Give an attending layer what belongs to the columns that are left, beside its hidden states."""
+        if run.pruned:
+            if call.get("rotary") is not None:
+                call.put("rotary", self._rotary(run, call.get("rotary")))
+            cut_along(call, run.rope_columns)
+        call.put("positions", self._position_ids(run, i, call.get("positions")))
+        call.put("mask", self._mask(run, i, call.get("hidden"), call.get("mask"), peek))
 
     @staticmethod
     def _rotary(run: Run, embeddings: Any) -> Any:

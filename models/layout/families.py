@@ -41,7 +41,6 @@ _ONE_ROW = "its tower masks the images of a packed row, which pruning inside the
 
 CLIP, SIGLIP, PIXTRAL = Tower("CLIP", class_token=True), Tower("SigLIP"), Tower("Pixtral", prunable=False)
 
-_QWEN3_5 = ("qwen3_5", "qwen3_5_moe")
 # towers of the same modules, grids and order of patches
 QWEN = {
     "Qwen2-VL": ("qwen2_vl",),
@@ -266,7 +265,7 @@ FAMILIES: tuple[Family, ...] = (
         layouts.mistral3,
         token_patches.mistral3,
         lambda config: config.spatial_merge_size**2,
-        project=projectors.mistral3,
+        project=projectors.mistral3("multi_modal_projector"),
         packed=True,
         no_vision_stage=_ONE_ROW,
         towers=(PIXTRAL,),
@@ -278,7 +277,7 @@ FAMILIES: tuple[Family, ...] = (
         token_patches.mistral3,
         lambda config: config.spatial_merge_size**2,
         "vision_projection",
-        projectors.mistral3,
+        projectors.mistral3("vision_projection"),
         packed=True,
         no_vision_stage=_ONE_ROW,
         towers=(PIXTRAL,),

@@ -130,10 +130,11 @@ def fewer(fed: Fed, mask: Tensor) -> Fed:
     ValueError
         If nothing is left of a video.
     """
+    mask = mask.cpu()
     if bool(mask.all()):  # always so where beams repeated the videos: of others transformers can't repeat any
         return fed
     (name,) = NAMES["video tokens"]
-    lengths = [int(part.sum()) for part in mask.cpu().split(fed.lengths)]
+    lengths = [int(part.sum()) for part in mask.split(fed.lengths)]
     if not all(lengths):
         raise ValueError(
             f"{name} leaves no token of video {lengths.index(0)}: leave the video out, or one token of it in"

@@ -63,12 +63,15 @@ def shuffled(core: Any, x: Tensor) -> Tensor:
     return core.multi_modal_projector(x).flatten(0, -2)
 
 
-def mistral3(core: Any, x: Tensor) -> Tensor:
-    """Mistral3, LightOnOCR: tokens are laid out as one image of one row of cells."""
-    projector = core.vision_projection if hasattr(core, "vision_projection") else core.multi_modal_projector
-    height, width = pair(core.config.vision_config.patch_size)
-    rows, (down, across) = _one_row_of_cells(x)
-    return projector(rows, [(down * height, across * width)])
+def mistral3(name: str) -> Callable[[Any, Tensor], Tensor]:
+    """For the projector of that name (Mistral3, LightOnOCR), tokens are laid out as one image of one row of cells."""
+
+    def run(core: Any, x: Tensor) -> Tensor:
+        height, width = pair(core.config.vision_config.patch_size)
+        rows, (down, across) = _one_row_of_cells(x)
+        return getattr(core, name)(rows, [(down * height, across * width)])
+
+    return run
 
 
 def paddle(core: Any, x: Tensor) -> Tensor:

@@ -50,12 +50,12 @@ def select_tokens(
         index, merged = (found.index, found.features) if isinstance(found, Merged) else (found, None)
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise TypeError(
-                f"{_name(pruner)}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
+                f"{pruner.spoken_name}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
             )
         _check_merged(pruner, found, part)
         least = 1 if pruner.adaptive_count else k
         if index.dim() != 2 or index.shape[0] != len(group) or index.shape[1] < least:
-            raise ValueError(f"{_name(pruner)}.select must return [{len(group)}, {k}], got {list(index.shape)}")
+            raise ValueError(f"{pruner.spoken_name}.select must return [{len(group)}, {k}], got {list(index.shape)}")
         sizes = _adaptive_sizes(pruner, index, part) if pruner.adaptive_count else part.budgets
         for j, (row, size) in enumerate(zip(group, sizes, strict=True)):
             # adaptive rows are unused (-1) anywhere; of the others only the first entries count
@@ -84,7 +84,7 @@ def _check_columns(pruner: Pruner, columns: list[Tensor], tokens: VisualTokens) 
         again, beyond = row[1:][doubled].tolist(), row[wrong].tolist()
         if again or beyond:
             what = f"column {beyond[0]}" if beyond else f"column {again[0]} twice"
-            raise ValueError(f"{_name(pruner)}.select must return different columns from 0 to {n - 1}, got {what}")
+            raise ValueError(f"{pruner.spoken_name}.select must return different columns from 0 to {n - 1}, got {what}")
 
 
 def _check_merged(pruner: Pruner, found: Tensor | Merged, tokens: VisualTokens) -> None:
@@ -94,11 +94,9 @@ def _check_merged(pruner: Pruner, found: Tensor | Merged, tokens: VisualTokens) 
     expected = (*found.index.shape, tokens.features.shape[-1])
     for name, value, shape in (("features", found.features, expected), ("size", found.size, expected[:2])):
         if value is not None and tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{_name(pruner)}.select: Merged.{name} must be {list(shape)}, got {list(value.shape)}")
-
-
-def _name(pruner: Pruner) -> str:
-    return pruner.name or type(pruner).__name__
+            raise ValueError(
+                f"{pruner.spoken_name}.select: Merged.{name} must be {list(shape)}, got {list(value.shape)}"
+            )
 
 
 def _last(index: Tensor) -> Tensor:
@@ -112,7 +110,7 @@ def _adaptive_sizes(pruner: Pruner, index: Tensor, tokens: VisualTokens) -> list
     least = int(tokens.stage != "decoder")
     for size, n in zip(sizes, tokens.counts, strict=True):
         if not least <= size <= n:
-            raise ValueError(f"{_name(pruner)}.select keeps {size} of {n} tokens; it must keep {least} to {n}")
+            raise ValueError(f"{pruner.spoken_name}.select keeps {size} of {n} tokens; it must keep {least} to {n}")
     return sizes
 
 

@@ -135,7 +135,7 @@ class VitAdapter:
             self.done.setdefault(layer, []).append(captured)
 
     def _check(self, pruner: Pruner, stop: Stop) -> int:
-        name, depth = pruner.name or type(pruner).__name__, len(self.blocks)
+        name, depth = pruner.spoken_name, len(self.blocks)
         check_layer(stop.layer, name)
         if stop.stage != "vision":
             raise ValueError(

@@ -116,10 +116,6 @@ def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: i
             raise ValueError(f"{signal}: the vision tower has layers 0 to {depth - 1} (or -1 to -{depth})")
 
 
-def _name(pruner: Pruner) -> str:
-    return pruner.name or type(pruner).__name__
-
-
 def check_stops(
     parts: Parts, stops: Sequence[tuple[Pruner, Stop]], prefix: int, cut: int, last: int, depth: int
 ) -> list[tuple[int, Pruner, Stop]]:
@@ -137,11 +133,11 @@ def check_stops(
     for pruner, _ in stops:
         if parts.family.no_vision_stage:
             raise NotImplementedError(
-                f"{_name(pruner)}: {parts.family.name} can't be pruned inside its vision tower: "
+                f"{pruner.spoken_name}: {parts.family.name} can't be pruned inside its vision tower: "
                 f"{parts.family.no_vision_stage}; {instead}"
             )
     for pruner, stop in ((p, s) for p, given in stops for s in p.tower_stops(given, last)):
-        name, tower = _name(pruner), type(parts.tower).__name__
+        name, tower = pruner.spoken_name, type(parts.tower).__name__
         kind = getattr(parts.tower.config, "model_type", None)
         if not parts.family.packed and kind not in DENSE_TOWERS:
             raise NotImplementedError(
