@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as tf
 from contracts import TOLERANCE
+from looking_ahead import Look, rows_equal
 from methods import BOTH_STAGES, READING, TWO_LAYERS, Setting
 from reference import allowed, greedy, kept_at_end, record_positions, reference
 from torch import nn
@@ -95,9 +96,17 @@ def test_methods_that_read_attention(kind: str, setting: Setting) -> None:
     agrees(setting, kind, "sdpa")
 
 
-def test_attention_ahead_of_a_layer_that_norms_afterwards_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="no 'input_layernorm'"):
-        vtc.compress(llava_over("exaone4", "sdpa"), "pyramiddrop", keep=0.4)
+@pytest.mark.parametrize("kind", ["exaone4", "olmo3", "qwen3"])
+def test_attention_ahead_is_the_layers_own_wherever_it_norms(kind: str) -> None:
+    """Exaone 4 and Olmo 3 norm behind their attention, and have nothing in front of it."""
+    inputs, look = prompt("llava", "ragged").inputs, Look()
+    model = llava_over(kind, "sdpa")
+    assert hasattr(model.model.language_model.layers[3], "input_layernorm") == (kind == "qwen3")
+    with vtc.compressed(model, look):
+        model(**inputs)
+        report = model.vtc.report
+    rows_equal(look, report, llava_over(kind, "eager")(**inputs, output_attentions=True).attentions[3])
+    agrees(Setting("pyramiddrop(keep=0.4)"), kind, "sdpa")
 
 
 def test_a_window_changed_after_wrapping() -> None:

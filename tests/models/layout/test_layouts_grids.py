@@ -112,7 +112,7 @@ def test_units_of_the_processors(name: str) -> None:
 
 @pytest.mark.skipif("exaone4_5" not in TYPES, reason="the only tower with grouped heads is newer")
 def test_grouped_heads_of_a_tower() -> None:
-    """Attention is that of every head of the queries; keys and values are those that there are."""
+    """Attention, keys and values are those of every head of the queries, some of which read the same."""
     parts, inputs, _ = inputs_of("exaone4_5", "image")
     tower = parts.config.vision_config
     heads, groups = tower.num_heads, tower.num_key_value_heads
@@ -122,4 +122,7 @@ def test_grouped_heads_of_a_tower() -> None:
     for received, k, v in zip(*(found.signals[s] for s in (attention, keys, values)), strict=True):
         assert received.shape[0] == heads
         assert torch.allclose(received.sum(1) * 4, torch.ones(heads), rtol=1e-3)  # patches of a token are averaged
-        assert k.shape[-1] == v.shape[-1] == groups * (tower.hidden_size // heads)
+        for read in (k, v):
+            by_group = read.unflatten(-1, (groups, heads // groups, tower.hidden_size // heads))
+            assert torch.equal(by_group, by_group[..., :1, :].expand_as(by_group))
+            assert not torch.equal(by_group[..., 0, 0, :], by_group[..., 1, 0, :])
