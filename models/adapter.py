@@ -117,10 +117,10 @@ class Adapter:
         if any(h.movable for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for i in d.tapped_layers():
-            tap = AttentionTap(d.mixers[i], functools.partial(d.attention, i)).attach()
+            tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
         for i in d.watched_layers():
-            mixer = d.mixers[i]
+            mixer = d.calls.mixers[i]
             if mixer is not None:
                 hook = _uncompiled(functools.partial(d.watch, i))
                 self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True))
