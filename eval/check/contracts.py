@@ -44,7 +44,7 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
     """Pruned equals masked on a prompt of `shape`: prefill, generated tokens, and what the caches hold."""
 
     def contract(subject: Subject, setting: Setting) -> float:
-        inputs, pruned, plain = subject.prompts[shape].inputs, subject.pruned(setting, shape), subject.plain(shape)
+        plain, pruned, inputs = subject.plain(shape), subject.pruned(setting, shape), subject.prompts[shape].inputs
         valid = inputs["attention_mask"].bool()
         width = valid.shape[1]
         _dropped(pruned, plain.logits, valid)

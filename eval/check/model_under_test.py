@@ -137,7 +137,7 @@ class Subject:
         return self._pruned[key]
 
     def _prune(self, setting: Setting, shape: str) -> Pruned:
-        inputs, plain = self.prompts[shape].inputs, self.plain(shape)
+        plain, inputs = self.plain(shape), self.prompts[shape].inputs
         valid = inputs["attention_mask"]
         batch, width = valid.shape
         with setting.compressed(self.model):

@@ -14,6 +14,7 @@ from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, Windows
 from vtc.models.stock.shared_keys import key_sources
+from vtc.models.stock.split_heads import every_head
 from vtc.models.stock.transformers_api import Call, call_of, keeps_state, need
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Pruner, Stop
@@ -219,9 +220,9 @@ class DecoderSide:
         if run.looking is not None:
             rows, found = run.looking
             weights = attention_rows(query, key, mask, scaling, rows)
-            found.append(weights[..., weights.shape[-1] - query.shape[2] :])
+            found.append(every_head(module, weights[..., weights.shape[-1] - query.shape[2] :]))
             raise _Seen
-        capture_attention(run, self.attended[i], query, key, value, mask, scaling)
+        capture_attention(run, self.attended[i], module, query, key, value, mask, scaling)
         return None
 
     def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:

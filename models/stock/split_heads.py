@@ -1,0 +1,43 @@
+"""Attention heads that tensor parallelism has spread over several processes, brought together again.
+
+Under ``tp_plan`` each process computes some of the heads. A method that looked at these alone would choose other tokens
+in each process, so what it reads is gathered first: all of them see all heads, in their order, and choose alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def every_head(module: nn.Module, local: Tensor) -> Tensor:
+    """`local` `[B, h, ...]` of this process' heads of an attention module as `[B, H, ...]` of all heads."""
+    group = _group_of(module)
+    if group is None:
+        return local
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, local.contiguous(), group=group)
+    return torch.cat(parts, 1)
+
+
+def _group_of(module: nn.Module) -> Any:
+    """The processes among which the projections of an attention module are split by head; None: they are whole."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    from torch.distributed.tensor import DTensor
+
+    for parameter in module.parameters():
+        # an output row of a linear layer is a dimension of a head
+        if isinstance(parameter, DTensor) and any(placement.is_shard(0) for placement in parameter.placements):
+            mesh = parameter.device_mesh
+            if mesh.ndim != 1:
+                raise NotImplementedError(
+                    f"the heads of {type(module).__name__} are split over a mesh of {mesh.ndim} dimensions "
+                    f"({', '.join(mesh.mesh_dim_names or ())}), which vtc can't gather for a method that reads "
+                    "attention: use a mesh of tensor parallelism alone, or a method that reads no attention"
+                )
+            return mesh.get_group()
+    return None
