@@ -13,7 +13,7 @@ from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import project, whole_projector
 from vtc.models.stock.attention_taps import attention_rows
-from vtc.models.stock.split_heads import every_head
+from vtc.models.stock.spread_over_processes import every_head
 from vtc.pruners.signals import (
     AttentionAhead,
     DecoderAttention,

@@ -23,7 +23,7 @@ from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import ThreadState
-from vtc.models.stock.split_heads import every_head
+from vtc.models.stock.spread_over_processes import every_head
 from vtc.models.stock.transformers_api import call_of, features_in
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderSignal, Signal

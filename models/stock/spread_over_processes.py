@@ -1,4 +1,4 @@
-"""Attention heads that tensor parallelism has spread over several processes, brought together again.
+"""What tensor parallelism has spread over several processes, brought together again: attention heads, weights.
 
 Under ``tp_plan`` each process computes some of the heads. A method that looked at these alone would choose other tokens
 in each process, so what it reads is gathered first: all of them see all heads, in their order, and choose alike.
@@ -21,6 +21,11 @@ def every_head(module: nn.Module, local: Tensor) -> Tensor:
     parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, local.contiguous(), group=group)
     return torch.cat(parts, 1)
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight of which each process may hold a part, complete."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _group_of(module: nn.Module) -> Any:
