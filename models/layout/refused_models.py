@@ -39,7 +39,7 @@ def _why(model: Any) -> str:
             _need_arguments(module)
         if makes_features(module) and takes(module, "embeds"):
             text = _text_model(module)
-            if text is not None:
+            if text is not None and not owns_layers(text):
                 return f"its text model {type(text).__name__} owns no list of decoder layers that take hidden_states"
             return (
                 f"{type(module).__name__} is composite and text model in one, so there is no border at which visual "
