@@ -70,7 +70,9 @@ def record_positions(model: nn.Module, inputs: dict[str, Any], n: int) -> tuple[
         position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
         seen.append(position_ids[-3:] if position_ids.dim() == 3 else position_ids)
 
-    turning = next(iter(getattr(text_model(model), "rotary_embs", ())), text_model(model).rotary_emb)  # Granite SWA: many
+    turning = next(
+        iter(getattr(text_model(model), "rotary_embs", ())), text_model(model).rotary_emb
+    )  # Granite SWA: many
     hook = turning.register_forward_pre_hook(look, with_kwargs=True)
     try:
         out = greedy(model, inputs, n)

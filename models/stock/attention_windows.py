@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention_api import Rule, mask_settings, masks_as_rules
-from .transformers_api import NOTHING, STATE, call_of, given, new_cache, takes, undecorated, versions
+from .transformers_api import NOTHING, STATE, cache_of, call_of, given, new_cache, takes, undecorated, versions
 
 FAR = 1 << 18  # a window that is longer is taken for none
 # kinds of layers: attention under a mask, a recurrence that takes a padding mask, and what mixes no tokens
@@ -103,18 +103,16 @@ class Windows:
             tokens = {"embeds": torch.zeros(1, 2, lm.config.hidden_size)}
         if takes(lm, "logits to keep"):  # by number, and for these all layers run on all columns
             tokens["logits to keep"] = torch.tensor([1])
-        # with the cache that vtc gives it: a text model may have one of its own and take no other (MiniMax)
-        cached = {"cache": new_cache(lm.config), "use cache": True}
-        call = given(lm, **tokens, mask=torch.tensor([valid]), **cached)
+        call = given(lm, **tokens, mask=torch.tensor([valid]), **{"use cache": True})
         try:
             with torch.no_grad():
                 try:
-                    undecorated(lm)(stand_in, **call)
+                    output = undecorated(lm)(stand_in, **call)
                 except ValueError:  # what a layer gives is taken apart: hidden states and attention weights (Bamba)
                     seen.clear()
                     for layer in noting:
                         layer.__dict__["pairs"] = True
-                    undecorated(lm)(stand_in, **call)
+                    output = undecorated(lm)(stand_in, **call)
         except Exception as error:
             raise NotImplementedError(
                 f"vtc can't find out which tokens the layers of {name} see ({type(error).__name__}: {error}), so it "
@@ -122,6 +120,12 @@ class Windows:
             ) from error
         if len(seen) != len(self.layers):
             raise NotImplementedError(f"{name} runs {len(seen)} of {len(self.layers)} decoder layers. {versions()}")
+        own, ours = type(cache_of(output)), type(new_cache(lm.config))
+        if own not in (ours, type(None)):
+            raise NotImplementedError(
+                f"{name} makes a cache of its own, {own.__name__}, and vtc knows {ours.__name__} only: use a text "
+                f"model that makes one. {versions()}"
+            )
         return seen
 
 

@@ -13,7 +13,7 @@ from looking_ahead import Look, rows_equal
 from methods import BOTH_STAGES, READING, TWO_LAYERS, Setting
 from reference import allowed, greedy, kept_at_end, record_positions, reference
 from torch import nn
-from versions import known
+from versions import ENCODES_FIRST, known
 from zoo import prompt
 from zoo.models import TEXT, build, clip
 from zoo.tokens import IMAGE
@@ -71,6 +71,7 @@ DELTA = {"layer_types": KINDS, "linear_num_value_heads": 4, "linear_num_key_head
          "linear_value_head_dim": 16}  # fmt: skip
 KDA = {**LATENT, "num_shared_experts": 1, "num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1,
        "layer_types": KINDS, "mlp_layer_types": ["dense", "sparse"] * 3, "linear_head_dim": 16, "linear_num_heads": 4}  # fmt: skip
+OWN_CACHE = ("jamba", "olmo_hybrid")  # on 5.5.0
 RECURRENT: dict[str, dict[str, Any]] = {
     "bailing_hybrid": KDA,
     "bamba": {**TWO_PATHS, "attn_layer_indices": [1, 4]},  # its layers give pairs
@@ -159,6 +160,10 @@ def test_a_window_changed_after_wrapping() -> None:
 def test_recurrent_text_models_are_as_without_the_columns(kind: str, pruner: str) -> None:
     inputs = prompt("llava", "ragged").inputs
     valid, stock, model = inputs["attention_mask"].bool(), llava_over(kind, "eager"), llava_over(kind, "sdpa")
+    if kind in OWN_CACHE and not ENCODES_FIRST:
+        with pytest.raises(NotImplementedError, match="cache"):
+            vtc.compress(model, pruner)
+        return
     rows, width = valid.shape
     positions = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1).cumsum(1).sub(1).clamp(min=0)
     with vtc.compressed(model, pruner):
