@@ -70,7 +70,8 @@ KINDS = ["linear_attention", "full_attention", "linear_attention"] * 2
 DELTA = {"layer_types": KINDS, "linear_num_value_heads": 4, "linear_num_key_heads": 4, "linear_key_head_dim": 16,
          "linear_value_head_dim": 16}  # fmt: skip
 KDA = {**LATENT, "num_shared_experts": 1, "num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1,
-       "layer_types": KINDS, "mlp_layer_types": ["dense", "sparse"] * 3, "linear_head_dim": 16, "linear_num_heads": 4}  # fmt: skip
+       "layer_types": KINDS, "mlp_layer_types": ["dense", "sparse"] * 3, "linear_head_dim": 16, "linear_num_heads": 4,
+       "linear_conv_kernel_dim": 4}  # fmt: skip
 OWN_CACHE = ("jamba", "olmo_hybrid")  # on 5.5.0
 RECURRENT: dict[str, dict[str, Any]] = {
     "bailing_hybrid": KDA,
@@ -80,7 +81,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "jamba": {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "kimi_linear": {**KDA, "rope_parameters": None},
     "lara_mini": {**DELTA, **EXPERTS, **SHORT, "head_dim": 16, "num_experts": 2, "shared_expert_intermediate_size": 32,
-                  "layer_types": ["sliding_attention", "linear_attention", "full_attention"] + MIXED[:3]},
+                  "layer_types": ["sliding_attention", "linear_attention", "full_attention", *MIXED[:3]]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * 2, "block_multiple_of": 8},
     "olmo_hybrid": DELTA,
     "qwen3_next": {**EXPERTS, "head_dim": 16, "num_experts": 2, "linear_num_value_heads": 4, "linear_num_key_heads": 4,
@@ -184,6 +185,6 @@ def test_recurrent_text_models_are_as_without_the_columns(kind: str, pruner: str
 @pytest.mark.parametrize("kind", REFUSED)
 def test_text_models_that_vtc_cannot_follow_are_refused_when_wrapped(kind: str) -> None:
     model = llava_over(kind, "eager")
-    with pytest.raises(NotImplementedError, match="decoder layer|in its cache|cache of its own|does not know"):
+    with pytest.raises(NotImplementedError, match=r"decoder layer|in its cache|cache of its own|does not know"):
         vtc.compress(model, "random", keep=0.5)
     assert not hasattr(model, "vtc")
