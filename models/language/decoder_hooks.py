@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import Peek, is_pruned, refuse_keyless, refuse_layers
+from vtc.models.cache.kv_cache import Peek, is_pruned, refuse_keyless, refuse_other_places
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, Windows
@@ -84,7 +84,7 @@ class DecoderSide:
         for layer in parts.layers:
             need(layer, "hidden", "mask", *rotary)
             refuse_unknown(layer)
-        refuse_layers(parts.lm)
+        refuse_other_places(parts.lm, parts.layers)
         self.windows = Windows(parts.lm, parts.layers)
         self.sources = key_sources(parts.lm, parts.layers)
         self.attending = self.windows.attending()
