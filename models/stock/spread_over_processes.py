@@ -32,17 +32,23 @@ def _group_of(module: nn.Module) -> Any:
     """The processes among which the projections of an attention module are split by head; None: they are whole."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
+    mesh = next(filter(None, map(_mesh_of, module.modules())), None)
+    if mesh is not None and mesh.ndim != 1:
+        raise NotImplementedError(
+            f"the heads of {type(module).__name__} are split over a mesh of {mesh.ndim} dimensions "
+            f"({', '.join(mesh.mesh_dim_names or ())}), which vtc can't gather for a method that reads attention: use "
+            "a mesh of tensor parallelism alone, or a method that reads no attention"
+        )
+    return None if mesh is None else mesh.get_group()
+
+
+def _mesh_of(linear: nn.Module) -> Any:
+    """The mesh over which the output of a linear layer is split; None: it is whole."""
     from torch.distributed.tensor import DTensor
 
-    for parameter in module.parameters():
-        # an output row of a linear layer is a dimension of a head
-        if isinstance(parameter, DTensor) and any(placement.is_shard(0) for placement in parameter.placements):
-            mesh = parameter.device_mesh
-            if mesh.ndim != 1:
-                raise NotImplementedError(
-                    f"the heads of {type(module).__name__} are split over a mesh of {mesh.ndim} dimensions "
-                    f"({', '.join(mesh.mesh_dim_names or ())}), which vtc can't gather for a method that reads "
-                    "attention: use a mesh of tensor parallelism alone, or a method that reads no attention"
-                )
-            return mesh.get_group()
+    if str(getattr(linear, "_hf_tp_plan", "")).startswith("colwise"):  # older transformers keep plain tensors
+        return getattr(linear, "_hf_device_mesh", None)
+    for weight in linear.parameters(recurse=False):
+        if isinstance(weight, DTensor) and any(placement.is_shard(0) for placement in weight.placements):
+            return weight.device_mesh
     return None
