@@ -65,8 +65,9 @@ class TextStream:
         return max((len(stop) - 1 for stop in self._stops), default=0)
 
     def _give(self, new: str, held: int) -> str:
+        first = max(0, len(self._text) - self._held())  # a stop may have begun in what was there
         self._text += new
-        ends = [at for stop in self._stops if (at := self._text.find(stop)) >= 0]
+        ends = [at for stop in self._stops if (at := self._text.find(stop, first)) >= 0]
         if ends:
             self._text, self.stopped, held = self._text[: min(ends)], True, 0
         # hold back only what does begin a stop

@@ -19,6 +19,8 @@ class Limits:
         In one request, earlier turns included.
     text_chars : int
         All texts of a request together.
+    prompt_tokens : int
+        Of a prompt with all its visual tokens; the model's own context may be shorter.
     max_tokens : int
         Longest answer.
     seconds : float
@@ -33,6 +35,7 @@ class Limits:
     picture_megapixels: int = 32
     pictures: int = 8
     text_chars: int = 100_000
+    prompt_tokens: int = 16384
     max_tokens: int = 1024
     seconds: float = 120.0
     queue: int = 16
