@@ -192,7 +192,9 @@ class Engine:
         except torch.OutOfMemoryError:
             log.exception("out of memory")
             torch.cuda.empty_cache()
-            raise Refusal("this request needs more memory than the server has: send less or smaller pictures", 503) from None
+            raise Refusal(
+                "this request needs more memory than the server has: send less or smaller pictures", 503
+            ) from None
         except NotImplementedError:
             if choice.pruner is None:
                 raise

@@ -148,8 +148,12 @@ def _check_fields(given: Mapping[str, Any]) -> None:
             continue
         if key not in NEUTRAL:
             raise Refusal(f"{shown(key)} is not supported here: leave it out", param=key[:60], code="unsupported_field")
-        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NEUTRAL[key]):
-            raise Refusal(f"{key}={shown(value)} is not supported here: leave it out", param=key, code="unsupported_field")
+        if not any(
+            value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NEUTRAL[key]
+        ):
+            raise Refusal(
+                f"{key}={shown(value)} is not supported here: leave it out", param=key, code="unsupported_field"
+            )
 
 
 def _stops(given: Any) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +111,10 @@ class Allowed:
                 free.append(parse(text.removesuffix(ANY))[0].name)
             elif text != UNPRUNED:
                 settings.append(without_keep(parse(text)))
-        bounds = [None if bound is None else check_keep(bound, name) for bound, name in ((low, "--min-keep"), (high, "--max-keep"))]
+        bounds = [
+            None if bound is None else check_keep(bound, name)
+            for bound, name in ((low, "--min-keep"), (high, "--max-keep"))
+        ]
         if None not in bounds and (type(low) is not type(high) or low > high):  # type: ignore[operator]
             raise ValueError(f"--min-keep {low} and --max-keep {high} must be both tokens or both fractions, in order")
         shown_settings = tuple(dict.fromkeys([*settings, *(name for name in free if name not in settings)]))

@@ -21,6 +21,7 @@ from .compare_selections import compare_selections
 from .embedlens import embedlens
 from .horizon import horizon
 from .pruners_and_recipes import pruners, recipes
+from .serve import serve
 from .stability import stability
 from .train_explainer import train_explainer
 from .tune import tune
@@ -59,6 +60,7 @@ for command in (
     tune,
     ask,
     show,
+    serve,
     check,
     stability,
     compare_selections,

@@ -1,0 +1,239 @@
+"""The server's paths: chat completions, the model, health, metrics, a comparison and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from vtc.eval.example_question import example
+from vtc.serve.generation.compare import Comparer, as_data_url
+from vtc.serve.generation.engine import Engine, Generated
+from vtc.serve.generation.worker import Done, Job, Text, Worker
+from vtc.serve.requests.chat_request import ChatRequest, parse_json, read_chat_request
+from vtc.serve.requests.messages import placeholders_of
+from vtc.serve.requests.refusal import Refusal
+
+from .chat_answers import END, ChatAnswer, event
+from .compare_request import read_compare_request
+from .front import ClientGone, Front
+from .metrics import Metrics
+from .page import page
+from .settings import ServerSettings
+from .waiting import Waiting
+
+BODY_SECONDS = 30.0  # for a request's body to arrive
+GRACE = 20.0  # seconds for the running answer to stop when the server ends
+
+
+class Server:
+    """One model behind HTTP.
+
+    Parameters
+    ----------
+    engine : Engine
+        Used by the worker's thread alone once the server has started.
+    settings : ServerSettings
+        What is offered to whom.
+    """
+
+    def __init__(self, engine: Engine, settings: ServerSettings):
+        self.engine, self.settings = engine, settings
+        self.worker = Worker(settings.limits.queue)
+        self.metrics = Metrics(self.worker)
+        self.comparer = Comparer(engine)
+        self._placeholders = placeholders_of(engine.processor)
+        self._created = int(time.time())
+        paths: dict[str, tuple[Callable[[Request], Awaitable[Response]], str]] = {
+            "/v1/chat/completions": (self._chat, "POST"),
+            "/v1/models": (self._models, "GET"),
+            "/health": (self._health, "GET"),
+            "/metrics": (self._metrics, "GET"),
+        }
+        if settings.page:
+            paths |= {
+                "/": (self._page, "GET"),
+                "/v1/vtc/compare": (self._compare, "POST"),
+                "/v1/vtc/example": (self._example, "GET"),
+            }
+        routes = [Route(path, answer, methods=[method]) for path, (answer, method) in paths.items()]
+        routes.append(Route("/v1/models/{name:path}", self._model, methods=["GET"]))
+        inner = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _http_error})
+        self.app = Front(inner, settings, self.metrics, tuple(paths))
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.worker.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.worker.close, GRACE)
+
+    async def _chat(self, request: Request) -> Response:
+        async with self._admitted() as undo:
+            body = parse_json(await self._body(request))
+            settings = self.settings
+            asked = read_chat_request(body, settings.name, settings.limits, settings.allowed, self._placeholders)
+            await asyncio.to_thread(asked.chat.bring, settings.limits)
+            waiting = self._wait(request, lambda job: self._answer(job, asked, request))
+            undo.callback(waiting.close)
+            answer = ChatAnswer(request.scope["vtc"]["id"], settings.name)
+            if not asked.stream:
+                return JSONResponse(answer.whole((await waiting.end()).result, asked.choice))
+            first = await waiting.next()  # what fails before it has a status of its own
+            return EventStream(self._stream(answer, asked, first, waiting), undo.pop_all())
+
+    def _answer(self, job: Job, asked: ChatRequest, request: Request) -> Generated:
+        """The work of a chat completion, in the worker's thread."""
+        inputs = self.engine.inputs_of(asked.chat)
+        found = self.engine.generate(inputs, asked.choice, asked.sampling, job.say, lambda: job.unwanted)
+        self.metrics.answered(found, request.scope["vtc"]["arrived"])
+        return found
+
+    async def _stream(
+        self, answer: ChatAnswer, asked: ChatRequest, happened: Text | Done, waiting: Waiting
+    ) -> AsyncIterator[bytes]:
+        """The events of a streamed answer; the first thing has `happened` already."""
+        yield answer.chunk({"role": "assistant", "content": ""})
+        try:
+            while isinstance(happened, Text):
+                yield answer.chunk({"content": happened.text})
+                happened = await waiting.next()
+        except Refusal as refusal:  # too late for a status
+            yield event(refusal.body(answer.request_id))
+            return
+        yield answer.chunk({}, happened.result.finish)
+        if asked.usage_in_stream:
+            yield answer.usage_chunk(happened.result, asked.choice)
+        yield END
+
+    async def _compare(self, request: Request) -> Response:
+        async with self._admitted() as undo:
+            body = parse_json(await self._body(request))
+            limits = self.settings.limits
+            chat, choice, sampling = read_compare_request(body, limits, self.settings.allowed, self._placeholders)
+            await asyncio.to_thread(chat.bring, limits)
+            waiting = self._wait(
+                request, lambda job: self.comparer.compare(chat, choice, sampling, lambda: job.unwanted)
+            )
+            undo.callback(waiting.close)
+            return JSONResponse((await waiting.end()).result)
+
+    async def _example(self, request: Request) -> Response:
+        image, question = await asyncio.to_thread(example)
+        return JSONResponse({"image": as_data_url(image), "question": question})
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[ExitStack]:
+        """A place in the server, given back at the end of the stack that is handed out."""
+        with ExitStack() as undo:
+            undo.callback(self.worker.admit().release)
+            yield undo
+
+    def _wait(self, request: Request, work: Callable[[Job], Any]) -> Waiting:
+        about = request.scope["vtc"]
+        return Waiting(self.worker, Job(about["id"], work, about["arrived"] + self.settings.limits.seconds), request)
+
+    async def _body(self, request: Request) -> bytes:
+        """The body of a JSON request, within its limits."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # which a web page of somebody else's can't send unasked
+            raise Refusal("the request's Content-Type must be application/json", 415)
+        most = self.settings.limits.body_bytes
+        too_large = Refusal(
+            f"the request is larger than {self.settings.limits.body_mb} MB, which is all that this server reads: send "
+            "less or smaller pictures",
+            413,
+            code="request_too_large",
+        )
+        said = request.headers.get("content-length", "0")
+        if not said.isdecimal() or int(said) > most:
+            raise too_large
+        data = bytearray()
+
+        async def read() -> None:
+            async for part in request.stream():
+                data.extend(part)
+                if len(data) > most:
+                    raise too_large
+
+        try:
+            await asyncio.wait_for(read(), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            raise Refusal(f"the request's body did not arrive within {BODY_SECONDS:g} seconds", 408) from None
+        except ClientDisconnect:
+            raise ClientGone from None
+        return bytes(data)
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._about()]})
+
+    async def _model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.settings.name:
+            raise Refusal(f"there is no such model here: {self.settings.name} is served", 404, code="model_not_found")
+        return JSONResponse(self._about())
+
+    def _about(self) -> dict[str, Any]:
+        """The model as ``/v1/models`` lists it, with what requests may ask for."""
+        allowed, limits = self.settings.allowed, self.settings.limits
+        offered = {
+            "pruner": allowed.default.pruner,
+            "keep": allowed.default.keep,
+            "pruners": list(allowed.settings),
+            "pruners_with_parameters": sorted(allowed.free),
+            "unpruned": allowed.unpruned,
+            "min_keep": allowed.low,
+            "max_keep": allowed.high,
+            "max_tokens": limits.max_tokens,
+            "pictures": limits.pictures,
+            "remote_pictures": limits.remote_pictures,
+        }
+        return {
+            "id": self.settings.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "vtc",
+            "vtc": offered,
+        }
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        text, kind = self.metrics.text()
+        return Response(text, media_type=kind)
+
+    async def _page(self, request: Request) -> Response:
+        text, policy = page()
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+
+class EventStream(StreamingResponse):
+    """A stream that undoes what was done for it once it is over, also where it never began."""
+
+    def __init__(self, parts: AsyncIterator[bytes], undo: ExitStack):
+        super().__init__(parts, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._undo = undo
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it."""
+        with self._undo:
+            try:
+                await super().__call__(scope, receive, send)
+            except ClientDisconnect:
+                raise ClientGone from None
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """The router's own refusals, a path or method that there is none of, in the shape of the others."""
+    assert isinstance(error, HTTPException)
+    words = {404: "there is nothing at this path", 405: "this path does not take this method"}
+    raise Refusal(words.get(error.status_code, "the request can't be answered"), error.status_code)
