@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Router
 
 from vtc.eval.example_question import example
 from vtc.serve.generation.compare import Comparer, as_data_url
@@ -24,12 +22,14 @@ from vtc.serve.requests.refusal import Refusal
 
 from .chat_answers import END, ChatAnswer, event
 from .compare_request import read_compare_request
-from .front import ClientGone, Front
+from .front import ClientGone, Front, Receive, Scope, Send
 from .metrics import Metrics
 from .page import page
 from .settings import ServerSettings
 from .waiting import Waiting
 
+Answer = Callable[[Request], Awaitable[Response]]
+MODEL = "/v1/models/"
 BODY_SECONDS = 30.0  # for a request's body to arrive
 GRACE = 20.0  # seconds for the running answer to stop when the server ends
 
@@ -52,25 +52,38 @@ class Server:
         self.comparer = Comparer(engine)
         self._placeholders = placeholders_of(engine.processor)
         self._created = int(time.time())
-        paths: dict[str, tuple[Callable[[Request], Awaitable[Response]], str]] = {
-            "/v1/chat/completions": (self._chat, "POST"),
-            "/v1/models": (self._models, "GET"),
-            "/health": (self._health, "GET"),
-            "/metrics": (self._metrics, "GET"),
+        self._paths: dict[str, tuple[str, Answer]] = {
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/models": ("GET", self._models),
+            "/health": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
         }
         if settings.page:
-            paths |= {
-                "/": (self._page, "GET"),
-                "/v1/vtc/compare": (self._compare, "POST"),
-                "/v1/vtc/example": (self._example, "GET"),
+            self._paths |= {
+                "/": ("GET", self._page),
+                "/v1/vtc/compare": ("POST", self._compare),
+                "/v1/vtc/example": ("GET", self._example),
             }
-        routes = [Route(path, answer, methods=[method]) for path, (answer, method) in paths.items()]
-        routes.append(Route("/v1/models/{name:path}", self._model, methods=["GET"]))
-        inner = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _http_error})
-        self.app = Front(inner, settings, self.metrics, tuple(paths))
+        self._start_and_end = Router(lifespan=self._lifespan)
+        self.app = Front(self._route, settings, self.metrics, tuple(self._paths))
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or what is asked of an application when its server starts and ends."""
+        if scope["type"] != "http":
+            await self._start_and_end(scope, receive, send)
+            return
+        path, request = scope["path"], Request(scope, receive, send)
+        one = (("GET", self._model) if path.startswith(MODEL) else None) or ("", None)
+        method, answer = self._paths.get(path, one)
+        if answer is None:
+            raise Refusal("there is nothing at this path", 404)
+        if scope["method"].replace("HEAD", "GET") != method:
+            raise Refusal(f"this path takes {method} only", 405, headers={"Allow": method})
+        response = await answer(request)
+        await response(scope, receive, send)
 
     @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         self.worker.start()
         try:
             yield
@@ -177,7 +190,7 @@ class Server:
         return JSONResponse({"object": "list", "data": [self._about()]})
 
     async def _model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.settings.name:
+        if request.url.path.removeprefix(MODEL) != self.settings.name:
             raise Refusal(f"there is no such model here: {self.settings.name} is served", 404, code="model_not_found")
         return JSONResponse(self._about())
 
@@ -230,10 +243,3 @@ class EventStream(StreamingResponse):
                 await super().__call__(scope, receive, send)
             except ClientDisconnect:
                 raise ClientGone from None
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """The router's own refusals, a path or method that there is none of, in the shape of the others."""
-    assert isinstance(error, HTTPException)
-    words = {404: "there is nothing at this path", 405: "this path does not take this method"}
-    raise Refusal(words.get(error.status_code, "the request can't be answered"), error.status_code)

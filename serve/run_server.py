@@ -12,7 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from vtc.eval.vlm.encode_once import to_device
 from vtc.eval.vlm.loading import Loaded
+from vtc.eval.vlm.prompts import chat_inputs
+from vtc.eval.vlm.pruning_settings import takes_keep
 from vtc.pipeline_text import parse
 from vtc.serve.generation.engine import Engine
 from vtc.serve.requests.chat_request import Sampling
@@ -51,7 +54,7 @@ def try_settings(engine: Engine, allowed: Allowed, wanted: Sequence[str] | None)
     for text in allowed.settings:
         pipeline = parse(text)
         if len(pipeline) == 1 and pipeline[0].keep is None:
-            pipeline = (replace(pipeline[0], keep=0.5),) if _takes(pipeline[0]) else pipeline
+            pipeline = (replace(pipeline[0], keep=0.5),) if takes_keep(pipeline[0]) else pipeline
         try:
             engine.set_up(Choice.of(pipeline))
         except (NotImplementedError, TypeError, ValueError) as error:
@@ -62,20 +65,13 @@ def try_settings(engine: Engine, allowed: Allowed, wanted: Sequence[str] | None)
     return replace(allowed, settings=tuple(fit))
 
 
-def _takes(pruner: Any) -> bool:
-    from vtc.eval.vlm.pruning_settings import takes_keep
-
-    return takes_keep(pruner)
-
-
 def warm_up(engine: Engine, choice: Choice) -> None:
     """Answer a grey picture with one token, so that the first client does not wait for what is done once."""
-    from vtc.eval.vlm.prompts import chat_inputs
-
     picture = {"type": "image", "image": Image.new("RGB", (336, 336), (128, 128, 128))}
-    inputs = chat_inputs(engine.processor, "?", [picture])
+    found = chat_inputs(engine.processor, "?", [picture])
+    inputs = {name: to_device(value, engine.model) for name, value in found.items()}
     for each in {Choice(), choice}:
-        engine.generate({k: v for k, v in inputs.items()}, each, Sampling(temperature=0, max_tokens=1))
+        engine.generate(inputs, each, Sampling(temperature=0, max_tokens=1))
 
 
 def listen(host: str, port: int) -> socket.socket:

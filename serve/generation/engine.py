@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import StoppingCriteriaList
 
 from vtc.api import compress, restore
 from vtc.eval.cost.prefill_cost import Measured
@@ -26,7 +25,9 @@ from vtc.serve.requests.messages import Chat
 from vtc.serve.requests.pruning_choice import UNPRUNED, Choice
 from vtc.serve.requests.refusal import Refusal
 
+from .drawing import drawing, seeded
 from .text_stream import TextStream
+from .token_watch import Ends, Watch
 
 log = logging.getLogger("vtc.serve")
 
@@ -143,12 +144,12 @@ class Engine:
         with self._refusals(choice):
             self.set_up(choice)
             stream = TextStream(self.tokenizer, sampling.stop)
-            watch, began = _Watch(stream, on_text), time.monotonic()
-            ends = _Ends(lambda: stream.stopped or unwanted())
-            with torch.no_grad(), _seeded(sampling.seed):
+            watch, began = Watch(stream, on_text), time.monotonic()
+            ends = Ends(lambda: stream.stopped or unwanted())
+            with torch.no_grad(), seeded(sampling.seed):
                 self.model.generate(
                     **inputs,
-                    **_drawing(sampling),
+                    **drawing(sampling),
                     num_beams=1,
                     max_new_tokens=most,
                     pad_token_id=pad_id(self.processor),
@@ -213,57 +214,3 @@ class Engine:
                 param="vtc.pruner",
                 code="pruner_not_possible",
             ) from None
-
-
-def _drawing(sampling: Sampling) -> dict[str, Any]:
-    """How tokens are drawn, as arguments of ``generate``; empty where the model's own settings are to hold."""
-    if sampling.temperature == 0:
-        return {"do_sample": False}
-    if sampling.temperature is None and sampling.top_p is None:
-        return {}
-    temperature = 1.0 if sampling.temperature is None else float(sampling.temperature)
-    # no top_k: transformers' own default would cut the tail off without being asked
-    return {"do_sample": True, "temperature": temperature, "top_p": float(sampling.top_p or 1.0), "top_k": 0}
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw as `seed` says, and leave the generators as they were: the next request draws its own."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-class _Watch(BaseStreamer):
-    """Hands every token on as it comes, and notes when."""
-
-    def __init__(self, stream: TextStream, on_text: Callable[[str], None]):
-        self.times: list[float] = []
-        self._stream, self._on_text, self._prompt = stream, on_text, True
-
-    def put(self, value: Tensor) -> None:
-        """The prompt, then one token at a time."""
-        if self._prompt:
-            self._prompt = False
-            return
-        for token in value.flatten().tolist():
-            self.times.append(time.monotonic())
-            text = self._stream.add(token)
-            if text:
-                self._on_text(text)
-
-    def end(self) -> None:
-        """Nothing is held back here."""
-
-
-class _Ends(StoppingCriteria):
-    """Ends the answer when `ended` says so."""
-
-    def __init__(self, ended: Callable[[], bool]):
-        self._ended = ended
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        return torch.full((input_ids.shape[0],), self._ended(), dtype=torch.bool, device=input_ids.device)
