@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,7 @@ from vtc.serve.requests.chat_request import ChatRequest, parse_json, read_chat_r
 from vtc.serve.requests.messages import placeholders_of
 from vtc.serve.requests.refusal import Refusal
 
+from .body import read_body
 from .chat_answers import END, ChatAnswer, event
 from .compare_request import read_compare_request
 from .front import ClientGone, Front, Receive, Scope, Send
@@ -30,7 +31,6 @@ from .waiting import Waiting
 
 Answer = Callable[[Request], Awaitable[Response]]
 MODEL = "/v1/models/"
-BODY_SECONDS = 30.0  # for a request's body to arrive
 GRACE = 20.0  # seconds for the running answer to stop when the server ends
 
 
@@ -92,7 +92,7 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         async with self._admitted() as undo:
-            body = parse_json(await self._body(request))
+            body = parse_json(await read_body(request, self.settings.limits))
             settings = self.settings
             asked = read_chat_request(body, settings.name, settings.limits, settings.allowed, self._placeholders)
             await asyncio.to_thread(asked.chat.bring, settings.limits)
@@ -130,7 +130,7 @@ class Server:
 
     async def _compare(self, request: Request) -> Response:
         async with self._admitted() as undo:
-            body = parse_json(await self._body(request))
+            body = parse_json(await read_body(request, self.settings.limits))
             limits = self.settings.limits
             chat, choice, sampling = read_compare_request(body, limits, self.settings.allowed, self._placeholders)
             await asyncio.to_thread(chat.bring, limits)
@@ -154,37 +154,6 @@ class Server:
     def _wait(self, request: Request, work: Callable[[Job], Any]) -> Waiting:
         about = request.scope["vtc"]
         return Waiting(self.worker, Job(about["id"], work, about["arrived"] + self.settings.limits.seconds), request)
-
-    async def _body(self, request: Request) -> bytes:
-        """The body of a JSON request, within its limits."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # which a web page of somebody else's can't send unasked
-            raise Refusal("the request's Content-Type must be application/json", 415)
-        most = self.settings.limits.body_bytes
-        too_large = Refusal(
-            f"the request is larger than {self.settings.limits.body_mb} MB, which is all that this server reads: send "
-            "less or smaller pictures",
-            413,
-            code="request_too_large",
-        )
-        said = request.headers.get("content-length", "0")
-        if not said.isdecimal() or int(said) > most:
-            raise too_large
-        data = bytearray()
-
-        async def read() -> None:
-            async for part in request.stream():
-                data.extend(part)
-                if len(data) > most:
-                    raise too_large
-
-        try:
-            await asyncio.wait_for(read(), BODY_SECONDS)
-        except asyncio.TimeoutError:
-            raise Refusal(f"the request's body did not arrive within {BODY_SECONDS:g} seconds", 408) from None
-        except ClientDisconnect:
-            raise ClientGone from None
-        return bytes(data)
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._about()]})
@@ -233,13 +202,24 @@ class EventStream(StreamingResponse):
     """A stream that undoes what was done for it once it is over, also where it never began."""
 
     def __init__(self, parts: AsyncIterator[bytes], undo: ExitStack):
-        super().__init__(parts, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._undo = undo
+        super().__init__(self._all(parts), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._undo, self._whole = undo, False
+
+    async def _all(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for part in parts:
+            yield part
+        self._whole = True
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send it."""
+        """Send it.
+
+        Raises
+        ------
+        ClientGone
+            If the client left before its end.
+        """
         with self._undo:
-            try:
+            with suppress(ClientDisconnect):
                 await super().__call__(scope, receive, send)
-            except ClientDisconnect:
-                raise ClientGone from None
+            if not self._whole:
+                raise ClientGone

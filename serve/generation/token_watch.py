@@ -43,4 +43,5 @@ class Ends(StoppingCriteria):
         self._ended = ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """`[B]`: whether each row is at its end."""
         return torch.full((input_ids.shape[0],), self._ended(), dtype=torch.bool, device=input_ids.device)

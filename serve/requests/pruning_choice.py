@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtc.eval.vlm.pruning_settings import needs_keep, takes_keep
-from vtc.pipeline_text import Pipeline, format_pipeline, parse
-from vtc.pruners.base import Pruner, check_keep
+from vtc.pipeline_text import Pipeline, format_pipeline, parse, split_pipeline
+from vtc.pruners.base import check_keep
 
 from .fields import object_of, shown, text_of
 from .refusal import Refusal
 
 UNPRUNED = "unpruned"
 ANY = "(...)"  # behind a method's name: with parameters of the request's choosing
+Calls = list[tuple[str, dict[str, Any]]]
 LONGEST = 300  # characters of a method's text
 
 
@@ -64,7 +65,7 @@ class Allowed:
     settings : sequence of str
         Methods as they may be asked for, their keep aside (``without_keep``).
     free : frozenset of str
-        Names of methods whose parameters a request may set, but for files of the server.
+        Names of methods whose parameters a request may set, those that are numbers or switches.
     unpruned : bool
         Whether the stock model may be asked for.
     low, high : int or float, optional
@@ -183,14 +184,14 @@ class Allowed:
         """A method by its text."""
         if len(text) > LONGEST:
             raise Refusal(f"vtc.pruner has {len(text)} characters, at most {LONGEST} are read", param="vtc.pruner")
+        # looked at before anything is built: a method may open the file that a parameter names
+        if not self._may_build(text):
+            raise Refusal(f"vtc.pruner {shown(text)} is not offered here. {self.offered()}", param="vtc.pruner")
         try:
             pipeline = parse(text, keep=keep)
         except (TypeError, ValueError, OverflowError):
-            # what is wrong may be told only of methods that the server offers: others' parameters name files
             raise Refusal(f"vtc.pruner {shown(text)} can't be read. {self.offered()}", param="vtc.pruner") from None
-        allowed = without_keep(pipeline) in self.settings
-        free = all(p.name in self.free and not _names_files(p) for p in pipeline)
-        if not allowed and not free:
+        if without_keep(pipeline) not in self.settings and not all(p.name in self.free for p in pipeline):
             raise Refusal(f"vtc.pruner {shown(text)} is not offered here. {self.offered()}", param="vtc.pruner")
         default = self.default.keep
         if len(pipeline) == 1 and needs_keep(pipeline[0]):
@@ -200,6 +201,18 @@ class Allowed:
         if any(map(needs_keep, pipeline)):
             raise Refusal(f"each method of vtc.pruner {shown(text)} must say its keep", param="vtc.pruner")
         return self._checked(pipeline)
+
+    def _may_build(self, text: str) -> bool:
+        """Whether a text's methods are offered, and no text among their parameters is the request's own."""
+        try:
+            calls = split_pipeline(text)
+            offered = [split_pipeline(setting) for setting in self.settings]
+        except ValueError:
+            return False
+        if any(_without_keeps(calls) == _without_keeps(known) for known in offered):
+            return True
+        names = {name for known in offered for name, _ in known}
+        return {name for name, _ in calls} <= names and not any(map(_holds_text, calls))
 
     def _checked(self, pipeline: Pipeline) -> Choice:
         self._check_keeps(pipeline)
@@ -221,7 +234,19 @@ class Allowed:
             raise Refusal(f"keep={keep} is out of this server's range: at {which} {bound}", param="vtc.keep")
 
 
-def _names_files(pruner: Pruner) -> bool:
-    """Whether a parameter may be the name of a file, which no client may choose."""
-    reads = type(pruner).check_files is not Pruner.check_files
-    return reads and any(isinstance(value, str) for value in pruner.params().values())
+def _without_keeps(calls: Calls) -> Calls:
+    """A single method without its keep; a pipeline as it is."""
+    if len(calls) > 1:
+        return calls
+    return [(name, {key: value for key, value in given.items() if key != "keep"}) for name, given in calls]
+
+
+def _holds_text(call: tuple[str, Any]) -> bool:
+    """Whether a parameter is a text or holds one: it might be the name of a file, which no client may choose."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, (list, tuple, set)):
+            return any(map(holds, value))
+        return isinstance(value, (str, bytes))
+
+    return any(map(holds, call[1].values()))
