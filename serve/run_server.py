@@ -6,7 +6,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import chat_inputs
 from vtc.eval.vlm.pruning_settings import takes_keep
 from vtc.pipeline_text import parse
+from vtc.pruners.vtc_warning import VTCWarning
 from vtc.serve.generation.engine import Engine
 from vtc.serve.requests.chat_request import Sampling
 from vtc.serve.requests.pruning_choice import Allowed, Choice
@@ -150,25 +153,43 @@ def run(loaded: Loaded, settings: ServerSettings, wanted: Sequence[str] | None =
     OSError, ValueError
         If it can't start, in one line.
     """
-    _log_to_stderr()
     sock = listen(settings.host, settings.port)
     try:
         server = make_server(loaded, settings, wanted)
+        for line in settings.warnings:
+            warnings.warn(line, VTCWarning, stacklevel=2)
         for line in start_lines(server.settings, sock.getsockname()[1], loaded):
             print(line, flush=True)
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, lambda *_: None)  # uvicorn hears them and raises them again when it is done
-        uvicorn_server(server).run(sockets=[sock])
+        with _quiet_signals(), _log_on_stderr():
+            uvicorn_server(server).run(sockets=[sock])
     finally:
         sock.close()
     print("stopped", flush=True)
     return 0
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Nothing happens at the signals that end a server: uvicorn hears them, and raises them again when it is done."""
+    before = {signum: signal.signal(signum, lambda *_: None) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """A line for every request, and whatever goes wrong in full."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("vtc.serve", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    loggers = {"vtc.serve": logging.INFO, "uvicorn": logging.WARNING}
+    for name, level in loggers.items():
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name in loggers:
+            logging.getLogger(name).removeHandler(handler)

@@ -29,13 +29,14 @@ PROMPTS: dict[str, tuple[list[dict[str, Any]], list[Image.Image]]] = {
     "turns": (TURNS, [IMAGE]),
     "system": ([{"role": "system", "content": "answer in a word"}, *asking(ASKED, OTHER)], [OTHER]),
 }
+PIPELINE = "dart(keep=0.5, layer=1) + dart(keep=16, layer=3)"
 SETTINGS: dict[str, tuple[Any, str | None, Any]] = {
     "default": (None, "dart", 64),
     "keep": ({"keep": 0.25}, "dart", 0.25),
     "method": ({"pruner": "random", "keep": 100}, "random", 100),
     "method at the server's keep": ({"pruner": "uniform"}, "uniform", 64),
     "parameter": ({"pruner": "dart(layer=1)", "keep": 32}, "dart(layer=1)", 32),
-    "pipeline": ({"pruner": "dart(layer=1, keep=0.5) + dart(layer=3, keep=16)"}, "dart(keep=0.5, layer=1) + dart(keep=16, layer=3)", None),
+    "pipeline": ({"pruner": PIPELINE}, PIPELINE, None),
     "unpruned": ({"pruner": None}, None, None),
 }  # fmt: skip
 

@@ -91,8 +91,8 @@ def test_the_answer_to_an_unknown_method_lists_what_is_offered_and_no_more() -> 
     with pytest.raises(Refusal) as refused:
         OFFER.choose({"pruner": "dort"})
     assert refused.value.message == (
-        "vtc.pruner 'dort' is not offered here. Offered are: dart, random, random(layer=2), explainer(...), null (unpruned); "
-        "keep from 0.1 up to 0.5."
+        "vtc.pruner 'dort' is not offered here. Offered are: dart, random, random(layer=2), explainer(...), null "
+        "(unpruned); keep from 0.1 up to 0.5."
     )
 
 

@@ -160,8 +160,9 @@ def test_it_is_used_by_keyboard_alone(page: Any, site: Running, tmp_path: Path) 
         name = page.evaluate("document.activeElement.id || document.activeElement.className")
         if name in reached or not name:
             break
-        style = "getComputedStyle(document.activeElement.id === 'file' ? document.activeElement.parentElement : document.activeElement)"
-        reached[name] = page.evaluate(f"[{style}.outlineStyle, parseFloat({style}.outlineWidth)]")
+        reached[name] = page.evaluate("""(() => { const e = document.activeElement;
+            const style = getComputedStyle(e.id === 'file' ? e.parentElement : e);
+            return [style.outlineStyle, parseFloat(style.outlineWidth)]; })()""")
     assert list(reached) == ["skip", "file", "example", "question", "pruner", "params", "keep", "unit", "most", "go"]
     assert {tuple(outline) for outline in reached.values()} == {("solid", 3)}
     page.locator("#example").focus()
@@ -176,9 +177,13 @@ def test_it_is_used_by_keyboard_alone(page: Any, site: Running, tmp_path: Path) 
 def test_every_field_has_a_name(page: Any, site: Running) -> None:
     fill(page, site)
     compare(page)
-    nameless = """[...document.querySelectorAll('input, select, textarea, button, img:not([hidden]), meter')].filter(e =>
+    fields = "input, select, textarea, button, img:not([hidden]), meter"
+    nameless = (
+        f"[...document.querySelectorAll('{fields}')]"
+        """.filter(e =>
         !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim() || e.alt || e.id === 'preview'))
         .map(e => e.outerHTML)"""
+    )
     assert page.evaluate(nameless) == []
     assert page.get_by_role("status").inner_text() == "Done."
 

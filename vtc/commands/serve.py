@@ -98,6 +98,4 @@ def serve(
         key=api_key,
         page=page,
     )
-    for line in settings.warnings:
-        typer.echo(f"vtc: warning: {line}", err=True)
     raise typer.Exit(run(load_model(model, device, dtype), settings, wanted))
