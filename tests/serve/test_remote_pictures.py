@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,10 +33,10 @@ class Site(BaseHTTPRequestHandler):
         elif name == "slow":
             self.send_response(200)
             self.end_headers()
-            for _ in range(60):  # a byte now and then
-                self.wfile.write(b"x")
-                self.wfile.flush()
-                time.sleep(0.05)
+            with suppress(OSError):  # the other side hangs up
+                for _ in range(60):  # a byte now and then
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
         else:
             status, size = (404, 5) if name == "missing" else (200, int(value or 5))
             self.send_response(status)

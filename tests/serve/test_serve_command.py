@@ -17,11 +17,19 @@ from serving import PATIENCE, data_url
 
 import vtc
 from vtc.serve.requests.limits import Limits
+from vtc.serve.run_server import _quiet_signals
 from vtc.serve.settings import ServerSettings, served_name
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_told_to_stop(signum: signal.Signals, tmp_path: Path) -> None:
+def test_the_signals_that_end_a_server_end_nothing_else() -> None:
+    with _quiet_signals():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(signum)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     log = (tmp_path / "log").open("w")
     arguments = [
         "bundled",
@@ -56,7 +64,7 @@ def test_it_serves_until_it_is_told_to_stop(signum: signal.Signals, tmp_path: Pa
         }
         found = httpx.post(f"{said[1]}/v1/chat/completions", json=body, timeout=PATIENCE)
         assert found.json()["usage"]["vtc"]["visual_tokens_kept"] == 64
-        process.send_signal(signum)
+        process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=PATIENCE)[0]
     finally:
         process.kill()
