@@ -18,6 +18,7 @@ from vtc.serve.generation.engine import Engine, Generated
 from vtc.serve.generation.worker import Done, Job, Text, Worker
 from vtc.serve.requests.chat_request import ChatRequest, parse_json, read_chat_request
 from vtc.serve.requests.messages import placeholders_of
+from vtc.serve.requests.pruning_choice import can_be_told
 from vtc.serve.requests.refusal import Refusal
 
 from .body import read_body
@@ -92,9 +93,14 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         async with self._admitted() as undo:
-            body = parse_json(await read_body(request, self.settings.limits))
             settings = self.settings
-            asked = read_chat_request(body, settings.name, settings.limits, settings.allowed, self._placeholders)
+            asked = read_chat_request(  # which leaves nothing of the body behind
+                parse_json(await read_body(request, settings.limits)),
+                settings.name,
+                settings.limits,
+                settings.allowed,
+                self._placeholders,
+            )
             await asyncio.to_thread(asked.chat.bring, settings.limits)
             waiting = self._wait(request, lambda job: self._answer(job, asked, request))
             undo.callback(waiting.close)
@@ -130,9 +136,10 @@ class Server:
 
     async def _compare(self, request: Request) -> Response:
         async with self._admitted() as undo:
-            body = parse_json(await read_body(request, self.settings.limits))
             limits = self.settings.limits
-            chat, choice, sampling = read_compare_request(body, limits, self.settings.allowed, self._placeholders)
+            chat, choice, sampling = read_compare_request(
+                parse_json(await read_body(request, limits)), limits, self.settings.allowed, self._placeholders
+            )
             await asyncio.to_thread(chat.bring, limits)
             waiting = self._wait(
                 request, lambda job: self.comparer.compare(chat, choice, sampling, lambda: job.unwanted)
@@ -171,6 +178,7 @@ class Server:
             "keep": allowed.default.keep,
             "pruners": list(allowed.settings),
             "pruners_with_parameters": sorted(allowed.free),
+            "pruners_without_keep": [text for text in allowed.settings if not can_be_told(text)],
             "unpruned": allowed.unpruned,
             "min_keep": allowed.low,
             "max_keep": allowed.high,

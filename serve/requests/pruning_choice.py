@@ -176,7 +176,7 @@ class Allowed:
         if self.default.pruner is None:
             raise Refusal(f"vtc.keep needs vtc.pruner: this server has no method set. {self.offered()}", param="vtc")
         pipeline = parse(self.default.pruner)
-        if len(pipeline) > 1 or not takes_keep(pipeline[0]):
+        if not can_be_told(self.default.pruner):
             raise Refusal(f"vtc.keep does not apply: {self.default.pruner} says itself what it keeps", param="vtc.keep")
         return self._checked(parse(pipeline, keep=keep))
 
@@ -232,6 +232,12 @@ class Allowed:
             raise Refusal(f"keep must be {unit} on this server, at {which} {bound}; got {keep}", param="vtc.keep")
         if (keep < bound) if which == "least" else (keep > bound):
             raise Refusal(f"keep={keep} is out of this server's range: at {which} {bound}", param="vtc.keep")
+
+
+def can_be_told(text: str) -> bool:
+    """Whether a method's text leaves it open what is kept."""
+    pipeline = parse(text)
+    return len(pipeline) == 1 and takes_keep(pipeline[0])
 
 
 def _without_keeps(calls: Calls) -> Calls:

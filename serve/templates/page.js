@@ -52,12 +52,14 @@ async function showOffer() {
   complain(names.length ? "" : "This server offers no method to compare with.");
 }
 
-const saysKeep = (text) => /\bkeep\s*=|\+/.test(text);
+const saysKeep = () =>
+  Boolean(offer?.pruners_without_keep.includes(at("pruner").value)) || /\bkeep\s*=/.test(at("params").value);
 
 function showParameters() {
   const name = at("pruner").value;
   at("params-box").hidden = !offer?.pruners_with_parameters.includes(name);
-  at("keep").disabled = at("unit").disabled = saysKeep(name);
+  if (at("params-box").hidden) at("params").value = "";
+  at("keep").disabled = at("unit").disabled = saysKeep();
 }
 
 function take(file) {
@@ -87,7 +89,7 @@ function body() {
   const pruner = params ? `${name}(${params})` : name;
   const asked = { image, question: at("question").value.trim(), max_tokens: Number(at("most").value), vtc: { pruner } };
   const given = Number(at("keep").value);
-  if (saysKeep(pruner)) return JSON.stringify(asked);
+  if (saysKeep()) return JSON.stringify(asked);
   const tokens = at("unit").value === "tokens";
   const text = tokens ? String(given) : String(given / 100);
   asked.vtc.keep = "@keep@";
@@ -98,7 +100,7 @@ function missing() {
   if (!offer) return "The server's methods are not known yet: give the API key, or reload this page.";
   if (!image) return "Choose a picture first.";
   if (!at("question").value.trim()) return "Type a question first.";
-  if (!(Number(at("keep").value) > 0)) return "Keep must be a number above 0.";
+  if (!saysKeep() && !(Number(at("keep").value) > 0)) return "Keep must be a number above 0.";
   const most = Number(at("most").value);
   if (!Number.isInteger(most) || most < 1) return "The longest answer must be a whole number of tokens, at least 1.";
   return "";
@@ -210,6 +212,7 @@ function bar(name, ratio) {
 at("form").addEventListener("submit", compare);
 at("stop").addEventListener("click", () => running?.abort());
 at("pruner").addEventListener("change", showParameters);
+at("params").addEventListener("input", showParameters);
 at("file").addEventListener("change", (event) => take(event.target.files[0]));
 at("key").addEventListener("change", () => showOffer().catch((error) => complain(error.message)));
 at("example").addEventListener("click", async () => {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,11 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from serving import Running, asking, running, templated
+from places import ROOT
+from readme import snippet
+from serving import Running, asking, data_url, running, templated
 
 import vtc
 from vtc.eval.vlm.loading import Loaded, load_model
-from vtc.eval.vlm.prompts import message_inputs
+from vtc.eval.vlm.prompts import chat_inputs, message_inputs
 
 IMAGE, QUESTION = vtc.example()
 OTHER, ASKED = vtc.example(30)
@@ -176,6 +181,37 @@ def test_the_models(site: Running) -> None:
     assert (about["pruner"], about["keep"], about["unpruned"]) == ("dart", 64, True)
     assert about["pruners"] == ["dart", "random", "uniform"]
     assert about["pruners_with_parameters"] == ["dart"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif"])
+def test_formats(site: Running, other: Loaded, kind: str) -> None:
+    url = data_url(IMAGE, kind)
+    content = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}}, {"type": "text", "text": QUESTION}]
+    found = site.client().chat.completions.create(
+        model="bundled", messages=[{"role": "user", "content": content}], temperature=0, max_tokens=8
+    )
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as sent:
+        inputs = chat_inputs(other.processor, QUESTION, [{"type": "image", "image": sent.convert("RGB")}])
+    model: Any = vtc.compress(other.model, "dart", keep=64)
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    assert found.choices[0].message.content == other.processor.decode(ids, skip_special_tokens=True)
+
+
+def test_the_page_of_docs_says_what_works(site: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    code = snippet("serve client").replace("http://127.0.0.1:8000", site.url)
+    assert site.url in code
+    exec(compile(code, "docs/serve.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("green {")
+    httpx.get(f"{site.url}/nowhere")  # a reason has a line once it has come up
+    assert metrics_named((ROOT / "docs" / "serve.md").read_text()) == metrics_named(
+        httpx.get(f"{site.url}/metrics").text
+    )
+
+
+def metrics_named(text: str) -> set[str]:
+    """Names of metrics in a page or in what Prometheus reads, parts of histograms aside."""
+    found = re.findall(r"\bvtc_\w+", "\n".join(line for line in text.splitlines() if not line.startswith("# ")))
+    return {re.sub("_(bucket|count|sum)$", "", name) for name in found if not name.endswith("_created")}
 
 
 def test_health_and_metrics(site: Running) -> None:

@@ -216,6 +216,22 @@ def test_a_picture_is_chosen_and_errors_are_said_in_words(page: Any, site: Runni
     assert page.get_by_text("Same answer").is_visible()
 
 
+def test_a_method_that_says_itself_what_it_keeps(chromium: Any) -> None:
+    with running(allow=["random(keep=0.5) + random(layer=2, keep=0.2)", "dart(...)", "unpruned"]) as site:
+        for tab in opened(chromium, "light", 1280):
+            fill(tab, site)
+            keep = tab.get_by_label("Keep", exact=True)
+            assert keep.is_enabled()
+            tab.get_by_label("Parameters").fill("keep=32")
+            assert keep.is_disabled()
+            tab.get_by_label("Method").select_option(index=1)
+            assert keep.is_disabled()
+            compare(tab)
+            assert "115 of 576 visual tokens" in tab.locator("#kept-note").inner_text()
+            tab.get_by_label("Method").select_option("dart")
+            assert keep.is_enabled()
+
+
 def test_a_key_is_asked_for_and_what_comes_from_outside_is_text(chromium: Any) -> None:
     evil = "<img src=x onerror='hit = 1'>"
     with running(key="s3cret-key") as site:

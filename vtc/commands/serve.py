@@ -12,7 +12,8 @@ Allow = Annotated[
     str | None,
     typer.Option(
         help="What requests may ask for, comma-separated: methods, such as dart or 'random(layer=2)'; 'dart(...)' with "
-        "any parameters; unpruned (default: --pruner and unpruned; without --pruner a few methods)."
+        "any parameters; all that run on the model; unpruned (default: --pruner and unpruned; without --pruner a few "
+        "methods)."
     ),
 ]
 Key = Annotated[
@@ -69,6 +70,7 @@ def serve(
     from vtc.eval.inspect.ask import saved_cell
     from vtc.eval.vlm.loading import load_model
     from vtc.eval.vlm.pruning_settings import DEFAULT_PRUNERS, parse_keep, split_list
+    from vtc.pruners.registry import list_pruners
     from vtc.serve.requests.limits import Limits
     from vtc.serve.requests.pruning_choice import UNPRUNED, Allowed
     from vtc.serve.run_server import run
@@ -78,6 +80,8 @@ def serve(
     spec = None if cell.spec == UNPRUNED else cell.spec
     wanted = None if allow is None else split_list(allow)
     usual = [UNPRUNED] if spec else [*DEFAULT_PRUNERS, UNPRUNED]
+    if wanted is not None and "all" in wanted:
+        usual, wanted = [*(text for text in wanted if text != "all"), *list_pruners()], None
     low, high = (None if bound is None else parse_keep(bound) for bound in (min_keep, max_keep))
     settings = ServerSettings(
         name=name or served_name(model or "bundled"),
