@@ -16,6 +16,7 @@ from vtc.eval.tasks.questions import Question
 from vtc.eval.vlm.prompts import TOKEN_INPUTS, Row
 from vtc.eval.vlm.pruning_settings import UNPRUNED as PLAIN
 from vtc.eval.vlm.pruning_settings import make_cell
+from vtc.pipeline_text import parse
 from vtc.serve.requests.chat_request import Sampling
 from vtc.serve.requests.messages import Chat
 from vtc.serve.requests.pictures import decode
@@ -57,6 +58,7 @@ class Comparer:
                 **_side(pruned),
                 "pruner": choice.pruner,
                 "keep": choice.keep,
+                "merges": any(pruner.merges for pruner in parse(choice.spec)),
                 "where": where_pruned(pruned.report).strip() if pruned.report is not None else "",
             },
             "pictures": [as_data_url(p) for p in drawn],

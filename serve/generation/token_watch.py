@@ -42,6 +42,6 @@ class Ends(StoppingCriteria):
     def __init__(self, ended: Callable[[], bool]):
         self._ended = ended
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """`[B]`: whether each row is at its end."""
         return torch.full((input_ids.shape[0],), self._ended(), dtype=torch.bool, device=input_ids.device)

@@ -162,7 +162,10 @@ function chip(kind, words) {
 function showKept({ pruned, pictures }) {
   const of = `${count(pruned.visual_tokens_kept)} of ${count(pruned.visual_tokens_seen)} visual tokens`;
   const where = pruned.where ? ` ${pruned.where}` : "";
-  at("kept-note").textContent = `${of}${where}. ${pictures.length ? "Kept patches are clear, dropped ones dimmed." : "This method's tokens have no places in the picture."}`;
+  const drawn = pruned.merges
+    ? "Kept tokens are averages: where they stand is clear, the rest is dimmed."
+    : "Kept patches are clear, dropped ones dimmed.";
+  at("kept-note").textContent = `${of}${where}. ${pictures.length ? drawn : "This method's tokens have no places in the picture."}`;
   at("pictures").className = pictures.length === 1 ? "one" : "";
   at("pictures").replaceChildren(
     ...pictures.map((url, i) => {

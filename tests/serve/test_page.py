@@ -122,6 +122,7 @@ def test_the_comparison_s_figures(site: Running) -> None:
     )
     assert (pruned["pruner"], pruned["keep"], pruned["where"]) == ("uniform", 0.25, "before the language model")
     assert 0 < pruned["first_token_seconds"] <= pruned["seconds"]
+    assert pruned["merges"] is False
     for side, given in (("unpruned", {"pruner": None}), ("pruned", {"pruner": "uniform", "keep": 0.25})):
         content = [{"type": "image_url", "image_url": {"url": data_url(IMAGE)}}, {"type": "text", "text": QUESTION}]
         answer = site.client().chat.completions.create(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def no_torn_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def check_image(data: bytes, formats: Sequence[str] | None = None) -> tuple[int, int]:
+def check_image(data: bytes, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
     """Width and height as a picture's header says; nothing is decoded.
 
     Raises
@@ -45,7 +45,7 @@ def open_image(
     source: str | Path | bytes,
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Decode a picture as RGB, turned as its EXIF tag says.
 
@@ -57,7 +57,7 @@ def open_image(
         How error messages call it.
     max_pixels : int
         Larger pictures are refused before they are decoded.
-    formats : sequence of str, optional
+    formats : tuple of str, optional
         Pillow's names of those that are read; all that it knows where left out.
 
     Raises
