@@ -12,7 +12,7 @@ from vtc.eval.sweep.sweep_run import pruned
 from vtc.eval.tasks.questions import Question
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import make_row
-from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell, make_cell
+from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell, make_cell, saved_setting
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,8 @@ def ask(loaded: Loaded, cell: Cell, image: Image.Image, question: str, max_new_t
 
 def saved_cell(model: str | None) -> Cell:
     """The setting saved beside a model (``vtc_config.json``); unpruned if there is none."""
-    from vtc.config import VTCConfig, find_config
+    from vtc.config import find_config
     from vtc.model_sources import find_source
-    from vtc.pipeline_text import format_pipeline, parse
 
     found = find_config(find_source(model)) if model is not None else None
-    if found is None:
-        return UNPRUNED
-    config = VTCConfig.from_pretrained(found)
-    return make_cell(format_pipeline(parse(config.pruner, keep=config.keep, **config.params)), None)
+    return UNPRUNED if found is None else make_cell(saved_setting(found), None)

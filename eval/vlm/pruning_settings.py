@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
@@ -47,6 +48,24 @@ class Cell:
 
 
 UNPRUNED = Cell("unpruned", None, "unpruned")
+
+
+def saved_setting(path: Path) -> str:
+    """The pipeline of a ``vtc_config.json``, as text.
+
+    Raises
+    ------
+    ValueError
+        If it says more than a command's --pruner could: other positions, or a model's parts.
+    """
+    from vtc.config import VTCConfig
+    from vtc.pipeline_text import format_pipeline
+
+    config = VTCConfig.from_pretrained(path)
+    if config.positions != "keep" or config.parts:
+        what = "parts of a model" if config.parts else f"positions={config.positions!r}"
+        raise ValueError(f"{path} was saved with {what}, which only vtc.load and vtc.compress take")
+    return format_pipeline(config.pipeline())
 
 
 def is_random(method: str) -> bool:

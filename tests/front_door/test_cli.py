@@ -130,6 +130,24 @@ def test_ask_applies_a_saved_setting(place: Path, capsys: pytest.CaptureFixture[
     assert f"uniform(keep=2): 2 of {TOKENS}" in out
 
 
+def test_a_saved_setting_is_named_by_its_folder(place: Path, capsys: pytest.CaptureFixture[str]):
+    """As ``vtc tune`` leaves one; a folder without one is taken for a method's name, and it is none."""
+    command = (*ASK, "--image", "good.png", "--model", world()[0], "--pruner")
+    vtc.VTCConfig(pruner="uniform", keep=3).save_pretrained(place / "tuned")
+    for named in (place / "tuned", place / "tuned" / "vtc_config.json"):
+        code, out, _ = run(capsys, *command, named)
+        assert (code, f"uniform(keep=3): 3 of {TOKENS}" in out) == (0, True)
+    code, out, _ = run(capsys, *command, place / "tuned", "--keep", "5")
+    assert (code, f"uniform(keep=5): 5 of {TOKENS}" in out) == (0, True)
+    (place / "uniform").mkdir()
+    code, out, _ = run(capsys, *command, "uniform", "--keep", "2")
+    assert (code, f"uniform(keep=2): 2 of {TOKENS}" in out) == (0, True)
+    vtc.VTCConfig(pruner="uniform", keep=3, positions="compact").save_pretrained(place / "packed")
+    code, _, err = run(capsys, *command, place / "packed")
+    assert code == 2
+    assert "was saved with positions='compact', which only vtc.load and vtc.compress take" in err
+
+
 def test_weights_under_other_names_are_no_model(place: Path, capsys: pytest.CaptureFixture[str]):
     """Another version's names for the tower, say: transformers would go on with random numbers."""
     shutil.copytree(world()[0], place / "renamed")

@@ -13,7 +13,9 @@ from .options import Device, Dtype, Import, Model, Overwrite, cell_of, import_al
 def ask(
     image: Annotated[Path, typer.Option(help="The picture.")],
     question: Annotated[str, typer.Option(help="The question.")],
-    pruner: Annotated[str | None, typer.Option(help="Method or pipeline; unpruned if left out.")] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="Method, pipeline or folder of `vtc tune`; unpruned if left out.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
     imports: Import = None,
     model: Model = None,

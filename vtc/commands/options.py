@@ -97,6 +97,18 @@ def refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> No
             raise ValueError(f"--{name.replace('_', '-')} does not apply: {why}")
 
 
+def method_text(pruner: str) -> str:
+    """A method as --pruner names it: by its text, or by a folder or file with the setting that ``vtc tune`` saved."""
+    from vtc.config import find_config
+    from vtc.eval.vlm.pruning_settings import saved_setting
+
+    path = Path(pruner).expanduser()
+    if not path.is_dir() and not (path.suffix == ".json" and path.is_file()):
+        return pruner
+    found = find_config(path)  # none: a folder that happens to be called as a method is
+    return pruner if found is None else saved_setting(found)
+
+
 def cell_of(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
     from vtc.eval.vlm.pruning_settings import make_cell, needs_keep, parse_keep
@@ -107,7 +119,7 @@ def cell_of(pruner: str | None, keep: str | None) -> Any:
         return None
     from vtc.pipeline_text import parse
 
-    value = parse_keep(keep) if keep is not None else None
+    pruner, value = method_text(pruner), parse_keep(keep) if keep is not None else None
     if value is None and any(map(needs_keep, parse(pruner))):
         raise ValueError(f"{pruner!r} needs --keep, for example --keep 0.25 or --keep 64")
     return make_cell(pruner, value)

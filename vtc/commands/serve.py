@@ -33,7 +33,9 @@ def serve(
     ] = None,
     pruner: Annotated[
         str | None,
-        typer.Option(help="Method or pipeline; the one saved beside the model if left out, else unpruned."),
+        typer.Option(
+            help="Method, pipeline or folder of `vtc tune`; else what is saved beside the model, or unpruned."
+        ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
     allow: Allow = None,
