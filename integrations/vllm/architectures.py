@@ -12,12 +12,10 @@ def _made(row: Row) -> type:
     """A family's model class with ours in front, and its processor likewise."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
-    from .cpu_runner import complete_cpu_runner
     from .processor import PrunedProcessor
     from .rotary import RotaryModel
     from .worker import PrunedModel
 
-    complete_cpu_runner()
     module = import_module(f"vllm.model_executor.models.{row.module}")
     stock = getattr(module, row.model)
     factories = stock._processor_factory

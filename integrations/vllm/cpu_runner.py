@@ -15,7 +15,7 @@ MODULE, MARK = "vllm.v1.worker.cpu_model_runner", "_vtc_completed"
 
 
 def complete_cpu_runner() -> None:
-    """Let a CPU runner set what the GPU's sets; does nothing in an engine of another kind, or a second time."""
+    """Let a CPU runner set what the GPU's sets; does nothing in a process without one, or a second time."""
     module = sys.modules.get(MODULE)
     runner = getattr(module, "CPUModelRunner", None)
     if runner is None or MARK in runner.__dict__:

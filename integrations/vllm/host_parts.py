@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.families import family_of
 from vtc.models.layout.model_parts import Parts
 
 # what rearranges patches is asked of transformers' own class, so that it is the same code on both sides
+SPARE = "_vtc_spare"
 REARRANGING = ("pack_image_features", "pixel_shuffle")
 
 
@@ -20,6 +23,10 @@ class Core:
 
     def __init__(self, model: nn.Module, config: Any):
         self.model, self.config = model, config
+
+    def get_submodule(self, path: str) -> nn.Module:
+        """A part of the engine's model; see ``plain``."""
+        return plain(self.model.get_submodule(path))
 
     def __getattr__(self, name: str) -> Any:
         if name in REARRANGING:
@@ -35,6 +42,51 @@ class partial_method(partial[Any]):
     @property
     def __code__(self) -> Any:
         return self.func.__code__
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """`module` with the engine's linear layers as torch's, of the same weights, for methods that read those.
+
+    Hooks set on what this gives are set on the engine's module, and its own layers run where it is called.
+    """
+    if isinstance(module, nn.Linear) or not any(_is_linear(m) for m in module.modules()):
+        return module
+    if _is_linear(module):
+        return _PlainLinear(module)
+    shell = copy.copy(module)
+    shell._modules = {name: m if m is None else plain(m) for name, m in module._modules.items()}
+    return shell
+
+
+def spare(module: nn.Module) -> None:
+    """Keep the weights of a module's linear layers as they were loaded: vLLM on CPUs packs them anew, and drops these."""
+    for layer in module.modules():
+        if _is_linear(layer) and isinstance(getattr(layer, "weight", None), Tensor):
+            bias = getattr(layer, "bias", None)
+            layer.__dict__[SPARE] = (layer.weight.detach().clone(), None if bias is None else bias.detach().clone())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return any(cls.__name__ == "LinearBase" for cls in type(module).__mro__)
+
+
+class _PlainLinear(nn.Linear):
+    """A linear layer of the engine; it runs as it does there, and has its weights where they are whole."""
+
+    def __init__(self, layer: Any):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.input_size, layer.output_size
+        self.__dict__["layer"] = layer
+        weight, bias = layer.__dict__.get(SPARE) or (layer.weight, getattr(layer, "bias", None))
+        if tuple(weight.shape) != (self.out_features, self.in_features):  # quantised: whoever reads it says so
+            weight = torch.empty(self.out_features, self.in_features, device="meta")
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the engine's layer gives, alone or beside a bias not yet added."""
+        found = self.layer(input)
+        return found[0] if isinstance(found, tuple) else found
 
 
 class TextModel:

@@ -18,6 +18,7 @@ from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from vtc.version import __version__
 
+from .cpu_runner import complete_cpu_runner
 from .families import Row
 from .item_fields import HERE, OTHER, ItemFields, cut_run
 from .settings import PREFIX, EngineSettings, RequestSettings
@@ -41,6 +42,7 @@ class PrunedProcessor:
     def __init__(self, info: Any, dummy_inputs: Any) -> None:
         self.settings = EngineSettings.read(getattr(info.get_hf_config(), "vtc", None))
         _leave_videos_alone(info.ctx)
+        complete_cpu_runner()  # a runner makes a processor before it loads its model
         super().__init__(info, dummy_inputs)  # type: ignore[call-arg]
 
     # ------------------------------------------------------------------ one request

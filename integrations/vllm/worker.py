@@ -14,10 +14,10 @@ from vtc.models.layout.crops_by_family import small_crops
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.pipeline_text import Pipeline
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import PreProjector, Signal
 
 from .families import Row
-from .host_parts import parts_of
+from .host_parts import parts_of, spare
 from .item_fields import ItemFields, chunks, cut_items, split_fields
 from .kept_memory import Kept, KeptMemory
 from .refusals import refuse_engine, refuse_tower
@@ -49,6 +49,13 @@ class PrunedModel:
             self.select_layers = [layer]
         # a plain object: its parts are modules of ours already
         self.__dict__["pruning"] = ImagePruning(self, vllm_config, settings)
+
+    def load_weights(self, weights: Any) -> Any:
+        """Load as ever; a method that reads the projector's weights must find them."""
+        found = super().load_weights(weights)  # type: ignore[misc]
+        pruning: ImagePruning = self.__dict__["pruning"]
+        pruning.keep_projector()
+        return found
 
     def _image_pixels_to_features(self, vision_tower: Any, pixel_values: Any) -> Any:
         layers = getattr(self, "select_layers", None)
@@ -110,6 +117,12 @@ class ImagePruning:
         self._pipelines: dict[tuple[float, ...], Pipeline] = {}
         self._words: Any = None
         self._model_config = vllm_config.model_config
+        self._on_cpu = vllm_config.device_config.device_type == "cpu"
+
+    def keep_projector(self) -> None:
+        """Keep what the engine would repack, where methods may read it."""
+        if self._on_cpu and any(isinstance(s, PreProjector) for s in self.tower.signals):
+            spare(self.parts.core.model.get_submodule(self.parts.family.projector))
 
     def pipeline(self, item: ItemFields) -> Pipeline:
         """What an item is pruned with; nothing for a dummy."""
