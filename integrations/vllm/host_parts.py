@@ -47,7 +47,7 @@ class partial_method(partial[Any]):
 def plain(module: nn.Module) -> nn.Module:
     """`module` with the engine's linear layers as torch's, of the same weights, for methods that read those.
 
-    Hooks set on what this gives are set on the engine's module, and its own layers run where it is called.
+    The engine's own layers run where it is called.
     """
     if isinstance(module, nn.Linear) or not any(_is_linear(m) for m in module.modules()):
         return module

@@ -7,7 +7,8 @@ names: the same code as for transformers' towers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
-from vtc.models.layout.run_projector import projector_of
 from vtc.models.tower.call_state import VisionRun
 from vtc.models.tower.captures_needed import kind_of, layer_of
 from vtc.models.tower.packed_segments import Segments
@@ -67,7 +67,7 @@ class TowerSignals:
         for signal in self.signals:
             needs.setdefault(self._layer(signal), set()).add(kind_of(signal, self.prefix))
         if needs.pop(-1, None):
-            projector_of(parts).register_forward_pre_hook(self._projector, with_kwargs=True)
+            _listen(parts.core.model.get_submodule(parts.family.projector), before=self._projector)
         layers = vision_layers(parts.tower) if needs else []
         for i, kinds in needs.items():
             if i >= len(layers):
@@ -81,9 +81,9 @@ class TowerSignals:
                     "reads its signals at one: this version of vLLM is built otherwise than those that vtc knows"
                 )
             if kinds - {"features"}:
-                kernels[0].register_forward_pre_hook(partial(self._attention, i), with_kwargs=True)
+                _listen(kernels[0], before=partial(self._attention, i, kernels[0]))
             if "features" in kinds:
-                layers[i].register_forward_hook(partial(self._features, i))
+                _listen(layers[i], after=partial(self._features, i))
 
     def _layer(self, signal: Signal) -> int:
         return layer_of(signal, self.last, self.depth)
@@ -118,11 +118,11 @@ class TowerSignals:
             rows = rows.reshape(1, -1, rows.shape[-1])
         self._run.capture(kind, layer, rows)
 
-    def _features(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+    def _features(self, layer: int, output: Any) -> None:
         if self._run is not None and "features" in self._wanted.get(layer, ()):
             self._capture("features", layer, output[0] if isinstance(output, tuple) else output)
 
-    def _projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _projector(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._run is not None and "projector" in self._wanted.get(-1, ()):
             self._capture("projector", -1, args[0] if args else next(iter(kwargs.values())))
 
@@ -138,6 +138,29 @@ class TowerSignals:
         segments = _segments(given.get("cu_seqlens"))
         for kind in self._wanted.get(layer, set()) - {"features"}:
             self._capture(kind, layer, encoder_rows(kind, query, key, value, None, kernel.scale, segments))
+
+
+def _listen(
+    module: nn.Module,
+    before: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> None:
+    """Look at what a module is called with, and at what it gives.
+
+    Not by torch's hooks: modules that vLLM may compile call their ``forward`` themselves.
+    """
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(args, kwargs)
+        output = forward(*args, **kwargs)
+        if after is not None:
+            after(output)
+        return output
+
+    module.forward = heard
 
 
 def _segments(ends: Tensor | None) -> Segments | None:
