@@ -27,7 +27,7 @@ MROPE = {"rope_type": "default", "rope_theta": 10000.0}
 QWEN = ("<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def tokenizer(*special: str, **names: str) -> Any:
+def tokenizer(*special: str, **names: Any) -> Any:
     """A byte-level tokenizer trained on a line of words, with these special tokens first."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,7 +35,7 @@ def tokenizer(*special: str, **names: str) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=list(special), initial_alphabet=alphabet)
     made.train_from_iterator([WORDS] * 20, trainer)
-    return tf.PreTrainedTokenizerFast(tokenizer_object=made, additional_special_tokens=list(special), **names)
+    return tf.PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
 
 def text_of(t: Any, **more: Any) -> dict[str, Any]:
@@ -57,8 +57,11 @@ def saved(folder: Path, model: Any, processor: Any, seed: int = 0) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)
     old, new = "vision_tower.", "vision_tower.vision_model."
-    if any("vision_tower.embeddings.p" in name for name in weights):  # transformers 5 leaves a level out that vLLM needs
+    if model.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model"):
+        # transformers 5 leaves a level out that vLLM needs
         weights = {n if new in n else n.replace(old, new): w for n, w in weights.items()}
+    for name in (n for n in weights if ".mlp.experts." in n):  # published ones lie the other way round
+        weights[name] = weights[name].transpose(1, 2).contiguous()
     save_file(weights, path, metadata={"format": "pt"})
     processor.save_pretrained(folder)
 
@@ -155,7 +158,8 @@ def qwen3_vl(folder: Path) -> None:
 
 
 def qwen3_vl_moe(folder: Path) -> None:
-    sparse = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+    sparse = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "decoder_sparse_step": 1}
+    sparse["norm_topk_prob"] = True  # vLLM reads it; transformers no longer writes it
     _qwen_like(folder, "Qwen3VLMoe", 16, DEEPSTACK, head_dim=32, rope_parameters=INTERLEAVED, **sparse)
 
 
@@ -182,10 +186,8 @@ def glm4v(folder: Path) -> None:
 
 def internvl(folder: Path) -> None:
     special = ("<pad>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
-    t = tokenizer(*special, pad_token="<pad>", eos_token="</s>")
-    t.start_image_token, t.end_image_token, t.context_image_token, t.video_token = special[2:]
-    ids = map(t.convert_tokens_to_ids, special[2:])
-    t.start_image_token_id, t.end_image_token_id, t.context_image_token_id, _ = ids
+    names = dict(zip(("start_image_token", "end_image_token", "context_image_token", "video_token"), special[2:], strict=True))
+    t = tokenizer(*special, pad_token="<pad>", eos_token="</s>", extra_special_tokens=names)
     vision = tf.InternVLVisionConfig(**TOWER, image_size=[56, 56], patch_size=[14, 14])
     config = tf.InternVLConfig(
         vision_config=vision,
@@ -205,10 +207,11 @@ def internvl(folder: Path) -> None:
 def gemma3(folder: Path) -> None:
     special = ("<pad>", "<eos>", "<bos>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
     newlines = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
-    t = tokenizer(*special, *newlines, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
-    t.boi_token, t.eoi_token, t.image_token = special[3:]
+    names = dict(zip(("boi_token", "eoi_token", "image_token"), special[3:], strict=True))
+    t = tokenizer(
+        *special, *newlines, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", extra_special_tokens=names
+    )
     open_, close, image = map(t.convert_tokens_to_ids, special[3:])
-    t.boi_token_id, t.eoi_token_id, t.image_token_id = open_, close, image
     kinds = ["sliding_attention", "full_attention", "full_attention"]
     text = tf.Gemma3TextConfig(
         **text_of(t), head_dim=32, query_pre_attn_scalar=32, sliding_window=64, layer_types=kinds

@@ -137,7 +137,9 @@ class ImagePruning:
         lengths = [n for item in items for n in item.lengths]
         call = VisionCall(self.parts.core, "image", given, lengths)
         fresh = [i for i, item in enumerate(items) if self._prunes(item) and self.memory.get(item.key) is None]
-        signals = [s for i in fresh for s in signals_of(self.pipeline(items[i]))]
+        dummies = [i for i, item in enumerate(items) if unpacked(item.settings)[0] == WHOLE]
+        needed = self.settings.pipelines if dummies else [self.pipeline(items[i]) for i in fresh]
+        signals = [s for pipeline in needed for s in signals_of(pipeline)]
         with self.tower.watching(call, signals) as seen:
             rows = [r.reshape(-1, r.shape[-1]) for r in run()]
         for row, item in zip(rows, items, strict=True):
@@ -145,44 +147,46 @@ class ImagePruning:
                 raise RuntimeError(
                     f"the vision tower gave {len(row)} tokens of a picture for which {sum(item.lengths)} were counted"
                 )
-        if fresh:
-            self._choose(fresh, rows, items, call, seen)
+        for pipeline in needed if dummies else ():  # at the engine's start: what can't run fails there
+            self._chosen(pipeline, dummies[:1], rows, items, call, seen)
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for i in fresh:
+            groups.setdefault(tuple(items[i].settings), []).append(i)
+        for group in groups.values():
+            kept = self._chosen(self.pipeline(items[group[0]]), group, rows, items, call, seen)
+            for i, one in zip(group, kept, strict=True):
+                self.memory.put(items[i].key, one)
         return [self._left(row, item, i, call) for i, (row, item) in enumerate(zip(rows, items, strict=True))]
 
     def _prunes(self, item: ItemFields) -> bool:
         pipeline = self.pipeline(item)
         return kept_counts(pipeline, item.lengths) != list(item.lengths)
 
-    def _choose(
+    def _chosen(
         self,
-        fresh: Sequence[int],
+        pipeline: Pipeline,
+        group: Sequence[int],
         rows: Sequence[Tensor],
         items: Sequence[ItemFields],
         call: VisionCall,
         seen: dict[Signal, list[Tensor]],
-    ) -> None:
-        """Let methods choose of the items that the memory does not have; those of the same settings together."""
+    ) -> list[Kept]:
+        """What a pipeline leaves of the items `group`, looked at together."""
         layouts = self.parts.family.layouts_of(call)
         starts = [0]
         for item in items:
             starts.append(starts[-1] + len(item.lengths))
-        groups: dict[tuple[float, ...], list[int]] = {}
-        for i in fresh:
-            groups.setdefault(tuple(items[i].settings), []).append(i)
-        for group in groups.values():
-            pipeline = self.pipeline(items[group[0]])
-            spans = [s for i in group for s in range(starts[i], starts[i + 1])]
-            record = VisionRecord(
-                "image",
-                [call.lengths[s] for s in spans],
-                lambda spans=spans: [layouts[s] for s in spans],  # type: ignore[misc]
-                {signal: [seen[signal][s] for s in spans] for signal in signals_of(pipeline) if signal in seen},
-                may_have_newlines=self.parts.family.newlines,
-                small=partial(_small, call.given("image"), spans),
-            )
-            pictures = [self._picture(pipeline, rows[i], items[i]) for i in group]
-            for i, kept in zip(group, select(pipeline, pictures, record, self.parts), strict=True):
-                self.memory.put(items[i].key, kept)
+        spans = [s for i in group for s in range(starts[i], starts[i + 1])]
+        record = VisionRecord(
+            "image",
+            [call.lengths[s] for s in spans],
+            lambda: [layouts[s] for s in spans],
+            {signal: [seen[signal][s] for s in spans] for signal in signals_of(pipeline) if signal in seen},
+            may_have_newlines=self.parts.family.newlines,
+            small=partial(_small, call.given("image"), spans),
+        )
+        pictures = [self._picture(pipeline, rows[i], items[i]) for i in group]
+        return select(pipeline, pictures, record, self.parts)
 
     def _picture(self, pipeline: Pipeline, rows: Tensor, item: ItemFields) -> Picture:
         features = list(rows[:, : self.hidden].split(item.lengths))
