@@ -40,7 +40,13 @@ def tokenizer(*special: str, **names: Any) -> Any:
 
 def text_of(t: Any, **more: Any) -> dict[str, Any]:
     """Settings of a text model for the tokenizer `t`."""
-    return {**TEXT, "vocab_size": (len(t) + 63) // 64 * 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0} | more
+    return {
+        **TEXT,
+        "vocab_size": (len(t) + 63) // 64 * 64,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    } | more
 
 
 def saved(folder: Path, model: Any, processor: Any, seed: int = 0) -> None:
@@ -66,7 +72,9 @@ def saved(folder: Path, model: Any, processor: Any, seed: int = 0) -> None:
     processor.save_pretrained(folder)
 
 
-def _llava_like(folder: Path, config: type, model: type, processor: type, images: Any, vision: Any, **more: Any) -> None:
+def _llava_like(
+    folder: Path, config: type, model: type, processor: type, images: Any, vision: Any, **more: Any
+) -> None:
     t = tokenizer("<pad>", "</s>", "<image>", "<video>", pad_token="<pad>", eos_token="</s>")
     image = t.convert_tokens_to_ids("<image>")
     strategy = more.get("vision_feature_select_strategy", "default")
@@ -74,7 +82,9 @@ def _llava_like(folder: Path, config: type, model: type, processor: type, images
     built = config(vision_config=vision, text_config=text, image_token_id=image, **more)
     built.image_token_index = image
     cls = int(strategy == "default")
-    extra = {"num_image_tokens": 16} if "video_token_id" in more else {"patch_size": 14, "num_additional_image_tokens": cls}
+    extra = (
+        {"num_image_tokens": 16} if "video_token_id" in more else {"patch_size": 14, "num_additional_image_tokens": cls}
+    )
     if "video_token_id" in more:
         extra["video_processor"] = tf.LlavaOnevisionVideoProcessor(size={"height": 56, "width": 56})
     made = processor(
@@ -186,7 +196,9 @@ def glm4v(folder: Path) -> None:
 
 def internvl(folder: Path) -> None:
     special = ("<pad>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
-    names = dict(zip(("start_image_token", "end_image_token", "context_image_token", "video_token"), special[2:], strict=True))
+    names = dict(
+        zip(("start_image_token", "end_image_token", "context_image_token", "video_token"), special[2:], strict=True)
+    )
     t = tokenizer(*special, pad_token="<pad>", eos_token="</s>", extra_special_tokens=names)
     vision = tf.InternVLVisionConfig(**TOWER, image_size=[56, 56], patch_size=[14, 14])
     config = tf.InternVLConfig(

@@ -1,9 +1,9 @@
 """Two things that vLLM does when it starts on a GPU and leaves out on a CPU; only for models of ours.
 
 ``GPUModelRunner.load_model`` sets ``is_multimodal_pruning_enabled`` from model and configuration at its end;
-``CPUModelRunner`` has a ``load_model`` of its own that leaves it False (0.32, 0.33), and any prompt with pruned positions
-then stops with positions of another length. And a GPU's memory is measured by a run on dummy pictures, in which methods
-that can't run on this model say so; a CPU's is not.
+``CPUModelRunner`` has a ``load_model`` of its own that leaves it False (0.32, 0.33), and any prompt with pruned
+positions then stops with positions of another length. And a GPU's memory is measured by a run on dummy pictures, in
+which methods that can't run on this model say so; a CPU's is not.
 """
 
 from __future__ import annotations

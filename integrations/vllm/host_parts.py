@@ -59,7 +59,7 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def spare(module: nn.Module) -> None:
-    """Keep the weights of a module's linear layers as they were loaded: vLLM on CPUs packs them anew, and drops these."""
+    """Keep the weights of a module's linear layers as they were loaded: on CPUs vLLM repacks and drops them."""
     for layer in module.modules():
         if _is_linear(layer) and isinstance(getattr(layer, "weight", None), Tensor):
             bias = getattr(layer, "bias", None)

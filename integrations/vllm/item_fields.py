@@ -103,7 +103,7 @@ def cut_run(
 
 
 def chunks(full: Sequence[int], limit: int) -> list[range]:
-    """Consecutive items that the tower may run at once: together at most `limit` tokens BEFORE pruning, or one alone."""
+    """Consecutive items that the tower may run at once: `limit` tokens BEFORE pruning at most, or one item alone."""
     found, first, total = [], 0, 0
     for i, n in enumerate(full):
         if i > first and total + n > limit:

@@ -1,8 +1,8 @@
 """Positions of pruned prompts under multi-dimensional rotary embeddings, from grids alone.
 
-A pruned picture leaves gaps: text behind it, and every new token, stand where they would stand behind the whole picture.
-So positions are asked of the engine's own function for the prompt as it was before pruning, and then narrowed. Which
-tokens of a picture are left is known only once it is encoded; their places travel with its rows.
+A pruned picture leaves gaps: text behind it, and every new token, stand where they would stand behind the whole
+picture. So positions are asked of the engine's own function for the prompt as it was before pruning, and then narrowed.
+Which tokens of a picture are left is known only once it is encoded; their places travel with its rows.
 """
 
 from __future__ import annotations

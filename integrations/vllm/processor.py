@@ -99,8 +99,8 @@ class PrunedProcessor:
             return grouped
         if isinstance(mm_items[IMAGE], EmbeddingItems):
             raise ValueError(
-                "this model prunes the pictures that it encodes, and can't prune image embeddings that a request brings "
-                "along: send the picture, or prune the embeddings first and send them to a server without vtc"
+                "this model prunes the pictures that it encodes, and can't prune image embeddings of a request: send the "
+                "picture, or prune the embeddings first and send them to a server without vtc"
             )
         profiling = bool(given.get(PROFILING))
         request = self.settings.request({n: given[n] for n in ("vtc_keep", "vtc_pruner", "vtc_question") if n in given})

@@ -34,14 +34,29 @@ def refuse_pipeline(pipeline: Pipeline) -> None:
             )
         if "vision" in stages:
             raise NotImplementedError(
-                f"{name} drops tokens inside the vision tower, which is vLLM's own and has no place for it: it can't run "
-                f"inside vLLM; {INSTEAD}"
+                f"{name} drops tokens inside the vision tower, which is vLLM's own and has no place for it: it can't "
+                f"run inside vLLM; {INSTEAD}"
             )
         if pruner.adaptive_count:
             raise NotImplementedError(
-                f"{pruner} decides itself how many tokens it keeps, and vLLM makes the placeholders of a picture before "
-                "it is encoded: leave its adaptive option out, so that it keeps a fixed number"
+                f"{pruner} decides itself how many tokens it keeps, and vLLM makes a picture's placeholders before it "
+                "is encoded: leave its adaptive option out, so that it keeps a fixed number"
             )
+
+
+def refuse_checkpoint(tower: str | None, row: Row) -> None:
+    """Refuse a checkpoint of a known architecture whose vision `tower`, a ``model_type``, the plugin doesn't know.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is one.
+    """
+    if row.stock.startswith("Llava") and tower == "pixtral":
+        raise NotImplementedError(
+            "LLaVA on a Pixtral tower puts break tokens between a picture's rows, which vtc does not prune inside "
+            "vLLM: serve it with transformers"
+        )
 
 
 def refuse_engine(vllm_config: Any, settings: EngineSettings, row: Row) -> None:
@@ -52,6 +67,7 @@ def refuse_engine(vllm_config: Any, settings: EngineSettings, row: Row) -> None:
     NotImplementedError, ValueError
         Naming the option, and what to do.
     """
+    refuse_checkpoint(vllm_config.model_config.hf_config.vision_config.model_type, row)
     for pipeline in settings.pipelines:
         refuse_pipeline(pipeline)
     compilation = vllm_config.compilation_config
@@ -71,12 +87,12 @@ def refuse_engine(vllm_config: Any, settings: EngineSettings, row: Row) -> None:
         )
     if 1.0 - rate != 1.0:
         raise NotImplementedError(
-            f"--video-pruning-rate {rate} prunes videos by vLLM's own method, which vtc does not go together with: give "
-            f"{SWITCH}, which prunes none"
+            f"--video-pruning-rate {rate} prunes videos by vLLM's own method, beside which vtc's pictures are not "
+            f"tested: give {SWITCH}, which prunes none"
         )
     if vllm_config.speculative_config is not None:
         raise NotImplementedError(
-            f"speculative decoding looks one token ahead of the positions that {row.stock}'s pruned pictures are given: "
+            f"speculative decoding looks one token ahead of the positions that pictures of {row.stock} are given: "
             "leave --speculative-config out"
         )
 
@@ -106,8 +122,8 @@ def refuse_tower(vllm_config: Any, parts: Parts, settings: EngineSettings, signa
     backends = {str(getattr(m, "attn_backend", "")) for m in parts.tower.modules()}
     if encoder and any("FLASHINFER" in name for name in backends):
         raise NotImplementedError(
-            f"a method here reads {encoder[0]}, and FlashInfer's vision attention is told the segments in a form of its "
-            "own: choose another with --mm-encoder-attn-backend, e.g. FLASH_ATTN or TORCH_SDPA"
+            f"a method here reads {encoder[0]}, and FlashInfer's vision attention is told the segments in a form "
+            "of its own: choose another with --mm-encoder-attn-backend, e.g. FLASH_ATTN or TORCH_SDPA"
         )
     for pipeline in pipelines:
         for pruner in pipeline:

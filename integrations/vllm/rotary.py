@@ -1,8 +1,8 @@
 """Pictures' tokens that keep their place: positions of several dimensions in the engine.
 
 The engine has a path for it, made for its own pruning of videos. It asks for positions when a request comes, and again
-whenever rows of pictures enter a step. Stock code builds them first for what is not pruned, and repairs them then; where
-a prefix is cached nothing enters, and they stay wrong. Here what follows a picture is exact from the start.
+whenever rows of pictures enter a step. Stock code builds them first for what is not pruned, and repairs them then;
+where a prefix is cached nothing enters, and they stay wrong. Here what follows a picture is exact from the start.
 """
 
 from __future__ import annotations

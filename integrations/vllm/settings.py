@@ -1,4 +1,4 @@
-"""What the server says for all requests (``vtc`` in the model's configuration), and what a request may say for itself."""
+"""What the server says for all requests, ``vtc`` in the model's configuration, and what one may say for itself."""
 
 from __future__ import annotations
 

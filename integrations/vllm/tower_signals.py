@@ -1,8 +1,8 @@
 """Encoder signals of the engine's vision tower.
 
 The engine's attention kernels give no weights. So queries, keys and values are looked at where they enter the kernel
-(behind projections, norms and rotary embedding), and what a method declares is computed from them for the layers that it
-names: the same code as for transformers' towers.
+(behind projections, norms and rotary embedding), and what a method declares is computed from them for the layers that
+it names: the same code as for transformers' towers.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class TowerSignals:
             kernels = [m for m in layers[i].modules() if type(m).__name__ == KERNEL]
             if len(kernels) != 1:
                 raise NotImplementedError(
-                    f"layer {i} of {type(parts.tower).__name__} has {len(kernels)} attention kernels ({KERNEL}), and vtc "
-                    "reads its signals at one: this version of vLLM is built otherwise than those that vtc knows"
+                    f"layer {i} of {type(parts.tower).__name__} has {len(kernels)} attention kernels ({KERNEL}), and "
+                    "vtc reads its signals at one: this version of vLLM is built otherwise than those that vtc knows"
                 )
             if kinds - {"features"}:
                 _listen(kernels[0], before=partial(self._attention, i, kernels[0]))
@@ -90,7 +90,7 @@ class TowerSignals:
 
     @contextmanager
     def watching(self, call: VisionCall, signals: Iterable[Signal]) -> Iterator[dict[Signal, list[Tensor]]]:
-        """While this is open the tower runs `call`; when it closes, its `signals` are in what it gives, span by span."""
+        """While this is open the tower runs `call`; when it closes, what it gives holds `signals`, span by span."""
         asked = [s for s in dict.fromkeys(signals) if s.part == "encoder"]
         found: dict[Signal, list[Tensor]] = {}
         run = VisionRun(

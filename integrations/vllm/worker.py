@@ -20,10 +20,11 @@ from .families import Row
 from .host_parts import parts_of, spare
 from .item_fields import ItemFields, chunks, cut_items, split_fields
 from .kept_memory import Kept, KeptMemory
+from .positions import as_channels
 from .refusals import refuse_engine, refuse_tower
 from .selection import Picture, select
 from .settings import DEPTH, EngineSettings, kept_counts, unpacked
-from .tower_signals import TowerSignals, depth_of, layers_read
+from .tower_signals import TowerSignals, last_read, layers_read
 
 WHOLE = -1  # the choice of a dummy request, of which all is kept
 
@@ -46,7 +47,7 @@ class PrunedModel:
         with _whole_tower(config, bool(self.row.cut_tower and _beyond(signals, config))) as layer:
             super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         if layer is not None:
-            self.select_layers = [layer]
+            self.select_layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
         # a plain object: its parts are modules of ours already
         self.__dict__["pruning"] = ImagePruning(self, vllm_config, settings)
 
@@ -221,8 +222,6 @@ class ImagePruning:
             found = torch.cat([kept.vectors.to(found), found[:, self.hidden :]], 1)
         if not self.row.rotary:
             return found
-        from .positions import as_channels
-
         assert call.grids is not None
         cols = call.grids[place][2] // self.parts.config.vision_config.spatial_merge_size
         return torch.cat([found, as_channels(ids, cols, found)], 1)
@@ -236,13 +235,11 @@ def _small(pixels: Any, spans: Sequence[int]) -> Tensor | None:
 
 def _beyond(signals: Sequence[Signal], config: Any) -> bool:
     """Whether any of `signals` is of a layer behind the one that the projector reads."""
-    from .tower_signals import last_read
-
-    return any(layer > last_read(config) for layer in layers_read(signals, config)) and depth_of(config) > 0
+    return any(layer > last_read(config) for layer in layers_read(signals, config))
 
 
 @contextmanager
-def _whole_tower(config: Any, wanted: bool) -> Iterator[int | None]:
+def _whole_tower(config: Any, wanted: bool) -> Iterator[Any]:
     """While this is open, a family that loads its tower only as far as its projector reads it loads all of it."""
     layer = getattr(config, "vision_feature_layer", None)
     if not wanted:
