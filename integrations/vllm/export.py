@@ -43,8 +43,8 @@ def row_for(config: dict[str, Any], name: str) -> Row:
     if row is None:
         known = ", ".join(row.stock for row in ROWS)
         raise ValueError(
-            f"{name} is a {' or '.join(map(str, architectures)) or 'model without an architecture'}, for which the vLLM "
-            f"plugin has no row; it has {known}"
+            f"{name} is a {' or '.join(map(str, architectures)) or 'model without an architecture'}, for which the "
+            f"vLLM plugin has no row; it has {known}"
         )
     refuse_checkpoint((config.get("vision_config") or {}).get("model_type"), row)
     return row

@@ -21,7 +21,7 @@ from vtc.version import __version__
 from .cpu_runner import complete_cpu_runner
 from .families import Row
 from .item_fields import HERE, OTHER, ItemFields, cut_run
-from .settings import PREFIX, EngineSettings, RequestSettings
+from .settings import PREFIX, REQUEST, EngineSettings, RequestSettings
 
 IMAGE = "image"
 PROFILING = "vtc_profiling"  # in a dummy request's arguments: all tokens are kept
@@ -99,11 +99,11 @@ class PrunedProcessor:
             return grouped
         if isinstance(mm_items[IMAGE], EmbeddingItems):
             raise ValueError(
-                "this model prunes the pictures that it encodes, and can't prune image embeddings of a request: send the "
-                "picture, or prune the embeddings first and send them to a server without vtc"
+                "this model prunes the pictures that it encodes, and can't prune image embeddings of a request: send "
+                "the picture, or prune the embeddings first and send them to a server without vtc"
             )
         profiling = bool(given.get(PROFILING))
-        request = self.settings.request({n: given[n] for n in ("vtc_keep", "vtc_pruner", "vtc_question") if n in given})
+        request = self.settings.request({name: given[name] for name in REQUEST if name in given})
         raw = mm_items[IMAGE].get_all_items_for_hash()
         pruned = []
         for i, updates in enumerate(grouped[IMAGE]):
