@@ -34,7 +34,9 @@ for name, value in {
 
 def picture(seed: int, height: int, width: int) -> Image.Image:
     """Blurred noise: neighbours are alike, and no two patches the same."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8)
+    coarse = np.random.default_rng(seed).integers(
+        0, 255, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8
+    )
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 

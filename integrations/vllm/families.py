@@ -60,6 +60,8 @@ class Row:
         Arguments of a batch to how many rows each picture has in those that hold them one behind the other.
     cut_tower : bool
         Whether the tower is loaded only up to the layer that the projector reads.
+    wrapped : bool
+        Whether the processor puts a mark of its own behind a picture's placeholders.
     """
 
     stock: str
@@ -71,6 +73,7 @@ class Row:
     spans: Callable[[int, Mapping[str, Any]], list[int]] = _whole
     flat: Flat = _rows_a_picture
     cut_tower: bool = False
+    wrapped: bool = False
 
     @property
     def name(self) -> str:
@@ -125,6 +128,7 @@ ROWS: tuple[Row, ...] = (
         "InternS1ForConditionalGeneration",
         "InternS1MultiModalProcessor",
         spans=_tiles("image_num_patches"),
+        wrapped=True,
         flat=_crops("image_num_patches"),
     ),
     Row(
@@ -133,6 +137,7 @@ ROWS: tuple[Row, ...] = (
         "Gemma3ForConditionalGeneration",
         "Gemma3MultiModalProcessor",
         spans=_tiles("num_patches"),
+        wrapped=True,
         flat=_crops("num_patches"),
     ),
 )

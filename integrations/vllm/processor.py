@@ -7,7 +7,7 @@ are made before anything is encoded: so what is kept is a number that follows fr
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +60,8 @@ class PrunedProcessor:
         request = self.settings.request(ours)
         if not inputs.mm_data_items.get_count(IMAGE, strict=False):
             return super().apply(replace(inputs, hf_processor_mm_kwargs=_others(given)), timing_ctx)  # type: ignore[misc]
+        if not profiling:
+            self._refuse_last(inputs.prompt)
         settings: dict[str, Any] = {**ours, IDENTITY: f"{__version__} {request.identity}"}
         if profiling:
             settings[PROFILING] = True
@@ -69,10 +71,15 @@ class PrunedProcessor:
         inputs = replace(inputs, hf_processor_mm_kwargs={**_others(given), **settings})
         if reads_prompt:  # each prompt has entries of its own, and which place an item has in it must be known
             inputs.cache = None
-        result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
-        if not profiling:
-            _refuse_last(result["prompt_token_ids"], result["mm_placeholders"].get(IMAGE, ()))
-        return result
+        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _refuse_last(self, prompt: Sequence[int]) -> None:
+        """Refuse a prompt that ends in a picture: the next token would be asked of a token that may be gone.
+
+        Before anything is cached: the front end would take for sent what no worker has got.
+        """
+        if not self.row.wrapped and list(prompt[-1:]) == [self.info.get_hf_config().image_token_id]:
+            raise ValueError("a prompt that ends in a picture can't be pruned: put text behind the picture")
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         """A picture at another place of a prompt that its method reads is another entry."""
@@ -170,12 +177,6 @@ def _put(item: Any, ours: ItemFields) -> None:
     for name, tensor in ours.tensors().items():
         config = MultiModalFieldConfig.batched(IMAGE, keep_on_cpu=True)
         (item[name],) = config.build_elems(name, [tensor])
-
-
-def _refuse_last(tokens: Sequence[int], ranges: Iterable[Any]) -> None:
-    """Refuse a prompt whose last token is a picture's: the next token would be asked of one that may be gone."""
-    if any(r.offset + r.length == len(tokens) and (r.is_embed is None or bool(r.is_embed[-1])) for r in ranges):
-        raise ValueError("a prompt that ends in a picture can't be pruned: put text behind the picture")
 
 
 def _leave_videos_alone(ctx: Any) -> None:

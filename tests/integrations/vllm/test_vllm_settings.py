@@ -55,8 +55,8 @@ def test_what_tells_rows_apart_carries_method_parameters_and_keep() -> None:
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        (None, "has no \"vtc\""),
-        ({}, "must name a \"pruner\""),
+        (None, 'has no "vtc"'),
+        ({}, 'must name a "pruner"'),
         ({"pruner": "divprune"}, "must say how much 'divprune' keeps"),
         ({"pruner": "divprune", "keep": 0.25, "choises": []}, "Did you mean 'choices'"),
         ({"pruner": "divprun", "keep": 0.25}, "Did you mean 'divprune'"),
