@@ -27,7 +27,7 @@ class Export:
     @property
     def command(self) -> str:
         """To be pasted into a shell."""
-        return " ".join(a if a.startswith("$(") else shlex.quote(a) for a in ["vllm", "serve", *self.arguments])
+        return " ".join(a if a.startswith('"$(') else shlex.quote(a) for a in ["vllm", "serve", *self.arguments])
 
 
 def row_for(config: dict[str, Any], name: str) -> Row:

@@ -53,7 +53,7 @@ EVERY = [
     "uniform(keep=0.8) + divprune(keep=0.5)",
 ]
 KINDS = ["divprune", "hired", "cdpruner", "pool", "zoo_prune"]
-LACKING = {"glm4v": ("zoo_prune",), "llava_onevision": ("zoo_prune",)}
+LACKING = {"glm4v": ("zoo_prune",)}
 # what has nothing to do with a family is tried on one for each kind of positions, and on a sparse model with DeepStack
 THOROUGH = ("llava", "qwen2_5_vl", "qwen3_vl_moe")
 # its seeds go by the place of a picture in its prompt, which an entry of a cache does not know
