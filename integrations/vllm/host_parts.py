@@ -60,6 +60,7 @@ def plain(module: nn.Module) -> nn.Module:
 
 def spare(module: nn.Module) -> None:
     """Keep the weights of a module's linear layers as they were loaded: on CPUs vLLM repacks and drops them."""
+    layer: Any
     for layer in module.modules():
         if _is_linear(layer) and isinstance(getattr(layer, "weight", None), Tensor):
             bias = getattr(layer, "bias", None)
@@ -76,16 +77,16 @@ class _PlainLinear(nn.Linear):
     def __init__(self, layer: Any):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.input_size, layer.output_size
-        self.__dict__["layer"] = layer
+        self.__dict__["layer"] = layer  # no part of ours: its weights are not listed twice
         weight, bias = layer.__dict__.get(SPARE) or (layer.weight, getattr(layer, "bias", None))
         if tuple(weight.shape) != (self.out_features, self.in_features):  # quantised: whoever reads it says so
             weight = torch.empty(self.out_features, self.in_features, device="meta")
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     def forward(self, input: Tensor) -> Tensor:
         """What the engine's layer gives, alone or beside a bias not yet added."""
-        found = self.layer(input)
+        found = self.__dict__["layer"](input)
         return found[0] if isinstance(found, tuple) else found
 
 
