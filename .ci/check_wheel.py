@@ -5,7 +5,13 @@ import zipfile
 from pathlib import Path
 
 # from the repository root, where this runs
-DATA = ("eval/bundled", "eval/tasks/reading/definitions", "eval/reports/html/templates", "eval/train/evidence")
+DATA = (
+    "eval/bundled",
+    "eval/tasks/reading/definitions",
+    "eval/reports/html/templates",
+    "eval/train/evidence",
+    "serve/templates",
+)
 path = Path(sys.argv[1])
 names = zipfile.ZipFile(path).namelist()
 top = {n.split("/")[0] for n in names if ".dist-info" not in n.split("/")[0]}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.model_hooks import Forward
+from vtc.models.language.positions import several_axes
 from vtc.models.language.refused_arguments import continuous_methods, refuse_continuous
 from vtc.models.language.run_and_report_step import Steps
 from vtc.models.language.thread_state import Local
@@ -58,7 +59,7 @@ class Adapter:
     def __init__(self, parts: Parts, pruners: Iterable[Pruner], positions: str = "keep"):
         if positions not in ("keep", "compact"):
             raise ValueError(f"positions must be 'keep' or 'compact', got {positions!r}")
-        if positions == "compact" and "mrope_section" in (getattr(parts.lm.config, "rope_parameters", None) or {}):
+        if positions == "compact" and several_axes(parts.lm.config):
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
         depth = len(parts.layers)
@@ -117,10 +118,10 @@ class Adapter:
         if any(h.movable for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for i in d.tapped_layers():
-            tap = AttentionTap(d.mixers[i], functools.partial(d.attention, i)).attach()
+            tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
         for i in d.watched_layers():
-            mixer = d.mixers[i]
+            mixer = d.calls.mixers[i]
             if mixer is not None:
                 hook = _uncompiled(functools.partial(d.watch, i))
                 self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True))

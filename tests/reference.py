@@ -70,7 +70,10 @@ def record_positions(model: nn.Module, inputs: dict[str, Any], n: int) -> tuple[
         position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
         seen.append(position_ids[-3:] if position_ids.dim() == 3 else position_ids)
 
-    hook = text_model(model).rotary_emb.register_forward_pre_hook(look, with_kwargs=True)
+    turning = next(
+        iter(getattr(text_model(model), "rotary_embs", ())), text_model(model).rotary_emb
+    )  # Granite SWA: many
+    hook = turning.register_forward_pre_hook(look, with_kwargs=True)
     try:
         out = greedy(model, inputs, n)
     finally:
@@ -138,7 +141,7 @@ def masked(model: nn.Module, hidden: Tensor, valid: Tensor) -> Iterator[None]:
         return torch.zeros((), dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min) if eager else mask
 
     def hook(layer: int) -> Any:
-        attention = lm.layers[layer].self_attn
+        attention = getattr(lm.layers[layer], "self_attn", None)  # GPT-NeoX calls it otherwise
         window = getattr(attention, "sliding_window", getattr(lm.config, "sliding_window", None))
 
         def pre(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

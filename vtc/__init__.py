@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .api import compress, compressed, load, restore
     from .config import VTCConfig
+    from .embed import embed
     from .pipeline_text import format_pipeline, parse
     from .vtc_attribute import Handle
 
@@ -36,6 +37,7 @@ _HOME = {
     **dict.fromkeys(("compress", "compressed", "load", "restore"), "vtc.api"),
     "Handle": "vtc.vtc_attribute",
     "VTCConfig": "vtc.config",
+    "embed": "vtc.embed",
     "example": "vtc.eval.example_question",
     **dict.fromkeys(("format_pipeline", "parse"), "vtc.pipeline_text"),
 }
@@ -52,6 +54,7 @@ __all__ = [
     "__version__",
     "compress",
     "compressed",
+    "embed",
     "example",
     "format_pipeline",
     "import_methods",

@@ -44,7 +44,7 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
 
 def _parse(spec: str | Pruner | Iterable[Pruner], keep: Any, **params: Any) -> Pipeline:
     if isinstance(spec, str):
-        calls = _split(spec)
+        calls = split_pipeline(spec)
         if len(calls) > 1 and (keep is not None or params):
             extra = ", ".join(["keep"] * (keep is not None) + list(params))
             raise ValueError(
@@ -79,7 +79,14 @@ def format_pipeline(pipeline: Iterable[Pruner]) -> str:
     return " + ".join(f"{p.name}({', '.join(f'{k}={v!r}' for k, v in p.params().items())})" for p in pipeline)
 
 
-def _split(spec: str) -> list[tuple[str, dict[str, Any]]]:
+def split_pipeline(spec: str) -> list[tuple[str, dict[str, Any]]]:
+    """The methods of a pipeline's text with their parameters; none of them is built, or known to exist.
+
+    Raises
+    ------
+    ValueError
+        If the text is no pipeline.
+    """
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:

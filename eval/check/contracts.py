@@ -9,71 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import given
 from vtc.pruners.base import Pruner
 
-from .masked_reference import TYPE_INPUTS, greedy, greedy_with_positions
+from .comparisons import SHOWS, TOLERANCE, NothingToSee, Wrong, chosen, close, same
+from .generation_contracts import beams, second_turn
+from .masked_reference import greedy_with_positions
 from .model_snapshot import anatomy
 from .model_under_test import Pruned, Setting, Subject
 from .results import PRUNED
-
-TOLERANCE = 2e-5  # of the largest logit: what other kernels round otherwise
-SHOWS = 10  # times the tolerance: what dropping tokens changes at least, else a wrong mask would not show either
-BEAMS = 3
-REPLY = [7, 8, 9, 10]
-
-
-class Wrong(Exception):
-    """A result that is not what it must be.
-
-    Parameters
-    ----------
-    why : str
-        What differs and where.
-    difference : float, optional
-        The largest difference of a logit.
-    """
-
-    def __init__(self, why: str, difference: float | None = None):
-        super().__init__(why)
-        self.difference = difference
-
-
-class NothingToSee(Exception):
-    """The setting drops nothing here, or nothing that shows."""
-
-
-def same(got: Tensor, want: Tensor, what: str) -> float:
-    """Bit for bit."""
-    if not torch.equal(got, want):
-        worst = float((got - want).abs().max()) if got.shape == want.shape else float("nan")
-        raise Wrong(f"{what} not bit for bit those of the untouched model (largest difference {worst:.2g})", worst)
-    return 0.0
-
-
-def close(got: Tensor, want: Tensor, what: str, where: Tensor | None = None) -> float:
-    """Up to rounding; `got` and `want` are `[B, n, V]`, `where` `[B, n]` bool are the places that count."""
-    if got.shape != want.shape:
-        raise Wrong(f"{what}: shape {list(got.shape)} instead of {list(want.shape)}")
-    worst = (got - want).abs().nan_to_num(float("inf")).amax(-1)
-    worst = worst if where is None else worst.masked_fill(~where, 0.0)
-    largest, limit = float(worst.max()), TOLERANCE * float(want.abs().max())
-    if largest > limit:
-        row, place = divmod(int(worst.argmax()), worst.shape[1])
-        raise Wrong(f"{what}: logits differ by {largest:.2g} (rounding: {limit:.1g}) at row {row}, {place}", largest)
-    return largest
-
-
-def chosen(subject: Subject, logits: Tensor, tokens: Tensor, what: str) -> None:
-    """The tokens are those that greedy decoding takes from the reference's logits, ties within rounding aside."""
-    allowed = logits.index_fill(-1, torch.tensor(subject.special), float("-inf"))
-    lost = allowed.amax(-1) - allowed.gather(-1, tokens[..., None])[..., 0]
-    if float(lost.max()) > 2 * TOLERANCE * float(logits.abs().max()):
-        row, place = divmod(int(lost.argmax()), lost.shape[1])
-        raise Wrong(f"{what}: another token at row {row}, generated token {place}", float(lost.max()))
-
-
-# ---------------------------------------------------------------------- the contracts
 
 
 def keeping_all(subject: Subject, setting: Setting) -> float:
@@ -101,7 +44,7 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
     """Pruned equals masked on a prompt of `shape`: prefill, generated tokens, and what the caches hold."""
 
     def contract(subject: Subject, setting: Setting) -> float:
-        inputs, pruned, plain = subject.prompts[shape].inputs, subject.pruned(setting, shape), subject.plain(shape)
+        plain, pruned, inputs = subject.plain(shape), subject.pruned(setting, shape), subject.prompts[shape].inputs
         valid = inputs["attention_mask"].bool()
         width = valid.shape[1]
         _dropped(pruned, plain.logits, valid)
@@ -233,97 +176,6 @@ def with_sound(shape: str) -> Callable[[Subject, Setting], float]:
         change = (ours - without).abs().amax(-1)[sound.any(1)]
         if float(change.min()) < SHOWS * TOLERANCE * float(ours.abs().max()):
             raise NothingToSee(f"without its sound no logit of a row changes by more than {float(change.min()):.1g}")
-        return worst
-
-    return contract
-
-
-def second_turn(shape: str) -> Callable[[Subject, Setting], float]:
-    """A text-only second turn on the pruned cache sees what the reference sees over the whole dialogue."""
-
-    def contract(subject: Subject, setting: Setting) -> float:
-        n = min(subject.tokens, 4)
-        pruned, plain = subject.pruned(setting, shape), subject.plain(shape)
-        width = subject.prompts[shape].inputs["input_ids"].shape[1]
-        positions = _further(plain.positions[..., : width + n - 1], len(REPLY) + n)
-        with setting.compressed(subject.model):
-            tokens, logits = _two_turns(subject, subject.model, shape, n)
-        truth = subject.truth_of(pruned, shape, tokens, positions)[:, -n:]
-        try:
-            chosen(subject, truth, tokens[:, -n:], "second turn")
-            return close(logits, truth, "second turn")
-        except Wrong:
-            untouched = replace(pruned, hidden=torch.zeros_like(pruned.hidden), vectors={}, features={})
-            tokens, logits = _two_turns(subject, subject.truth.model, shape, n)
-            try:
-                close(logits, subject.truth_of(untouched, shape, tokens, positions)[:, -n:], "second turn")
-            except Wrong as error:
-                raise NothingToSee(
-                    f"the untouched model's own second turn is not that of its dialogue: {error}"
-                ) from None
-            raise
-
-    return contract
-
-
-def _two_turns(subject: Subject, model: Any, shape: str, n: int) -> tuple[Tensor, Tensor]:
-    """Tokens behind the prompt of two turns, `n` generated in each, and the logits `[B, n, V]` of the last ones."""
-    inputs = subject.prompts[shape].inputs
-    width = inputs["input_ids"].shape[1]
-    first = greedy(model, inputs, n, subject.special)
-    ids = torch.cat([first.sequences, torch.tensor([REPLY]).expand(len(first.sequences), -1)], 1)
-    text = {k: v for k, v in inputs.items() if k in ("attention_mask", *TYPE_INPUTS)}
-    kinds = {"attention_mask": 1, **dict.fromkeys(TYPE_INPUTS, subject.prompts.kind.answered)}
-    fill = {k: v.new_full((len(v), ids.shape[1] - width), kinds[k]) for k, v in text.items()}
-    text = {k: torch.cat([v, fill[k]], 1) for k, v in text.items()}
-    second = greedy(model, {**text, "input_ids": ids}, n, subject.special, **given(model, cache=first.cache))
-    return torch.cat([ids[:, width:], second.tokens], 1), second.logits
-
-
-def _further(positions: Tensor, n: int) -> Tensor:
-    """`positions` with as many more, counting on."""
-    more = positions[..., -1:] + torch.arange(1, n + 1)
-    return torch.cat([positions, more], -1)
-
-
-def _beam_search(subject: Subject, inputs: dict[str, Any], n: int) -> Any:
-    """All beams of a search over `n` tokens, with their scores."""
-    settings = {"num_beams": BEAMS, "num_return_sequences": BEAMS, "do_sample": False, "length_penalty": 0.0}
-    return subject.model.generate(
-        **inputs,
-        **settings,
-        max_new_tokens=n,
-        suppress_tokens=list(subject.special),
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-
-
-def beams(shape: str) -> Callable[[Subject, Setting], float]:
-    """Beam search: the score of every beam is the reference's log-probability of its tokens."""
-
-    def contract(subject: Subject, setting: Setting) -> float:
-        inputs, pruned = subject.prompts[shape].inputs, subject.pruned(setting, shape)
-        width, n = inputs["input_ids"].shape[1], subject.length(shape)
-        try:
-            with setting.compressed(subject.model):
-                out = _beam_search(subject, inputs, n)
-        except Exception:
-            try:
-                _beam_search(subject, subject.prompts[shape].inputs, n)
-            except Exception as error:
-                raise NothingToSee(f"the untouched model's own beam search fails: {error}") from None
-            raise
-        worst = 0.0
-        for j in range(BEAMS):
-            tokens = out.sequences[j::BEAMS, width:]
-            logits = subject.truth_of(pruned, shape, tokens)[:, width - 1 :]
-            score = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(-1)
-            off = (score - out.sequences_scores[j::BEAMS]).abs().nan_to_num(float("inf"))
-            worst = max(worst, float(off.max()))
-            if worst > 2 * n * TOLERANCE * float(logits.abs().max()):
-                row = int(off.argmax())
-                raise Wrong(f"beam {j} of row {row}: its score is off by {worst:.2g}", worst)
         return worst
 
     return contract

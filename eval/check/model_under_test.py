@@ -18,7 +18,15 @@ from vtc.models.stock.transformers_api import FEATURES, cache_of, call_of, keeps
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
-from .masked_reference import EMBEDDED, Generated, greedy, greedy_with_positions, hidden_per_layer, reference
+from .masked_reference import (
+    EMBEDDED,
+    Generated,
+    Uncheckable,
+    greedy,
+    greedy_with_positions,
+    hidden_per_layer,
+    reference,
+)
 from .shortened_reference import shortened_reference
 
 
@@ -95,21 +103,31 @@ class Subject:
         return greedy(self.model, inputs, n, self.special, **kwargs)
 
     def plain(self, shape: str) -> Plain:
-        """The untouched model on its prompt of `shape`."""
+        """The untouched model on its prompt of `shape`; raise Uncheckable where transformers itself fails there."""
         if shape not in self._plain:
-            inputs = self.prompts[shape].inputs
-            width, n = inputs["input_ids"].shape[1], self.length(shape)
-            if shape == "right":  # generate() is not meant for right padding: positions as on the left
-                left, mask = self.plain("ragged").positions[..., :width], inputs["attention_mask"].bool()
-                positions = torch.zeros_like(left)
-                positions[..., mask] = left[..., self.prompts["ragged"].inputs["attention_mask"].bool()]
-                generated = self.plain("ragged").generated
-            else:
-                generated, positions = greedy_with_positions(self.parts, inputs, n, self.special)
-            with recorded_features(self.parts.core) as features:
-                logits = self.model(**inputs, position_ids=positions[..., :width], use_cache=False).logits
-            self._plain[shape] = Plain(generated, logits, positions, features)
+            try:
+                self._plain[shape] = self._untouched(shape)
+            except Uncheckable:
+                raise
+            except Exception as error:
+                raise Uncheckable(
+                    f"the untouched model fails on this prompt: {type(error).__name__}: {error}"
+                ) from error
         return self._plain[shape]
+
+    def _untouched(self, shape: str) -> Plain:
+        inputs = self.prompts[shape].inputs
+        width, n = inputs["input_ids"].shape[1], self.length(shape)
+        if shape == "right":  # generate() is not meant for right padding: positions as on the left
+            left, mask = self.plain("ragged").positions[..., :width], inputs["attention_mask"].bool()
+            positions = torch.zeros_like(left)
+            positions[..., mask] = left[..., self.prompts["ragged"].inputs["attention_mask"].bool()]
+            generated = self.plain("ragged").generated
+        else:
+            generated, positions = greedy_with_positions(self.parts, inputs, n, self.special)
+        with recorded_features(self.parts.core) as features:
+            logits = self.model(**inputs, position_ids=positions[..., :width], use_cache=False).logits
+        return Plain(generated, logits, positions, features)
 
     def pruned(self, setting: Setting, shape: str) -> Pruned:
         """The model pruned by `setting` on its prompt of `shape`: one prefill over all logits, and greedy tokens."""
@@ -119,7 +137,7 @@ class Subject:
         return self._pruned[key]
 
     def _prune(self, setting: Setting, shape: str) -> Pruned:
-        inputs, plain = self.prompts[shape].inputs, self.plain(shape)
+        plain, inputs = self.plain(shape), self.prompts[shape].inputs
         valid = inputs["attention_mask"]
         batch, width = valid.shape
         with setting.compressed(self.model):

@@ -137,9 +137,8 @@ def _fit(text: str, font: Any, width: int) -> str:
 def draw_panel(pictures: Sequence[Image.Image], shown: Shown) -> Image.Image:
     """All grids of one setting below its title."""
     arrays, paint = shown.drawn
-    widest = max(array.shape[1] for array in arrays)
     across = 1 if len(arrays) == 1 else math.ceil(math.sqrt(len(arrays)))
-    patch = max(4, PANEL // (widest * min(across, 2)))
+    patch = patch_size(arrays, across)
     drawn = [paint(p, a, patch) for p, a in zip(pictures, arrays, strict=True)]
     lines = [drawn[i : i + across] for i in range(0, len(drawn), across)]
     heights = [max(d.height for d in line) for line in lines]
@@ -163,6 +162,29 @@ def draw_panel(pictures: Sequence[Image.Image], shown: Shown) -> Image.Image:
     return panel
 
 
+def kept_masks(report: Any) -> list[Mask]:
+    """What is left behind the last step of a prefill's report, a mask per grid of its spans."""
+    masks: list[Mask] = []
+    for i, layout in enumerate(report.layouts):
+        ids = report.steps[-1].kept[i] if report.steps else torch.arange(layout.tokens)
+        masks += grid_masks(layout, ids)
+    return masks
+
+
+def where_pruned(report: Any) -> str:
+    """Where the last step of a prefill's report was, as an addition to a sentence; empty where nothing was pruned."""
+    if not report.steps:
+        return ""
+    last = report.steps[-1]
+    at = {"input": " before the language model", "vision": f" inside the vision encoder (layer {last.layer})"}
+    return at.get(last.stage, f" from decoder layer {last.layer} on")
+
+
+def patch_size(masks: Sequence[NDArray[Any]], across: int = 1) -> int:
+    """Pixels per token of a panel."""
+    return max(4, PANEL // (max(mask.shape[1] for mask in masks) * min(across, 2)))
+
+
 def find_kept(
     loaded: Loaded, cell: Cell, image: Image.Image, question: str, max_new_tokens: int
 ) -> tuple[Kept, list[Image.Image]]:
@@ -171,16 +193,8 @@ def find_kept(
     with pruned(loaded.model, cell) as model:
         answer = answer_plain(model, loaded.processor, [row], None, max_new_tokens)[0]
         report = model.vtc.report
-    masks: list[Mask] = []
-    for i, layout in enumerate(report.layouts):
-        ids = report.steps[-1].kept[i] if report.steps else torch.arange(layout.tokens)
-        masks += grid_masks(layout, ids)
-    last = report.steps[-1] if report.steps else None
-    at = {
-        "input": " before the language model",
-        "vision": f" inside the vision encoder (layer {last.layer})" if last else "",
-    }
-    where = "" if last is None else at.get(last.stage, f" from decoder layer {last.layer} on")
+    masks = kept_masks(report)
+    where = where_pruned(report)
     merges = any(getattr(p, "merges", False) for p in model_pipeline(cell))
     title = (
         f"{cell.method}"

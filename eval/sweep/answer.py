@@ -12,7 +12,7 @@ from torch import nn
 
 from vtc.eval.cost.prefill_cost import Measured
 from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
-from vtc.eval.vlm.prompts import Row, pad_rows
+from vtc.eval.vlm.prompts import Row, pad_id, pad_rows
 from vtc.models.stock.transformers_api import cache_of, given
 
 
@@ -29,11 +29,6 @@ def depth_of(model: nn.Module) -> int:
     return core_of(model).config.get_text_config().num_hidden_layers
 
 
-def _pad_id(processor: Any) -> int:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-
-
 def _measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> list[Measured]:
     """Counts of each row; ``samples[i]`` is its place in the batch of the last prefill."""
     depth = depth_of(model)
@@ -45,7 +40,7 @@ def _measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> l
 
 def _generate(model: nn.Module, processor: Any, batch: dict[str, Any], max_new_tokens: int, **more: Any) -> list[str]:
     batch = {name: to_device(value, model) for name, value in batch.items()}
-    pad = _pad_id(processor)
+    pad = pad_id(processor)
     try:
         out = model.generate(  # type: ignore[operator]
             **batch,
@@ -82,7 +77,7 @@ def answer_plain(
     encoded : sequence, optional
         Each row's vision output (see ``encode``); None runs the tower again.
     """
-    batch: dict[str, Any] = dict(pad_rows([r.ids for r in rows], [r.tokens for r in rows], _pad_id(processor)))
+    batch: dict[str, Any] = dict(pad_rows([r.ids for r in rows], [r.tokens for r in rows], pad_id(processor)))
     if encoded is not None:
         texts = _generate(model, processor, batch, max_new_tokens, **encoder_inputs(rows, encoded, model))
         return [Answer(t, m) for t, m in zip(texts, _measure(model, range(len(rows)), rows), strict=True)]
@@ -122,7 +117,7 @@ def answer_shared(
     encoded : sequence
         The vision output of each image.
     """
-    pad = _pad_id(processor)
+    pad = pad_id(processor)
     firsts = [group[0] for group in groups]
     n = firsts[0].prefix
     head = pad_rows([r.ids[:n] for r in firsts], [{k: v[:n] for k, v in r.tokens.items()} for r in firsts], pad)

@@ -65,11 +65,16 @@ def chat_inputs(
     options
         For the processor's call.
     """
+    return message_inputs(processor, _turn(processor, question, visuals), **options)
+
+
+def message_inputs(processor: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
+    """What the processor's own chat template makes of a chat, ready for the answer; `options` are for its call."""
     # SmolVLM's template loses its arguments where it is given none for the call
     given = {"return_tensors": "pt", **options}
     return dict(
         processor.apply_chat_template(
-            _turn(processor, question, visuals),
+            messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -168,6 +173,12 @@ def make_row(processor: Any, config: Any, visuals: Image.Image | Sequence[Image.
         raise ValueError("the prompt holds no visual token: is this model's processor an image-text processor?")
     prefix = int(places[-1]) + 1 if len(places) else 0
     return Row(question, ids, tokens, inputs, prefix, len(places), modality)
+
+
+def pad_id(processor: Any) -> int:
+    """The token that fills rows up: the tokenizer's own, else its end of text."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
 
 
 def pad_rows(ids: Sequence[Tensor], tokens: Sequence[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,6 +70,19 @@ def refuse_keyless(lm: Any, layers: list[int]) -> None:
             raise NotImplementedError(
                 f"decoder layer {i} of {type(lm).__name__} attends, and keeps no keys in the cache, so vtc can't tell "
                 f"which tokens it sees. {versions()}"
+            )
+
+
+def refuse_other_places(lm: Any, layers: Iterable[Any]) -> None:
+    """Raise NotImplementedError if a decoder layer keeps anything in a cache layer of another number than its own."""
+    for i, layer in enumerate(layers):
+        numbers = (getattr(module, "layer_idx", None) for module in layer.modules())
+        places = sorted({n for n in numbers if isinstance(n, int)} | {i})
+        if len(places) > 1:
+            raise NotImplementedError(
+                f"decoder layer {i} of {type(lm).__name__} keeps what it has seen in the layers "
+                f"{', '.join(map(str, places))} of the cache, and vtc follows one of the same number only. Use a model "
+                f"whose layers have one attention each. {versions()}"
             )
 
 

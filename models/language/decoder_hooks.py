@@ -1,4 +1,4 @@
-"""The hooks of the decoder layers: pruning before a layer, and the masks and rotary embeddings of what is left."""
+"""The hooks of the decoder layers: pruning before a layer, signals for it, and what the layer is given then."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import Peek, is_pruned, push_slots, refuse_keyless, refuse_layers, seen_slots, slot_layer
+from vtc.models.cache.kv_cache import Peek, is_pruned, refuse_keyless, refuse_other_places
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_taps import attention_rows
-from vtc.models.stock.attention_windows import ATTENTION, RECURRENT, Windows
+from vtc.models.stock.attention_windows import ATTENTION, Windows
 from vtc.models.stock.shared_keys import key_sources
-from vtc.models.stock.transformers_api import Call, call_of, keeps_state, need, takes
+from vtc.models.stock.spread_over_processes import every_head
+from vtc.models.stock.transformers_api import Call, call_of, keeps_state, need
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
@@ -29,20 +29,14 @@ from vtc.pruners.signals import (
     Signal,
 )
 
-from .column_arguments import cut_along, pick_columns, refuse_unknown
+from .column_arguments import refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
 from .forward_state import Run, gather_columns, main_stream
-from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
+from .narrowed_calls import LayerCalls
 from .run_and_report_step import Steps
 from .thread_state import Local
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
-
-
-def _mixer(layer: Any) -> Any:
-    """What mixes the tokens of a layer: its attention, or its recurrence; None: nothing that takes a mask."""
-    children = (m for m in layer.children() if all(takes(m, meaning) for meaning in ("hidden", "mask", "cache")))
-    return getattr(layer, "self_attn", None) or next(children, None)
 
 
 class _Seen(Exception):
@@ -90,11 +84,11 @@ class DecoderSide:
         for layer in parts.layers:
             need(layer, "hidden", "mask", *rotary)
             refuse_unknown(layer)
-        refuse_layers(parts.lm)
+        refuse_other_places(parts.lm, parts.layers)
         self.windows = Windows(parts.lm, parts.layers)
         self.sources = key_sources(parts.lm, parts.layers)
         self.attending = self.windows.attending()
-        self.mixers = [_mixer(layer) for layer in parts.layers]
+        self.calls = LayerCalls(parts.lm, parts.layers, self.windows, self.sources)
         refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
         self._refuse_behind_shared_keys()
         self._refuse_merging()
@@ -124,7 +118,7 @@ class DecoderSide:
     def tapped_layers(self) -> list[int]:
         """Decoder layers whose attention must be seen."""
         for i, signals in self.attended.items():
-            has = [n for n in self.attending if self.mixers[n] is not None]
+            has = [n for n in self.attending if self.calls.mixers[n] is not None]
             if i not in has:
                 raise NotImplementedError(
                     f"decoder layer {i} of this {type(self.parts.lm).__name__} has no attention that could be read "
@@ -178,30 +172,15 @@ class DecoderSide:
             run.checks.expect(i, run.cache, hidden.shape[-2])
         run.trail[i] = (run.columns, None)
         if self.windows.kinds[i] != ATTENTION:
-            self._recurrent(run, i, call)
+            self.calls.recurrent(run, i, call)
             return call.args, call.kwargs
         run.attending.append(i)
         if not run.pruned and not is_pruned(run.cache, self.sources[i]):
             return call.args, call.kwargs
-        self._narrow(run, i, call)
+        self.calls.narrow(run, i, call)
         if run.checks is not None:
             run.checks.gave(i, call)
         return call.args, call.kwargs
-
-    def _recurrent(self, run: Run, i: int, call: Call) -> None:
-        """What goes with the columns of a layer whose state takes them one after another, or that mixes none."""
-        if not run.pruned and not run.mask_hidden:
-            return
-        if run.pruned:
-            cut_along(call, run.rope_columns)
-        call.put("positions", None)
-        if self.windows.kinds[i] == RECURRENT:
-            if "padding" not in run.memo:
-                run.memo["padding"] = padding_mask(run.slots, run.padded and run.slots.shape[1] > 1)
-            mask = run.memo["padding"]
-            call.put("mask", mask if mask is None else mask.to(call.get("hidden").device))
-            if run.checks is not None:
-                run.checks.gave(i, call, "mask")
 
     def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
         """Let a method choose by the main stream of the hidden states, and drop the same of all."""
@@ -241,9 +220,9 @@ class DecoderSide:
         if run.looking is not None:
             rows, found = run.looking
             weights = attention_rows(query, key, mask, scaling, rows)
-            found.append(weights[..., weights.shape[-1] - query.shape[2] :])
+            found.append(every_head(module, weights[..., weights.shape[-1] - query.shape[2] :]))
             raise _Seen
-        capture_attention(run, self.attended[i], query, key, value, mask, scaling)
+        capture_attention(run, self.attended[i], module, query, key, value, mask, scaling)
         return None
 
     def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
@@ -257,7 +236,7 @@ class DecoderSide:
         if run.cache is not None:
             coming.put("cache", Peek(run.cache))
         if run.pruned or is_pruned(run.cache, self.sources[i]):
-            self._narrow(run, i, coming, peek=True)
+            self.calls.narrow(run, i, coming, peek=True)
         found: list[Tensor] = []
         run.looking = query_columns(run, queries, hidden.shape[-2]), found
         try:
@@ -267,97 +246,3 @@ class DecoderSide:
         finally:
             run.looking = None
         return found[0]
-
-    def _narrow(self, run: Run, i: int, call: Call, peek: bool = False) -> None:
-        """Give an attending layer what belongs to the columns that are left, beside its hidden states."""
-        if run.pruned:
-            if call.get("rotary") is not None:
-                call.put("rotary", self._rotary(run, call.get("rotary")))
-            cut_along(call, run.rope_columns)
-        call.put("positions", self._position_ids(run, i, call.get("positions")))
-        call.put("mask", self._mask(run, i, call.get("hidden"), call.get("mask"), peek))
-
-    @staticmethod
-    def _rotary(run: Run, embeddings: Any) -> Any:
-        key = ("rotary", id(embeddings))
-        if key not in run.memo:  # the original is kept too, so that its id stays unique
-            run.memo[key] = (embeddings, pick_columns("rotary", embeddings, run.rope_columns))
-        return run.memo[key][1]
-
-    def _position_ids(self, run: Run, i: int, ids: Any) -> Any:
-        """Position ids of what is left, where the attention itself reads them."""
-        attention = self.mixers[i]
-        if not isinstance(ids, Tensor) or attention is None or not takes(attention, "positions"):
-            return None  # nobody but flash would read them, and take gaps for packed sequences
-        return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids
-
-    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
-        """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
-        if run.windows is None:
-            run.windows = self.windows.now()
-        window, prompt = run.windows[i], 0
-        slots = run.slots.to(hidden.device)
-        new = run.key_slots.to(hidden.device)
-        source = self.sources[i]
-        if source != i:  # the keys are those that the source has just attended to
-            keys = run.trail[source][1]
-            assert keys is not None
-            held = None if run.cache is None else slot_layer(run.cache, source)
-            padded = run.padded or bool(held is not None and held.padded)
-            past = keys.shape[1] - new.shape[1]
-            key: tuple[Any, ...] = ("mask", source)
-        elif run.cache is None:
-            past, keys, padded, key = 0, new, run.padded, ("mask", window, 0, ())
-        else:
-            held = slot_layer(run.cache, i)
-            past, padded = held.physical(), held.padded or run.padded
-            keys = seen_slots(held, new, run.memo) if peek else push_slots(held, new, run.full, run.memo)
-            history = (*held.history, run.stage_count) if run.batch.spans else held.history
-            if held.prompt is not None:
-                window, prompt = held.sliding_window, held.prompt
-            key = ("mask", window, past, history)
-            if not peek:
-                held.padded, held.history = padded, history
-        if not peek:
-            run.trail[i] = (run.columns, keys)
-        if key not in run.memo:
-            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
-        return run.memo[key]
-
-    def _build_mask(
-        self,
-        run: Run,
-        given: Any,
-        slots: Tensor,
-        keys: Tensor,
-        past: int,
-        padded: bool,
-        window: int | None,
-        dtype: Any,
-        prompt: int,
-    ) -> Any:
-        config = self.parts.lm.config
-        if window is not None and run.past + run.full > window and "flash" in attention_kind(config):
-            raise NotImplementedError(
-                f"flash attention would count the window of {window} tokens in kept ones, and see further back than "
-                "the model does: call model.set_attn_implementation('sdpa') first"
-            )
-        given = None if run.mask_hidden else given
-        if not past and keeps_pattern(given, run.full):  # special patterns: Gemma3's bidirectional images
-            return gather_mask(given, run.columns.to(slots.device), config, run.key_slots.to(slots.device))
-        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-1] == run.past + run.full:
-            # a mask over the whole sequence: the caller's own, or a layer's that nothing was pruned before
-            rows = torch.zeros_like(run.columns) if run.narrowed else run.columns
-            return gather_mask(given, rows.to(slots.device), config, keys)
-        pattern = None
-        if past and hasattr(given, "mask_mod") and run.full > 1:  # the same in flex attention's words
-            pattern = given, given.seq_lengths[1] - run.full, run.columns.to(slots.device)
-        mask = slot_mask(config, slots, keys, dtype, padded, window, pattern, prompt)
-        if past and isinstance(given, Tensor) and given.dim() == 4 and given.shape[-2] == run.full > 1:
-            columns = run.columns.to(slots.device)
-            own = torch.where(run.key_slots.to(slots.device) < 0, -1, columns)
-            new = gather_mask(given[..., given.shape[-1] - run.full :], columns, config, own)
-            if mask is None:
-                mask = slot_mask(config, slots, keys, dtype, True, window, prompt=prompt)
-            mask = torch.cat([mask[..., : keys.shape[1] - slots.shape[1]], new], -1)
-        return mask

@@ -13,6 +13,7 @@ from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import project, whole_projector
 from vtc.models.stock.attention_taps import attention_rows
+from vtc.models.stock.spread_over_processes import every_head
 from vtc.pruners.signals import (
     AttentionAhead,
     DecoderAttention,
@@ -200,21 +201,25 @@ def query_columns(run: Run, queries: str, length: int) -> Tensor:
 def capture_attention(
     run: Run,
     signals: Sequence[DecoderSignal],
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Any,
     scaling: float,
 ) -> None:
-    """Store what `signals` ask of one decoder layer's attention."""
+    """Store what `signals` ask of one decoder layer's attention `module`."""
     length = query.shape[2]
     for signal in signals:
         if isinstance(signal, (DecoderKeys, DecoderValues)):
             of = key if isinstance(signal, DecoderKeys) else value
-            run.captured[signal] = (of[:, :, of.shape[2] - length :], run.current())
+            seen = of[:, :, of.shape[2] - length :]
         elif isinstance(signal, DecoderAttention):
             weights = attention_rows(query, key, mask, scaling, query_columns(run, signal.queries, length))
-            run.captured[signal] = (weights[..., weights.shape[-1] - length :], run.current())
+            seen = weights[..., weights.shape[-1] - length :]
+        else:
+            continue
+        run.captured[signal] = (every_head(module, seen), run.current())
 
 
 def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_unsupported
+from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_layers, refuse_unsupported
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
@@ -97,6 +97,7 @@ class Forward:
         refuse_merging(parts, self.input_stops)
         need(parts.core, "ids", "embeds", "mask")
         need(parts.lm, "embeds", "mask", "positions", "cache")
+        refuse_layers(parts.lm)  # before arguments that exist for such layers only
         refuse_unknown(parts.lm)
         self.recurrent = keeps_state(parts.lm.config)
 

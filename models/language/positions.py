@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,11 @@ from vtc.models.layout.spans import last_valid
 from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run, gather_columns
+
+
+def several_axes(config: Any) -> bool:
+    """Whether a text model's rotary embeddings take positions of several axes (m-RoPE and its kin)."""
+    return any(key.endswith("rope_section") for key in getattr(config, "rope_parameters", None) or {})
 
 
 def positions_of(run: Run, call: Call) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vtc.models.stock.spread_over_processes import whole
+
 from .model_parts import Parts
 
 
@@ -34,7 +36,8 @@ def vocabulary_size(parts: Parts) -> int:
 def embeddings(parts: Parts) -> Tensor:
     """The table `[V, D]` in the model's dtype: the weight itself, not a copy, so not to be written to.
 
-    Weights that accelerate has offloaded are brought in for as long as the result lives. Where the model scales what
+    Weights that accelerate has offloaded, or that are spread over processes, are brought in for as long as the result
+    lives. Where the model scales what
     it looks up (Gemma: by ``sqrt(D)``), the rows are unscaled, which no cosine notices.
 
     Parameters
@@ -49,7 +52,7 @@ def embeddings(parts: Parts) -> Tensor:
     """
     module = _embedding(parts)
     if not module.weight.is_meta:
-        return module.weight.detach()
+        return whole(module.weight.detach())
     from accelerate.utils import align_module_device
 
     with align_module_device(module):

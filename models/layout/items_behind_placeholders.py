@@ -106,7 +106,7 @@ def fed_of(parts: Parts, modality: str, output: Any, encoded: VisionRecord | Non
     if known and total % known == 0:
         if len(set(record.lengths)) == 1:
             lengths = [record.lengths[0]] * (total // record.lengths[0])
-            return Fed(record, lengths, first if len(entries) == len(lengths) else None)
+            return Fed(record, lengths, first if entries == lengths else None)  # else joined by sample
         if len(entries) == len(record.lengths) * (total // known):
             return Fed(record, entries, first)
     raise ValueError(

@@ -38,6 +38,9 @@ def _why(model: Any) -> str:
         if makes_features(module):
             _need_arguments(module)
         if makes_features(module) and takes(module, "embeds"):
+            text = _text_model(module)
+            if text is not None and not owns_layers(text):
+                return f"its text model {type(text).__name__} owns no list of decoder layers that take hidden_states"
             return (
                 f"{type(module).__name__} is composite and text model in one, so there is no border at which visual "
                 f"tokens could leave. {ELSEWHERE}"
@@ -51,12 +54,18 @@ def _why(model: Any) -> str:
 
 def _need_arguments(core: Any) -> None:
     """Refuse a model that is built like a VLM but for the name of an argument."""
-    config = text_config(core)
-    inside = [m for m in core.modules() if m is not core and owns_layers(m)]
-    texts = [m for m in inside if config is not None and getattr(m, "config", None) is config]
-    if texts:
+    text = _text_model(core)
+    if text is not None:
         need(core, "ids", "embeds", "mask")
-        need(texts[0], "embeds", "mask", "positions", "cache")
+        need(text, "embeds", "mask", "positions", "cache")
+
+
+def _text_model(core: Any) -> Any:
+    """What is configured as the text model of a composite one, whatever it is like; None: nothing inside it is."""
+    config = text_config(core)
+    inside = (m for m in core.modules() if m is not core and config is not None)
+    own = config is not getattr(core, "config", None)  # else its layers, too, are configured by the same
+    return next((m for m in inside if getattr(m, "config", None) is config and (own or owns_layers(m))), None)
 
 
 def encodes_and_decodes(model: Any) -> bool:

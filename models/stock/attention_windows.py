@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention_api import Rule, mask_settings, masks_as_rules
-from .transformers_api import NOTHING, STATE, call_of, given, new_cache, takes, undecorated, versions
+from .transformers_api import NOTHING, STATE, cache_of, call_of, given, new_cache, takes, undecorated, versions
 
 FAR = 1 << 18  # a window that is longer is taken for none
 # kinds of layers: attention under a mask, a recurrence that takes a padding mask, and what mixes no tokens
@@ -91,8 +91,9 @@ class Windows:
         stand_in = object.__new__(type(lm))
         stand_in.__dict__.update(lm.__dict__)
         # no weight is touched, wherever it may be
-        parts: dict[str, nn.Module] = {n: (_Turning if "rot" in n else _stand_in)(m) for n, m in lm._modules.items()}
-        parts["layers"] = nn.ModuleList(_Noting(layer, seen, self) for layer in self.layers)
+        parts = {n: _stand_in(m, _Turning if "rot" in n else _Passing) for n, m in lm._modules.items()}
+        noting = [_Noting(layer, seen, self) for layer in self.layers]
+        parts["layers"] = nn.ModuleList(noting)
         buffers = {name: None if b is None else torch.ones(b.shape) for name, b in lm._buffers.items()}
         stand_in.__dict__.update(_modules=parts, _buffers=buffers, config=masks_as_rules(lm.config))
         # what is made of token ids besides their embeddings can't be made of embeddings
@@ -102,10 +103,16 @@ class Windows:
             tokens = {"embeds": torch.zeros(1, 2, lm.config.hidden_size)}
         if takes(lm, "logits to keep"):  # by number, and for these all layers run on all columns
             tokens["logits to keep"] = torch.tensor([1])
-        mask = torch.tensor([valid])
+        call = given(lm, **tokens, mask=torch.tensor([valid]), **{"use cache": True})
         try:
             with torch.no_grad():
-                undecorated(lm)(stand_in, **given(lm, **tokens, mask=mask, **{"use cache": False}))
+                try:
+                    output = undecorated(lm)(stand_in, **call)
+                except ValueError:  # what a layer gives is taken apart: hidden states and attention weights (Bamba)
+                    seen.clear()
+                    for layer in noting:
+                        layer.__dict__["pairs"] = True
+                    output = undecorated(lm)(stand_in, **call)
         except Exception as error:
             raise NotImplementedError(
                 f"vtc can't find out which tokens the layers of {name} see ({type(error).__name__}: {error}), so it "
@@ -113,6 +120,12 @@ class Windows:
             ) from error
         if len(seen) != len(self.layers):
             raise NotImplementedError(f"{name} runs {len(seen)} of {len(self.layers)} decoder layers. {versions()}")
+        own, ours = type(cache_of(output)), type(new_cache(lm.config))
+        if own not in (ours, type(None)):
+            raise NotImplementedError(
+                f"{name} makes a cache of its own, {own.__name__}, and vtc knows {ours.__name__} only: use a text "
+                f"model that makes one. {versions()}"
+            )
         return seen
 
 
@@ -136,9 +149,9 @@ class _Passing(nn.Module):
         return hidden
 
 
-def _stand_in(module: Any) -> nn.Module:
+def _stand_in(module: Any, kind: type[_Passing]) -> nn.Module:
     """A stand-in for a module, or one for each of a list."""
-    return nn.ModuleList(map(_Passing, module)) if isinstance(module, nn.ModuleList) else _Passing(module)
+    return nn.ModuleList(map(kind, module)) if isinstance(module, nn.ModuleList) else kind(module)
 
 
 class _Noting(_Passing):
@@ -146,7 +159,7 @@ class _Noting(_Passing):
 
     def __init__(self, module: Any, seen: list[Any], windows: Windows):
         super().__init__(module)
-        self.__dict__.update(seen=seen, windows=windows)
+        self.__dict__.update(seen=seen, windows=windows, pairs=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = call_of(self.module, args, kwargs)
@@ -154,7 +167,7 @@ class _Noting(_Passing):
         self.seen.append(call.get("mask"))
         if hidden.dim() > 3:
             self.windows.streams = hidden.shape[0]
-        return hidden
+        return (hidden, None) if self.pairs else hidden
 
 
 class _Turning(_Passing):

@@ -42,7 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mask": ("attention_mask",),
     "positions": ("position_ids",),
     "rotary": ("position_embeddings",),
-    "cache": ("cache", "past_key_values", "past_key_value", "cache_params"),
+    "cache": ("cache", "past_key_values", "past_key_value", "cache_params", "layer_past"),
     "use cache": ("use_cache",),
     "logits to keep": ("logits_to_keep",),
     "image": ("pixel_values",),

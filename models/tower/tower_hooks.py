@@ -23,6 +23,7 @@ from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import ThreadState
+from vtc.models.stock.spread_over_processes import every_head
 from vtc.models.stock.transformers_api import call_of, features_in
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderSignal, Signal
@@ -222,6 +223,7 @@ class VisionSide:
         run = self._run()
         if run is None:
             return
+        query, key, value = (every_head(module, x) for x in (query, key, value))
         for kind in self.needs[i] - {"features", "projector"}:
             if kind == "segments":
                 rows = run.segment_rows(i, query)

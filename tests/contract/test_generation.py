@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from versions import beam_shape, mixes_pictures
-from zoo import FAMILIES, SPECIAL, Prompt, prompt, tiny
+from zoo import FAMILIES, SPECIAL, Prompt, free_prompt, prompt, tiny
 from zoo.tokens import CLOSE, words
 
 import vtc
@@ -49,6 +49,19 @@ def test_beam_search_of_a_batch_equals_one_by_one(family: str, setting: Setting)
             alone = beams(model, given.alone(b).inputs)
             assert torch.equal(alone.sequences[0, -6:], together.sequences[b, -6:])
             assert abs(alone.sequences_scores[0] - together.sequences_scores[b]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["idefics3", "smolvlm"])
+def test_beams_where_there_are_as_many_samples_as_crops(family: str) -> None:
+    """Features come joined by sample: three of one are not those of three samples, and nothing is mixed up."""
+    given = free_prompt(FAMILIES[family], [[3, "i0", 4], [5], [6]], torch.Generator().manual_seed(0))
+    model = tiny(family)
+    with vtc.compressed(model, BOTH_STAGES.pruner):
+        together = beams(model, given.inputs)
+        alone = [beams(model, given.alone(b).inputs) for b in range(len(given.rows))]
+    assert all(
+        torch.equal(one.sequences[0, -6:], all_[-6:]) for one, all_ in zip(alone, together.sequences, strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-FOLDERS = ("vtc", "eval", "models", "pruners", "integrations")
+FOLDERS = ("vtc", "eval", "models", "pruners", "integrations", "serve")
 MOST = 16
 APART = {"methods"}  # one file each
 METHOD = "\n@register_pruner("
@@ -101,7 +101,9 @@ def test_a_folder_uses_what_the_plan_allows(folder: str) -> None:
     assert [(a, b) for a, b in sorted(used) if folder_of(b) not in allowed] == []
 
 
-@pytest.mark.parametrize("folder", sorted({folder_of(m) for m in FILES if m.startswith(("vtc.eval.", "vtc.models."))}))
+@pytest.mark.parametrize(
+    "folder", sorted({folder_of(m) for m in FILES if m.startswith(("vtc.eval.", "vtc.models.", "vtc.serve"))})
+)
 def test_a_folder_says_what_goes_in_and_out_and_what_it_uses(folder: str) -> None:
     if folder in ("eval", "models"):
         return

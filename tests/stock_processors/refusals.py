@@ -56,4 +56,4 @@ MODEL_FAILS: dict[str, dict[str, Refused]] = {
     "mistral3": {"20 x 20": Refused(RuntimeError, "split_with_sizes expects split_sizes to sum exactly")},
 }
 # what vtc refuses when wrapping, so that only processor and model can be compared
-NOT_WRAPPED = {"qwen4_exp": "ple_input_ids"}
+NOT_WRAPPED = {"qwen4_exp": "in its cache"}

@@ -22,6 +22,7 @@ from .embedlens import embedlens
 from .export_vllm import export_vllm
 from .horizon import horizon
 from .pruners_and_recipes import pruners, recipes
+from .serve import serve
 from .stability import stability
 from .train_explainer import train_explainer
 from .tune import tune
@@ -60,6 +61,7 @@ for command in (
     tune,
     ask,
     show,
+    serve,
     check,
     stability,
     compare_selections,

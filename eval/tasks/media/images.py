@@ -24,7 +24,29 @@ def no_torn_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def check_image(data: bytes, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
+    """Width and height as a picture's header says; nothing is decoded.
+
+    Raises
+    ------
+    ValueError
+        If it is none of Pillow's `formats` (all where left out), or its header is broken.
+    PIL.Image.DecompressionBombError
+        If it is beyond what Pillow reads at all.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as im:
+            return im.size
+    except (OSError, SyntaxError, EOFError) as e:
+        raise ValueError(f"no picture: {e}") from None
+
+
+def open_image(
+    source: str | Path | bytes,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
     """Decode a picture as RGB, turned as its EXIF tag says.
 
     Parameters
@@ -35,6 +57,8 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
         How error messages call it.
     max_pixels : int
         Larger pictures are refused before they are decoded.
+    formats : tuple of str, optional
+        Pillow's names of those that are read; all that it knows where left out.
 
     Raises
     ------
@@ -56,7 +80,7 @@ def open_image(source: str | Path | bytes, name: str | None = None, max_pixels: 
         with warnings.catch_warnings(), no_torn_files():
             # our own limit below is the lower one; Pillow's would only warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as im:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as im:
                 width, height = im.size
                 if width * height > max_pixels:
                     size = f"{width} x {height} pixels, allowed are {max_pixels:,}"

@@ -21,7 +21,7 @@ from vtc.eval.check.tiny_model.config_source import config_of
 from vtc.eval.check.tiny_model.layer_kinds import pick
 from vtc.eval.check.tiny_model.shrink import rescaled, shrink
 from vtc.models.adapter import Adapter
-from vtc.models.language import decoder_hooks as decoder
+from vtc.models.language import narrowed_calls
 from vtc.models.language.forward_state import Run
 from vtc.models.layout.families import FAMILIES
 
@@ -82,13 +82,13 @@ def test_an_implementation_that_the_model_does_not_have_is_not_run() -> None:
 
 
 def _mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder.DecoderSide, "_build_mask", lambda *_: None)
+    monkeypatch.setattr(narrowed_calls.LayerCalls, "_build_mask", lambda *_: None)
 
 
 def _rotary(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decoder.DecoderSide._rotary
+    real = narrowed_calls.LayerCalls._rotary
     monkeypatch.setattr(
-        decoder.DecoderSide, "_rotary", staticmethod(lambda run, x: tuple(t.roll(1, -2) for t in real(run, x)))
+        narrowed_calls.LayerCalls, "_rotary", staticmethod(lambda run, x: tuple(t.roll(1, -2) for t in real(run, x)))
     )
 
 
@@ -146,8 +146,9 @@ def test_a_broken_vtc_is_told(kind: str, fault: Any, contract: str, status: str,
 
 def test_layers_with_a_window_that_they_do_not_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exaone 4: full layers carry the window too. A mask that has it there is wrong, and is told."""
-    real = decoder.slot_mask
-    monkeypatch.setattr(decoder, "slot_mask", lambda config, q, k, dtype, *_, **__: real(config, q, k, dtype, True, 12))
+    real = narrowed_calls.slot_mask
+    twelve = lambda config, q, k, dtype, *_, **__: real(config, q, k, dtype, True, 12)  # noqa: E731
+    monkeypatch.setattr(narrowed_calls, "slot_mask", twelve)
     result = check(folder_of(EXAONE, tmp_path), "decoder")
     assert "sliding attention" in result.about
     assert "full attention" in result.about

@@ -19,7 +19,7 @@ from vtc.eval.check.results import EXACT, PRUNED, REFUSED, WRONG, Result
 from vtc.eval.check.shortened_reference import shortened_reference
 from vtc.eval.check.tiny_model.build import with_attention
 from vtc.eval.check.tiny_model.config_source import config_of
-from vtc.models.language import decoder_hooks
+from vtc.models.language import narrowed_calls
 from vtc.models.layout.model_parts import locate
 
 FAMILIES = (
@@ -76,7 +76,7 @@ def test_methods_that_read_attention_prune_right_behind_it(family: str) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_padding_that_enters_a_state_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_hooks, "padding_mask", lambda *_: None)
+    monkeypatch.setattr(narrowed_calls, "padding_mask", lambda *_: None)
     assert WRONG in {o.status for o in check("qwen3_5", "input").outcomes if o.contract == PRUNED}
 
 
