@@ -19,6 +19,7 @@ from .bench import bench
 from .check import check
 from .compare_selections import compare_selections
 from .embedlens import embedlens
+from .export_vllm import export_vllm
 from .horizon import horizon
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
@@ -67,6 +68,7 @@ for command in (
     horizon,
     embedlens,
     train_explainer,
+    export_vllm,
     pruners,
     recipes,
 ):
