@@ -137,8 +137,8 @@ def test_a_saved_setting_is_named_by_its_folder(place: Path, capsys: pytest.Capt
     for named in (place / "tuned", place / "tuned" / "vtc_config.json"):
         code, out, _ = run(capsys, *command, named)
         assert (code, f"uniform(keep=3): 3 of {TOKENS}" in out) == (0, True)
-    code, out, _ = run(capsys, *command, place / "tuned", "--keep", "5")
-    assert (code, f"uniform(keep=5): 5 of {TOKENS}" in out) == (0, True)
+    code, _, err = run(capsys, *command, place / "tuned", "--keep", "5")
+    assert (code, "keep is given twice: in 'uniform(keep=3)'" in err) == (2, True)
     (place / "uniform").mkdir()
     code, out, _ = run(capsys, *command, "uniform", "--keep", "2")
     assert (code, f"uniform(keep=2): 2 of {TOKENS}" in out) == (0, True)
