@@ -137,7 +137,9 @@ class ImagePruning:
         """Rows left of `items`, which `run` encodes at once from `given`."""
         lengths = [n for item in items for n in item.lengths]
         call = VisionCall(self.parts.core, "image", given, lengths)
-        fresh = [i for i, item in enumerate(items) if self._prunes(item) and self.memory.get(item.key) is None]
+        # held here too: the memory may be too small for all of these
+        chosen = {item.key: self.memory.get(item.key) for item in items if self._prunes(item)}
+        fresh = [i for i, item in enumerate(items) if item.key in chosen and chosen[item.key] is None]
         dummies = [i for i, item in enumerate(items) if unpacked(item.settings)[0] == WHOLE]
         needed = self.settings.pipelines if dummies else [self.pipeline(items[i]) for i in fresh]
         signals = [s for pipeline in needed for s in signals_of(pipeline)]
@@ -156,8 +158,12 @@ class ImagePruning:
         for group in groups.values():
             kept = self._chosen(self.pipeline(items[group[0]]), group, rows, items, call, seen)
             for i, one in zip(group, kept, strict=True):
+                chosen[items[i].key] = one
                 self.memory.put(items[i].key, one)
-        return [self._left(row, item, i, call) for i, (row, item) in enumerate(zip(rows, items, strict=True))]
+        return [
+            self._left(row, item, chosen.get(item.key) or Kept(torch.arange(len(row))), i, call)
+            for i, (row, item) in enumerate(zip(rows, items, strict=True))
+        ]
 
     def _prunes(self, item: ItemFields) -> bool:
         pipeline = self.pipeline(item)
@@ -210,10 +216,8 @@ class ImagePruning:
             self._words = cached_tokenizer_from_config(self._model_config)
         return self._words
 
-    def _left(self, rows: Tensor, item: ItemFields, place: int, call: VisionCall) -> Tensor:
+    def _left(self, rows: Tensor, item: ItemFields, kept: Kept, place: int, call: VisionCall) -> Tensor:
         """What is left of an item's rows; with their places in the picture where positions need them."""
-        kept = self.memory.get(item.key) if self._prunes(item) else Kept(torch.arange(len(rows)))
-        assert kept is not None
         ids = kept.ids.to(rows.device)
         if len(ids) != sum(kept_counts(self.pipeline(item), item.lengths)):
             raise RuntimeError(f"{len(ids)} tokens of a picture are left, not as many as have placeholders")
