@@ -120,7 +120,7 @@ def start_lines(settings: ServerSettings, port: int, loaded: Loaded) -> list[str
 
 def make_server(loaded: Loaded, settings: ServerSettings, wanted: Sequence[str] | None) -> Server:
     """The server of a model, its methods tried and warm; `wanted` as for ``try_settings``."""
-    engine = Engine(loaded, settings.limits)
+    engine = Engine(loaded, settings.limits, settings.positions)
     allowed = try_settings(engine, settings.allowed, wanted)
     warm_up(engine, allowed.default)
     return Server(engine, replace(settings, allowed=allowed))

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vtc.config import POSITIONS
 from vtc.serve.requests.limits import Limits
 from vtc.serve.requests.pruning_choice import Allowed
 
@@ -29,6 +30,8 @@ class ServerSettings:
         What clients must send as ``Authorization: Bearer``.
     page : bool
         Whether there is a page at ``/``.
+    positions : {"keep", "compact"}
+        As ``vtc.compress`` takes it, for all methods.
     """
 
     name: str
@@ -38,8 +41,11 @@ class ServerSettings:
     port: int = 8000
     key: str | None = None
     page: bool = True
+    positions: str = "keep"
 
     def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise ValueError(f"--positions must be {' or '.join(POSITIONS)}, got {self.positions!r}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port} is out of range: 0 (any free one) to 65535")
         if not self.host.strip():

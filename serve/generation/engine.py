@@ -57,8 +57,8 @@ class Generated:
 class Engine:
     """One model under changing methods; all of it is used by one thread."""
 
-    def __init__(self, loaded: Loaded, limits: Limits):
-        self.loaded, self.limits = loaded, limits
+    def __init__(self, loaded: Loaded, limits: Limits, positions: str = "keep"):
+        self.loaded, self.limits, self.positions = loaded, limits, positions
         self.model: Any = loaded.model
         self.processor = loaded.processor
         self.tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
@@ -80,7 +80,7 @@ class Engine:
         self._now = None
         restore(self.model)
         if choice.spec != UNPRUNED:
-            compress(self.model, choice.spec, tokenizer=self.processor)
+            compress(self.model, choice.spec, positions=self.positions, tokenizer=self.processor)
         self._now = choice
 
     def inputs_of(self, chat: Chat) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from vtc.serve.requests.limits import Limits
 from vtc.serve.requests.messages import placeholders_of, read_messages
 from vtc.serve.requests.pruning_choice import Choice
 from vtc.serve.requests.refusal import Refusal
+from vtc.serve.settings import ServerSettings
 
 PICTURES = [Image.effect_noise(size, 90).convert("RGB") for size in ((64, 64), (96, 48))]
 CHOICES = (Choice(), Choice("uniform(keep=0.5)", "uniform", 0.5), Choice("dart(keep=3, layer=1)", "dart(layer=1)", 3))
@@ -62,6 +63,17 @@ def test_what_stands_for_a_picture_is_refused_in_texts(family: str) -> None:
     for word in words:
         with pytest.raises(Refusal, match="stands for a picture"):
             read_messages([{"role": "user", "content": f"what is {word}"}], Limits(), words)
+
+
+def test_positions_are_those_asked_for() -> None:
+    model, choice = tiny("llava"), CHOICES[1]
+    Engine(Loaded(model, PROCESSORS["llava"](), "m", ""), Limits(), "compact").set_up(choice)
+    assert model.vtc.config.positions == "compact"
+    several_axes = Engine(Loaded(tiny("qwen2_5_vl"), PROCESSORS["qwen2_5_vl"](), "m", ""), Limits(), "compact")
+    with pytest.raises(ValueError, match="use 'keep'"):
+        several_axes.set_up(choice)
+    with pytest.raises(ValueError, match="--positions must be keep or compact, got 'packed'"):
+        ServerSettings(name="m", positions="packed")
 
 
 def test_a_method_that_fails_leaves_the_stock_model() -> None:

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Import, import_all
+from .options import Import, import_all, method_text
 
 
 def export_vllm(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")],
     model: Annotated[str, typer.Option(help="Folder or hub id of the model.")],
-    pruner: Annotated[str, typer.Option(help="A method of the input stage, or a pipeline of them.")],
+    pruner: Annotated[str, typer.Option(help="Method of the input stage, pipeline of them, or folder of `vtc tune`.")],
     keep: Annotated[str | None, typer.Option(help="What it keeps: 0.25 is a quarter, 64 is 64 tokens.")] = None,
     choices: Annotated[
         list[str] | None,
@@ -35,7 +35,7 @@ def export_vllm(
     import_all(imports)
     source = find_source(model)
     settings = settings_of(
-        pruner,
+        method_text(pruner),
         None if keep is None else parse_keep(keep),
         choices or (),
         [str(path.resolve()) if path.is_file() else str(path) for path in imports or ()],

@@ -57,6 +57,9 @@ def serve(
         bool, typer.Option("--remote-pictures", help="Fetch pictures that clients name by a public web address.")
     ] = False,
     page: Annotated[bool, typer.Option(help="A page at / to look at answers and kept tokens.")] = True,
+    positions: Annotated[
+        str, typer.Option(help="keep, or compact: kept tokens numbered without gaps, as engines such as vLLM do.")
+    ] = "keep",
     imports: Import = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -103,5 +106,6 @@ def serve(
         port=port,
         key=api_key,
         page=page,
+        positions=positions,
     )
     raise typer.Exit(run(load_model(model, device, dtype), settings, wanted))
