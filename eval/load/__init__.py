@@ -1,0 +1,6 @@
+"""``vtc load-test``: what pruning is worth on a server, in requests per second and times, beside what it could be.
+
+In: servers with a setting each, pictures, concurrencies.
+Out: a line per request, a table with paired ratios, words where pruning does not pay.
+Uses: nothing of vtc.
+"""
