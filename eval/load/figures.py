@@ -101,7 +101,7 @@ def _of(target: str, concurrency: int, blocks: Rows, requests: Rows, seed: int) 
         len(requests),
         len(good),
         dict(Counter(kinds)),
-        {kind: error for kind, error in reversed(list(zip(kinds, bad, strict=True)))},
+        dict(zip(reversed(kinds), reversed(bad), strict=True)),
         geometric(list(rates.values())),
         *ttft,
         *gap,
@@ -150,15 +150,13 @@ def quantiles(parts: Sequence[Floats], levels: tuple[float, float], seed: int) -
     for i in range(REPS):
         weight = np.bincount(rng.integers(0, n, n), minlength=n)[owner].cumsum()
         found[i] = [values[np.searchsorted(weight, level * weight[-1])] for level in levels]
-    first, second = (
-        percentile(float(np.quantile(values, level)), found[:, i]) for i, level in enumerate(levels)
-    )
+    first, second = (percentile(float(np.quantile(values, level)), found[:, i]) for i, level in enumerate(levels))
     return first, second
 
 
 def _per_token(row: Mapping[str, Any]) -> float | None:
     behind = (row["completion_tokens"] or 0) - 1
-    return (row["seconds"] - row["ttft"]) / behind if behind > 0 and row["gaps"] else None
+    return sum(row["gaps"]) / behind if behind > 0 and row["gaps"] else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -51,9 +51,7 @@ class Prompts:
         start = int.from_bytes(_digest(block.concurrency, block.round)[:4], "big")
         return [self._body(target, block, model, extra, i, start + i) for i in range(count)]
 
-    def _body(
-        self, target: Target, block: Block, model: str, extra: dict[str, Any], index: int, number: int
-    ) -> bytes:
+    def _body(self, target: Target, block: Block, model: str, extra: dict[str, Any], index: int, number: int) -> bytes:
         asked = self.questions[0 if self.options.same_pictures else number % len(self.questions)]
         picture = self.tasks.image(asked.media[0]).convert("RGB")
         side = self.options.picture_side

@@ -21,6 +21,7 @@ from .compare_selections import compare_selections
 from .embedlens import embedlens
 from .export_vllm import export_vllm
 from .horizon import horizon
+from .load_test import load_test
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
 from .stability import stability
@@ -62,6 +63,7 @@ for command in (
     ask,
     show,
     serve,
+    load_test,
     check,
     stability,
     compare_selections,
