@@ -173,8 +173,8 @@ def _summarise(
     said = remarks(options.targets, options.base, found, compared, options.output_tokens)
     made = rows(options.targets, found, compared)
     notes = [
-        f"Ratios are to {options.base.name}, more than 1 is faster; intervals of 95%: of ratios and requests per second "
-        f"over rounds, of times over requests. Up to {options.output_tokens} tokens an answer.",
+        f"Ratios are to {options.base.name}, more than 1 is faster; intervals of 95%: of ratios and requests per "
+        f"second over rounds, of times over requests. Up to {options.output_tokens} tokens an answer.",
         *(f"Limit of {name}: {limit.words}." for name, limit in limits.items()),
     ]
     engines = {

@@ -27,7 +27,7 @@ def remarks(
     """One line each."""
     said = [line for one in compared.values() for line in _pays(one, base)]
     said += [line for one in compared.values() for line in _comparable(one, base, found)]
-    said += [line for one in compared.values() for line in _controls(one, targets, found)]
+    said += [line for one in compared.values() for line in _controls(one, targets, base, found)]
     said += [line for figures in found.values() for line in _broken(figures)]
     if output_tokens > 1 and any(one.limit for one in compared.values()):
         said.append(
@@ -78,8 +78,8 @@ def _comparable(one: Comparison, base: Target, found: Found) -> Iterator[str]:
         fewer = 1 - mine.prompt_tokens / theirs.prompt_tokens
         if one.target.resize and one.target.resize < 1 and fewer < SAME_TOKENS:
             yield (
-                f"{name}: smaller pictures have as many prompt tokens as {base.name}'s: this model brings pictures to a "
-                "size of its own, so that resize is no control here"
+                f"{name}: smaller pictures have as many prompt tokens as {base.name}'s: this model brings pictures to "
+                "a size of its own, so that resize is no control here"
             )
         elif is_pruned(one.target) and not is_pruned(base) and fewer < SAME_TOKENS:
             yield f"{name}: its prompts have as many tokens as {base.name}'s: is pruning on?"
@@ -92,7 +92,7 @@ def _comparable(one: Comparison, base: Target, found: Found) -> Iterator[str]:
             )
 
 
-def _controls(one: Comparison, targets: Sequence[Target], found: Found) -> Iterator[str]:
+def _controls(one: Comparison, targets: Sequence[Target], base: Target, found: Found) -> Iterator[str]:
     """A pruned target against smaller pictures of about as many tokens."""
     if one.target.resize or not is_pruned(one.target):
         return
@@ -101,6 +101,9 @@ def _controls(one: Comparison, targets: Sequence[Target], found: Found) -> Itera
         theirs = found.get((control.name, one.concurrency))
         if not control.resize or theirs is None or not mine.prompt_tokens or not theirs.prompt_tokens:
             continue
+        plain = found.get((base.name, one.concurrency))
+        if plain is not None and plain.prompt_tokens and theirs.prompt_tokens > (1 - SAME_TOKENS) * plain.prompt_tokens:
+            continue  # no control at all, which is said elsewhere
         more = theirs.prompt_tokens / mine.prompt_tokens - 1
         ratio = paired_ratio(mine.rates, theirs.rates)
         if abs(more) > MATCHED:
@@ -123,8 +126,10 @@ def _broken(figures: Figures) -> Iterator[str]:
         yield f"{at}: {count} of {figures.sent} requests failed ({figures.examples[kind]}){more}"
     if figures.cut:
         yield f"{at}: {figures.cut} of {figures.rounds} blocks were cut short by --block-seconds"
-    if figures.tokens_per_piece and figures.tokens_per_piece > TOGETHER:
+    if math.isnan(figures.gap_50.value) and (figures.completion_tokens or 0) > 1:
+        yield f"{figures.target}: answers come in one piece: no times between tokens were measured"
+    elif figures.tokens_per_piece and figures.tokens_per_piece > TOGETHER:
         yield (
-            f"{at}: {figures.tokens_per_piece:.1f} tokens come at a time: times between pieces are no times between "
-            "tokens; the column per token divides"
+            f"{figures.target}: several tokens come at a time: times between pieces are no times between tokens; the "
+            "column per token divides"
         )

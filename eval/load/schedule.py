@@ -45,7 +45,7 @@ def schedule(options: LoadOptions) -> list[Block]:
 
 
 def still_to_do(blocks: Sequence[Block], finished: set[tuple[str, int, int]]) -> list[Block]:
-    """Blocks that are not finished; warm-ups of those that still have one to do come again, as the server may be cold."""
+    """Blocks that are not finished, behind the warm-ups that they need: the server may be cold again."""
     left = [b for b in blocks if b.round != WARM_UP and b.key not in finished]
     cold = {(b.target, b.concurrency) for b in left}
     return [b for b in blocks if b.round == WARM_UP and (b.target, b.concurrency) in cold] + left

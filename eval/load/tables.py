@@ -86,15 +86,19 @@ def as_json(
                 **dataclasses.asdict(mine),
                 "rate_ratio": one.rate if one else None,
                 "ttft_ratio": one.ttft if one else None,
-                "limit": {**dataclasses.asdict(one.limit), "speed_up": one.limit.speed_up}
-                if one and one.limit
-                else None,
+                "limit": _limit(one),
                 "rate_of_limit": one.attained(one.rate) if one else None,
                 "ttft_of_limit": one.attained(one.ttft) if one else None,
             }
         )
     cleaned: dict[str, Any] = _finite({**about, "remarks": list(said), "figures": listed})
     return cleaned
+
+
+def _limit(one: Comparison | None) -> dict[str, float] | None:
+    if one is None or one.limit is None:
+        return None
+    return {**dataclasses.asdict(one.limit), "speed_up": one.limit.speed_up}
 
 
 def _finite(value: Any) -> Any:

@@ -94,9 +94,9 @@ def load_test(
     )
     from vtc.bundled_files import bundled_data
     from vtc.eval.load.load_job import run_load_test
-    from vtc.eval.tasks.reading.read_benchmarks import load_folder
+    from vtc.eval.tasks.reading.load import load_tasks
     from vtc.eval.terminal.console import make_console
     from vtc.eval.vlm.loading import config_hash
 
     folder = output or Path("vtc-load-test") / config_hash(asked.identity)
-    run_load_test(asked, folder, load_folder(data or bundled_data()), make_console())
+    run_load_test(asked, folder, load_tasks(data or bundled_data()), make_console())
