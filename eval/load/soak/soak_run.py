@@ -74,6 +74,7 @@ class Soak:
 
     def __init__(self, url: str, pool: Sequence[Good], *, strict: bool = True, request_seconds: float = 120.0):
         self.url, self.pool, self.strict, self.request_seconds = url, pool, strict, request_seconds
+        self.path = f"{url}/chat/completions"
         self.result = SoakResult()
         self.alone: list[Answer] = []
 
@@ -88,7 +89,7 @@ class Soak:
         with httpx.Client(timeout=self.request_seconds, trust_env=False) as client:
             found = []
             for i, good in enumerate(self.pool):
-                response = client.post(f"{self.url}/chat/completions", content=good.data, headers=JSON)
+                response = client.post(self.path, content=good.data, headers=JSON)
                 if response.status_code != 200:
                     raise ValueError(f"good request {i} alone got HTTP {response.status_code}: {response.text[:300]}")
                 found.append(read_answer(good, response))
@@ -132,7 +133,7 @@ class Soak:
     async def _good(self, client: httpx.AsyncClient, number: int, chosen: int) -> None:
         good = self.pool[chosen]
         for _ in range(TRIES):
-            response = await client.post(f"{self.url}/chat/completions", content=good.data, headers=JSON)
+            response = await client.post(self.path, content=good.data, headers=JSON)
             if response.status_code != 429:
                 break
             self.result.came_back += 1
@@ -152,7 +153,7 @@ class Soak:
     async def _bad(self, client: httpx.AsyncClient, bad: Bad, mark: str) -> None:
         statuses = self.result.statuses.setdefault(bad.kind, Counter())
         if bad.how == WHOLE:
-            response = await client.post(f"{self.url}/chat/completions", content=bad.body, headers=JSON)
+            response = await client.post(self.path, content=bad.body, headers=JSON)
             statuses[response.status_code] += 1
             text, status = response.text, response.status_code
             if status >= 500 or (self.strict and not 400 <= status < 500):
@@ -161,9 +162,7 @@ class Soak:
             if inside := INSIDE.search(text):
                 self.result.faults.append(f"a bad request ({bad.kind}): its answer tells of the server: {inside[0]!r}")
         elif bad.how == FIRST:
-            async with client.stream(
-                "POST", f"{self.url}/chat/completions", content=bad.body, headers=JSON
-            ) as response:
+            async with client.stream("POST", self.path, content=bad.body, headers=JSON) as response:
                 statuses[response.status_code] += 1
                 async for _ in response.aiter_lines():
                     break
