@@ -69,7 +69,7 @@ def killed(server: ServerProcess, soak: Soak) -> list[str]:
         good = soak.pool[i % len(soak.pool)]
         try:
             while True:
-                httpx.post(f"{soak.url}/chat/completions", content=good.data, headers=JSON, timeout=60, trust_env=False)
+                httpx.post(soak.path, content=good.data, headers=JSON, timeout=60, trust_env=False)
         except httpx.HTTPError as error:
             ended.append(type(error).__name__)
 
@@ -129,18 +129,15 @@ def main() -> None:
         finally:
             if server is not None:
                 server.kill()
-    figures = {
-        **about(result),
-        "growth": grew,
-        "rss_mb": [round(m / 2**20) for _, m in samples[:: max(1, len(samples) // 40)]],
-    }
+    resident = [round(memory / 2**20) for _, memory in samples[:: max(1, len(samples) // 40)]]
+    figures = {**about(result), "growth": grew, "rss_mb": resident}
     print(
         f"{result.good} good, {result.bad} bad requests in {result.seconds:.0f} s at {options.concurrency} in flight"
         f"{' (cut short by --minutes)' if result.cut else ''}; told to come back {result.came_back} times"
     )
     for kind, statuses in sorted(result.statuses.items()):
         print(f"  {kind}: " + ", ".join(f"{s or 'left'} x {n}" for s, n in sorted(statuses.items())))
-    print("memory: " + ("not measured" if grew is None else f"{grew:+.1%}; MB: {figures['rss_mb']}"))
+    print("memory: " + ("not measured" if grew is None else f"{grew:+.1%}; MB: {resident}"))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     for fault in faults[:20]:
