@@ -56,7 +56,13 @@ def fake_server(**settings: Any) -> Iterator[FakeServer]:
     try:
         yield about
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+
+        def end() -> None:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.call_soon(loop.stop)
+
+        loop.call_soon_threadsafe(end)
         thread.join(10)
         assert not thread.is_alive()
 
@@ -77,7 +83,7 @@ async def _connection(
                 await _answer(about, turn, writer, json.loads(body))
             else:
                 await _whole(writer, 404, {"error": "nothing here"})
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
         pass
     finally:
         writer.close()

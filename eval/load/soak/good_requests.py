@@ -53,7 +53,7 @@ def good_requests(
             parts.append(_picture(tasks, other.media[0]))
         if i % 4 == 2:
             parts = []
-        turns = [{"role": "user", "content": [*parts, {"type": "text", "text": asked.question}]}]
+        turns = [{"role": "user", "content": [*parts, {"type": "text", "text": f"{asked.question} ({i})"}]}]
         if i % 4 == 3:
             turns += [
                 {"role": "assistant", "content": asked.answer},

@@ -44,7 +44,7 @@ def test_intervals_are_student_s_of_the_logarithms() -> None:
 
 
 def test_ratios_are_of_the_same_rounds() -> None:
-    """The machine slows down threefold, the ratio within each round stays 2; a round that one side lacks is left out."""
+    """The machine slows down threefold, the ratio in each round stays 2; a round that one side lacks is left out."""
     found = paired_ratio({1: 6.0, 2: 4.0, 3: 2.0, 4: 99.0}, {1: 3.0, 2: 2.0, 3: 1.0})
     assert found == pytest.approx((2.0, 2.0, 2.0))
     assert math.isnan(paired_ratio({1: 0.0}, {1: 1.0}).value)

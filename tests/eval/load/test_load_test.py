@@ -246,9 +246,8 @@ def test_single_failures_are_counted_by_kind(tmp_path: Path, monkeypatch: pytest
 
 def test_servers_that_are_not_there_or_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def said(text: str, *more: str) -> str:
-        code, _, err = run(
-            capsys, "load-test", "--target", text, "--output", tmp_path / "o", "--data", world()[1], *more
-        )
+        folders = "--output", tmp_path / "o", "--data", world()[1]
+        code, _, err = run(capsys, "load-test", "--target", text, *folders, *more)
         assert code == 2
         assert err.count("\n") == 1
         return err
