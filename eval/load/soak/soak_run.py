@@ -68,12 +68,23 @@ class Soak:
         Good requests, which come again and again.
     strict : bool
         Whether every bad request must be refused by a 4xx; else any answer but a 5xx will do.
+    every : int
+        One in so many is bad.
     request_seconds : float
         Longest time of a request.
     """
 
-    def __init__(self, url: str, pool: Sequence[Good], *, strict: bool = True, request_seconds: float = 120.0):
-        self.url, self.pool, self.strict, self.request_seconds = url, pool, strict, request_seconds
+    def __init__(
+        self,
+        url: str,
+        pool: Sequence[Good],
+        *,
+        strict: bool = True,
+        every: int = EVERY,
+        request_seconds: float = 120.0,
+    ):
+        self.url, self.pool, self.strict, self.every = url, pool, strict, every
+        self.request_seconds = request_seconds
         self.path = f"{url}/chat/completions"
         self.result = SoakResult()
         self.alone: list[Answer] = []
@@ -120,9 +131,9 @@ class Soak:
     async def _one(self, client: httpx.AsyncClient, number: int) -> None:
         chosen = number % len(self.pool)
         try:
-            if number % EVERY == EVERY - 1:
+            if number % self.every == self.every - 1:
                 mark = f"mark{number:05d}"
-                await self._bad(client, bad_request(number // EVERY, mark, self.pool[chosen]), mark)
+                await self._bad(client, bad_request(number // self.every, mark, self.pool[chosen]), mark)
                 self.result.bad += 1
             else:
                 await self._good(client, number, chosen)
