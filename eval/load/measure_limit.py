@@ -35,7 +35,7 @@ def cells_of(targets: Sequence[Target]) -> dict[str, Cell]:
     found = {}
     for target in targets:
         method, keep = target.setting
-        if method is None and (keep is not None or "mm_processor_kwargs" in target.body):
+        if method is None and keep is not None:
             raise ValueError(
                 f"target {target.name!r}: to measure its limit the method must be known: say pruner=NAME keep=N"
             )

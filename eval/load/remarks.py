@@ -46,7 +46,7 @@ def times(ratio: Interval) -> str:
 
 def is_pruned(target: Target) -> bool:
     """Whether a target prunes, as far as it says so."""
-    return target.setting != (None, None) or "mm_processor_kwargs" in target.body
+    return target.setting != (None, None)
 
 
 def _pays(one: Comparison, base: Target) -> Iterator[str]:

@@ -38,7 +38,8 @@ class Target:
     resize : float, optional
         Pictures are made smaller to this share of their pixels: the control without pruning.
     pruner, keep : str, optional; int or float, optional
-        What the server runs, to measure the limit; ``body["vtc"]`` says it too.
+        What the server runs, to measure the limit; ``body["vtc"]`` and vLLM's
+        ``vtc_keep`` say it too.
     limit : Limit, optional
         What bounds the ratio to an unpruned baseline.
     key : str, optional
@@ -58,8 +59,9 @@ class Target:
     @property
     def setting(self) -> tuple[str | None, int | float | None]:
         """Method and keep, as far as they are said."""
-        asked = self.body.get("vtc") or {}
-        return (self.pruner or asked.get("pruner"), self.keep if self.keep is not None else asked.get("keep"))
+        asked, plugin = self.body.get("vtc") or {}, self.body.get("mm_processor_kwargs") or {}
+        said = [self.keep, asked.get("keep"), plugin.get("vtc_keep")]
+        return self.pruner or asked.get("pruner"), next((keep for keep in said if keep is not None), None)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -119,7 +121,9 @@ def make_target(given: Mapping[str, Any], where: str) -> Target:
         if given.get(key) is not None and not isinstance(given[key], str):
             raise ValueError(f"{where}: {key} must be a text, got {given[key]!r}")
     body = given.get("body") or {}
-    if not isinstance(body, Mapping) or not isinstance(body.get("vtc") or {}, Mapping):
+    if not isinstance(body, Mapping) or not all(
+        isinstance(body.get(key) or {}, Mapping) for key in ("vtc", "mm_processor_kwargs")
+    ):
         raise ValueError(f"{where}: body must be an object of JSON, got {body!r}")
     fixed = sorted({"messages", "stream", "model"} & {*body})
     if fixed:
