@@ -111,11 +111,10 @@ def _controls(one: Comparison, targets: Sequence[Target], base: Target, found: F
                 f"{control.name} has {more:+.0%} prompt tokens of {one.target.name}: another resize makes it a control"
             )
         elif not math.isnan(ratio.low):
-            verdict = "slower" if ratio.high < 1 else "faster" if ratio.low > 1 else "as fast, as far as is shown,"
+            verdict = "slower" if ratio.high < 1 else "faster" if ratio.low > 1 else "shown neither slower nor faster"
             yield (
-                f"{one.target.name} at concurrency {one.concurrency} is {verdict} "
-                f"{'as' if verdict.startswith('as') else 'than'} smaller pictures of as many tokens ({control.name}): "
-                f"{times(ratio)} their requests per second"
+                f"{one.target.name} at concurrency {one.concurrency} is {verdict} than smaller pictures of as many "
+                f"tokens ({control.name}): {times(ratio)} their requests per second"
             )
 
 

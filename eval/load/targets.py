@@ -58,10 +58,13 @@ class Target:
 
     @property
     def setting(self) -> tuple[str | None, int | float | None]:
-        """Method and keep, as far as they are said."""
+        """Method and keep, as far as they are said; neither where all is kept."""
         asked, plugin = self.body.get("vtc") or {}, self.body.get("mm_processor_kwargs") or {}
         said = [self.keep, asked.get("keep"), plugin.get("vtc_keep")]
-        return self.pruner or asked.get("pruner"), next((keep for keep in said if keep is not None), None)
+        keep = next((keep for keep in said if keep is not None), None)
+        if isinstance(keep, float) and keep == 1:  # all of them
+            return None, None
+        return self.pruner or asked.get("pruner") or plugin.get("vtc_pruner"), keep
 
     @property
     def headers(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def test_a_target_of_words() -> None:
     assert found.body == {"vtc": {"keep": 64}, "top_p": 0.5}
     assert parse_target(f'a {HERE} body={{"vtc": {{"pruner": "dart", "keep": 0.5}}}}').setting == ("dart", 0.5)
     assert parse_target(f"a {HERE}").setting == (None, None)
+    plugin = {"vtc_keep": 64, "vtc_pruner": "random"}
+    assert parse_target(f"a {HERE} body={json.dumps({'mm_processor_kwargs': plugin})}").setting == ("random", 64)
+    plugin["vtc_keep"] = 1.0
+    assert parse_target(f"a {HERE} body={json.dumps({'mm_processor_kwargs': plugin})}").setting == (None, None)
 
 
 def test_targets_of_a_file_come_before_those_of_the_command_line(tmp_path: Path) -> None:
