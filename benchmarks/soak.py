@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +32,7 @@ from vtc.eval.load.served_model import look
 from vtc.eval.load.soak.good_requests import good_requests
 from vtc.eval.load.soak.resident_memory import MemoryWatch, growth, wait_until
 from vtc.eval.load.soak.server_process import ServerProcess, free_port, vtc_serve
-from vtc.eval.load.soak.soak_run import JSON, Soak, about, in_flight
+from vtc.eval.load.soak.soak_run import JSON, Soak, SoakResult, about, in_flight
 from vtc.eval.load.targets import Target
 from vtc.eval.tasks.reading.load import load_tasks
 
@@ -88,8 +90,25 @@ def killed(server: ServerProcess, soak: Soak) -> list[str]:
     return faults
 
 
+def report(result: SoakResult, samples: list[tuple[int, int]], options: argparse.Namespace) -> float | None:
+    """Print what the load showed; by how much memory grew."""
+    grew = growth(samples, result.done)
+    resident = [round(memory / 2**20) for _, memory in samples[:: max(1, len(samples) // 40)]]
+    print(
+        f"{result.good} good, {result.bad} bad requests in {result.seconds:.0f} s at {options.concurrency} in flight"
+        f"{' (cut short by --minutes)' if result.cut else ''}; told to come back {result.came_back} times"
+    )
+    for kind, statuses in sorted(result.statuses.items()):
+        print(f"  {kind}: " + ", ".join(f"{s or 'left'} x {n}" for s, n in sorted(statuses.items())))
+    print("memory: " + ("not measured" if grew is None else f"{grew:+.1%}; MB: {resident}"), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({**about(result), "growth": grew, "rss_mb": resident}, indent=1))
+    return grew
+
+
 def main() -> None:
     """Run it, and print what was found."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     options = parse_arguments()
     ours = options.url is None
     port = free_port()
@@ -98,7 +117,8 @@ def main() -> None:
     usual = ["--pruner", "dart", "--keep", "64", "--allow", "random,unpruned", "--queue", "64"]
     command = vtc_serve(port, [*usual, *shlex.split(options.serve)]) if ours else shlex.split(options.start or "")
     with tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(command, url, Path(folder) / "log") if command else None
+        log = Path(folder) / "log"
+        server = ServerProcess(command, url, log) if command else None
         try:
             model = look(Target(name="soak", url=url, model=options.model)).model
             bodies = options.body or (VTC_BODIES if ours else [{}])
@@ -106,40 +126,24 @@ def main() -> None:
             soak = Soak(url, pool, strict=not options.lenient)
             soak.alone = soak.ask_alone()
             print(f"{len(pool)} requests alone: answered", flush=True)
-            pid = options.pid or (server.pid if server else None)
-            samples: list[tuple[int, int]] = []
-            if pid is None:
+            with MemoryWatch(options.pid or (server.pid if server else 0), lambda: soak.result.done) as watch:
                 result = soak.run(options.count, options.concurrency, 60 * options.minutes)
-            else:
-                with MemoryWatch(pid, lambda: soak.result.done) as watch:
-                    result = soak.run(options.count, options.concurrency, 60 * options.minutes)
-                samples = watch.samples
-            faults = result.faults
-            grew = growth(samples, result.done)
+            samples, faults = [(n, memory) for n, memory in watch.samples if memory], result.faults
+            grew = report(result, samples, options)
             if grew is not None and grew > FLAT:
                 faults.append(f"memory grew by {grew:.1%} after the first quarter, {FLAT:.0%} are allowed")
             if server is not None and not server.alive:
-                faults.append(f"the server ended:\n{(Path(folder) / 'log').read_text()[-2000:]}")
+                faults.append(f"the server ended:\n{log.read_text()[-2000:]}")
             if not wait_until(lambda: not in_flight(url), 10):
-                faults.append(f"10 s after the end {in_flight(url):g} requests are still in flight")
+                faults.append("10 s after the end requests are still in flight")
             if in_flight(url) is None:
                 print("its metrics do not tell what is in flight: whether places are given back was not seen")
             if server is not None and server.alive:
                 faults += killed(server, soak)
+                print("killed and started again", flush=True)
         finally:
             if server is not None:
                 server.kill()
-    resident = [round(memory / 2**20) for _, memory in samples[:: max(1, len(samples) // 40)]]
-    figures = {**about(result), "growth": grew, "rss_mb": resident}
-    print(
-        f"{result.good} good, {result.bad} bad requests in {result.seconds:.0f} s at {options.concurrency} in flight"
-        f"{' (cut short by --minutes)' if result.cut else ''}; told to come back {result.came_back} times"
-    )
-    for kind, statuses in sorted(result.statuses.items()):
-        print(f"  {kind}: " + ", ".join(f"{s or 'left'} x {n}" for s, n in sorted(statuses.items())))
-    print("memory: " + ("not measured" if grew is None else f"{grew:+.1%}; MB: {resident}"))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
     for fault in faults[:20]:
         print(f"FAULT {fault}")
     if faults:

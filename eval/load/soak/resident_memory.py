@@ -13,9 +13,9 @@ PERIOD = 0.2  # seconds
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process and all below it; 0 where it is gone."""
+    """Bytes of a process and all below it; 0 where it is gone, and of process 0, which is none."""
     total = 0
-    for one in family(pid):
+    for one in family(pid) if pid else ():
         try:
             lines = (PROC / str(one) / "status").read_text().splitlines()
         except OSError:
