@@ -69,7 +69,7 @@ def test_every_extra_is_used():
     """Each package of an extra is imported by some module of vtc; decord and filelock, by lmms-eval."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     sources = [
-        p for folder in ("vtc", "pruners", "models", "eval", "integrations") for p in (ROOT / folder).rglob("*.py")
+        p for folder in ("vtc", "pruners", "models", "eval", "serve", "integrations") for p in (ROOT / folder).rglob("*.py")
     ]
     text = "\n".join(p.read_text(encoding="utf-8") for p in sources)
     called = {
