@@ -68,9 +68,8 @@ def test_the_readme_names_the_tested_versions_and_says_that_no_gpu_was_used():
 def test_every_extra_is_used():
     """Each package of an extra is imported by some module of vtc; decord and filelock, by lmms-eval."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    sources = [
-        p for folder in ("vtc", "pruners", "models", "eval", "serve", "integrations") for p in (ROOT / folder).rglob("*.py")
-    ]
+    folders = ("vtc", "pruners", "models", "eval", "serve", "integrations")
+    sources = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
     text = "\n".join(p.read_text(encoding="utf-8") for p in sources)
     called = {
         "scikit-learn": "sklearn",
@@ -81,7 +80,7 @@ def test_every_extra_is_used():
     for extra, packages in extras.items():
         for package in packages if extra != "dev" else ():
             name = re.split(r"[><=;\s\[]", package)[0]
-            module = called.get(name, name)
+            module = called.get(name, name).replace("-", "_")
             used = re.search(rf"^\s*(import|from) {module}\b|find_spec\(.{module}", text, re.M)
             assert used or (extra, module) in (("lmms", "decord"), ("lmms", "filelock")), (
                 f"{extra}: nothing imports {module}"
