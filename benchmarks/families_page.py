@@ -26,7 +26,7 @@ from vtc.eval.files.atomic import write_atomic
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECORD, PAGE = DOCS / "families.json", DOCS / "families-checked.md"
-ATTENTIONS, TOKENS = ("eager", "sdpa"), 6
+ATTENTIONS, TOKENS = ("eager", "sdpa", "flex"), 6
 MARKS = {RUNS: "+", SUBSTITUTE: "s", REFUSED: "-"}
 HEAD = """# Families: what was run
 
@@ -38,7 +38,8 @@ full size without weights. `vtc check MODEL` and `vtc pruners --model MODEL` sho
 
 The version's column has the day of the run. What was checked, where the model takes it:
 {shapes}.
-What the last column does not name was exact at all these stages. `vtc check` also runs flex attention, on fewer rows.
+What the last column does not name was exact at all these stages. Flex attention, where transformers has it for the model,
+runs on fewer rows (it is what masks are made of that can go wrong there), and on the newest version only.
 
 | model type | row | exact at | attention | {versions} | not run or refused |
 |---|---|---|---|{lines}---|
