@@ -38,8 +38,8 @@ full size without weights. `vtc check MODEL` and `vtc pruners --model MODEL` sho
 
 The version's column has the day of the run. What was checked, where the model takes it:
 {shapes}.
-What the last column does not name was exact at all these stages. Flex attention, where transformers has it for the model,
-runs on fewer rows (it is what masks are made of that can go wrong there), and on the newest version only.
+What the last column does not name was exact at all these stages. Flex attention, where transformers has it for the
+model, runs on fewer rows (only its masks are made otherwise), and on the newest version only.
 
 | model type | row | exact at | attention | {versions} | not run or refused |
 |---|---|---|---|{lines}---|

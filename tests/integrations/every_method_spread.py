@@ -1,7 +1,7 @@
-"""What each process of ``test_spread_models`` runs: ``python -m torch.distributed.run ... HOW FAMILY FOLDER``.
+"""What each process of ``test_spread_models`` runs: ``python -m torch.distributed.run ... HOW FAMILY FOLDER RUN``.
 
-HOW is ``tensor`` (transformers' ``tp_plan``) or ``fsdp`` (``fully_shard`` of every decoder layer). Every method runs on
-the spread model and on a whole one; what differs, or is refused, is printed as JSON.
+HOW is ``tensor`` (transformers' ``tp_plan``) or ``fsdp`` (``fully_shard`` of every decoder layer). The methods of RUN's
+share, or ``all``, run on the spread model and on a whole one; what differs, or is refused, is printed as JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from contracts import TOLERANCE
 from methods import BOTH_STAGES, METHODS, READING, fits
+from sampling import OF_ZOO, taken
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForImageTextToText
 from zoo import prompt
@@ -43,13 +44,13 @@ def seen(model: Any, setting: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor
     return logits, kept, tokens
 
 
-def main(how: str, family: str, folder: Path) -> None:
-    """Compare every method that fits the family."""
+def main(how: str, family: str, folder: Path, run: str) -> None:
+    """Compare the methods that fit the family."""
     dist.init_process_group("gloo")
     whole, model = AutoModelForImageTextToText.from_pretrained(folder).eval(), spread(how, folder)
     inputs, found = prompt(family, "ragged").inputs, {}
     for setting in [*METHODS, READING, BOTH_STAGES]:
-        if not fits(setting, family):
+        if not fits(setting, family) or not (run == "all" or taken(setting, family, int(run), OF_ZOO)):
             continue
         want = seen(whole, setting, inputs)
         try:
@@ -70,4 +71,4 @@ def main(how: str, family: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])
