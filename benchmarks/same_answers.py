@@ -8,17 +8,15 @@ answers are those of the first, and how many are right; exit code 1 says that an
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 from typing import Any
 
 import openai
-from PIL import Image
 from rich.progress import track
 
 import vtc
 from vtc.eval import TaskSet, load_tasks
+from vtc.eval.tasks.media.images import as_data_url
 from vtc.eval.vlm.loading import load_model
 from vtc.eval.vlm.prompts import chat_inputs
 from vtc.eval.vlm.pruning_settings import parse_keep
@@ -44,20 +42,13 @@ def in_process(options: argparse.Namespace, tasks: TaskSet) -> list[str]:
     return found
 
 
-def data_url(image: Image.Image) -> str:
-    """A picture as it goes into a request."""
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
 def by_server(name: str, where: str, options: argparse.Namespace, tasks: TaskSet) -> list[str]:
     """Answers of a server."""
     url, _, more = where.partition(",")
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
     model, found = client.models.list().data[0].id, []
     for one in track(tasks.questions, name):
-        picture = {"type": "image_url", "image_url": {"url": data_url(tasks.image(one.image_id))}}
+        picture = {"type": "image_url", "image_url": {"url": as_data_url(tasks.image(one.image_id))}}
         content: Any = [picture, {"type": "text", "text": one.question}]
         answer = client.chat.completions.create(
             model=model,

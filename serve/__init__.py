@@ -2,5 +2,5 @@
 
 In: a model, a method, what requests may ask for.
 Out: an HTTP server.
-Uses: eval, eval.vlm, pruners, serve.generation, serve.requests, vtc.
+Uses: eval, eval.tasks.media, eval.vlm, pruners, serve.generation, serve.requests, vtc.
 """

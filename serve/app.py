@@ -13,7 +13,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Router
 
 from vtc.eval.example_question import example
-from vtc.serve.generation.compare import Comparer, as_data_url
+from vtc.eval.tasks.media.images import as_data_url
+from vtc.serve.generation.compare import Comparer
 from vtc.serve.generation.engine import Engine, Generated
 from vtc.serve.generation.worker import Done, Job, Text, Worker
 from vtc.serve.requests.chat_request import ChatRequest, parse_json, read_chat_request

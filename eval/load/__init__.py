@@ -2,5 +2,5 @@
 
 In: servers with a setting each, pictures, concurrencies.
 Out: a line per request, a table with paired ratios, words where pruning does not pay.
-Uses: eval.cost, eval.files, eval.statistics, eval.sweep, eval.tasks, eval.terminal, eval.vlm.
+Uses: eval.cost, eval.files, eval.statistics, eval.sweep, eval.tasks, eval.tasks.media, eval.terminal, eval.vlm.
 """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import math
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vtc.eval.tasks.media.images import as_data_url
 from vtc.eval.tasks.questions import TaskSet
 
 from .options import LoadOptions
@@ -19,6 +18,7 @@ from .schedule import Block
 from .targets import Target
 
 SALT_PIXELS = 8
+FAST = 1  # how much a picture is compressed: the client shares the machine
 
 
 class Prompts:
@@ -62,7 +62,7 @@ class Prompts:
         if not self.options.same_pictures:
             picture = salted(picture, _digest(self.run, target.name, block.concurrency, block.round, index))
         content = [
-            {"type": "image_url", "image_url": {"url": as_data_url(picture)}},
+            {"type": "image_url", "image_url": {"url": as_data_url(picture, FAST)}},
             {"type": "text", "text": asked.question},
         ]
         body = {
@@ -92,13 +92,6 @@ def salted(picture: Image.Image, salt: bytes) -> Image.Image:
     row[: len(bits)] = (row[: len(bits)] & 0xF0) | bits
     pixels[0, : len(row) // 3] = row.reshape(-1, 3)
     return Image.fromarray(pixels)
-
-
-def as_data_url(picture: Image.Image) -> str:
-    """A picture as a PNG's data URL."""
-    data = io.BytesIO()
-    picture.save(data, format="PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def _digest(*parts: object) -> bytes:

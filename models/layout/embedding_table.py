@@ -37,8 +37,8 @@ def embeddings(parts: Parts) -> Tensor:
     """The table `[V, D]` in the model's dtype: the weight itself, not a copy, so not to be written to.
 
     Weights that accelerate has offloaded, or that are spread over processes, are brought in for as long as the result
-    lives. Where the model scales what
-    it looks up (Gemma: by ``sqrt(D)``), the rows are unscaled, which no cosine notices.
+    lives. Where the model scales what it looks up (Gemma: by ``sqrt(D)``), the rows are unscaled, which no cosine
+    notices.
 
     Parameters
     ----------

@@ -2,5 +2,5 @@
 
 In: requests that were checked.
 Out: text as it comes, and what it took.
-Uses: eval.cost, eval.inspect, eval.tasks, eval.vlm, serve.requests, vtc.
+Uses: eval.cost, eval.inspect, eval.tasks, eval.tasks.media, eval.vlm, serve.requests, vtc.
 """

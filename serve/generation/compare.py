@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
-
 from vtc.eval.cost.flops import Flops, LMFlops, count_flops
 from vtc.eval.inspect.kept_tokens import draw_grid, grid_pictures, kept_masks, patch_size, where_pruned
+from vtc.eval.tasks.media.images import as_data_url
 from vtc.eval.tasks.questions import Question
 from vtc.eval.vlm.prompts import TOKEN_INPUTS, Row
 from vtc.eval.vlm.pruning_settings import UNPRUNED as PLAIN
@@ -101,10 +98,3 @@ def _side(found: Generated) -> dict[str, Any]:
         "first_token_seconds": round(found.times[0] - found.began, 4),
         "seconds": round(found.times[-1] - found.began, 4),
     }
-
-
-def as_data_url(picture: Image.Image) -> str:
-    """A picture as a PNG's data URL."""
-    data = io.BytesIO()
-    picture.save(data, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -200,17 +200,17 @@ class Engine:
             if choice.pruner is None:
                 raise
             log.exception("%s can't run", choice.spec)
-            raise Refusal(
-                f"{choice.pruner} can't run on this model and request (the server's log says why): take another method",
-                param="vtc.pruner",
-                code="pruner_not_possible",
+            raise _not_possible(
+                f"{choice.pruner} can't run on this model and request (the server's log says why): take another method"
             ) from None
         except (TypeError, ValueError):
             if self._now is not None or choice.pruner is None:  # not while the method was set up
                 raise
             log.exception("%s can't be set up", choice.spec)
-            raise Refusal(
-                f"{choice.pruner} can't be set up on this model with these parameters (the server's log says why)",
-                param="vtc.pruner",
-                code="pruner_not_possible",
+            raise _not_possible(
+                f"{choice.pruner} can't be set up on this model with these parameters (the server's log says why)"
             ) from None
+
+
+def _not_possible(why: str) -> Refusal:
+    return Refusal(why, param="vtc.pruner", code="pruner_not_possible")

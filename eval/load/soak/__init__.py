@@ -2,5 +2,5 @@
 
 In: a server's address and process.
 Out: a `SoakResult`: answers compared, refusals, memory, places given back.
-Uses: eval.load, eval.tasks.
+Uses: eval.load, eval.tasks, eval.tasks.media.
 """

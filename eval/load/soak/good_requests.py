@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from vtc.eval.load.prompts import as_data_url
+from vtc.eval.load.prompts import FAST
+from vtc.eval.tasks.media.images import as_data_url
 from vtc.eval.tasks.questions import TaskSet
 
 
@@ -67,7 +68,7 @@ def good_requests(
 
 
 def _picture(tasks: TaskSet, media: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": as_data_url(tasks.image(media).convert("RGB"))}}
+    return {"type": "image_url", "image_url": {"url": as_data_url(tasks.image(media).convert("RGB"), FAST)}}
 
 
 def read_answer(good: Good, response: httpx.Response) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import warnings
@@ -92,3 +93,10 @@ def open_image(
         raise ValueError(f"{name} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, EOFError) as e:  # what Pillow's decoders raise on broken files
         raise ValueError(f"{name} cannot be read as an image: {e}") from None
+
+
+def as_data_url(picture: Image.Image, level: int = 6) -> str:
+    """A picture as a PNG's data URL, compressed as much as `level`, 0 to 9, says."""
+    data = io.BytesIO()
+    picture.save(data, format="PNG", compress_level=level)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
