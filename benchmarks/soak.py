@@ -58,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="what requests call the model")
     parser.add_argument("--body", action="append", type=json.loads, help="added to good requests in turn, JSON")
     parser.add_argument("--lenient", action="store_true", help="a bad request may be answered, but by no 5xx")
+    parser.add_argument("--known", action="append", default=[], help="a kind of bad request whose 5xx is no fault")
     parser.add_argument("--serve", default="", help="options of vtc serve")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     return parser.parse_args()
@@ -123,7 +124,7 @@ def main() -> None:
             model = look(Target(name="soak", url=url, model=options.model)).model
             bodies = options.body or (VTC_BODIES if ours else [{}])
             pool = good_requests(load_tasks(bundled_data()), model, bodies, options.pool)
-            soak = Soak(url, pool, strict=not options.lenient)
+            soak = Soak(url, pool, strict=not options.lenient, known=options.known)
             soak.alone = soak.ask_alone()
             print(f"{len(pool)} requests alone: answered", flush=True)
             with MemoryWatch(options.pid or (server.pid if server else 0), lambda: soak.result.done) as watch:
@@ -133,7 +134,7 @@ def main() -> None:
             if grew is not None and grew > FLAT:
                 faults.append(f"memory grew by {grew:.1%} after the first quarter, {FLAT:.0%} are allowed")
             if server is not None and not server.alive:
-                faults.append(f"the server ended:\n{log.read_text()[-2000:]}")
+                faults.append(f"the server ended:\n{server.said}")
             if not wait_until(lambda: not in_flight(url), 10):
                 faults.append("10 s after the end requests are still in flight")
             if in_flight(url) is None:

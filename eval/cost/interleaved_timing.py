@@ -92,12 +92,28 @@ class _Prompt:
                 found["lm_prefill"], _ = clock(self.device, lambda: self._forward(model, given))
             found["prefill"], out = clock(self.device, lambda: self._forward(model, self.vision))
             found["decode"] = clock(self.device, lambda: self._decode(model, out))[0] / DECODED
-            if handle is not None:  # by itself, as it synchronises inside the forward
-                handle.timing = True
-                self._forward(model, self.vision)
-                handle.timing = False
-                found["selection"] = handle.report.selection_seconds or 0.0
+            if handle is not None:
+                found["selection"] = self._choosing(model)
         return found
+
+    def selection(self, cell: Cell) -> float:
+        """Seconds of choosing tokens; 0 for the unpruned model."""
+        if cell == UNPRUNED:
+            return 0.0
+        with pruned(self.model, cell) as model:
+            return self._choosing(model)
+
+    def whole(self) -> tuple[float, float]:
+        """Seconds of the unpruned model's tower with its projector, and of its prefill."""
+        tower, _ = clock(self.device, lambda: encode(self.model, self.row))
+        return tower, clock(self.device, lambda: self._forward(self.model, self.vision))[0]
+
+    def _choosing(self, model: Any) -> float:
+        """In a forward of its own, as it synchronises inside."""
+        model.vtc.timing = True
+        self._forward(model, self.vision)
+        model.vtc.timing = False
+        return model.vtc.report.selection_seconds or 0.0
 
     def _forward(self, model: Any, given: dict[str, Any]) -> Any:
         return model(**self.text, **given, use_cache=True, logits_to_keep=1)
@@ -183,6 +199,40 @@ def measure_costs(
         advance(PEAKS)
         found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **spreads)
     return found
+
+
+@torch.no_grad()
+def measure_shares(
+    model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int, seconds: float
+) -> tuple[float, dict[str, float]]:
+    """Parts of the unpruned prefill's time, medians of turns: what bounds the speed-up.
+
+    Parameters
+    ----------
+    model, cells, row
+        See ``measure_costs``.
+    repeats : int
+        Measured turns at most, behind one that is not measured.
+    seconds : float
+        After which no more turns begin, but three there are.
+
+    Returns
+    -------
+    float, dict
+        Tower and projector over the whole; by spec, the time of choosing tokens over the whole.
+    """
+    prompt, order, start = _Prompt(model, row), random.Random(0), time.monotonic()
+    whole: list[tuple[float, float]] = []
+    choosing: dict[str, list[float]] = {cell.spec: [] for cell in cells}
+    for turn in range(repeats + 1):
+        if turn > 3 and time.monotonic() - start > seconds:
+            break
+        whole.append(prompt.whole())
+        for cell in order.sample(cells, len(cells)):
+            choosing[cell.spec].append(prompt.selection(cell))
+    prefill = statistics.median(p for _, p in whole[1:])
+    tower = statistics.median(t for t, _ in whole[1:])
+    return min(1.0, tower / prefill), {s: statistics.median(found[1:]) / prefill for s, found in choosing.items()}
 
 
 def steps_of(cells: Sequence[Cell], repeats: int) -> dict[str, int]:

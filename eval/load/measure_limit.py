@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from vtc.eval.cost.flops import LMFlops
-from vtc.eval.cost.interleaved_timing import clock, measure_costs
+from vtc.eval.cost.interleaved_timing import measure_shares
 from vtc.eval.cost.prefill_cost import Measured
 from vtc.eval.tasks.questions import TaskSet
-from vtc.eval.vlm.encode_once import encode, to_device
+from vtc.eval.vlm.encode_once import to_device
 from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.loading import load_model
 from vtc.eval.vlm.prompts import Row, make_row
@@ -23,6 +22,7 @@ from .speed_limit import Limit
 from .targets import Target
 
 REPEATS = 9
+SECONDS = 120.0  # in which they are taken, on models that are slow here fewer of them
 
 
 def cells_of(targets: Sequence[Target]) -> dict[str, Cell]:
@@ -45,9 +45,7 @@ def cells_of(targets: Sequence[Target]) -> dict[str, Cell]:
     return found
 
 
-def measure_limits(
-    options: LoadOptions, tasks: TaskSet, advance: Callable[[str], None] = lambda step: None
-) -> dict[str, Limit]:
+def measure_limits(options: LoadOptions, tasks: TaskSet) -> dict[str, Limit]:
     """The limit of each target that prunes, on the first picture of the test.
 
     Raises
@@ -64,28 +62,17 @@ def measure_limits(
     if options.picture_side is not None:
         picture = picture.resize((options.picture_side, options.picture_side))
     row = make_row(loaded.processor, loaded.model.config, picture, question)
-    costs = measure_costs(loaded.model, [UNPRUNED, *dict.fromkeys(cells.values())], row, REPEATS, advance)
-    plain = costs[UNPRUNED.spec]
-    assert plain.prefill is not None  # measured above
-    tower = _tower_seconds(loaded.model, row) if plain.vision is None else plain.vision.median
+    share, choosing = measure_shares(loaded.model, list(dict.fromkeys(cells.values())), row, REPEATS, SECONDS)
     lm = LMFlops(loaded.model)
     before = lm.prefill(_lengths(loaded.model, UNPRUNED, row, len(lm.layers)))
-    found = {}
-    for name, cell in cells.items():
-        selection = costs[cell.spec].selection
-        found[name] = Limit(
-            min(1.0, tower / plain.prefill.median),
-            (selection.median if selection else 0.0) / plain.prefill.median,
+    return {
+        name: Limit(
+            share,
+            choosing[cell.spec],
             lm.prefill(_lengths(loaded.model, cell, row, len(lm.layers))) / before,
         )
-    return found
-
-
-def _tower_seconds(model: Any, row: Row) -> float:
-    """The tower by itself, where transformers' versions don't let a forward take what it gave."""
-    device = next(model.parameters()).device
-    readings = [clock(device, lambda: encode(model, row))[0] for _ in range(REPEATS + 1)]
-    return statistics.median(readings[1:])
+        for name, cell in cells.items()
+    }
 
 
 @torch.no_grad()

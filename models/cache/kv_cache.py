@@ -105,7 +105,7 @@ def is_pruned(cache: Any, layer: int | None = None) -> bool:
     if not isinstance(cache, Cache):
         return False
     layers = cache.layers if layer is None else cache.layers[layer : layer + 1]
-    return any(isinstance(one, SlotLayer) and one.slots is not None for one in layers)
+    return any(isinstance(one, SlotLayer) and one.has_slots for one in layers)
 
 
 def slot_layer(cache: Cache, index: int) -> Any:
@@ -136,7 +136,7 @@ def note_padding(cache: Cache, valid: Tensor) -> None:
 def seen_slots(layer: Any, new: Tensor, memo: dict[Any, Tensor]) -> Tensor:
     """`[B, K]` slots of all keys that an attention of the columns `new` sees: those that `layer` holds, and they."""
     n = layer.physical()
-    if n and layer.slots is None:  # turned prunable after an unpruned turn
+    if n and not layer.has_slots:  # turned prunable after an unpruned turn
         length = layer.get_seq_length()
         layer.slots = torch.arange(length - n, length, device=new.device).expand(new.shape[0], -1)
     old = layer.held_slots()

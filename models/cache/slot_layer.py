@@ -14,13 +14,23 @@ from torch import Tensor
 from vtc.models.stock.tripwire import check_update
 
 
+class Guard:
+    """Of one cache: whether each of its layers may now be given a column that nobody announced.
+
+    That is so within a step that vtc sees and that needs nothing of it (``steady_steps``).
+    """
+
+    open = False
+
+
 class SlotLayer:
     """Mixin: every physical column carries its slot.
 
     Attributes
     ----------
     slots : Tensor or None
-        `[B, columns]` int64, the original index in the sequence of each column ever pushed; -1 is padding.
+        `[B, columns]` int64, the original index in the sequence of each column ever pushed; -1 is padding. Columns of
+        steps that nobody announced follow the last one; they are written down when somebody reads this.
     shift : Tensor or None
         `[B]` original minus used position of the last token (compact positions; cache layer 0 only).
     dropped : int
@@ -33,19 +43,43 @@ class SlotLayer:
         Columns whose slots are known and that attention is about to store.
     prompt : int or None
         Slots before this one are seen whatever the window (``PromptLayer``).
+    guard : Guard or None
+        Tells columns that need no announcement.
     """
 
-    slots: Tensor | None = None
+    _slots: Tensor | None = None
     shift: Tensor | None = None
     dropped: int = 0
     padded: bool = False
     history: tuple[int, ...] = ()
     pending: int | None = None
     prompt: int | None = None
+    guard: Guard | None = None
     # of transformers' layers
     keys: Tensor | None
     values: Tensor | None
     is_initialized: bool
+
+    @property
+    def slots(self) -> Tensor | None:
+        """See the class."""
+        slots = self._slots
+        if slots is not None and self.guard is not None:
+            missing = self.physical() - slots.shape[1]
+            if missing > 0:
+                length = self.get_seq_length()
+                new = torch.arange(length - missing, length, device=slots.device)
+                self._slots = slots = torch.cat([slots, new.expand(slots.shape[0], -1)], 1)
+        return slots
+
+    @slots.setter
+    def slots(self, slots: Tensor | None) -> None:
+        self._slots = slots
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether it has any."""
+        return self._slots is not None
 
     def physical(self) -> int:
         """Columns really held."""
@@ -74,8 +108,9 @@ class SlotLayer:
         RuntimeError
             If they are not those that were announced: the model is no longer wrapped, or is not understood.
         """
-        if self.slots is not None:
-            check_update(self.pending, key_states)
+        if self._slots is not None:
+            steady = self.guard is not None and self.guard.open
+            check_update(1 if steady else self.pending, key_states)
             self.pending = None
         return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
 
@@ -121,9 +156,10 @@ class SlotLayer:
                 raise RuntimeError("this sliding cache layer already forgot states that cropping would need")
             return
         if remove > 0 and self.keys is not None and self.values is not None:
+            slots = self.slots  # written down while the columns are there
             self.keys, self.values = self.keys[..., : n - remove, :], self.values[..., : n - remove, :]
-            if self.slots is not None:
-                self.slots = self.slots[:, :-remove]
+            if slots is not None:
+                self.slots = slots[:, :-remove]
             if window is not None:
                 self.cumulative_length -= remove  # type: ignore[attr-defined]
         if past_window and window is not None and self.keys is not None and self.values is not None:
@@ -133,7 +169,7 @@ class SlotLayer:
         """Forget everything."""
         super().reset()  # type: ignore[misc]
         self.slots, self.shift, self.dropped, self.padded, self.history = None, None, 0, False, ()
-        self.pending = None
+        self.pending, self.guard = None, None
 
 
 class PromptLayer(SlotLayer):

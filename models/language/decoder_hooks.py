@@ -172,9 +172,11 @@ class DecoderSide:
             run.checks.expect(i, run.cache, hidden.shape[-2])
         run.trail[i] = (run.columns, None)
         if self.windows.kinds[i] != ATTENTION:
+            run.as_stock = False
             self.calls.recurrent(run, i, call)
             return call.args, call.kwargs
         run.attending.append(i)
+        run.masks_made |= call.get("mask") is not None
         if not run.pruned and not is_pruned(run.cache, self.sources[i]):
             return call.args, call.kwargs
         self.calls.narrow(run, i, call)

@@ -104,6 +104,12 @@ class Run:
         The layers with attention that ran.
     narrowed : bool
         Whether the text model lets only the last column through the rest of its layers.
+    came_padded : bool
+        ``padded`` as the forward began.
+    as_stock : bool
+        Whether each layer was given what the text model would have given it without a mask.
+    masks_made : bool
+        Whether the text model made masks for its layers.
     """
 
     full: int
@@ -140,6 +146,9 @@ class Run:
     trail: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     attending: list[int] = field(default_factory=list)
     narrowed: bool = False
+    came_padded: bool = False
+    as_stock: bool = True
+    masks_made: bool = False
 
     @property
     def key_slots(self) -> Tensor:

@@ -44,6 +44,7 @@ from .refused_arguments import (
     warn_merged,
 )
 from .run_and_report_step import Steps
+from .steady_steps import forget_steady, note_steady, steady_of
 from .thread_state import Local
 from .tokenizer import Words
 
@@ -207,6 +208,13 @@ class Forward:
         local.run = None
         call = call_of(lm, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
+        steady = steady_of(cache)
+        if steady is not None:
+            if local.fed is None and not local.records and steady.serves(lm, call):
+                steady.begin(call)
+                local.steady, local.prompted = steady, None
+                return call.args, call.kwargs
+            forget_steady(cache)
         if not local.inside:  # called by itself
             self._without_pictures(call, False)
             if embeds is None and is_pruned(cache):
@@ -297,7 +305,7 @@ class Forward:
             slots = torch.where(valid, slots, -1)
         everything = torch.ones_like(columns, dtype=torch.bool)
         run = Run(length, past, columns, slots, columns, everything if valid is None else valid, padded, batch, cache)
-        run.present = list(batch.lengths)
+        run.came_padded, run.present = padded, list(batch.lengths)
         run.ids = all_ids(batch.lengths, device)
         run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
         # a state can't be asked by a token that it has not seen: the last one left answers
@@ -337,10 +345,16 @@ class Forward:
 
     def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Give the output its full length again, so that losses stay aligned."""
-        run, self.local.run = self.local.run, None
+        local = self.local
+        if local.steady is not None:
+            local.steady.end()
+            local.steady = None
+            return None
+        run, local.run = local.run, None
         if run is None or output is None:
             return None
         check_output(lm, len(self.parts.layers), run, output)
+        note_steady(lm, run)
         return restore_output(run, output)
 
 

@@ -89,6 +89,7 @@ class LayerCalls:
         slots = run.slots.to(hidden.device)
         new = run.key_slots.to(hidden.device)
         source = self.sources[i]
+        run.as_stock &= window is None and source == i and (given is None or isinstance(given, Tensor))
         if source != i:  # the keys are those that the source has just attended to
             keys = run.trail[source][1]
             assert keys is not None
@@ -112,6 +113,7 @@ class LayerCalls:
             run.trail[i] = (run.columns, keys)
         if key not in run.memo:
             run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
+        run.as_stock &= run.memo[key] is None
         return run.memo[key]
 
     def _build_mask(

@@ -12,6 +12,7 @@ from vtc.models.stock.per_thread import ThreadState
 from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run
+from .steady_steps import Steady
 
 
 class Local(ThreadState):
@@ -25,6 +26,7 @@ class Local(ThreadState):
         self.video_tokens: Any = None  # which of the videos' features the composite model feeds, where it is told
         self.token_ids: Tensor | None = None
         self.run: Run | None = None
+        self.steady: Steady | None = None  # instead of a run, in a step that needs none
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
         self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
@@ -36,7 +38,7 @@ class Local(ThreadState):
     def clear(self) -> None:
         """Forget everything but the report."""
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-        self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
+        self.token_ids, self.video_tokens, self.opened, self.inside, self.steady = None, None, False, False, None
 
     def unused_features(self) -> bool:
         """Whether pictures were encoded for this forward."""

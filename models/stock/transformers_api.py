@@ -200,6 +200,12 @@ def configured(config: Any, meaning: str) -> Any:
     return next((getattr(config, name) for name in NAMES[meaning] if hasattr(config, name)), None)
 
 
+def asks_attentions(module: nn.Module, call: Call) -> bool:
+    """Whether a call of a text model, or its configuration, wants the layers' attention weights back."""
+    asked = call.kwargs.get("output_attentions")
+    return bool(getattr(module.config, "output_attentions", False) if asked is None else asked)
+
+
 def among(arguments: Mapping[str, Any], meaning: str) -> Any:
     """An argument of a call that was bound by name; None if it was not given."""
     return next((arguments[name] for name in NAMES[meaning] if name in arguments), None)

@@ -57,18 +57,23 @@ class ServerProcess:
             self.process = subprocess.Popen(self.command, stdout=file, stderr=file, start_new_session=True)
         try:
             if not wait_until(self._ready, START):
-                raise ValueError(f"{self.command[0]} did not answer at {self.url} within {START:g} s; see {self.log}")
+                raise ValueError(f"{self.command[0]} did not answer at {self.url} within {START:g} s:\n{self.said}")
         except BaseException:
             self.kill()
             raise
 
     def _ready(self) -> bool:
         if self.process.poll() is not None:
-            raise ValueError(f"the server ended with exit code {self.process.returncode}; see {self.log}")
+            raise ValueError(f"the server ended with exit code {self.process.returncode}:\n{self.said}")
         try:
             return httpx.get(f"{self.url}/models", timeout=5, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
+
+    @property
+    def said(self) -> str:
+        """The end of what it printed."""
+        return self.log.read_text(errors="replace")[-2000:]
 
     @property
     def pid(self) -> int:
