@@ -1,24 +1,19 @@
-"""Requests of a load test: pictures that no server has seen before, the same ones for every target of a round."""
+"""Requests of a load test: what no server has seen before, the same for every target of a round."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vtc.eval.tasks.media.images import as_data_url
 from vtc.eval.tasks.questions import TaskSet
 
 from .options import LoadOptions
 from .schedule import Block
+from .shown import clip, picture_part, salted, smaller, video_part
 from .targets import Target
-
-SALT_PIXELS = 8
-FAST = 1  # how much a picture is compressed: the client shares the machine
 
 
 class Prompts:
@@ -29,7 +24,7 @@ class Prompts:
     tasks : TaskSet
         Questions about pictures; each picture is asked about once before any comes again.
     options : LoadOptions
-        How large pictures are, and whether they differ.
+        What is shown, how large, and whether it differs.
     run : str
         Tells this run from others, whose pictures a server may still know.
 
@@ -44,6 +39,7 @@ class Prompts:
         fit = [group[0] for group in tasks.groups() if group[0].kind == "image" and len(group[0].media) == 1]
         if not fit:
             raise ValueError(f"{tasks.name} has no question about one picture, which a load test asks")
+        self._shown: dict[float | None, list[dict[str, Any]]] = {}  # by resize, where all requests show the same
         self.questions = [fit[i] for i in np.random.default_rng(options.seed).permutation(len(fit))]
 
     def bodies(self, target: Target, block: Block, model: str, extra: dict[str, Any], count: int) -> list[bytes]:
@@ -52,19 +48,15 @@ class Prompts:
         return [self._body(target, block, model, extra, i, start + i) for i in range(count)]
 
     def _body(self, target: Target, block: Block, model: str, extra: dict[str, Any], index: int, number: int) -> bytes:
-        asked = self.questions[0 if self.options.same_pictures else number % len(self.questions)]
-        picture = self.tasks.image(asked.media[0]).convert("RGB")
-        side = self.options.picture_side
-        if side is not None:
-            picture = picture.resize((side, side))
-        if target.resize is not None:
-            picture = smaller(picture, target.resize)
-        if not self.options.same_pictures:
-            picture = salted(picture, _digest(self.run, target.name, block.concurrency, block.round, index))
-        content = [
-            {"type": "image_url", "image_url": {"url": as_data_url(picture, FAST)}},
-            {"type": "text", "text": asked.question},
-        ]
+        same, total = self.options.same_pictures, len(self.questions)
+        asked = self.questions[0 if same else number % total]
+        if same:
+            if target.resize not in self._shown:
+                self._shown[target.resize] = self._visual(target, 0, None)
+            visual = self._shown[target.resize]
+        else:
+            visual = self._visual(target, number, _digest(self.run, target.name, block.concurrency, block.round, index))
+        content = [*visual, {"type": "text", "text": asked.question}]
         body = {
             "model": model,
             "messages": [{"role": "user", "content": content}],
@@ -77,21 +69,21 @@ class Prompts:
         }
         return json.dumps(body).encode()
 
-
-def smaller(picture: Image.Image, share: float) -> Image.Image:
-    """A picture of about `share` of the pixels and the same shape."""
-    side = math.sqrt(share)
-    return picture.resize((max(1, round(picture.width * side)), max(1, round(picture.height * side))))
-
-
-def salted(picture: Image.Image, salt: bytes) -> Image.Image:
-    """The picture with a few pixels of its first row changed in their low bits: another one to every cache."""
-    pixels = np.array(picture)
-    row = pixels[0, :SALT_PIXELS].reshape(-1)
-    bits = np.frombuffer(salt[: len(row)], dtype=np.uint8)[: len(row)] & 0x0F
-    row[: len(bits)] = (row[: len(bits)] & 0xF0) | bits
-    pixels[0, : len(row) // 3] = row.reshape(-1, 3)
-    return Image.fromarray(pixels)
+    def _visual(self, target: Target, number: int, salt: bytes | None) -> list[dict[str, Any]]:
+        """Parts of a message: the pictures of question `number` and those behind it, or a clip made of its picture."""
+        found = []
+        for i in range(self.options.pictures):
+            asked = self.questions[(number + i) % len(self.questions)]
+            picture = self.tasks.image(asked.media[0]).convert("RGB")
+            side = self.options.picture_side
+            if side is not None:
+                picture = picture.resize((side, side))
+            found.append(picture if target.resize is None else smaller(picture, target.resize))
+        if self.options.video is not None:
+            found = clip(found[0], self.options.video)
+        if salt is not None:
+            found = [salted(picture, _digest(salt, i)) for i, picture in enumerate(found)]
+        return [video_part(found)] if self.options.video is not None else [picture_part(p) for p in found]
 
 
 def _digest(*parts: object) -> bytes:
