@@ -16,7 +16,7 @@ from command_line import run
 from fake_openai import FakeServer, fake_server
 from PIL import Image
 
-from vtc.eval.load.shown import WINDOW, clip, salted, video_part
+from vtc.eval.load.prompts import WINDOW, clip, salted, video_part
 
 
 def measured(capsys: pytest.CaptureFixture[str], server: FakeServer, folder: Path, *more: Any) -> str:
