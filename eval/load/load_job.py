@@ -34,6 +34,7 @@ from .tables import as_json, markdown, rows, screen_table
 
 SUMMARY = "summary"
 LOCK = "load test"
+VLLM_FRAMES = 32  # of a clip, by default
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ def _summarise(
         f"second over rounds, of times over requests. Up to {options.output_tokens} tokens an answer.",
         *(f"Limit of {name}: {limit.words}." for name, limit in limits.items()),
     ]
+    if (options.video or 0) > VLLM_FRAMES and any(one.engine == "vllm" for one in served.values()):
+        notes.append(
+            f"vLLM reads {VLLM_FRAMES} frames of a clip at most unless it was started with "
+            """--media-io-kwargs '{"video": {"num_frames": -1}}': look at the prompt tokens."""
+        )
     engines = {
         name: {"model": one.model, "engine": one.engine, "fixed_length": bool(one.fixed)}
         for name, one in served.items()

@@ -10,6 +10,7 @@ from .addresses import check_reach
 from .targets import Target
 
 CONCURRENCIES = (1, 8, 32)
+MOST_PICTURES, MOST_FRAMES = 64, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,14 @@ class LoadOptions:
         After which a block begins no more requests, a request is given up, and no more blocks begin.
     output_tokens : int
         Longest answer, and the length of every answer where the server takes ``ignore_eos``.
+    pictures : int
+        Of a request.
+    video : int, optional
+        Frames of a clip that requests show instead of pictures.
     same_pictures : bool
-        All requests show one picture, so that caches of a server are hit.
+        All requests show the same, so that caches of a server are hit.
     picture_side : int, optional
-        Pictures are made squares of this side first.
+        Pictures, and frames, are made squares of this side first.
     data : Path, optional
         Folder of an evaluation set instead of the bundled one.
     output : Path, optional
@@ -59,6 +64,8 @@ class LoadOptions:
     request_seconds: float = 120.0
     minutes: float = 60.0
     output_tokens: int = 16
+    pictures: int = 1
+    video: int | None = None
     same_pictures: bool = False
     picture_side: int | None = None
     data: Path | None = None
@@ -84,6 +91,14 @@ class LoadOptions:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} is out of range: more than 0")
         if self.picture_side is not None and not 16 <= self.picture_side <= 8192:
             raise ValueError(f"--picture-side {self.picture_side} is out of range: 16 to 8192 pixels")
+        if not 1 <= self.pictures <= MOST_PICTURES:
+            raise ValueError(f"--pictures {self.pictures} is out of range: 1 to {MOST_PICTURES} of a request")
+        if self.video is not None and not 2 <= self.video <= MOST_FRAMES:
+            raise ValueError(f"--video {self.video} is out of range: 2 to {MOST_FRAMES} frames")
+        if self.video is not None and self.pictures > 1:
+            raise ValueError(f"--video {self.video} and --pictures {self.pictures}: a request shows either; choose one")
+        if self.measure_limit is not None and (self.video is not None or self.pictures > 1):
+            raise ValueError("--measure-limit times one picture: leave --video and --pictures out, or it")
         for target in self.targets:
             if self.measure_limit is not None and target.limit is not None:
                 raise ValueError(f"target {target.name!r} gives its limit, which --measure-limit would measure")
@@ -103,6 +118,8 @@ class LoadOptions:
             "output_tokens": self.output_tokens,
             "block_seconds": self.block_seconds,
             "request_seconds": self.request_seconds,
+            "pictures": self.pictures,
+            "video": self.video,
             "same_pictures": self.same_pictures,
             "picture_side": self.picture_side,
             "data": None if self.data is None else str(self.data.resolve()),

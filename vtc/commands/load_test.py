@@ -41,11 +41,15 @@ def load_test(
     output_tokens: Annotated[
         int, typer.Option(help="Tokens of an answer: exactly on vLLM and SGLang, at most elsewhere. 1 is the prefill.")
     ] = 16,
+    pictures: Annotated[int, typer.Option(help="Pictures of a request.")] = 1,
+    video: Annotated[
+        int | None, typer.Option(help="Show a clip of so many frames instead, made of a picture (vLLM's video_url).")
+    ] = None,
     same_pictures: Annotated[
-        bool, typer.Option("--same-pictures", help="One picture for all requests: a server's caches are hit.")
+        bool, typer.Option("--same-pictures", help="All requests show the same: a server's caches are hit.")
     ] = False,
     picture_side: Annotated[
-        int | None, typer.Option(help="Make pictures squares of this side first (default: as they are).")
+        int | None, typer.Option(help="Make pictures and frames squares of this side first (default: as they are).")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of your own questions instead of the bundled ones.")] = None,
     output: Annotated[
@@ -82,6 +86,8 @@ def load_test(
         request_seconds=request_seconds,
         minutes=minutes,
         output_tokens=output_tokens,
+        pictures=pictures,
+        video=video,
         same_pictures=same_pictures,
         picture_side=picture_side,
         data=data,
