@@ -104,6 +104,8 @@ class Run:
         The layers with attention that ran.
     narrowed : bool
         Whether the text model lets only the last column through the rest of its layers.
+    renumbered : bool
+        Whether positions are compact, and some token is gone or went before.
     """
 
     full: int
@@ -140,6 +142,7 @@ class Run:
     trail: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     attending: list[int] = field(default_factory=list)
     narrowed: bool = False
+    renumbered: bool = False
 
     @property
     def key_slots(self) -> Tensor:
