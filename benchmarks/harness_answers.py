@@ -6,9 +6,11 @@ Each takes a local task that asks every question as it is: no "answer with one w
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -81,14 +83,15 @@ def lmms_eval(python: str, model: str, arguments: str, tasks: TaskSet, tokens: i
         pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
         (folder / "functions.py").write_text(FUNCTIONS)
         (folder / "task.yaml").write_text(DEFINITION.format(data=folder / "data.parquet", tokens=tokens))
-        _run(
+        path = _run(
             [
                 *(python, "-m", "lmms_eval", "--model", model, "--model_args", arguments, "--tasks", TASK),
                 *("--include_path", name, "--batch_size", "1", "--output_path", f"{name}/out", "--log_samples"),
             ],
             {"LMMS_EVAL_DATASETS_CACHE": f"{name}/cache"},
+            folder / "out",
+            "*_samples_*.jsonl",
         )
-        (path,) = folder.rglob("*_samples_*.jsonl")
         found = sorted(map(json.loads, path.read_text(encoding="utf-8").splitlines()), key=lambda s: s["doc_id"])
     answers = [one["filtered_resps"] for one in found]
     return [(a if isinstance(a, str) else a[0]).strip() for a in answers]
@@ -98,26 +101,31 @@ def vlmeval(python: str, url: str, model: str, tasks: TaskSet, tokens: int) -> l
     """Answers of VLMEvalKit's client for a server by its address."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lines = ["index\timage\tquestion\tanswer"]
-        for i, one in enumerate(tasks.questions):
-            picture = base64.b64encode(encoded(tasks.image(one.image_id))).decode()
-            lines.append(f"{i}\t{picture}\t{one.question}\t{one.answer}")
-        (folder / f"{TASK}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _run(
+        with open(folder / f"{TASK}.tsv", "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, delimiter="\t", lineterminator="\n")
+            table.writerow(["index", "image", "question", "answer"])
+            for i, one in enumerate(tasks.questions):
+                picture = base64.b64encode(encoded(tasks.image(one.image_id))).decode()
+                table.writerow([i, picture, one.question, one.answer])
+        path = _run(
             [
                 *(python, "-m", "vlmeval.run", "--data", TASK, "--model", model, "--base-url", url, "--mode", "infer"),
                 *("--max-tokens", f"{tokens}", "--temperature", "0", "--api-nproc", "2", "--work-dir", f"{name}/out"),
             ],
             # tables as text, and small pictures as they are: it would enlarge those under 100 pixels
             {"LMUData": name, "PRED_FORMAT": "tsv", "VLMEVAL_MIN_IMAGE_EDGE": "1"},
+            folder / "out",
+            f"*_{TASK}.tsv",
         )
-        (path,) = (p for p in (folder / "out").rglob(f"*_{TASK}.tsv") if not p.is_symlink())
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    index, said = rows[0].index("index"), rows[0].index("prediction")
-    return [row[said].strip() for row in sorted(rows[1:], key=lambda row: int(row[index]))]
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["index"]))
+    return [row["prediction"].strip() for row in rows]
 
 
-def _run(command: list[str], more: dict[str, str]) -> None:
+def _run(command: list[str], more: dict[str, str], out: Path, pattern: str) -> Path:
+    """Run a harness, and find the one file that it writes under `out`; both may end with 0 where nothing ran."""
     done = subprocess.run(command, env={**os.environ, **OFFLINE, **more}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+    found = [path for path in out.rglob(pattern) if not path.is_symlink()]
+    if done.returncode or len(found) != 1:
+        raise RuntimeError(f"{shlex.join(command)}\ngave {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+    return found[0]

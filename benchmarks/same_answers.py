@@ -109,29 +109,30 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Ask, and compare."""
     options = parse_arguments()
-    tasks = load_tasks(limit=options.limit)
-    first = in_process(options, tasks)
-    routes = {"in process": (first, first)}
-    for name, where in options.served:
-        routes[name] = (first, by_server(name, where, options, tasks))
-    for name, text in options.lmms_eval:
-        backend, _, arguments = text.partition(" ")
-        print(f"lmms-eval: {name}", file=sys.stderr)
-        routes[name] = (first, lmms_eval(options.lmms_python, backend, arguments, tasks, options.tokens))
-    if options.vlmeval:
-        first = in_process(options, tasks, as_jpeg)
-        routes["in process, pictures as JPEG"] = (first, first)
-    for name, url in options.vlmeval:
-        print(f"VLMEvalKit: {name}", file=sys.stderr)
-        found = vlmeval(options.vlmeval_python, url, served_name(url), tasks, options.tokens)
-        routes[name] = (first, found)
-    n = len(tasks.questions)
-    print(f"| route | identical of {n} | right |\n|---|---|---|")
-    for name, (expected, answers) in routes.items():
+    tasks, differ = load_tasks(limit=options.limit), False
+    expected = in_process(options, tasks)
+
+    def row(name: str, answers: list[str]) -> None:
+        nonlocal differ
         pairs = zip(answers, tasks.questions, strict=True)
         right = sum(a.lower() in map(str.lower, (q.answer, *q.references)) for a, q in pairs)
-        print(f"| {name} | {sum(a == b for a, b in zip(expected, answers, strict=True))} | {right} |")
-    return int(any(answers != expected for expected, answers in routes.values()))
+        same = sum(a == b for a, b in zip(expected, answers, strict=True))
+        differ |= same < len(answers)
+        print(f"| {name} | {same} | {right} |", flush=True)
+
+    print(f"| route | identical of {len(expected)} | right |\n|---|---|---|")
+    row("in process", expected)
+    for name, where in options.served:
+        row(name, by_server(name, where, options, tasks))
+    for name, text in options.lmms_eval:
+        backend, _, arguments = text.partition(" ")
+        row(name, lmms_eval(options.lmms_python, backend, arguments, tasks, options.tokens))
+    if options.vlmeval:
+        expected = in_process(options, tasks, as_jpeg)
+        row("in process, pictures as JPEG", expected)
+    for name, url in options.vlmeval:
+        row(name, vlmeval(options.vlmeval_python, url, served_name(url), tasks, options.tokens))
+    return int(differ)
 
 
 if __name__ == "__main__":
