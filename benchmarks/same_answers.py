@@ -1,17 +1,29 @@
 """The same questions by several routes, greedy: ``python benchmarks/same_answers.py --pruner divprune --keep 64 ...``.
 
-The first route is this process: transformers and vtc. Others are servers that speak OpenAI's chat completions, each
-``--served NAME=URL`` or ``NAME=URL,{"vtc": {...}}`` with more fields of the request. It prints for each route how many
-answers are those of the first, and how many are right; exit code 1 says that any differ.
+The first route is this process: transformers and vtc. Others are
+
+- servers that speak OpenAI's chat completions, asked by its client: ``--served NAME=URL``, or
+  ``NAME=URL,{"vtc": {...}}`` with more fields of the request;
+- backends of lmms-eval, by its command line: ``--lmms-eval "NAME=BACKEND ARGUMENTS"``, where the arguments are what it
+  takes as ``--model_args``; ``--lmms-python`` is the Python that has it, if not this one;
+- VLMEvalKit by a server's address: ``--vlmeval NAME=URL`` and ``--vlmeval-python``. It sends pictures as JPEG, so this
+  process answers about such pictures too, and its answers are held against those.
+
+It prints for each route how many answers are those of this process, and how many are right; exit code 1 says that any
+differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import openai
+from harness_answers import as_jpeg, lmms_eval, vlmeval
+from PIL import Image
 from rich.progress import track
 
 import vtc
@@ -22,8 +34,10 @@ from vtc.eval.vlm.prompts import chat_inputs
 from vtc.eval.vlm.pruning_settings import parse_keep
 
 
-def in_process(options: argparse.Namespace, tasks: TaskSet) -> list[str]:
-    """Answers of the wrapped model."""
+def in_process(
+    options: argparse.Namespace, tasks: TaskSet, seen: Callable[[Image.Image], Image.Image] = lambda picture: picture
+) -> list[str]:
+    """Answers of the wrapped model, about what `seen` makes of each picture."""
     loaded, found = load_model(options.model, device="cpu"), []
     vtc.compress(
         loaded.model,
@@ -34,7 +48,7 @@ def in_process(options: argparse.Namespace, tasks: TaskSet) -> list[str]:
     )
     model: Any = loaded.model
     for one in track(tasks.questions, "in process"):
-        picture = {"type": "image", "image": tasks.image(one.image_id)}
+        picture = {"type": "image", "image": seen(tasks.image(one.image_id))}
         inputs = chat_inputs(loaded.processor, one.question, [picture])
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=options.tokens)
         new = ids[0, inputs["input_ids"].shape[1] :]
@@ -46,7 +60,7 @@ def by_server(name: str, where: str, options: argparse.Namespace, tasks: TaskSet
     """Answers of a server."""
     url, _, more = where.partition(",")
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
-    model, found = client.models.list().data[0].id, []
+    model, found = served_name(url), []
     for one in track(tasks.questions, name):
         picture = {"type": "image_url", "image_url": {"url": as_data_url(tasks.image(one.image_id))}}
         content: Any = [picture, {"type": "text", "text": one.question}]
@@ -61,8 +75,21 @@ def by_server(name: str, where: str, options: argparse.Namespace, tasks: TaskSet
     return found
 
 
-def main() -> int:
-    """Ask, and compare."""
+def name_and_rest(text: str) -> tuple[str, str]:
+    """NAME=REST, the way every route is given."""
+    name, equals, rest = text.partition("=")
+    if not (name and equals and rest):
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=...")
+    return name, rest
+
+
+def served_name(url: str) -> str:
+    """What a server calls its model."""
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120).models.list().data[0].id
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id; the bundled model if left out")
     parser.add_argument("--pruner", default="divprune")
@@ -70,20 +97,42 @@ def main() -> int:
     parser.add_argument("--positions", default="compact", help="as the engines count them (default: compact)")
     parser.add_argument("--limit", type=int, default=20, help="questions of each task (default: 20)")
     parser.add_argument("--tokens", type=int, default=8, help="longest answer (default: 8)")
-    parser.add_argument("--served", action="append", default=[], metavar="NAME=URL", help="a server to ask too")
-    options = parser.parse_args()
-    tasks = load_tasks(limit=options.limit)
-    routes = {"in process": in_process(options, tasks)}
-    for text in options.served:
-        name, _, where = text.partition("=")
-        routes[name] = by_server(name, where, options, tasks)
-    first, n = routes["in process"], len(tasks.questions)
-    print(f"| route | identical of {n} | right |\n|---|---|---|")
-    for name, answers in routes.items():
+    route: dict[str, Any] = {"action": "append", "default": [], "type": name_and_rest}
+    parser.add_argument("--served", metavar="NAME=URL", help="a server to ask too", **route)
+    parser.add_argument("--lmms-eval", metavar="NAME=BACKEND ARGUMENTS", help="a backend of lmms-eval", **route)
+    parser.add_argument("--lmms-python", default=sys.executable, help="a Python that has lmms-eval")
+    parser.add_argument("--vlmeval", metavar="NAME=URL", help="a server that VLMEvalKit asks", **route)
+    parser.add_argument("--vlmeval-python", default=sys.executable, help="a Python that has VLMEvalKit")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Ask, and compare."""
+    options = parse_arguments()
+    tasks, differ = load_tasks(limit=options.limit), False
+    expected = in_process(options, tasks)
+
+    def row(name: str, answers: list[str]) -> None:
+        nonlocal differ
         pairs = zip(answers, tasks.questions, strict=True)
         right = sum(a.lower() in map(str.lower, (q.answer, *q.references)) for a, q in pairs)
-        print(f"| {name} | {sum(a == b for a, b in zip(first, answers, strict=True))} | {right} |")
-    return int(any(answers != first for answers in routes.values()))
+        same = sum(a == b for a, b in zip(expected, answers, strict=True))
+        differ |= same < len(answers)
+        print(f"| {name} | {same} | {right} |", flush=True)
+
+    print(f"| route | identical of {len(expected)} | right |\n|---|---|---|")
+    row("in process", expected)
+    for name, where in options.served:
+        row(name, by_server(name, where, options, tasks))
+    for name, text in options.lmms_eval:
+        backend, _, arguments = text.partition(" ")
+        row(name, lmms_eval(options.lmms_python, backend, arguments, tasks, options.tokens))
+    if options.vlmeval:
+        expected = in_process(options, tasks, as_jpeg)
+        row("in process, pictures as JPEG", expected)
+    for name, url in options.vlmeval:
+        row(name, vlmeval(options.vlmeval_python, url, served_name(url), tasks, options.tokens))
+    return int(differ)
 
 
 if __name__ == "__main__":

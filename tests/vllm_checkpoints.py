@@ -139,10 +139,13 @@ def _qwen_like(folder: Path, kind: str, patch: int, vision: dict[str, Any], **te
     limits = {"shortest_edge": (patch * 2) ** 2 * 4, "longest_edge": (patch * 2) ** 2 * 256}
     base = "Qwen3VL" if kind.startswith("Qwen3") else kind
     video_base = "Qwen3VL" if base == "Qwen3VL" else "Qwen2VL"
+    video_processor = getattr(tf, f"{video_base}VideoProcessor")(**side)
+    # alike for pictures and videos, as in published checkpoints: vLLM normalises both with the pictures' own
+    same = {name: list(getattr(video_processor, name)) for name in ("image_mean", "image_std")}
     processor = getattr(tf, f"{base}Processor")(
-        image_processor=tf.Qwen2VLImageProcessor(**side, size=limits),
+        image_processor=tf.Qwen2VLImageProcessor(**side, size=limits, **same),
         tokenizer=t,
-        video_processor=getattr(tf, f"{video_base}VideoProcessor")(**side),
+        video_processor=video_processor,
     )
     saved(folder, getattr(tf, f"{kind}ForConditionalGeneration")(config), processor)
 

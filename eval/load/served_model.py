@@ -11,7 +11,7 @@ from .one_request import server_words
 from .targets import Target
 
 PATIENCE = 10.0  # seconds
-FIXED = {"vllm": {"ignore_eos": True}, "sglang": {"ignore_eos": True}}  # by `owned_by` of /v1/models
+FIXED = {owner: {"ignore_eos": True} for owner in ("vllm", "sglang", "vtc")}  # by `owned_by` of /v1/models
 
 
 @dataclass(frozen=True)

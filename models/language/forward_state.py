@@ -110,6 +110,8 @@ class Run:
         Whether each layer was given what the text model would have given it without a mask.
     masks_made : bool
         Whether the text model made masks for its layers.
+    renumbered : bool
+        Whether positions are compact, and some token is gone or went before.
     """
 
     full: int
@@ -149,6 +151,7 @@ class Run:
     came_padded: bool = False
     as_stock: bool = True
     masks_made: bool = False
+    renumbered: bool = False
 
     @property
     def key_slots(self) -> Tensor:

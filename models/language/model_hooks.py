@@ -270,6 +270,7 @@ class Forward:
                 self._slice_inputs(run, call, hidden, shift)
         if run.pruned or is_pruned(cache, first):
             self._hide_mask(run, call)
+        run.renumbered = self.positions == "compact" and (run.pruned or shift is not None)
         local.run = run
         local.opened, local.pending, local.pictured = True, False, local.encoded if fed else local.pictured
         return call.args, call.kwargs

@@ -16,6 +16,7 @@ from vtc.models.stock.transformers_api import Call, takes
 from .column_arguments import cut_along, pick_columns
 from .forward_state import Run
 from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
+from .positions import warn_window
 
 
 def _mixer(layer: Any) -> Any:
@@ -42,6 +43,7 @@ class LayerCalls:
     def __init__(self, lm: Any, layers: Sequence[nn.Module], windows: Windows, sources: list[int]):
         self.lm, self.windows, self.sources = lm, windows, sources
         self.mixers = [_mixer(layer) for layer in layers]
+        self.warned = False
 
     def recurrent(self, run: Run, i: int, call: Call) -> None:
         """What goes with the columns of a layer whose state takes them one after another, or that mixes none."""
@@ -85,6 +87,8 @@ class LayerCalls:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         if run.windows is None:
             run.windows = self.windows.now()
+            if run.renumbered and not self.warned:
+                self.warned = warn_window(run.windows, run.past + run.full)
         window, prompt = run.windows[i], 0
         slots = run.slots.to(hidden.device)
         new = run.key_slots.to(hidden.device)

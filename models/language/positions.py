@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from vtc.models.cache.kv_cache import first_columns, slot_layer
 from vtc.models.layout.spans import last_valid
 from vtc.models.stock.transformers_api import Call
+from vtc.pruners.vtc_warning import VTCWarning
 
 from .forward_state import Run, gather_columns
 
@@ -25,6 +28,21 @@ def positions_of(run: Run, call: Call) -> Tensor:
     if positions is not None:
         return positions
     return (torch.arange(run.full, device=run.columns.device) + run.past)[None]
+
+
+def warn_window(windows: Sequence[int | None], length: int) -> bool:
+    """Say, where a sequence is longer than a window, that an engine with compact positions has another one; whether."""
+    window = min((w for w in windows if w is not None), default=length)
+    if length <= window:
+        return False
+    warnings.warn(
+        f"positions='compact': this sequence has {length} tokens, dropped ones included, and some layers see {window} "
+        "back. vtc counts dropped tokens there, as the model was trained; an engine that holds kept tokens only sees "
+        f"further, and its answers may be others. Up to {window} tokens both are the same",
+        VTCWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def positions_left(run: Run, call: Call, compact: bool, shift: Tensor | None) -> Tensor:

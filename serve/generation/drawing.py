@@ -11,6 +11,16 @@ import torch
 from vtc.serve.requests.chat_request import Sampling
 
 
+def answer_length(sampling: Sampling, most: int) -> dict[str, Any]:
+    """How long the answer may and must be, as arguments of ``generate``."""
+    found: dict[str, Any] = {"max_new_tokens": most}
+    if sampling.ignore_eos:
+        found["eos_token_id"] = []  # None would be the model's own
+    if sampling.min_tokens:
+        found["min_new_tokens"] = sampling.min_tokens
+    return found
+
+
 def drawing(sampling: Sampling) -> dict[str, Any]:
     """How tokens are drawn, as arguments of ``generate``; empty where the model's own settings are to hold."""
     if sampling.temperature == 0:

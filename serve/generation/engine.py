@@ -25,7 +25,7 @@ from vtc.serve.requests.messages import Chat
 from vtc.serve.requests.pruning_choice import UNPRUNED, Choice
 from vtc.serve.requests.refusal import Refusal
 
-from .drawing import drawing, seeded
+from .drawing import answer_length, drawing, seeded
 from .text_stream import TextStream
 from .token_watch import Ends, Watch
 
@@ -132,39 +132,42 @@ class Engine:
         Stopped
             If it was unwanted.
         """
-        length = inputs["input_ids"].shape[1]
-        room = self.context - length
-        if sampling.max_tokens is not None and sampling.max_tokens > room:
-            raise Refusal(
-                f"max_tokens={sampling.max_tokens} does not fit behind a prompt of {length} tokens: {room} are left",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
+        prompt = inputs["input_ids"].shape[1]
+        room = self.context - prompt
+        for name in ("max_tokens", "min_tokens"):
+            asked = getattr(sampling, name) or 0
+            if asked > room:
+                raise Refusal(
+                    f"{name}={asked} does not fit behind a prompt of {prompt} tokens: {room} are left",
+                    param=name,
+                    code="context_length_exceeded",
+                )
         most = sampling.max_tokens or min(self.limits.max_tokens, room)
         with self._refusals(choice):
             self.set_up(choice)
-            stream = TextStream(self.tokenizer, sampling.stop)
+            stream = TextStream(self.tokenizer, sampling.stop, sampling.min_tokens)
             watch, began = Watch(stream, on_text), time.monotonic()
             ends = Ends(lambda: stream.stopped or unwanted())
             with torch.no_grad(), seeded(sampling.seed):
                 self.model.generate(
                     **inputs,
                     **drawing(sampling),
+                    **answer_length(sampling, most),
                     num_beams=1,
-                    max_new_tokens=most,
                     pad_token_id=pad_id(self.processor),
                     use_cache=True,
                     streamer=watch,
                     stopping_criteria=StoppingCriteriaList([ends]),
                 )
-        if unwanted() and not stream.stopped and len(stream.ids) < most and not self._is_end(stream.ids):
+        at_end = not sampling.ignore_eos and self._is_end(stream.ids)
+        if unwanted() and not stream.stopped and len(stream.ids) < most and not at_end:
             raise Stopped
         on_text(stream.finish())
-        ended = stream.stopped or self._is_end(stream.ids) or len(stream.ids) < most
+        ended = stream.stopped or at_end or len(stream.ids) < most
         handle = getattr(self.model, "vtc", None)
         return Generated(
             stream.text,
-            length,
+            prompt,
             len(stream.ids),
             "stop" if ended else "length",
             self._measured(inputs["input_ids"]),

@@ -17,6 +17,8 @@ class TextStream:
         Decodes ids.
     stops : sequence of str
         The text ends before the first of these.
+    least : int
+        Tokens that come before a stop can be complete.
 
     Attributes
     ----------
@@ -26,10 +28,10 @@ class TextStream:
         Whether a stop was found; what comes later is not looked at.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), least: int = 0):
         self.ids: list[int] = []
         self.stopped = False
-        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._tokenizer, self._stops, self._least = tokenizer, tuple(stops), least
         self._start = self._read = 0  # tokens from `start` on give the words before `read` their form
         self._text, self._sent = "", 0
 
@@ -65,10 +67,11 @@ class TextStream:
         return max((len(stop) - 1 for stop in self._stops), default=0)
 
     def _give(self, new: str, held: int) -> str:
-        first = max(0, len(self._text) - self._held())  # a stop may have begun in what was there
+        before = len(self._text)
         self._text += new
-        ends = [at for stop in self._stops if (at := self._text.find(stop, first)) >= 0]
-        if ends:
+        # a stop may have begun in what was there, but not ended
+        ends = [at for s in self._stops if (at := self._text.find(s, max(0, before - len(s) + 1))) >= 0]
+        if ends and len(self.ids) > self._least:
             self._text, self.stopped, held = self._text[: min(ends)], True, 0
         # hold back only what does begin a stop
         longest = min(held, len(self._text) - self._sent)

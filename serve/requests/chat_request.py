@@ -16,7 +16,7 @@ from .refusal import Refusal
 
 READ = {
     "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "n", "stream",
-    "stream_options", "vtc",
+    "stream_options", "ignore_eos", "min_tokens", "vtc",
 }  # fmt: skip
 # fields that say nothing to the model: who asks, and what for
 UNREAD = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
@@ -55,6 +55,10 @@ class Sampling:
         The answer ends before the first of these.
     max_tokens : int, optional
         Longest answer; as far as the server and the model go where left out.
+    min_tokens : int
+        The answer has no end, and no stop is looked for, before so many tokens.
+    ignore_eos : bool
+        The model's own end is a token like any other: the answer goes on until it is as long as it may be.
     """
 
     temperature: float | None = None
@@ -62,6 +66,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,9 @@ def read_sampling(given: Mapping[str, Any], limits: Limits) -> Sampling:
     asked = longest[0] if longest[0] is not None else longest[1]
     if asked is not None and asked > limits.max_tokens:
         raise Refusal(f"max_tokens={asked} is out of range: at most {limits.max_tokens} here", param="max_tokens")
+    least, most = number_of(given, "min_tokens", 0, math.inf, 0, whole=True), asked or limits.max_tokens
+    if least > most:
+        raise Refusal(f"min_tokens={least} is out of range: at most {most}, the longest answer", param="min_tokens")
     top_p = number_of(given, "top_p", 0, 1)
     if top_p == 0:
         raise Refusal("top_p=0 leaves no token: temperature 0 takes the likeliest one", param="top_p")
@@ -139,6 +148,8 @@ def read_sampling(given: Mapping[str, Any], limits: Limits) -> Sampling:
         number_of(given, "seed", -(2**63), 2**63 - 1, whole=True),
         _stops(given.get("stop")),
         asked,
+        least,
+        flag_of(given, "ignore_eos"),
     )
 
 

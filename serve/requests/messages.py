@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,10 +54,12 @@ class Chat:
         Refusal
             For what can't be fetched, is no picture, or is too large.
         """
-        left = limits.body_bytes
+        left, deadline = limits.body_bytes, None
         for picture in self.pictures:
             if is_remote(picture.url):
-                picture.data = Fetcher(most_bytes=left).fetch(picture.url, picture.name)
+                fetcher = Fetcher(most_bytes=left)
+                deadline = deadline or time.monotonic() + fetcher.seconds  # of all of them together
+                picture.data = fetcher.fetch(picture.url, picture.name, deadline)
                 left -= len(picture.data)
             else:
                 picture.data = bytes_of(picture.url, picture.name)

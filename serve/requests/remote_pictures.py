@@ -72,20 +72,27 @@ class Fetcher:
     look_up: Callable[[str, int], Sequence[str]] = look_up
     allows: Callable[[str], bool] = is_public
 
-    def fetch(self, url: str, name: str) -> bytes:
+    def fetch(self, url: str, name: str, deadline: float | None = None) -> bytes:
         """The content of `url`; `name` is the field that errors call it by.
+
+        Parameters
+        ----------
+        deadline : float, optional
+            Of ``time.monotonic``; `seconds` from now if left out.
 
         Raises
         ------
         Refusal
             If it is not allowed, not there, too large or too slow. Which address a name has is not told.
         """
-        deadline = time.monotonic() + self.seconds
+        deadline = time.monotonic() + self.seconds if deadline is None else deadline
         for _ in range(self.redirects + 1):
             parts, port = self._parts(url, name)
             address = self._address(parts.hostname or "", port, name)
             try:
                 found = self._get(parts, port, address, deadline)
+            except ssl.SSLCertVerificationError:
+                raise self._refused(name, "its server's certificate is none that this server trusts") from None
             except (OSError, http.client.HTTPException, ValueError):
                 raise self._refused(name, f"nothing readable came within {self.seconds:g} seconds") from None
             if isinstance(found, bytes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from versions import beam_shape
@@ -9,6 +11,7 @@ from zoo import prompt, tiny
 from zoo.tokens import SPECIAL
 
 import vtc
+from vtc.pruners.vtc_warning import VTCWarning
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 NEW = 8
@@ -51,6 +54,39 @@ def test_compact_equals_a_prompt_of_the_pruned_embeddings(family, beams):
     with vtc.compressed(model, "random", keep=0.3, positions="compact"):
         again = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     assert (torch.stack(again.logits)[0] - gaps[0]).abs().max() > 1e-3  # it is not the same as keeping positions
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava_sliding"])
+def test_a_window_that_an_engine_would_count_otherwise_is_warned_of_once(family):
+    model, inputs = tiny(family), prompt(family, "one").inputs
+    with vtc.compressed(model, "random", keep=0.3, positions="compact"):
+        with pytest.warns(VTCWarning, match="tokens, dropped ones included, and some layers see"):
+            model(**inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(**inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with vtc.compressed(model, "random", keep=0.3):
+            model(**inputs)
+        with vtc.compressed(model, "random", keep=1.0, positions="compact"):
+            model(**inputs)
+
+
+def test_a_window_is_warned_of_where_an_answer_outgrows_it():
+    model, inputs = tiny("llava_sliding"), prompt("llava_sliding", "one").inputs
+    length, window = inputs["input_ids"].shape[1], model.config.text_config.sliding_window
+    model.config.text_config.sliding_window = length + 2
+    try:
+        with vtc.compressed(model, "random", keep=0.3, positions="compact"):
+            options = {"do_sample": False, "suppress_tokens": list(SPECIAL)}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model.generate(**inputs, **options, max_new_tokens=3, min_new_tokens=3)
+            with pytest.warns(VTCWarning, match=f"this sequence has {length + 3} tokens"):
+                model.generate(**inputs, **options, max_new_tokens=4, min_new_tokens=4)
+    finally:
+        model.config.text_config.sliding_window = window
 
 
 def test_multi_axis_rotary_positions_are_refused_at_once():

@@ -137,6 +137,47 @@ def test_the_longest_answer_and_stops(site: Running) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole[: whole.index(whole[2])]
 
 
+@pytest.mark.parametrize("pruned", [True, False])
+def test_answers_of_a_length_are_generate_s(site: Running, other: Loaded, pruned: bool) -> None:
+    inputs = message_inputs(other.processor, templated(PROMPTS["one"][0], IMAGE))
+    model: Any = vtc.compress(other.model, "dart", keep=64) if pruned else vtc.restore(other.model)
+    end, length = model.generation_config.eos_token_id, inputs["input_ids"].shape[1]
+
+    def generated(**more: Any) -> list[int]:
+        return model.generate(**inputs, do_sample=False, max_new_tokens=9, **more)[0, length:].tolist()
+
+    def ask(stream: bool = False, **more: Any) -> Any:
+        body = {**more, **({} if pruned else {"vtc": {"pruner": None}})}
+        return site.client().chat.completions.create(
+            model="bundled", messages=PROMPTS["one"][0], temperature=0, max_tokens=9, extra_body=body,
+            **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
+        )  # fmt: skip
+
+    def text_of(ids: list[int]) -> str:
+        return other.processor.decode(ids, skip_special_tokens=True)
+
+    assert len(generated()) < 5  # it would have ended by itself
+    on = generated(eos_token_id=end + 10_000)
+    assert len(on) == 9
+    assert end in on
+    found = ask(ignore_eos=True)
+    assert (found.choices[0].message.content, found.choices[0].finish_reason) == (text_of(on), "length")
+    assert found.usage.completion_tokens == 9
+    chunks = list(ask(ignore_eos=True, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text_of(on)
+    assert chunks[-1].usage.completion_tokens == 9
+    least = generated(min_new_tokens=6)
+    assert len(least) >= 6
+    found = ask(min_tokens=6)
+    assert found.choices[0].message.content == text_of(least)
+    assert found.usage.completion_tokens == len(least)
+    first = text_of(generated())
+    assert ask(stop=first).choices[0].message.content == ""
+    assert ask(stop=first, ignore_eos=True).choices[0].finish_reason == "stop"
+    assert ask(stop=first, min_tokens=6).choices[0].message.content.startswith(first)
+    assert ask(ignore_eos=False, min_tokens=0).choices[0].message.content == first
+
+
 def test_draws_follow_the_seed_and_leave_others_alone(site: Running) -> None:
     def draw(**more: Any) -> str:
         asked = {"model": "bundled", "messages": PROMPTS["text"][0], "temperature": 2, "top_p": 1, "max_tokens": 12}

@@ -78,6 +78,10 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "tokens": ({"max_tokens": 33}, 400, "max_tokens=33 is out of range: at most 32"),
     "no tokens": ({"max_tokens": 0}, 400, "max_tokens must be an integer of at least 1"),
     "tokens of another kind": ({"max_tokens": True}, 400, "max_tokens must be an integer"),
+    "a least of more": ({"min_tokens": 5}, 400, "min_tokens=5 is out of range: at most 4, the longest answer"),
+    "a least of more than any": ({"max_tokens": None, "min_tokens": 33}, 400, "min_tokens=33 .* at most 32"),
+    "a least of another kind": ({"min_tokens": -1}, 400, "min_tokens must be an integer of at least 0"),
+    "an end of another kind": ({"ignore_eos": 1}, 400, "ignore_eos must be true or false, got 1"),
     "heat": ({"temperature": 2.5}, 400, "temperature must be a number from 0 to 2, got 2.5"),
     "top_p": ({"top_p": 0}, 400, "top_p=0 leaves no token"),
     "seed": ({"seed": 1.5}, 400, "seed must be an integer"),
@@ -248,6 +252,8 @@ def test_a_prompt_that_is_too_long_and_an_answer_that_does_not_fit() -> None:
         found = post(site, {**GOOD, "max_tokens": 100})
         assert error_of(found)["code"] == "context_length_exceeded"
         assert "are left" in error_of(found)["message"]
+        found = post(site, {**GOOD, "max_tokens": None, "min_tokens": 100})
+        assert "min_tokens=100 does not fit behind a prompt of" in error_of(found)["message"]
         assert post(site, GOOD).status_code == 200
 
 

@@ -2,75 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import ThreadingHTTPServer
 
 import pytest
+from picture_site import meant_public, picture_site, url
 
 from vtc.serve.requests.limits import Limits
 from vtc.serve.requests.messages import read_messages
 from vtc.serve.requests.refusal import Refusal
 from vtc.serve.requests.remote_pictures import Fetcher, is_public
 
-PAGES: dict[str, Callable[[Any], None]] = {}
-
-
-class Site(BaseHTTPRequestHandler):
-    """Answers on loopback, which the tests allow where they mean a public address."""
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers["Host"]))  # type: ignore[attr-defined]
-        name, _, value = self.path[1:].partition("/")
-        if name == "to":
-            self.send_response(302)
-            self.send_header("Location", value.replace("|", "/"))
-            self.end_headers()
-        elif name == "slow":
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):  # the other side hangs up
-                for _ in range(60):  # a byte now and then
-                    self.wfile.write(b"x")
-                    time.sleep(0.05)
-        else:
-            status, size = (404, 5) if name == "missing" else (200, int(value or 5))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(b"x" * size)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    server.asked = []  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with picture_site() as found:
+        yield found
 
 
 @pytest.fixture
 def fetcher(site: ThreadingHTTPServer) -> Fetcher:
     """One to which the test's own server is public, and every other address as it is."""
-    names = {"pictures.test": ["127.0.0.1"], "inside.test": ["10.0.0.7"], "both.test": ["127.0.0.1", "192.168.0.1"]}
-    return Fetcher(
-        most_bytes=1000, seconds=5, ports=[site.server_port],
-        look_up=lambda host, port: names.get(host, [host] if host[0].isdigit() else []),
-        allows=lambda ip: ip == "127.0.0.1" or is_public(ip),
-    )  # fmt: skip
-
-
-def url(site: ThreadingHTTPServer, path: str, host: str = "pictures.test") -> str:
-    return f"http://{host}:{site.server_port}{path}"
+    return Fetcher(most_bytes=1000, seconds=5, ports=[site.server_port], **meant_public())
 
 
 def test_a_picture_is_fetched_from_the_address_that_was_checked(site: ThreadingHTTPServer, fetcher: Fetcher) -> None:
@@ -80,14 +35,14 @@ def test_a_picture_is_fetched_from_the_address_that_was_checked(site: ThreadingH
         asked.append(host)
         return ["127.0.0.1"] if len(asked) == 1 else ["10.0.0.7"]  # the name means another host a moment later
 
-    assert replace(fetcher, look_up=once).fetch(url(site, "/picture"), "p") == b"xxxxx"
+    assert replace(fetcher, look_up=once).fetch(url(site, "/bytes"), "p") == b"xxxxx"
     assert asked == ["pictures.test"]
-    assert site.asked[-1] == ("/picture", f"pictures.test:{site.server_port}")  # type: ignore[attr-defined]
+    assert site.asked[-1] == ("/bytes", f"pictures.test:{site.server_port}")  # type: ignore[attr-defined]
 
 
 def test_redirects_are_followed_and_counted(site: ThreadingHTTPServer, fetcher: Fetcher) -> None:
-    assert fetcher.fetch(url(site, "/to/" + url(site, "/picture").replace("/", "|")), "p") == b"xxxxx"
-    assert fetcher.fetch(url(site, "/to/|picture"), "p") == b"xxxxx"
+    assert fetcher.fetch(url(site, "/to/" + url(site, "/bytes").replace("/", "|")), "p") == b"xxxxx"
+    assert fetcher.fetch(url(site, "/to/|bytes"), "p") == b"xxxxx"
     with pytest.raises(Refusal, match="redirects more than 3 times"):
         fetcher.fetch(url(site, "/to/" + "|to|" * 4), "p")
 
@@ -96,7 +51,7 @@ def test_redirects_are_followed_and_counted(site: ThreadingHTTPServer, fetcher: 
 def test_hosts_inside_are_not_asked_at_once_or_after_a_redirect(
     site: ThreadingHTTPServer, fetcher: Fetcher, host: str
 ) -> None:
-    for address in (url(site, "/picture", host), url(site, "/to/" + url(site, "/picture", host).replace("/", "|"))):
+    for address in (url(site, "/bytes", host), url(site, "/to/" + url(site, "/bytes", host).replace("/", "|"))):
         before = len(site.asked)  # type: ignore[attr-defined]
         with pytest.raises(Refusal, match="no such host on the open internet") as refused:
             fetcher.fetch(address, "messages[0].content[0]")
@@ -123,8 +78,8 @@ def test_addresses_that_are_not_fetched(fetcher: Fetcher, address: str, words: s
 
 
 def test_size_status_and_time(site: ThreadingHTTPServer, fetcher: Fetcher) -> None:
-    assert len(fetcher.fetch(url(site, "/picture/1000"), "p")) == 1000
-    for path in ("/picture/1001", "/missing"):
+    assert len(fetcher.fetch(url(site, "/bytes/1000"), "p")) == 1000
+    for path in ("/bytes/1001", "/missing"):
         with pytest.raises(Refusal, match="no picture of at most 1,000 bytes"):
             fetcher.fetch(url(site, path), "p")
     began = time.monotonic()

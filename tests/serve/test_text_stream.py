@@ -39,6 +39,19 @@ def test_pieces_join_to_the_text_before_the_first_stop(text: str, stops: list[st
     assert stream.stopped == bool(ends)
 
 
+@given(st.text(alphabet="abc", max_size=12), st.sampled_from(["a", "bc", "aab"]), st.integers(0, 13))
+def test_a_stop_counts_once_the_least_is_there(text: str, stop: str, least: int) -> None:
+    stream, given = TextStream(Bytes(), [stop, "xyz"], least), ""
+    for token in text.encode():
+        given += stream.add(token)
+        if stream.stopped:
+            break
+    given += stream.finish()
+    ends = [i for i in range(len(text)) if text.startswith(stop, i) and i + len(stop) > least]
+    assert given == stream.text == text[: ends[0] if ends else None]
+    assert stream.stopped == bool(ends)
+
+
 def test_text_is_given_as_soon_as_it_is_sure() -> None:
     stream = TextStream(Bytes(), ["abc"])
     assert [stream.add(i) for i in b"xaby"] == ["x", "", "", "aby"]

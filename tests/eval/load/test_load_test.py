@@ -127,7 +127,7 @@ def test_no_picture_comes_twice_and_targets_get_the_same_questions(tmp_path: Pat
 
 
 def test_answers_are_of_one_length_where_the_server_can(tmp_path: Path) -> None:
-    for owner, fixed in (("vllm", True), ("vtc", False)):
+    for owner, fixed in (("vllm", True), ("vtc", True), ("another", False)):
         with fake_server(owner=owner) as server:
             result = measure(tmp_path / owner, target("a", server, {}), rounds=1, output_tokens=7)
             assert {body.get("ignore_eos") for body in server.bodies} == {True if fixed else None}

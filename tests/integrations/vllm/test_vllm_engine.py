@@ -102,6 +102,13 @@ def test_tokens_are_those_of_transformers_cached_or_not(run: Engine) -> None:
             assert again.cached >= again.length // 32 * 32 - 32
 
 
+def test_pictures_of_internvl_are_several_tiles(run: Engine) -> None:
+    if run.family != "internvl":
+        pytest.skip("of InternVL")
+    for image, tiles in ((A, 5), (B, 5), (C, 3)):  # the whole picture among them: what the tests above and below ask
+        assert len(run.inputs(run.one, [image])["pixel_values"]) == tiles
+
+
 def test_a_batch_of_all_kinds_is_answered_as_each_alone(run: Engine) -> None:
     method = run.choices[0]
     requests = [
@@ -211,8 +218,6 @@ def test_videos_stay_whole_beside_pruned_pictures(run: Engine) -> None:
     request = {"prompt": prompt, "multi_modal_data": data, "mm_processor_kwargs": {"vtc_pruner": "divprune"}}
     (first,), (again,) = run.ask(request), run.ask(request)
     assert again == first
-    if run.family.startswith("qwen3"):
-        return  # stock vLLM 0.32 itself answers otherwise than transformers 5.19 about a video alone, nothing pruned
     assert first == _reference(run, prompt, [A], frames, fps)
 
 
