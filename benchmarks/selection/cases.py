@@ -83,7 +83,8 @@ class Shape:
             made.baddbmm_(
                 mix.expand(self.batch, -1, -1), torch.randn(self.batch, parts, width, generator=generator), alpha=0.2
             )
-            made[:, 7::16] = made[:, 6::16][:, : made[:, 7::16].shape[1]] * 1.01  # sky: the same but for its length
+            sky = made[:, 7::16]
+            sky.mul_(0.03).add_(made[:, 6::16][:, : sky.shape[1]])
         return made.to(self.dtype)
 
 

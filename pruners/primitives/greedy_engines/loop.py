@@ -1,0 +1,116 @@
+"""Lazy greedy in blocks: scores only fall, so an old score is an upper bound, and few need to be brought up to date."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .rows import Rows
+from .rules import Closest, Determinant
+
+LAST = -1e30  # the bar of tokens that come last, by index
+POOL = 64  # tokens whose cosines among one another are made at once
+MOST = 512  # tokens brought up to date together
+
+
+def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int) -> Tensor:
+    """Columns of `k` tokens in the order chosen, `[k]` int64; 0 where no valid ones are left.
+
+    Parameters
+    ----------
+    rows : Rows
+        The tokens.
+    rule : Closest or Determinant
+        Their scores.
+    bar : Tensor
+        `[N]` to be added to scores: 0, ``LAST``, or -inf for padding. It is changed.
+    first : int
+        Column of the first one.
+    k : int
+        How many.
+    """
+    lazy = _Lazy(rows, rule, bar, k)
+    lazy.begin(first)
+    while len(lazy.order) < k and lazy.advance():
+        pass
+    return lazy.columns()
+
+
+class _Lazy:
+    """A choice under way."""
+
+    def __init__(self, rows: Rows, rule: Closest | Determinant, bar: Tensor, k: int):
+        self.rows, self.rule, self.bar, self.k = rows, rule, bar, k
+        self.order: list[int] = []
+        self.unit = rows.own.new_empty(k, rows.x.shape[1])  # of the chosen tokens
+        self.seen = torch.zeros(len(bar), dtype=torch.int64)  # chosen tokens that a token's score knows of
+        self.by_index = torch.arange(len(bar), dtype=torch.float64) * 2.0**-60
+        self.block = POOL
+
+    def begin(self, first: int) -> None:
+        """The first token; all others look at it in one pass."""
+        self._pool(torch.tensor([first]), float("-inf"), first)
+        if self.order and len(self.order) < self.k:
+            every = torch.arange(len(self.bar))
+            self.rule.refresh(every, self.rows.column(self.unit[0])[:, None], 0)
+            self.seen.fill_(1)
+
+    def advance(self) -> bool:
+        """Bring a block of scores up to date, or choose what is certain; False when there is nothing left."""
+        score = self.bar + self.rule.bounds()
+        best = int(score.argmax())
+        if float(score[best]) <= LAST / 2:
+            rest = (score > float("-inf")).nonzero()[:, 0][: self.k - len(self.order)]
+            self.order += rest.tolist()
+            return False
+        fine = score.double().sub_(self.by_index)
+        top = fine.topk(min(self.block, len(score))).indices
+        count = len(self.order)
+        if int(self.seen[self._source(best)]) < count:
+            self._refresh(top, count)
+            self.block = min(2 * self.block, MOST)
+            return True
+        self.block = POOL
+        top = top[:POOL]
+        top = top[self.seen[self._sources(top)] == count].sort().values
+        outside = score.index_fill(0, top, float("-inf"))
+        rival = int(outside.argmax())
+        self._pool(top, float(outside[rival]), rival)
+        return True
+
+    def columns(self) -> Tensor:
+        """What was chosen."""
+        return torch.tensor(self.order + [0] * (self.k - len(self.order)))
+
+    def _refresh(self, top: Tensor, count: int) -> None:
+        source = self._sources(top).unique()
+        source = source[self.seen[source] < count]
+        start = int(self.seen[source].min())
+        self.rule.refresh(source, self.rows.cosines(source, self.unit[start:count]), start)
+        self.seen[source] = count
+
+    def _pool(self, pool: Tensor, bound: float, rival: int) -> None:
+        """Choose of the `pool` (ascending, up to date) while its best beats the `bound`, which `rival` has."""
+        source, columns, start = self._sources(pool), pool.tolist(), len(self.order)
+        self.rule.gather(pool, source, self.rows.between(pool))
+        bar = self.bar[pool].numpy()
+        while len(self.order) < self.k:
+            score = bar + self.rule.pooled()
+            place = int(score.argmax())
+            best = float(score[place])
+            if best < bound or best <= LAST / 2 or (best == bound and columns[place] > rival):
+                break
+            self.order.append(columns[place])
+            bar[place] = float("-inf")
+            self.rule.take(place)
+        taken = torch.tensor(self.order[start:], dtype=torch.int64)
+        self.bar[taken] = float("-inf")
+        self.unit[start : len(self.order)] = self.rows.scaled(taken)
+        self.rule.store()
+        self.seen[source] = len(self.order)
+
+    def _source(self, column: int) -> int:
+        return column if self.rows.twin is None else int(self.rows.twin[column])
+
+    def _sources(self, columns: Tensor) -> Tensor:
+        return columns if self.rows.twin is None else self.rows.twin[columns]
