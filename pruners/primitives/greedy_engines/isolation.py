@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import CHUNK, Rows
+from .rows import Rows
 
 NONE = -2.0  # below every cosine
 SLACK = 2e-6  # more than rounding: tokens that tie stay in
@@ -63,10 +63,8 @@ class _Search:
     def look(self, columns: Tensor, at: Tensor | None) -> None:
         """Compare `columns` with the tokens `at` (None: all, then the columns are known exactly), for both."""
         unit, largest = self.rows.scaled(columns), torch.full((len(columns),), NONE, dtype=self.near.dtype)
-        every = len(self.use) if at is None else len(at)
-        for start in range(0, every, CHUNK):
-            part = torch.arange(start, min(start + CHUNK, every)) if at is None else at[start : start + CHUNK]
-            found = self.rows.cosines(slice(start, start + CHUNK) if at is None else part, unit)
+        for part in (torch.arange(len(self.use)) if at is None else at).split(self.rows.chunk):
+            found = self.rows.cosines(slice(int(part[0]), int(part[-1]) + 1) if at is None else part, unit)
             found.masked_fill_((part[:, None] == columns) | ~self.use[part, None], NONE)
             # the same number for both, so that two tokens nearest to each other tie
             self.near[part] = torch.maximum(self.near[part], found.amax(1))

@@ -68,7 +68,7 @@ class _Lazy:
         count = len(self.order)
         if int(self.seen[self._source(best)]) < count:
             self._refresh(top, count)
-            self.block = min(2 * self.block, MOST)
+            self.block = min(2 * self.block, max(POOL, min(MOST, len(score) // 8)))
             return True
         self.block = POOL
         top = top[:POOL]

@@ -37,15 +37,14 @@ class Rows:
 
     def __init__(self, x: Tensor, dtype: torch.dtype):
         self.x, self.dtype = x, dtype
-        norm = torch.empty(len(x), dtype=dtype)
-        for start in range(0, len(x), CHUNK):
-            # widened first: a norm of half precision in float32 takes several times as long
-            torch.linalg.vector_norm(x[start : start + CHUNK].to(dtype), dim=-1, out=norm[start : start + CHUNK])
+        self.chunk = max(1, min(CHUNK, len(x) // 4))  # small pictures are not to be held whole, either
+        # widened first: a norm of half precision in float32 takes several times as long
+        norm = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=-1) for part in x.split(self.chunk)])
         self.usable = norm.isfinite()
         self.all_usable = bool(self.usable.all())
         self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
         self.own = (norm / self.length).square().masked_fill_(~self.usable, 0)
-        self.buffer = x.new_empty(min(CHUNK, len(x)), x.shape[1], dtype=dtype)
+        self.buffer = x.new_empty(self.chunk, x.shape[1], dtype=dtype)
         self.twin = _twins(x, norm)
 
     def scaled(self, index: Tensor) -> Tensor:
@@ -56,12 +55,12 @@ class Rows:
         """Cosines of some tokens to `unit` vectors `[m, D]`, `[n, m]`."""
         if isinstance(index, slice):
             return self._cosines(index, unit)
-        parts = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]
-        return torch.cat([self._cosines(part, unit) for part in parts])
+        return torch.cat([self._cosines(part, unit) for part in index.split(self.chunk)])
 
     def column(self, unit: Tensor) -> Tensor:
         """Cosine of every token to a `unit` vector `[D]`, `[N]`."""
-        return torch.cat([self._cosines(slice(s, s + CHUNK), unit[None])[:, 0] for s in range(0, len(self.x), CHUNK)])
+        starts = range(0, len(self.x), self.chunk)
+        return torch.cat([self._cosines(slice(s, s + self.chunk), unit[None])[:, 0] for s in starts])
 
     def _cosines(self, part: Tensor | slice, unit: Tensor) -> Tensor:
         # a matrix of one column takes longer than a vector
@@ -70,10 +69,10 @@ class Rows:
         return alike(found.div_(self.length[part, None]))
 
     def _wide(self, part: Tensor | slice) -> Tensor:
-        """Vectors of some tokens `[n, D]`, perhaps a view; at most ``CHUNK`` of them only until the next call."""
+        """Vectors of some tokens `[n, D]`, perhaps a view; at most ``chunk`` of them only until the next call."""
         if isinstance(part, slice):
             rows = self.x[part].to(self.dtype)
-        elif len(part) > CHUNK:
+        elif len(part) > self.chunk:
             rows = self.x.index_select(0, part).to(self.dtype)
         elif self.x.dtype == self.dtype:
             rows = torch.index_select(self.x, 0, part, out=self.buffer[: len(part)])
