@@ -44,7 +44,8 @@ class _Lazy:
         self.order: list[int] = []
         self.unit = rows.own.new_empty(k, rows.x.shape[1])  # of the chosen tokens
         self.seen = torch.zeros(len(bar), dtype=torch.int64)  # chosen tokens that a token's score knows of
-        self.by_index = torch.arange(len(bar), dtype=torch.float64) * 2.0**-60
+        # so that of equal scores the first are taken: above float64's rounding of a score, far below float32's
+        self.by_index = torch.arange(len(bar), dtype=torch.float64) * 2.0**-50
         self.block = POOL
 
     def begin(self, first: int) -> None:
@@ -63,7 +64,8 @@ class _Lazy:
             rest = (score > float("-inf")).nonzero()[:, 0][: self.k - len(self.order)]
             self.order += rest.tolist()
             return False
-        fine = score.double().sub_(self.by_index)
+        fine = score.double() - self.by_index
+        fine[best] = float("inf")  # whatever rounding did
         top = fine.topk(min(self.block, len(score))).indices
         count = len(self.order)
         if int(self.seen[self._source(best)]) < count:
