@@ -14,6 +14,12 @@ from .rows import Rows, alike
 from .rules import Closest, Determinant
 from .steps import best_of, finite
 
+WITHOUT_VALUES = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
 
 def on_host(x: Tensor) -> bool:
     """Whether values may be read: a real tensor on the CPU, and nothing is traced, compiled or vectorised."""
@@ -23,7 +29,7 @@ def on_host(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
+        and all(torch._C._get_dispatch_mode(key) is None for key in WITHOUT_VALUES)
     )
 
 
@@ -54,7 +60,7 @@ def max_sum(x: Tensor, k: int, start: Tensor, valid: Tensor | None) -> Tensor:
 
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         order, total = [int(best_of(bar, start[row, : len(bar)]))], torch.zeros_like(bar)
-        unit = rows.scaled(torch.arange(len(bar)))
+        unit = rows.all_scaled()
         while len(order) < k:
             bar[order[-1]] = float("-inf")
             column = alike(unit @ unit[order[-1]])

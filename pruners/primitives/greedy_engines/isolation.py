@@ -36,8 +36,11 @@ def most_isolated(rows: Rows, use: Tensor) -> int:
     while len(alive := search.alive()):
         search.look(alive[search.near[alive].argsort()[:PROMISING]], None)
         alive = search.alive()
-        if len(alive) > PROMISING:
-            search.look(search.unseen(BLOCK), alive)
+        block = search.unseen(BLOCK)
+        if len(block) == 0:  # those that are in have been compared with all
+            search.exact[alive] = True
+        elif len(alive) > PROMISING:
+            search.look(block, alive)
     return int(torch.where(search.exact, search.near, float("inf")).argmin())
 
 

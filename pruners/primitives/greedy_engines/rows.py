@@ -51,6 +51,13 @@ class Rows:
         """Unit vectors of some tokens, `[n, D]`."""
         return self._wide(index).div(self.length[index, None])
 
+    def all_scaled(self) -> Tensor:
+        """Unit vectors of all tokens, `[N, D]`."""
+        unit = self.x.new_empty(self.x.shape, dtype=self.dtype)
+        for part in torch.arange(len(self.x)).split(self.chunk):
+            torch.div(self._wide(part), self.length[part, None], out=unit[part[0] : part[-1] + 1])
+        return unit
+
     def cosines(self, index: Tensor | slice, unit: Tensor) -> Tensor:
         """Cosines of some tokens to `unit` vectors `[m, D]`, `[n, m]`."""
         if isinstance(index, slice):

@@ -44,11 +44,12 @@ class Similarities:
 
     def __init__(self, x: Tensor, valid: Tensor | None, steps: int):
         rows, width, dtype = *x.shape[1:], wide_dtype(x)
-        norm, unit = x.new_empty(len(x), rows, 1, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+        unit, norms = x.new_empty(x.shape, dtype=dtype), []
         for start in range(0, rows, CHUNK):  # or half precision would be held widened once more
             part = unit[:, start : start + CHUNK].copy_(x[:, start : start + CHUNK])
-            torch.linalg.vector_norm(part, dim=-1, keepdim=True, out=norm[:, start : start + CHUNK])
-            part.div_(norm[:, start : start + CHUNK].clamp(min=1e-8))
+            norms.append(torch.linalg.vector_norm(part, dim=-1, keepdim=True))
+            part.div_(norms[-1].clamp(min=1e-8))
+        norm = torch.cat(norms, 1)
         length = norm.clamp(min=1e-8)
         self.usable = norm.isfinite()[..., 0]
         unit.masked_fill_(~self.usable[..., None], 0)
