@@ -2,5 +2,5 @@
 
 In: a span's features, scores, grids.
 Out: indices, merged vectors, budgets.
-Uses: pruners, pruners.primitives.greedy_engines.
+Uses: pruners.
 """

@@ -15,8 +15,7 @@ from properties import peak_bytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vtc.pruners.primitives.greedy import dpp_map, farthest_point, finite_range, max_sum, mmr
-from vtc.pruners.primitives.greedy_engines import host, isolation, loop
+from vtc.pruners.primitives.greedy import dpp_map, farthest_point, finite_range, host, isolation, loop, max_sum, mmr
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -154,6 +153,8 @@ def test_both_engines_choose_the_same(choose, kind, data):
     if choose is PRIMITIVES["dpp_map"]:
         k = min(k, d - 1)  # beyond the rank only rounding decides
     parts = [mock.patch.object(loop, "POOL", data.draw(st.sampled_from([2, 8, 64])))]
+    if data.draw(st.booleans(), label="lazy"):
+        parts += [mock.patch.object(host, name, 0) for name in ("SMALL", "FEW")]
     parts += [mock.patch.object(isolation, name, 3) for name in ("PIVOTS", "PROMISING", "BLOCK")]
     with contextlib.ExitStack() as patches:
         for part in parts:
@@ -171,13 +172,15 @@ def test_both_engines_choose_the_same(choose, kind, data):
 
 
 @pytest.mark.parametrize("choose", [f for name, f in PRIMITIVES.items() if name != "mmr3"])  # that one is in steps
+@pytest.mark.parametrize("small", [0, 1024])
 @given(st.integers(0, 999))
 @settings(max_examples=10)
-def test_of_copies_the_first_is_taken(choose, seed):
+def test_of_copies_the_first_is_taken(choose, small, seed):
     g = torch.Generator().manual_seed(seed)
     place = torch.randint(0, 6, (1, 40), generator=g)
     x, w = torch.randn(1, 6, 33, generator=g)[:, place[0]], torch.rand(1, 6, generator=g)[:, place[0]]
-    taken = choose(x, w, 6, None)[0].tolist()
+    with mock.patch.object(host, "SMALL", small), mock.patch.object(host, "FEW", small * 1024):
+        taken = choose(x, w, 6, None)[0].tolist()
     for vector in range(6):
         copies = (place[0] == vector).nonzero()[:, 0].tolist()
         mine = [i for i in taken if i in copies]

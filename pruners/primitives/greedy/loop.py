@@ -13,7 +13,7 @@ POOL = 64  # tokens whose cosines among one another are made at once
 MOST = 512  # tokens brought up to date together
 
 
-def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int) -> Tensor:
+def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int, whole: bool) -> Tensor:
     """Columns of `k` tokens in the order chosen, `[k]` int64; 0 where no valid ones are left.
 
     Parameters
@@ -28,9 +28,13 @@ def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: 
         Column of the first one.
     k : int
         How many.
+    whole : bool
+        Make all cosines and keep every score up to date: quicker for small pictures.
     """
     lazy = _Lazy(rows, rule, bar, k)
     lazy.begin(first)
+    if whole and len(lazy.order) < k:
+        lazy.pool(torch.arange(len(bar)), float("-inf"), len(bar))
     while len(lazy.order) < k and lazy.advance():
         pass
     return lazy.columns()
@@ -50,7 +54,7 @@ class _Lazy:
 
     def begin(self, first: int) -> None:
         """The first token; all others look at it in one pass."""
-        self._pool(torch.tensor([first]), float("-inf"), first)
+        self.pool(torch.tensor([first]), float("-inf"), first)
         if self.order and len(self.order) < self.k:
             every = torch.arange(len(self.bar))
             self.rule.refresh(every, self.rows.column(self.unit[0])[:, None], 0)
@@ -77,7 +81,7 @@ class _Lazy:
         top = top[self.seen[self._sources(top)] == count].sort().values
         outside = score.index_fill(0, top, float("-inf"))
         rival = int(outside.argmax())
-        self._pool(top, float(outside[rival]), rival)
+        self.pool(top, float(outside[rival]), rival)
         return True
 
     def columns(self) -> Tensor:
@@ -91,7 +95,7 @@ class _Lazy:
         self.rule.refresh(source, self.rows.cosines(source, self.unit[start:count]), start)
         self.seen[source] = count
 
-    def _pool(self, pool: Tensor, bound: float, rival: int) -> None:
+    def pool(self, pool: Tensor, bound: float, rival: int) -> None:
         """Choose of the `pool` (ascending, up to date) while its best beats the `bound`, which `rival` has."""
         source, columns, start = self._sources(pool), pool.tolist(), len(self.order)
         self.rule.gather(pool, source, self.rows.between(pool))

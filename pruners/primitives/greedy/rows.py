@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class Rows:
 
     def __init__(self, x: Tensor, dtype: torch.dtype):
         self.x, self.dtype = x, dtype
-        self.chunk = max(1, min(CHUNK, len(x) // 4))  # small pictures are not to be held whole, either
+        self.chunk = max(1, min(CHUNK, len(x) // 6))  # small pictures are not to be held whole, either
         # widened first: a norm of half precision in float32 takes several times as long
         norm = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=-1) for part in x.split(self.chunk)])
         self.usable = norm.isfinite()
@@ -89,6 +91,8 @@ class Rows:
 
     def between(self, index: Tensor) -> Tensor:
         """Cosines among some tokens, `[n, n]`; those of twins are the same numbers."""
+        if len(index) == len(self.x):
+            return self.whole
         place = None
         if self.twin is not None:
             index, place = self.twin[index].unique(return_inverse=True)
@@ -96,6 +100,20 @@ class Rows:
         found = alike(unit @ unit.mT)
         found.diagonal().copy_(self.own[index])
         return found if place is None else found[place[:, None], place]
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """All cosines, `[N, N]`, symmetric; those of twins are the same numbers."""
+        found = self.own.new_empty(len(self.x), len(self.x))
+        for part in torch.arange(len(self.x)).split(self.chunk):
+            start, stop = int(part[0]), int(part[-1]) + 1
+            unit = self.scaled(part)
+            for other in range(start, len(self.x), self.chunk):
+                block = self.cosines(slice(other, other + self.chunk), unit)
+                found[other : other + self.chunk, start:stop] = block
+                found[start:stop, other : other + self.chunk] = block.mT
+        found.diagonal().copy_(self.own)
+        return found if self.twin is None else found[self.twin[:, None], self.twin]
 
 
 def _twins(x: Tensor, norm: Tensor) -> Tensor | None:

@@ -104,9 +104,7 @@ class Determinant:
         """Go on with a few tokens, whose state is that of `source`, by the cosines among them, `[n, n]`."""
         self.source = source
         self.pool_weight, self.near = self.weight[pool].numpy(), self.left[source].numpy()
-        known = self.known[source]
-        self.rest = torch.addmm(cosine, known[:, : self.count], known[:, : self.count].mT, alpha=-1).numpy()
-        self.pool_known = known.numpy()
+        self.pool_known, self.cosine = self.known[source].numpy(), cosine.numpy()
 
     def pooled(self) -> np.ndarray:
         """Scores of the pool, `[n]`."""
@@ -116,12 +114,12 @@ class Determinant:
         """One of the pool is chosen."""
         mine, count = float(self.near[place]), self.count
         if mine > SPANNED:
-            e = self.rest[place] / mine**0.5
-            self.factor[count, :count] = torch.from_numpy(self.pool_known[place, :count])
+            mine_known = self.pool_known[place, :count]
+            e = (self.cosine[place] - self.pool_known[:, :count] @ mine_known) / mine**0.5
+            self.factor[count, :count] = torch.from_numpy(mine_known)
             self.factor[count, count] = mine**0.5
             self.pool_known[:, count] = e
             self.near -= e * e
-            self.rest -= e[:, None] * e
         self.count = count + 1
 
     def store(self) -> None:

@@ -14,6 +14,9 @@ from .rows import Rows, alike
 from .rules import Closest, Determinant
 from .steps import best_of, finite
 
+# pictures of which all cosines are made at once: where the choice needs many of them, and where few bring up to date
+SMALL = 1024  # tokens
+FEW = 2**20  # entries of the features
 WITHOUT_VALUES = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.PROXY,
@@ -38,15 +41,16 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
 
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         share = torch.ones_like(bar)
+        whole = len(bar) <= SMALL if start is None else len(bar) * x.shape[2] <= FEW
         if weight is not None:
             bar, share = finite(bar, weight[row, : len(bar)])
         if start is not None:
             first = int(best_of(bar, start[row, : len(bar)]))
         elif bool((bar == 0).any()):
-            first = most_isolated(rows, bar == 0)
+            first = most_isolated(rows, bar == 0, whole)
         else:
             first = int(bar.argmax())
-        return choose(rows, Closest(rows, share, _distance), bar, first, k)
+        return choose(rows, Closest(rows, share, _distance), bar, first, k, whole)
 
     return _each(x, k, valid, one)
 
@@ -77,7 +81,7 @@ def mmr(x: Tensor, importance: Tensor, k: int, lam: float, valid: Tensor | None)
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         bar, mine = finite(bar, importance[row, : len(bar)])
         rule = Closest(rows, lam * mine, lambda share, closest: share - (1 - lam) * closest)
-        return choose(rows, rule, bar, int((bar + mine).argmax()), k)
+        return choose(rows, rule, bar, int((bar + mine).argmax()), k, len(bar) * x.shape[2] <= FEW)
 
     return _each(x, k, valid, one)
 
@@ -91,7 +95,8 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | None) -> T
             bar, share = finite(bar, weight[row, : len(bar)])
         share = torch.where(bar == 0, share, 0)
         share = (share / share.amax().clamp(min=1e-30)).square()
-        return choose(rows, Determinant(rows, share, k), bar, int((bar + share * rows.own).argmax()), k)
+        first = int((bar + share * rows.own).argmax())
+        return choose(rows, Determinant(rows, share, k), bar, first, k, len(bar) <= SMALL)
 
     return _each(x, k, valid, one)
 

@@ -10,6 +10,10 @@ same). Common to all:
 - No column is chosen twice, duplicated features or not. Ties go to the lowest index.
 - A token whose vector has an entry that is not finite (or whose norm overflows float32) comes last, before padding, by
   index, and repels nobody; so does one whose weight or importance is not finite.
+
+In: features and scores of a batch.
+Out: columns in the order chosen.
+Uses: pruners.primitives.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .greedy_engines import host, steps
-from .precision import wide
+from ..precision import wide
+from . import host, steps
 
 
 def finite_range(score: Tensor, valid: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
