@@ -14,9 +14,10 @@ from .rows import Rows, alike
 from .rules import Closest, Determinant
 from .steps import best_of, finite
 
-# pictures of which all cosines are made at once: where the choice needs many of them, and where few bring up to date
-SMALL = 1024  # tokens
-FEW = 2**20  # entries of the features
+# of pictures up to these sizes all cosines are made at once
+ISOLATION = 1024  # tokens, where the first is the most isolated one
+DETERMINANT = 2**20  # entries of the features: bringing up to date is dear
+CLOSEST = 2**18
 WITHOUT_VALUES = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.PROXY,
@@ -41,7 +42,7 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
 
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         share = torch.ones_like(bar)
-        whole = len(bar) <= SMALL if start is None else len(bar) * x.shape[2] <= FEW
+        whole = len(bar) <= ISOLATION if start is None else len(bar) * x.shape[2] <= CLOSEST
         if weight is not None:
             bar, share = finite(bar, weight[row, : len(bar)])
         if start is not None:
@@ -81,7 +82,7 @@ def mmr(x: Tensor, importance: Tensor, k: int, lam: float, valid: Tensor | None)
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         bar, mine = finite(bar, importance[row, : len(bar)])
         rule = Closest(rows, lam * mine, lambda share, closest: share - (1 - lam) * closest)
-        return choose(rows, rule, bar, int((bar + mine).argmax()), k, len(bar) * x.shape[2] <= FEW)
+        return choose(rows, rule, bar, int((bar + mine).argmax()), k, len(bar) * x.shape[2] <= CLOSEST)
 
     return _each(x, k, valid, one)
 
@@ -96,7 +97,7 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | None) -> T
         share = torch.where(bar == 0, share, 0)
         share = (share / share.amax().clamp(min=1e-30)).square()
         first = int((bar + share * rows.own).argmax())
-        return choose(rows, Determinant(rows, share, k), bar, first, k, len(bar) <= SMALL)
+        return choose(rows, Determinant(rows, share, k), bar, first, k, len(bar) * x.shape[2] <= DETERMINANT)
 
     return _each(x, k, valid, one)
 

@@ -9,7 +9,7 @@ from .rows import Rows
 from .rules import Closest, Determinant
 
 LAST = -1e30  # the bar of tokens that come last, by index
-POOL = 64  # tokens whose cosines among one another are made at once
+POOL = 64, 192  # tokens whose cosines among one another are made at once: from and to, a twelfth of the picture's
 MOST = 512  # tokens brought up to date together
 
 
@@ -50,7 +50,8 @@ class _Lazy:
         self.seen = torch.zeros(len(bar), dtype=torch.int64)  # chosen tokens that a token's score knows of
         # so that of equal scores the first are taken: above float64's rounding of a score, far below float32's
         self.by_index = torch.arange(len(bar), dtype=torch.float64) * 2.0**-50
-        self.block = POOL
+        self.few = max(POOL[0], min(POOL[1], len(bar) // 12))
+        self.block = self.few
 
     def begin(self, first: int) -> None:
         """The first token; all others look at it in one pass."""
@@ -74,10 +75,10 @@ class _Lazy:
         count = len(self.order)
         if int(self.seen[self._source(best)]) < count:
             self._refresh(top, count)
-            self.block = min(2 * self.block, max(POOL, min(MOST, len(score) // 8)))
+            self.block = min(2 * self.block, max(self.few, min(MOST, len(score) // 8)))
             return True
-        self.block = POOL
-        top = top[:POOL]
+        self.block = self.few
+        top = top[: self.few]
         top = top[self.seen[self._sources(top)] == count].sort().values
         outside = score.index_fill(0, top, float("-inf"))
         rival = int(outside.argmax())

@@ -108,10 +108,11 @@ class Rows:
         for part in torch.arange(len(self.x)).split(self.chunk):
             start, stop = int(part[0]), int(part[-1]) + 1
             unit = self.scaled(part)
-            for other in range(start, len(self.x), self.chunk):
-                block = self.cosines(slice(other, other + self.chunk), unit)
-                found[other : other + self.chunk, start:stop] = block
-                found[start:stop, other : other + self.chunk] = block.mT
+            step = len(self.x) if self.x.dtype == self.dtype else self.chunk  # what is wide is not copied
+            for other in range(start, len(self.x), step):
+                block = self.cosines(slice(other, other + step), unit)
+                found[other : other + step, start:stop] = block
+                found[start:stop, other : other + step] = block.mT
         found.diagonal().copy_(self.own)
         return found if self.twin is None else found[self.twin[:, None], self.twin]
 

@@ -104,7 +104,7 @@ class Determinant:
         """Go on with a few tokens, whose state is that of `source`, by the cosines among them, `[n, n]`."""
         self.source = source
         self.pool_weight, self.near = self.weight[pool].numpy(), self.left[source].numpy()
-        self.pool_known, self.cosine = self.known[source].numpy(), cosine.numpy()
+        self.pool_known, self.cosine = np.ascontiguousarray(self.known[source].numpy().T), cosine.numpy()
 
     def pooled(self) -> np.ndarray:
         """Scores of the pool, `[n]`."""
@@ -114,15 +114,15 @@ class Determinant:
         """One of the pool is chosen."""
         mine, count = float(self.near[place]), self.count
         if mine > SPANNED:
-            mine_known = self.pool_known[place, :count]
-            e = (self.cosine[place] - self.pool_known[:, :count] @ mine_known) / mine**0.5
-            self.factor[count, :count] = torch.from_numpy(mine_known)
-            self.factor[count, count] = mine**0.5
-            self.pool_known[:, count] = e
+            mine_known = self.pool_known[:count, place].copy()
+            e = (self.cosine[place] - mine_known @ self.pool_known[:count]) / mine**0.5
+            factor = self.factor.numpy()
+            factor[count, :count], factor[count, count] = mine_known, mine**0.5
+            self.pool_known[count] = e
             self.near -= e * e
         self.count = count + 1
 
     def store(self) -> None:
         """The pool's state is the tokens'."""
-        self.known[self.source] = torch.from_numpy(self.pool_known)
+        self.known[self.source] = torch.from_numpy(self.pool_known.T)
         self.left[self.source] = torch.from_numpy(self.near)
