@@ -121,7 +121,7 @@ def test_k_steps_hold_few_times_the_features(choose, dtype, n, d, k, times):
     assert n * d * 4 <= held <= times * n * d * dtype.itemsize
 
 
-SIZES = ("ISOLATION", "DETERMINANT", "CLOSEST")  # of pictures that are not chosen lazily
+SIZES = ("ISOLATION", "SMALL")  # of pictures that are not chosen lazily
 
 
 def made_up(n, d, kind, dtype, seed):
@@ -188,6 +188,17 @@ def test_of_copies_the_first_is_taken(choose, small, seed):
         copies = (place[0] == vector).nonzero()[:, 0].tolist()
         mine = [i for i in taken if i in copies]
         assert mine == copies[: len(mine)]
+
+
+@pytest.mark.parametrize("kind", ["noise", "copies"])
+@given(st.integers(2, 300), st.integers(0, 99))
+@settings(max_examples=10)
+def test_all_cosines_are_the_same_both_ways(kind, n, seed):
+    """Two tokens nearest to each other tie."""
+    rows = Rows(made_up(n, 40, kind, torch.float32, seed)[0][0], torch.float32)
+    unit = rows.all_scaled()
+    assert torch.equal(rows.whole, rows.whole.mT)
+    torch.testing.assert_close(rows.whole, unit @ unit.mT, atol=3e-6, rtol=0)
 
 
 @primitives

@@ -14,10 +14,9 @@ from .rows import Rows, alike
 from .rules import Closest, Determinant
 from .steps import best_of, finite
 
-# of pictures up to these sizes all cosines are made at once
+# up to these sizes all cosines are made
 ISOLATION = 1024  # tokens, where the first is the most isolated one
-DETERMINANT = 2**20  # entries of the features: bringing up to date is dear
-CLOSEST = 2**18
+SMALL = 2**20  # entries of the features, for determinants, whose scores take most to bring up to date
 WITHOUT_VALUES = (
     torch._C._TorchDispatchModeKey.FAKE,
     torch._C._TorchDispatchModeKey.PROXY,
@@ -42,7 +41,7 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
 
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         share = torch.ones_like(bar)
-        whole = len(bar) <= ISOLATION if start is None else len(bar) * x.shape[2] <= CLOSEST
+        whole = start is None and len(bar) <= ISOLATION
         if weight is not None:
             bar, share = finite(bar, weight[row, : len(bar)])
         if start is not None:
@@ -82,7 +81,7 @@ def mmr(x: Tensor, importance: Tensor, k: int, lam: float, valid: Tensor | None)
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
         bar, mine = finite(bar, importance[row, : len(bar)])
         rule = Closest(rows, lam * mine, lambda share, closest: share - (1 - lam) * closest)
-        return choose(rows, rule, bar, int((bar + mine).argmax()), k, len(bar) * x.shape[2] <= CLOSEST)
+        return choose(rows, rule, bar, int((bar + mine).argmax()), k)
 
     return _each(x, k, valid, one)
 
@@ -97,7 +96,7 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | None) -> T
         share = torch.where(bar == 0, share, 0)
         share = (share / share.amax().clamp(min=1e-30)).square()
         first = int((bar + share * rows.own).argmax())
-        return choose(rows, Determinant(rows, share, k), bar, first, k, len(bar) * x.shape[2] <= DETERMINANT)
+        return choose(rows, Determinant(rows, share, k), bar, first, k, rows.x.numel() <= SMALL)
 
     return _each(x, k, valid, one)
 
@@ -112,7 +111,7 @@ def _each(x: Tensor, k: int, valid: Tensor | None, one: Callable[[Rows, Tensor, 
             count = int(real[-1]) + 1 if len(real) else 0
             features, mine = features[:count], mine[:count]
         if len(features):
-            rows = Rows(features, wide_dtype(x))
+            rows = Rows(features, wide_dtype(x), len(x))
             bar = torch.zeros_like(rows.own).masked_fill_(~rows.usable, LAST)
             if mine is not None:
                 bar.masked_fill_(~mine, float("-inf"))

@@ -13,7 +13,7 @@ POOL = 64, 192  # tokens whose cosines among one another are made at once: from 
 MOST = 512  # tokens brought up to date together
 
 
-def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int, whole: bool) -> Tensor:
+def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int, whole: bool = False) -> Tensor:
     """Columns of `k` tokens in the order chosen, `[k]` int64; 0 where no valid ones are left.
 
     Parameters
@@ -29,10 +29,10 @@ def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: 
     k : int
         How many.
     whole : bool
-        Make all cosines and keep every score up to date: quicker for small pictures.
+        Make all cosines and keep every score up to date: quicker for small ones.
     """
     lazy = _Lazy(rows, rule, bar, k)
-    lazy.begin(first)
+    lazy.begin(first, whole)
     if whole and len(lazy.order) < k:
         lazy.pool(torch.arange(len(bar)), float("-inf"), len(bar))
     while len(lazy.order) < k and lazy.advance():
@@ -53,12 +53,13 @@ class _Lazy:
         self.few = max(POOL[0], min(POOL[1], len(bar) // 12))
         self.block = self.few
 
-    def begin(self, first: int) -> None:
+    def begin(self, first: int, whole: bool) -> None:
         """The first token; all others look at it in one pass."""
         self.pool(torch.tensor([first]), float("-inf"), first)
         if self.order and len(self.order) < self.k:
             every = torch.arange(len(self.bar))
-            self.rule.refresh(every, self.rows.column(self.unit[0])[:, None], 0)
+            cosine = self.rows.whole[first] if whole else self.rows.column(self.unit[0])
+            self.rule.refresh(every, cosine[:, None], 0)
             self.seen.fill_(1)
 
     def advance(self) -> bool:

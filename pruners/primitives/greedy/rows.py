@@ -25,6 +25,8 @@ class Rows:
         `[N, D]`, any float dtype.
     dtype : torch.dtype
         To compute in.
+    pictures : int
+        How many such pictures are held anyway: so much less matters what one of them takes.
 
     Attributes
     ----------
@@ -37,16 +39,16 @@ class Rows:
         a product, and twins must tie. None where no two are.
     """
 
-    def __init__(self, x: Tensor, dtype: torch.dtype):
+    def __init__(self, x: Tensor, dtype: torch.dtype, pictures: int = 1):
         self.x, self.dtype = x, dtype
-        self.chunk = max(1, min(CHUNK, len(x) // 6))  # small pictures are not to be held whole, either
+        self.chunk = max(64, min(CHUNK, len(x) * pictures // 6))  # small pictures are not to be held whole, either
         # widened first: a norm of half precision in float32 takes several times as long
         norm = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=-1) for part in x.split(self.chunk)])
         self.usable = norm.isfinite()
         self.all_usable = bool(self.usable.all())
         self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
         self.own = (norm / self.length).square().masked_fill_(~self.usable, 0)
-        self.buffer = x.new_empty(self.chunk, x.shape[1], dtype=dtype)
+        self.buffer = x.new_empty(min(self.chunk, len(x)), x.shape[1], dtype=dtype)
         self.twin = _twins(x, norm)
 
     def scaled(self, index: Tensor) -> Tensor:
@@ -108,11 +110,13 @@ class Rows:
         for part in torch.arange(len(self.x)).split(self.chunk):
             start, stop = int(part[0]), int(part[-1]) + 1
             unit = self.scaled(part)
-            step = len(self.x) if self.x.dtype == self.dtype else self.chunk  # what is wide is not copied
+            step = len(self.x) if self.x.dtype == self.dtype else 2 * self.chunk  # wide ones are views
             for other in range(start, len(self.x), step):
                 block = self.cosines(slice(other, other + step), unit)
                 found[other : other + step, start:stop] = block
                 found[start:stop, other : other + step] = block.mT
+            among = found[start:stop, start:stop]
+            among.copy_(torch.maximum(among, among.mT))  # rounding differs with the order of the two
         found.diagonal().copy_(self.own)
         return found if self.twin is None else found[self.twin[:, None], self.twin]
 
