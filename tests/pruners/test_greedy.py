@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vtc.pruners.primitives.greedy import dpp_map, farthest_point, finite_range, host, isolation, loop, max_sum, mmr
+from vtc.pruners.primitives.greedy.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
