@@ -10,7 +10,7 @@ from torch import Tensor
 from ..precision import wide_dtype
 from .isolation import most_isolated
 from .loop import LAST, choose
-from .rows import Rows, alike
+from .rows import ALIKE, Rows
 from .rules import Closest, Determinant
 from .steps import best_of, finite
 
@@ -63,13 +63,14 @@ def max_sum(x: Tensor, k: int, start: Tensor, valid: Tensor | None) -> Tensor:
     """See ``greedy.max_sum``."""
 
     def one(rows: Rows, bar: Tensor, row: int) -> Tensor:
-        order, total = [int(best_of(bar, start[row, : len(bar)]))], torch.zeros_like(bar)
-        unit = rows.all_scaled()
+        order, unit = [int(best_of(bar, start[row, : len(bar)]))], rows.all_scaled()
+        score, place = bar.numpy(), None if rows.twin is None else rows.twin.numpy()
         while len(order) < k:
-            bar[order[-1]] = float("-inf")
-            column = alike(unit @ unit[order[-1]])
-            total += column if rows.twin is None else column[rows.twin]
-            order.append(int((bar - total).argmax()))
+            column = torch.mv(unit, unit[order[-1]]).numpy()
+            column[column > ALIKE] = 1
+            score -= column if place is None else column[place]
+            score[order[-1]] = float("-inf")
+            order.append(int(score.argmax()))
         return torch.tensor(order)
 
     return _each(x, k, valid, one)

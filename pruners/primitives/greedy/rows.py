@@ -58,8 +58,9 @@ class Rows:
     def all_scaled(self) -> Tensor:
         """Unit vectors of all tokens, `[N, D]`."""
         unit = self.x.new_empty(self.x.shape, dtype=self.dtype)
-        for part in torch.arange(len(self.x)).split(self.chunk):
-            torch.div(self._wide(part), self.length[part, None], out=unit[part[0] : part[-1] + 1])
+        for start in range(0, len(self.x), self.chunk):
+            part = slice(start, start + self.chunk)
+            torch.div(self._wide(part), self.length[part, None], out=unit[part])
         return unit
 
     def cosines(self, index: Tensor | slice, unit: Tensor) -> Tensor:
