@@ -1,0 +1,149 @@
+"""Greedy choices of one token a step: max-min, max-sum, marginal relevance, determinants.
+
+In float32 at least, on cosine similarities. On a device every function is one loop of `k` steps over the whole batch,
+without a host sync; on the CPU pictures are taken one by one and what can't be next is not computed (both choose the
+same). Common to all:
+
+- `x` is `[B, N, D]` and `valid` `[B, N]` bool (None: all). The result is `[B, k]` int64 columns in the order chosen.
+  The first entries are what a smaller `k` gives, so a row of a ragged batch reads as many as its budget says; entries
+  beyond the number of its valid tokens mean nothing.
+- No column is chosen twice, duplicated features or not. Ties go to the lowest index.
+- A token whose vector has an entry that is not finite (or whose norm overflows float32) comes last, before padding, by
+  index, and repels nobody; so does one whose weight or importance is not finite.
+
+In: features and scores of a batch.
+Out: columns in the order chosen.
+Uses: pruners.primitives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..precision import wide
+from . import host, steps
+
+
+def finite_range(score: Tensor, valid: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
+    """Scores `[B, N]` scaled to [0, 1] by the least and largest finite valid one of their row; the others are NaN.
+
+    ``(s - min) / (max - min + epsilon)`` in float32.
+    """
+    score = wide(score)
+    use = score.isfinite() if valid is None else score.isfinite() & valid
+    low = torch.where(use, score, float("inf")).amin(-1, keepdim=True)
+    high = torch.where(use, score, float("-inf")).amax(-1, keepdim=True)
+    return torch.where(use, (score - low) / (high - low + epsilon), float("nan"))
+
+
+@torch.no_grad()
+def farthest_point(
+    x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | None = None, start: Tensor | None = None
+) -> Tensor:
+    """Max-min diversity (k-center): each step takes the token farthest from what is chosen.
+
+    ``argmax_i w_i min_{j chosen} (1 - cos(x_i, x_j))``.
+
+    Parameters
+    ----------
+    x, k, valid
+        See the module.
+    weight : Tensor, optional
+        `[B, N]` factors >= 0 (default 1).
+    start : Tensor, optional
+        `[B, N]`, the first token is the one with the largest. Default: the weights, or without them the isolation: how
+        unlike a token its most similar other token is.
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+    """
+    start = weight if start is None else start
+    if host.on_host(x):
+        return host.farthest_point(x, k, valid, weight, start)
+    return steps.farthest_point(x, k, valid, weight, start)
+
+
+@torch.no_grad()
+def max_sum(x: Tensor, k: int, start: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Max-sum diversity: each step takes the token with the least summed similarity to what is chosen.
+
+    ``argmin_i sum_{j chosen} cos(x_i, x_j)``; unlike ``farthest_point`` it may take near-duplicates of one far cluster.
+
+    Parameters
+    ----------
+    x, k, valid
+        See the module.
+    start : Tensor
+        `[B, N]`, the first token is the one with the largest.
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+    """
+    if host.on_host(x):
+        return host.max_sum(x, k, start, valid)
+    return steps.max_sum(x, k, start, valid)
+
+
+@torch.no_grad()
+def mmr(
+    x: Tensor, importance: Tensor, k: int, lam: float = 0.5, valid: Tensor | None = None, parallel: int = 1
+) -> Tensor:
+    """Maximal marginal relevance: each round takes what is important and unlike what is chosen.
+
+    ``argmax_i lam importance_i - (1 - lam) max_{j chosen} cos(x_i, x_j)``; the first round goes by importance alone.
+
+    Parameters
+    ----------
+    x, k, valid
+        See the module.
+    importance : Tensor
+        `[B, N]`, as it is; scale it first, see ``finite_range``.
+    lam : float
+        Weight of the importance, in [0, 1].
+    parallel : int
+        Tokens taken in a round, best first; those of one round do not repel one another.
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+    """
+    if host.on_host(x) and parallel == 1:
+        return host.mmr(x, importance, k, lam, valid)
+    return steps.mmr(x, importance, k, lam, valid, parallel)
+
+
+@torch.no_grad()
+def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    """Greedy MAP of a determinantal point process with kernel ``L_ij = w_i cos(x_i, x_j) w_j``.
+
+    Each step takes the token that raises ``det L`` of the chosen set most, by the incremental Cholesky factor. With
+    ``d_i = cos(x_i, x_i)`` at first: ``j = argmax w_i^2 d_i``, ``e_i = (cos(x_i, x_j) - sum_t c_ti c_tj) / sqrt(d_j)``,
+    ``d -= e^2``, and e is the next c.
+
+    Parameters
+    ----------
+    x, k, valid
+        See the module.
+    weight : Tensor, optional
+        `[B, N]` w >= 0 (default 1).
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+
+    Notes
+    -----
+    O(k N (D + k)) and `[B, k, N]` memory. The weights stay outside the factor, whose rows and columns they only scale:
+    neither large nor small ones cost precision. Where `d_j` is below 1e-6, which is rounding, the chosen set spans the
+    token: such a step changes nothing, and the choice goes on by what the others have left, and at last by index.
+    """
+    if host.on_host(x):
+        return host.dpp_map(x, k, valid, weight)
+    return steps.dpp_map(x, k, valid, weight)

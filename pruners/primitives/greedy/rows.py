@@ -1,0 +1,141 @@
+"""The tokens of one picture: lengths, cosines of those that are asked for, and which are the same."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+CHUNK = 256  # rows made wide together: they stay in the processor's cache
+ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
+
+
+def alike(cosine: Tensor) -> Tensor:
+    """Cosines of tokens that are equal but for rounding are 1; in place."""
+    return cosine.masked_fill_(cosine > ALIKE, 1.0)
+
+
+class Rows:
+    """Cosines between the tokens of one picture on the CPU; of its features there is never a whole copy.
+
+    Parameters
+    ----------
+    x : Tensor
+        `[N, D]`, any float dtype.
+    dtype : torch.dtype
+        To compute in.
+    pictures : int
+        How many such pictures are held anyway: so much less matters what one of them takes.
+
+    Attributes
+    ----------
+    usable : Tensor
+        `[N]` bool: the vector's length is finite. Others have the cosine 0 to all.
+    own : Tensor
+        `[N]` similarity of each token to itself: 1, but 0 for a vector of zeros or one that is not usable.
+    twin : Tensor or None
+        `[N]` int64, for each token the first one whose vector is equal bit by bit: rounding differs with the place in
+        a product, and twins must tie. None where no two are.
+    """
+
+    def __init__(self, x: Tensor, dtype: torch.dtype, pictures: int = 1):
+        self.x, self.dtype = x, dtype
+        self.chunk = max(64, min(CHUNK, len(x) * pictures // 6))  # small pictures are not to be held whole, either
+        # widened first: a norm of half precision in float32 takes several times as long
+        norm = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=-1) for part in x.split(self.chunk)])
+        self.usable = norm.isfinite()
+        self.all_usable = bool(self.usable.all())
+        self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
+        self.own = (norm / self.length).square().masked_fill_(~self.usable, 0)
+        self.buffer = x.new_empty(min(self.chunk, len(x)), x.shape[1], dtype=dtype)
+        self.twin = _twins(x, norm)
+
+    def scaled(self, index: Tensor) -> Tensor:
+        """Unit vectors of some tokens, `[n, D]`."""
+        return self._wide(index).div(self.length[index, None])
+
+    def all_scaled(self) -> Tensor:
+        """Unit vectors of all tokens, `[N, D]`."""
+        unit = self.x.new_empty(self.x.shape, dtype=self.dtype)
+        for start in range(0, len(self.x), self.chunk):
+            part = slice(start, start + self.chunk)
+            torch.div(self._wide(part), self.length[part, None], out=unit[part])
+        return unit
+
+    def cosines(self, index: Tensor | slice, unit: Tensor) -> Tensor:
+        """Cosines of some tokens to `unit` vectors `[m, D]`, `[n, m]`."""
+        if isinstance(index, slice):
+            return self._cosines(index, unit)
+        return torch.cat([self._cosines(part, unit) for part in index.split(self.chunk)])
+
+    def column(self, unit: Tensor) -> Tensor:
+        """Cosine of every token to a `unit` vector `[D]`, `[N]`."""
+        starts = range(0, len(self.x), self.chunk)
+        return torch.cat([self._cosines(slice(s, s + self.chunk), unit[None])[:, 0] for s in starts])
+
+    def _cosines(self, part: Tensor | slice, unit: Tensor) -> Tensor:
+        # a matrix of one column takes longer than a vector
+        rows = self._wide(part)
+        found = rows @ unit.mT if len(unit) > 1 else (rows @ unit[0])[:, None]
+        return alike(found.div_(self.length[part, None]))
+
+    def _wide(self, part: Tensor | slice) -> Tensor:
+        """Vectors of some tokens `[n, D]`, perhaps a view; at most ``chunk`` of them only until the next call."""
+        if isinstance(part, slice):
+            rows = self.x[part].to(self.dtype)
+        elif len(part) > self.chunk:
+            rows = self.x.index_select(0, part).to(self.dtype)
+        elif self.x.dtype == self.dtype:
+            rows = torch.index_select(self.x, 0, part, out=self.buffer[: len(part)])
+        else:
+            rows = self.buffer[: len(part)].copy_(self.x.index_select(0, part))
+        return rows if self.all_usable else rows.masked_fill(~self.usable[part, None], 0)
+
+    def between(self, index: Tensor) -> Tensor:
+        """Cosines among some tokens, `[n, n]`; those of twins are the same numbers."""
+        if len(index) == len(self.x):
+            return self.whole
+        place = None
+        if self.twin is not None:
+            index, place = self.twin[index].unique(return_inverse=True)
+        unit = self.scaled(index)
+        found = alike(unit @ unit.mT)
+        found.diagonal().copy_(self.own[index])
+        return found if place is None else found[place[:, None], place]
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """All cosines, `[N, N]`, symmetric; those of twins are the same numbers."""
+        found = self.own.new_empty(len(self.x), len(self.x))
+        for part in torch.arange(len(self.x)).split(self.chunk):
+            start, stop = int(part[0]), int(part[-1]) + 1
+            unit = self.scaled(part)
+            step = len(self.x) if self.x.dtype == self.dtype else 2 * self.chunk  # wide ones are views
+            for other in range(start, len(self.x), step):
+                block = self.cosines(slice(other, other + step), unit)
+                found[other : other + step, start:stop] = block
+                found[start:stop, other : other + step] = block.mT
+            among = found[start:stop, start:stop]
+            among.copy_(torch.maximum(among, among.mT))  # rounding differs with the order of the two
+        found.diagonal().copy_(self.own)
+        return found if self.twin is None else found[self.twin[:, None], self.twin]
+
+
+def _twins(x: Tensor, norm: Tensor) -> Tensor | None:
+    """``Rows.twin``: vectors of one length and one sum of their first entries are compared entry by entry."""
+    mark = norm.double() + x[:, :64].double().sum(-1) / 3
+    order = mark.argsort(stable=True)
+    same = mark[order].diff() == 0
+    if not bool(same.any()):
+        return None
+    # of each run of equal marks the first: the lowest index, for the sort is stable
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), ~same])
+    first = order[starts][starts.cumsum(0) - 1]
+    twin = torch.arange(len(x))
+    for start in range(0, len(x), CHUNK):
+        mine, other = order[start : start + CHUNK], first[start : start + CHUNK]
+        differ = mine != other
+        mine, other = mine[differ], other[differ]
+        twin[mine] = torch.where((x[mine] == x[other]).all(-1), other, mine)
+    return twin
