@@ -16,7 +16,6 @@ from .registry import register_pruner
 from .signals import EncoderAttention, PreProjector, Signal
 from .visual_tokens import VisualTokens
 
-
 MOST = 2**27  # cosines held at a time
 NEIGHBOURS = 64  # look-alikes of each token that are known
 BLOCK = 512  # tokens at a time whose cosines are computed

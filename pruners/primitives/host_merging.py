@@ -51,12 +51,15 @@ class Gram:
             table.mul_(weight).mul_(weight[:, None])
 
     def lengths(self) -> Tensor:
+        """As ``Products`` says."""
         return self.table.diagonal()[: self.count].clamp(min=0).sqrt()
 
     def of(self, rows: slice | Tensor) -> Tensor:
+        """As ``Products`` says."""
         return self.table[rows, 1 : self.count : 2]
 
     def merge(self, source: Tensor, target: Tensor, left: Tensor) -> None:
+        """As ``Products`` says."""
         table = self.table[: self.count, : self.count]
         table.index_add_(0, target, table[source])
         self.count = len(left)
@@ -74,12 +77,15 @@ class Sums:
         self.table, self.given = (x if plain else x * weight[:, None]), plain
 
     def lengths(self) -> Tensor:
+        """As ``Products`` says."""
         return torch.linalg.vector_norm(self.table, dim=-1, dtype=torch.float32)
 
     def of(self, rows: slice | Tensor) -> Tensor:
+        """As ``Products`` says."""
         return self.table[rows].float() @ self.table[1::2].float().T
 
     def merge(self, source: Tensor, target: Tensor, left: Tensor) -> None:
+        """As ``Products`` says."""
         count = len(left)
         if self.given:
             place = torch.empty(len(self.table), dtype=torch.int64).scatter_(0, left, torch.arange(count))
@@ -184,9 +190,7 @@ def _settled(
     return torch.cat(scores), torch.cat(bests)
 
 
-def _exact_cosines(
-    rows: Tensor, columns: Tensor, usable: Tensor, x: Tensor, owner: Tensor, weight: Tensor
-) -> Tensor:
+def _exact_cosines(rows: Tensor, columns: Tensor, usable: Tensor, x: Tensor, owner: Tensor, weight: Tensor) -> Tensor:
     """Cosines of merged tokens in float64 without rounding, `[rows, columns]`; -1 with what is not finite."""
     needed = torch.cat([rows, columns])
     slot = torch.full((len(usable),), -1)

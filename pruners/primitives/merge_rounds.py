@@ -1,4 +1,4 @@
-"""Bipartite merging in rounds (ToMe): which tokens become one. Two engines choose the same, in float64 where it is close.
+"""Bipartite merging in rounds (ToMe): which tokens become one. Two engines, one choice: in float64 where it is close.
 
 Everywhere: all rows at once, without a host sync, cosines in float64. On the CPU row by row, cosines in float32; where
 two differ by less than float32 can tell, and only there, those of the candidates are computed again in float64.

@@ -8,6 +8,7 @@ Distances and the cosines of merged tokens decide what is compared next, and so 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -92,7 +93,7 @@ def _is_finite(x: Tensor) -> bool:
 
 
 def _scattered(x: Tensor, slot: Tensor, slots: int, dtype: torch.dtype, share: Tensor | None, clean: bool) -> Tensor:
-    """Sums `[slots, D]` of the tokens `x [B, N, D]`, each in its `slot [B, N]`; if `clean`, 0 for what is not finite."""
+    """Sums `[slots, D]` of the tokens `x [B, N, D]`, each in its `slot [B, N]`; if `clean`, finite ones."""
     blocks = []
     for c in channel_blocks(x.shape[-1], dtype) if clean or share is not None or x.dtype != dtype else [slice(None)]:
         some = x[..., c].to(dtype)
@@ -121,16 +122,16 @@ def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
 
 
 def symmetric_products(x: Tensor) -> Tensor:
-    """Inner products of the tokens `x [B, n, D]` with one another, `[B, n, n]`; what is below the diagonal is copied."""
+    """Inner products of the tokens `x [B, n, D]` with one another, `[B, n, n]`; half is copied."""
     n, dtype = x.shape[1], wide_dtype(x)
     parts = 3 if n >= WORTH_HALVING else 1  # smaller products run slower than they save
     edges = [i * n // parts for i in range(parts + 1)]
     made = x.new_zeros(x.shape[0], n, n, dtype=dtype)
     for c in [slice(None)] if x.dtype == dtype else channel_blocks(x.shape[-1], dtype):
         some = x[..., c].to(dtype)
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             made[:, start:stop, start:] += some[:, start:stop] @ some[:, start:].transpose(1, 2)
-    for start, stop in zip(edges[1:], edges[2:], strict=False):
+    for start, stop in itertools.pairwise(edges[1:]):
         made[:, start:stop, :start] = made[:, :start, start:stop].transpose(1, 2)
     return made
 
@@ -147,7 +148,11 @@ def _cosine(found: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def merged_cosine(
-    x: Tensor, owner: Tensor, count: int, weight: Tensor, some: slice = slice(None)  # noqa: B008
+    x: Tensor,
+    owner: Tensor,
+    count: int,
+    weight: Tensor,
+    some: slice = slice(None),
 ) -> Tensor:
     """As ``cosine``, of the merged tokens at even places with those at odd places, in float64 without rounding.
 
@@ -268,9 +273,7 @@ def bipartite_match(similarity: Tensor, r: Sequence[int], valid: Tensor, protect
     return _accepted(*nearest(similarity, usable[:, 1::2]), r, usable)
 
 
-def merged_match(
-    x: Tensor, owner: Tensor, whole: Tensor, weight: Tensor, r: Sequence[int], valid: Tensor
-) -> Match:
+def merged_match(x: Tensor, owner: Tensor, whole: Tensor, weight: Tensor, r: Sequence[int], valid: Tensor) -> Match:
     """``bipartite_match`` of merged tokens, some rows of the matrix at a time.
 
     Parameters
