@@ -202,7 +202,10 @@ def remove_alike(seen: Tensor, rest: Tensor, goal: int, step: int) -> Tensor:
     """
     known = None
     if seen.element_size() > 2:  # half precision is widened block by block instead
-        seen = _unit(seen)
+        units = torch.empty(len(seen), seen.shape[-1], dtype=torch.float64)
+        for start in range(0, len(seen), BLOCK // 4):
+            units[start : start + BLOCK // 4] = _unit(seen[start : start + BLOCK // 4])
+        seen = units
     while len(rest) > goal:
         go = min(step, len(rest) - goal, (len(rest) + 1) // 2)
         if known is None or 4 * len(rest) <= known.count:

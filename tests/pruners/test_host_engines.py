@@ -10,8 +10,9 @@ from torch import Tensor
 
 import vtc
 from vtc.pruners import vispruner
-from vtc.pruners.primitives import host_merging, merge_rounds
+from vtc.pruners.primitives import host_merging, merge_rounds, vocabulary
 from vtc.pruners.primitives.merging import combine, group_sums, membership, symmetric_products
+from vtc.pruners.primitives.vocabulary import among_nearest, nearest_ids
 from vtc.pruners.vispruner import VisPruner, remove_alike
 
 LOOKS = ("noise", "copies", "holes", "small numbers", "offset")
@@ -136,3 +137,25 @@ def test_symmetric_products_are_all_products(n):
     x = drawn("noise", 2, n, 40, seed=n)
     assert torch.allclose(symmetric_products(x), x @ x.transpose(1, 2), atol=1e-4)
     assert torch.allclose(symmetric_products(x), symmetric_products(x).transpose(1, 2), atol=1e-4)
+
+
+@given(st.sampled_from(LOOKS), st.integers(1, 3), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 999))
+@settings(max_examples=80)
+def test_members_of_classes_on_the_host_are_those_of_every_device(look, k, dtype, alike, seed):
+    table = drawn(look, 1, 700, 16, seed=seed)[0].to(dtype)
+    x = torch.cat([drawn("noise", 1, 40, 16, seed=seed + 1)[0], table[:30].float() * 2, torch.zeros(1, 16)]).to(dtype)
+    if alike:
+        x = x + 4 * table[650].nan_to_num(0, 0, 0)
+    classes = [torch.tensor([3, 650]), torch.tensor([11]), torch.tensor([], dtype=torch.int64)]
+    found = among_nearest(x[None], table, k, classes)
+    near = nearest_ids(x[None], table, k)
+    for ids, member in zip(classes, found, strict=True):
+        assert torch.equal(member, (near[..., None] == ids).any(-1).any(-1))
+
+
+def test_most_vectors_are_not_compared_with_the_whole_vocabulary():
+    x, table = drawn("noise", 1, 200, 64, seed=1)[0], drawn("noise", 1, 5000, 64, seed=2)[0]
+    x[:20] = table[4000] + 0.1 * x[:20]
+    undecided = vocabulary._may_be_nearest(x, table, 3, torch.tensor([4000]))
+    assert undecided[:20].all()
+    assert undecided.sum() < 40
