@@ -64,7 +64,7 @@ def nearest_ids(x: Tensor, table: Tensor, k: int) -> Tensor:
             similar.scatter_(1, place, float("-inf"))
         order = best.sort(dim=-1, descending=True, stable=True).indices[:, :k]  # earlier rows stand first
         best, ids = best.gather(1, order), ids.gather(1, order)
-    return ids.view(*x.shape[:-1], -1)
+    return ids.view(*x.shape[:-1], ids.shape[-1])
 
 
 @torch.no_grad()

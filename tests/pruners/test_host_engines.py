@@ -159,3 +159,10 @@ def test_most_vectors_are_not_compared_with_the_whole_vocabulary():
     undecided = vocabulary._may_be_nearest(x, table, 3, torch.tensor([4000]))
     assert undecided[:20].all()
     assert undecided.sum() < 40
+
+
+def test_where_no_vector_is_left_over_none_is_a_member():
+    table = drawn("noise", 1, 900, 16, seed=3)[0]
+    x = -table[7].expand(2, 3, -1)
+    assert not vocabulary._may_be_nearest(x, table, 3, torch.tensor([7])).any()
+    assert [m.any().item() for m in among_nearest(x, table, 3, [torch.tensor([7])])] == [False]
