@@ -12,7 +12,7 @@ from torch.linalg import vector_norm
 from vtc.pruners.primitives.greedy import farthest_point
 from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import top_k
-from vtc.pruners.primitives.vocabulary import TINY, Calibration, nearest_ids, read_calibration, shipped
+from vtc.pruners.primitives.vocabulary import TINY, Calibration, among_nearest, read_calibration, shipped
 
 from .base import Pruner, Stop
 from .registry import register_pruner
@@ -48,7 +48,7 @@ class EmbedLens(Pruner):
     -----
     Stage: input, on projected features x `[N, D]` and rows e of the INPUT embedding table `[V, D]`::
 
-        class of ids C:       some of top-k_v cos(x_i, e_v) is in C            O(N V D)
+        class of ids C:       some of top-k_v cos(x_i, e_v) is in C            O(N V D), on the CPU less
         calibrated class c:   cos(x_i, m_c) >= t_c                              O(N |c| D)
 
     m_c is the mean unit vector of the class on the calibration images and t_c the cosine at which it agrees best with
@@ -168,15 +168,14 @@ class EmbedLens(Pruner):
         given = _ids("sink", self.sink), _ids("dead", self.dead)
         if given == (None, None):
             given = LLAVA_SINK, LLAVA_DEAD
-        cosine, member = [], []
+        cosine = []
         beyond = [i for ids in given for i in ids or () if i >= table.shape[0]]
         if beyond:
             raise ValueError(f"embedlens: the vocabulary has ids 0 to {table.shape[0] - 1}; {beyond} are none of them")
-        near = nearest_ids(x, table, min(self.top, table.shape[0]))
-        for ids in given:
-            mine = torch.tensor(ids or (), dtype=torch.int64, device=near.device)
-            member.append((near[..., None] == mine).any(-1).any(-1))
-            rows = table[mine.to(table.device)].to(x.device, wide_dtype(x))
+        classes = [torch.tensor(ids or (), dtype=torch.int64, device=table.device) for ids in given]
+        member = among_nearest(x, table, min(self.top, table.shape[0]), classes)
+        for mine in classes:
+            rows = table[mine].to(x.device, wide_dtype(x))
             cosine.append(_largest(x, norm, rows / vector_norm(rows, dim=-1, keepdim=True).clamp(min=TINY))[0])
         return cosine, member
 

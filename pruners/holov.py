@@ -19,7 +19,8 @@ from vtc.pruners.primitives.best_per_part import (
     per_token,
     rank_in_part,
 )
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.merging import symmetric_products
+from vtc.pruners.primitives.precision import wide, wide_dtype
 
 from .base import Pruner
 from .registry import register_pruner
@@ -81,10 +82,11 @@ class HoloV(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Run by run, in each by falling attention."""
         raw = wide(tokens.read(self.signals[0])).mean(1)
-        part, blocks = self._runs(tokens)
-        count, valid = blocks.shape[1], tokens.valid
+        edges = self._edges(tokens)
+        part, valid = self._part(tokens, edges), tokens.valid
+        count = max(map(len, edges)) - 1
         attention = 1000 * raw.nan_to_num(0, 0, 0).masked_fill(~valid, 0)
-        variance = self._variance(tokens.features, blocks, part.shape[1])
+        variance = self._variance(tokens.features, edges)
         sizes = part_sizes(part, count).clamp(min=1)
         looked, varied = (part_sums(x, part, count) / sizes for x in (attention, variance))
         weight = looked + self.alpha * looked / (varied + 1e-6) * varied  # the mean of the run's scores
@@ -101,37 +103,45 @@ class HoloV(Pruner):
             chosen = best(per_token(whole + weight, part) - rank, budget, valid)
         return columns_of(chosen, k, part * part.shape[1] + rank, exact=not self.official)
 
-    def _runs(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
-        """Run of each token `[B, N]`, and the tokens of each run `[B, P, m]`, -1 where it has fewer."""
-        rows, width = tokens.ids.shape
-        count = min(self.crops, max(tokens.counts))
-        part, blocks = np.full((rows, width), count), np.full((rows, count, -(-width // count)), -1)
-        for i, n in enumerate(tokens.counts):
-            parts = min(count, n)
-            edges = np.arange(parts + 1) * n // parts
-            for p, (start, stop) in enumerate(itertools.pairwise(edges.tolist())):
-                part[i, start:stop] = p
-                blocks[i, p, : stop - start] = np.arange(start, stop)
-        device = tokens.ids.device
-        return torch.from_numpy(part).to(device), torch.from_numpy(blocks).to(device)
+    def _edges(self, tokens: VisualTokens) -> list[list[int]]:
+        """Where each row's runs begin, and where the last one ends."""
+        runs = [min(self.crops, n) for n in tokens.counts]
+        return [[i * n // count for i in range(count + 1)] for n, count in zip(tokens.counts, runs, strict=True)]
+
+    @staticmethod
+    def _part(tokens: VisualTokens, edges: list[list[int]]) -> Tensor:
+        """Run of each token, `[B, N]`; padding has one of its own."""
+        part = np.full(tuple(tokens.ids.shape), max(map(len, edges)) - 1)
+        for row, ends in zip(part, edges, strict=True):
+            row[: ends[-1]] = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        return torch.from_numpy(part).to(tokens.ids.device)
 
     @staticmethod
     @torch.no_grad()
-    def _variance(features: Tensor, blocks: Tensor, width: int) -> Tensor:
+    def _variance(features: Tensor, edges: list[list[int]]) -> Tensor:
         """Variance of each token's cosines to the others of its run, `[B, N]` float32."""
-        rows, count, m = blocks.shape
-        index = blocks.clamp(min=0).view(rows, -1)
-        x = wide(features.gather(1, index[..., None].expand(-1, -1, features.shape[-1])))
-        x = x.view(rows * count, m, -1)
-        gram = x @ x.transpose(1, 2)
-        norm = gram.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=1e-8)
-        cosine = (gram / (norm[:, :, None] * norm[:, None])).view(rows, count, m, m)
-        real = blocks >= 0
-        pairs = real[:, :, None] & real[..., None]
-        eye = torch.eye(m, dtype=torch.bool, device=blocks.device)
-        cosine = cosine.nan_to_num(0, 0, 0).masked_fill(eye | ~pairs, 0)
-        others = (real.sum(-1)[..., None] - 1).clamp(min=1)
-        mean = cosine.sum(-1) / others
-        variance = ((cosine - mean[..., None]) ** 2 * pairs).sum(-1) / others
-        out = variance.new_zeros(rows, width + 1)
-        return out.scatter(1, torch.where(real, blocks, width).view(rows, -1), variance.view(rows, -1))[:, :width]
+        out = features.new_zeros(features.shape[:2], dtype=wide_dtype(features))
+        for ends in {tuple(row) for row in edges}:  # rows of one length together
+            rows = [i for i, row in enumerate(edges) if tuple(row) == ends]
+            whole = len(rows) == len(edges)
+            found = []
+            for start, stop in itertools.pairwise(ends):
+                x = features[:, start:stop]  # a run is whole: nothing is gathered
+                found.append(_variance_of(x if whole else x[torch.tensor(rows, device=x.device)]))
+            made = torch.cat(found, 1)
+            if whole:
+                out[:, : ends[-1]] = made
+            else:
+                out[torch.tensor(rows, device=out.device), : ends[-1]] = made
+        return out
+
+
+def _variance_of(x: Tensor) -> Tensor:
+    """Variance of each token's cosines to the others of `x` `[B, n, D]`, `[B, n]`."""
+    gram = symmetric_products(x)
+    scale = gram.diagonal(dim1=1, dim2=2).rsqrt().clamp(max=1e8)
+    cosine = gram.mul_(scale[:, :, None]).mul_(scale[:, None]).nan_to_num_(0, 0, 0)
+    cosine.diagonal(dim1=1, dim2=2).zero_()
+    others = max(1, x.shape[1] - 1)
+    mean = cosine.sum(-1, keepdim=True) / others
+    return cosine.sub_(mean).square_().sum(-1) / others

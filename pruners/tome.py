@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from vtc.pruners.primitives.merging import bipartite_match, combine, membership, merged_cosine
+from vtc.pruners.primitives.merge_rounds import merge_rounds
+from vtc.pruners.primitives.merging import group_sums
 
 from .base import STAGES, Merged, Pruner, Stop
 from .registry import register_pruner
@@ -107,29 +106,19 @@ class Tome(Pruner):
         valid = tokens.valid
         x = tokens.read(self.signals[0]).to(valid.device).mean(2) if self.signals else tokens.features
         before = valid.float() if tokens.size is None else tokens.size
-        whole, counts = x.isfinite().all(-1), list(tokens.counts)
-        column = owner = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-        while any(n > b for n, b in zip(counts, tokens.budgets, strict=True)):
-            r = [min(self._round(n), n - b) for n, b in zip(counts, tokens.budgets, strict=True)]
-            counts = [n - less for n, less in zip(counts, r, strict=True)]
-            likeness = merged_cosine(x, owner, valid.shape[1], before)
-            usable = whole.gather(1, column)
-            likeness.masked_fill_(~(usable[:, ::2, None] & usable[:, None, 1::2]), -1)
-            match = bipartite_match(likeness, r, valid)
-            del likeness
-            gone = ~valid
-            gone[:, ::2] |= match.merged
-            place = (~gone).cumsum(1) - 1
-            odd = (2 * match.best + 1).clamp(max=place.shape[1] - 1)
-            place[:, ::2] = torch.where(match.merged, place.gather(1, odd), place[:, ::2])
-            left = gone.to(torch.int8).sort(dim=1, stable=True).indices[:, : max(counts)]
-            owner = place.gather(1, owner)
-            column, valid = column.gather(1, left), (~gone).gather(1, left)
+        merged = merge_rounds(x, before, valid, tokens.counts, self._rounds(tokens))
         # from the original tokens, so that half precision rounds once
-        inside = membership(owner, k, tokens.valid, before)
-        size = inside.sum(2)
-        features = combine(inside, tokens.features).div_(size[..., None].clamp(min=1))
-        return Merged(column[:, :k], features.to(tokens.features.dtype), size)
+        sums, size = group_sums(tokens.features, merged.owner, k, valid, tokens.size)
+        features = sums / size[..., None].clamp(min=1)
+        return Merged(merged.column[:, :k], features.to(tokens.features.dtype), size)
+
+    def _rounds(self, tokens: VisualTokens) -> list[list[int]]:
+        """How many tokens each row loses in each round."""
+        counts, rounds = list(tokens.counts), []
+        while any(n > b for n, b in zip(counts, tokens.budgets, strict=True)):
+            rounds.append([min(self._round(n), n - b) for n, b in zip(counts, tokens.budgets, strict=True)])
+            counts = [n - less for n, less in zip(counts, rounds[-1], strict=True)]
+        return rounds
 
     def _round(self, n: int) -> int:
         """How many of `n` tokens a round merges away at most."""

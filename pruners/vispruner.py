@@ -8,13 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.precision import exact_dtype, settled
+from vtc.pruners.primitives.precision import decides_on_host, exact_dtype, settled
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Pruner
 from .registry import register_pruner
 from .signals import EncoderAttention, PreProjector, Signal
 from .visual_tokens import VisualTokens
+
+MOST = 2**27  # cosines held at a time
+NEIGHBOURS = 64  # look-alikes of each token that are known
+BLOCK = 512  # tokens at a time whose cosines are computed
 
 
 @register_pruner("vispruner")
@@ -38,8 +42,9 @@ class VisPruner(Pruner):
     The others are a list by falling attention. While more than the rest of T are left, the list is split into its even
     and odd places, and the ``min(step, surplus)`` even ones with the largest cosine to any odd one go; the list goes on
     with the even ones left, by falling cosine, followed by the odd ones. Cosines are of what the projector reads,
-    `[N, D_enc]`, computed once: O(N^2 D_enc + N^3 / step) time, N x N float64. About ``(N - T) / step`` rounds, all
-    spans of a batch together.
+    `[N, D_enc]`, computed once: O(N^2 D_enc + N^3 / step) time, N x N float64, at most 1 GiB. About ``(N - T) / step``
+    rounds, all spans of a batch together. On the CPU O(N^2 (D_enc + 1 / step)) and no N x N matrix: the nearest tokens
+    of each are found once (``remove_alike``).
 
     It cascades: two even places whose cosines all but tie change ranks, another half becomes even, and every later
     round with it. So attention is averaged and cosines are computed in float64 (in float32 every fourth picture of 576
@@ -48,7 +53,7 @@ class VisPruner(Pruner):
 
     The authors' code fails for lists of odd length; here the even places are one more. It compares in the model's
     dtype. Tokens of several patches (Qwen-VL, Gemma3) are the mean of their patches. All views of an
-    anyres picture are one list, so N x N is then 66 MB for 2,880 tokens. Features that are not finite count as zeros,
+    anyres picture are one list. Features that are not finite count as zeros,
     attention that is not finite as the lowest.
     """
 
@@ -70,24 +75,35 @@ class VisPruner(Pruner):
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The important ones by falling attention, then the diverse ones."""
         attention, seen = self.signals
-        cosine = self._cosine(tokens.read(seen))
-        width, device = cosine.shape[1], cosine.device
-        looks = tokens.read(attention)
-        order = top_k(looks.mean(1, dtype=exact_dtype(looks.device)), width, tokens.valid)
+        looks, x = tokens.read(attention), tokens.read(seen)
+        width, device = x.shape[1], x.device
+        order = top_k(looks.mean(1, dtype=exact_dtype(looks.device)), width, tokens.valid).to(device)
         top = [int(b * self.important) for b in tokens.budgets]
         left = [n - t for n, t in zip(tokens.counts, top, strict=True)]
         goal = [b - t for b, t in zip(tokens.budgets, top, strict=True)]
         first = torch.tensor(top, device=device)[:, None]
         place = torch.arange(width, device=device)
         rest = order.gather(1, (place + first).clamp(max=width - 1))[:, : max(1, *left)]
-        for even, dropped in self._rounds(left, goal, device):
-            rest = self._round(rest, cosine, even, dropped)
+        if decides_on_host(x):
+            for i, (row, n, g) in enumerate(zip(rest, left, goal, strict=True)):
+                row[:g] = remove_alike(x[i], row[:n].clone(), g, self.step)
+        elif any(n > g for n, g in zip(left, goal, strict=True)):
+            cosine = self._cosine(x)
+            for even, dropped in self._rounds(left, goal, device):
+                rest = self._round(rest, cosine, even, dropped)
         turn = place[:k] - first
         return torch.where(turn < 0, order[:, :k], rest.gather(1, turn.clamp(0, rest.shape[1] - 1)))
 
     @staticmethod
     def _cosine(seen: Tensor) -> Tensor:
         """Cosines of all tokens with all, `[B, N, N]` float64."""
+        rows, width = seen.shape[:2]
+        if rows * width**2 > MOST:
+            raise NotImplementedError(
+                f"vispruner compares all {width} tokens of {rows} pictures with one another, which takes "
+                f"{rows * width**2 / 2**27:.1f} GiB here; at most {MOST / 2**27:.0f} GiB are: give it fewer pictures "
+                "at a time or smaller ones, or use another method (divprune, visionzip)"
+            )
         x = seen.mean(2, dtype=exact_dtype(seen.device)).nan_to_num_(0, 0, 0)
         x /= x.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
         return settled(x @ x.transpose(1, 2))
@@ -116,3 +132,85 @@ class VisPruner(Pruner):
         source = torch.where(places < n_even - go, places + go, places - (n_even - go) + even.shape[1])
         done = both.gather(1, source.clamp(max=both.shape[1] - 1))
         return torch.where(go > 0, done, rest)  # finished rows stay as they are
+
+
+def _unit(seen: Tensor) -> Tensor:
+    """Mean of the patches of each token `[n, U, D]` at length 1, `[n, D]` float64; 0 for what is not finite."""
+    x = seen.mean(1, dtype=torch.float64).nan_to_num_(0, 0, 0)
+    return x.div_(x.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
+
+
+class Lookalikes:
+    """The nearest tokens of each among the tokens `among` `[n]`, best first, and their cosines.
+
+    `seen` is `[N, U, D]`, or `[N, D]` where it holds unit vectors already.
+    """
+
+    def __init__(self, seen: Tensor, among: Tensor):
+        self.seen, self.count = seen, len(among)
+        most = min(NEIGHBOURS, len(among) - 1)
+        self.column = torch.zeros(len(seen), most, dtype=torch.int64)
+        self.cosine = torch.zeros(len(seen), most, dtype=torch.float64)
+        for start in range(0, len(among), self._size()):
+            some = among[start : start + self._size()]
+            found = self.between(some, among)
+            found.diagonal(start).fill_(-3.0)
+            best = found.topk(most, dim=1)
+            self.column[some], self.cosine[some] = among[best.indices], settled(best.values)
+
+    def _size(self) -> int:
+        """Tokens at a time."""
+        return min(BLOCK, max(64, len(self.seen) // 4))
+
+    def between(self, a: Tensor, b: Tensor) -> Tensor:
+        """Cosines of the tokens `a` with the tokens `b`, float64, not settled yet."""
+        left = self._units(a)
+        return torch.cat([left @ self._units(some).T for some in b.split(self._size())], 1)
+
+    def _units(self, some: Tensor) -> Tensor:
+        return self.seen[some] if self.seen.dim() == 2 else _unit(self.seen[some])
+
+    def nearest(self, even: Tensor, odd: Tensor) -> Tensor:
+        """Cosine of each token of `even` with the nearest one of `odd`; -2 where there are none."""
+        if not len(odd):
+            return torch.full((len(even),), -2.0, dtype=torch.float64)
+        among = torch.zeros(len(self.seen), dtype=torch.bool)
+        among[odd] = True
+        there = among[self.column[even]]
+        first = there.to(torch.int8).argmax(1, keepdim=True)
+        like = self.cosine[even].gather(1, first)[:, 0]
+        unknown = (~there.gather(1, first)[:, 0]).nonzero()[:, 0]
+        if len(unknown):
+            like[unknown] = settled(self.between(even[unknown], odd).amax(1))
+        return like
+
+
+def remove_alike(seen: Tensor, rest: Tensor, goal: int, step: int) -> Tensor:
+    """VisPruner's rounds on the CPU, for one list of tokens: those that are left, `[goal]`, in the list's order.
+
+    As ``VisPruner._round`` chooses, but with the nearest ones of each token known instead of all cosines gathered anew:
+    O(N^2 D + N^2 / step) time and O(N) memory. When three quarters of the tokens have gone they are looked up again.
+
+    Parameters
+    ----------
+    seen : Tensor
+        `[N, U, D]` what is compared.
+    rest : Tensor
+        `[n]` the list.
+    goal, step : int
+        How many stay, and how many go in a round.
+    """
+    known = None
+    if seen.element_size() > 2:  # half precision is widened block by block instead
+        units = torch.empty(len(seen), seen.shape[-1], dtype=torch.float64)
+        for start in range(0, len(seen), BLOCK // 4):
+            units[start : start + BLOCK // 4] = _unit(seen[start : start + BLOCK // 4])
+        seen = units
+    while len(rest) > goal:
+        go = min(step, len(rest) - goal, (len(rest) + 1) // 2)
+        if known is None or 4 * len(rest) <= known.count:
+            known = Lookalikes(seen, rest)
+        even, odd = rest[0::2], rest[1::2]
+        order = known.nearest(even, odd).sort(descending=True, stable=True).indices
+        rest = torch.cat([even[order[go:]], odd])
+    return rest

@@ -1,21 +1,24 @@
 """Merging primitives: batched, deterministic, without a host sync, in float32. Ties go to the lowest index.
 
-Sums over groups are matrix products with a 0/1 matrix and not scatters, whose order on a GPU differs from run to run;
-where the sums are only compared, in float64 that is ``settled``, they may be scatters. Distances and the cosines of
-merged tokens decide what is compared next, and so are computed in float64 (see ``precision``).
+Sums over groups are scatters on the CPU alone: on a GPU, where their order differs from run to run, they are matrix
+products with a 0/1 matrix; where the sums are only compared, in float64 that is ``settled``, they may be scatters.
+Distances and the cosines of merged tokens decide what is compared next, and so are computed in float64 (see
+``precision``).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .precision import exact_dtype, settled, wide, wide_dtype
+from .precision import decides_on_host, exact_dtype, settled, wide, wide_dtype
 
 FAR = 1e9  # a distance that is not finite
+WORTH_HALVING = 128  # tokens from which a symmetric product is worth taking apart
 CHANNELS = 1024  # at a time in float32, so that half precision needs no second copy of the features
 
 
@@ -39,6 +42,67 @@ def combine(weights: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Ten
     return made
 
 
+def group_sums(
+    x: Tensor, group: Tensor, count: int, member: Tensor, weight: Tensor | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of the tokens of each group, and how many there are.
+
+    Parameters
+    ----------
+    x : Tensor
+        `[B, N, D]`; what is not finite counts as 0.
+    group : Tensor
+        `[B, N]` int64: the group of each token.
+    count : int
+        K, the number of groups; tokens of a group beyond them are left out.
+    member : Tensor
+        `[B, N]` bool: False leaves a token out.
+    weight : Tensor, optional
+        `[B, N]`: how many tokens each one stands for; default 1.
+    dtype : torch.dtype, optional
+        Of the sums; default float32 (float64 for float64).
+
+    Returns
+    -------
+    sums : Tensor
+        `[B, K, D]`.
+    sizes : Tensor
+        `[B, K]` float32: the sum of the weights.
+    """
+    if x.device.type != "cpu":
+        inside = membership(group, count, member, weight)
+        return combine(inside, x, dtype), inside.sum(2)
+    dtype = dtype or wide_dtype(x)
+    rows = x.shape[0]
+    inside = member & (group >= 0) & (group < count)
+    # one slot more in each row takes what is left out
+    slot = torch.where(inside, group, count) + torch.arange(rows, device=x.device)[:, None] * (count + 1)
+    share = torch.ones_like(group, dtype=torch.float32) if weight is None else wide(weight)
+    sizes = share.new_zeros(rows * (count + 1)).index_add(0, slot.flatten(), share.flatten()).view(rows, -1)[:, :count]
+    given, found = None if weight is None else share, None
+    if decides_on_host(x):  # what is not finite spoils its sum
+        found = _scattered(x, slot, rows * (count + 1), dtype, given, clean=False)
+    if found is None or not _is_finite(found):
+        found = _scattered(x, slot, rows * (count + 1), dtype, given, clean=True)
+    return found.view(rows, count + 1, -1)[:, :count], sizes
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all numbers are, read on the host."""
+    return x.numel() == 0 or all(end.isfinite().item() for end in x.detach().aminmax())
+
+
+def _scattered(x: Tensor, slot: Tensor, slots: int, dtype: torch.dtype, share: Tensor | None, clean: bool) -> Tensor:
+    """Sums `[slots, D]` of the tokens `x [B, N, D]`, each in its `slot [B, N]`; if `clean`, finite ones."""
+    blocks = []
+    for c in channel_blocks(x.shape[-1], dtype) if clean or share is not None or x.dtype != dtype else [slice(None)]:
+        some = x[..., c].to(dtype)
+        some = some.nan_to_num(0, 0, 0) if clean else some
+        some = some if share is None else some * share[..., None]
+        blocks.append(some.new_zeros(slots, some.shape[-1]).index_add(0, slot.flatten(), some.flatten(0, 1)))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
+
+
 def add_weighted(made: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`made [B, K, D]` float32, to which the tokens `x [B, K, D]` are added by `weight [B, K, 1]`."""
     for c in channel_blocks(x.shape[-1]):
@@ -57,6 +121,21 @@ def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     return found, left, right
 
 
+def symmetric_products(x: Tensor) -> Tensor:
+    """Inner products of the tokens `x [B, n, D]` with one another, `[B, n, n]`; half is copied."""
+    n, dtype = x.shape[1], wide_dtype(x)
+    parts = 3 if n >= WORTH_HALVING else 1  # smaller products run slower than they save
+    edges = [i * n // parts for i in range(parts + 1)]
+    made = x.new_zeros(x.shape[0], n, n, dtype=dtype)
+    for c in [slice(None)] if x.dtype == dtype else channel_blocks(x.shape[-1], dtype):
+        some = x[..., c].to(dtype)
+        for start, stop in itertools.pairwise(edges):
+            made[:, start:stop, start:] += some[:, start:stop] @ some[:, start:].transpose(1, 2)
+    for start, stop in itertools.pairwise(edges[1:]):
+        made[:, start:stop, :start] = made[:, :start, start:stop].transpose(1, 2)
+    return made
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float32; -1 where it is not finite."""
     return _cosine(*inner(a, b))
@@ -68,7 +147,13 @@ def _cosine(found: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return found.div_(scale.clamp_(min=1e-12)).nan_to_num_(-1, -1, -1)
 
 
-def merged_cosine(x: Tensor, owner: Tensor, count: int, weight: Tensor) -> Tensor:
+def merged_cosine(
+    x: Tensor,
+    owner: Tensor,
+    count: int,
+    weight: Tensor,
+    some: slice = slice(None),
+) -> Tensor:
     """As ``cosine``, of the merged tokens at even places with those at odd places, in float64 without rounding.
 
     ``settled``, because these comparisons decide what is compared next.
@@ -83,11 +168,13 @@ def merged_cosine(x: Tensor, owner: Tensor, count: int, weight: Tensor) -> Tenso
         M, how many there are.
     weight : Tensor
         `[B, N]`: how many tokens each one stands for; 0 for padding.
+    some : slice
+        Which of those at even places; default all.
 
     Returns
     -------
     Tensor
-        `[B, (M + 1) // 2, M // 2]`.
+        `[B, (M + 1) // 2, M // 2]`, or of `some` rows.
     """
     dtype = exact_dtype(x.device)
     found = left = right = x.new_zeros((), dtype=dtype)
@@ -95,7 +182,7 @@ def merged_cosine(x: Tensor, owner: Tensor, count: int, weight: Tensor) -> Tenso
         part = x[..., c].detach().to(dtype, copy=True).nan_to_num_(0, 0, 0).mul_(weight[..., None])
         sums = part.new_zeros(part.shape[0], count, part.shape[2])
         sums = sums.scatter_add_(1, owner[..., None].expand_as(part), part)  # a mean's cosine is its sum's
-        one, _, _ = more = inner(sums[:, ::2], sums[:, 1::2])
+        one, _, _ = more = inner(sums[:, ::2][:, some], sums[:, 1::2])
         found = one if found.dim() == 0 else found.add_(one)
         left, right = left + more[1], right + more[2]
     return settled(_cosine(found, left, right))
@@ -182,12 +269,39 @@ def bipartite_match(similarity: Tensor, r: Sequence[int], valid: Tensor, protect
     protect : int
         Tokens in front (a class token: 1) that are not merged, in A or B.
     """
-    free = torch.arange(valid.shape[1], device=valid.device) >= protect
-    usable = valid & free
-    score, best = nearest(similarity, usable[:, 1::2])
+    usable = valid & (torch.arange(valid.shape[1], device=valid.device) >= protect)
+    return _accepted(*nearest(similarity, usable[:, 1::2]), r, usable)
+
+
+def merged_match(x: Tensor, owner: Tensor, whole: Tensor, weight: Tensor, r: Sequence[int], valid: Tensor) -> Match:
+    """``bipartite_match`` of merged tokens, some rows of the matrix at a time.
+
+    Parameters
+    ----------
+    x, owner, weight
+        As for ``merged_cosine``.
+    whole : Tensor
+        `[B, M]` bool: False is like no other, -1.
+    r, valid
+        As for ``bipartite_match``; `valid` is `[B, M]`.
+    """
+    rows, columns = (valid.shape[1] + 1) // 2, valid.shape[1] // 2
+    size = max(1, x.shape[1] * x.shape[2] // 16 // max(1, columns))  # the matrix is small beside the features
+    found = []
+    for start in range(0, rows, size):
+        some = slice(start, start + size)
+        likeness = merged_cosine(x, owner, valid.shape[1], weight, some)
+        likeness.masked_fill_(~(whole[:, ::2, None][:, some] & whole[:, None, 1::2]), -1)
+        found.append(nearest(likeness, valid[:, 1::2]))
+    score, best = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    return _accepted(score, best, r, valid)
+
+
+def _accepted(score: Tensor, best: Tensor, r: Sequence[int], usable: Tensor) -> Match:
+    """The matching of proposals `best` with their `score`."""
     score = score.masked_fill(~usable[:, ::2], float("-inf"))
     edges = score.sort(dim=1, descending=True, stable=True).indices
-    limit = torch.tensor([[max(0, n)] for n in r], device=valid.device)
+    limit = torch.tensor([[max(0, n)] for n in r], device=usable.device)
     possible = torch.minimum(usable[:, ::2].sum(1, keepdim=True), usable.sum(1, keepdim=True) // 2)
-    first = torch.arange(edges.shape[1], device=valid.device) < torch.minimum(limit, possible)
+    first = torch.arange(edges.shape[1], device=usable.device) < torch.minimum(limit, possible)
     return Match(edges, best, torch.zeros_like(first).scatter(1, edges, first))

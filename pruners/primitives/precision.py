@@ -34,6 +34,14 @@ def exact(x: Tensor) -> Tensor:
     return x.to(exact_dtype(x.device))
 
 
+def decides_on_host(x: Tensor) -> bool:
+    """Whether values of `x` may be read to choose what is computed next.
+
+    Real tensors on the CPU: elsewhere that waits for the device, and fake tensors (``torch.compile``) have no values.
+    """
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
 def settled(x: Tensor, scale: Tensor | None = None) -> Tensor:
     """`x` in steps of ``scale / GRID`` where it is float64, in place: equal but for the order of a sum becomes equal.
 

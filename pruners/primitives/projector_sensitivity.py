@@ -2,7 +2,8 @@
 
 The directions are the same for all tokens, and the first layer is linear: ``W1 (x_i +- h u_j)`` costs one row for each
 token and one for each direction. The second is linear, too, so the difference is taken before it. Norms in front of the
-first layer scale by a number that follows from ``|x|^2``, ``x.u`` and ``|u|^2``.
+first layer scale by a number that follows from ``|x|^2``, ``x.u`` and ``|u|^2``. Of the second matrix only lengths are
+asked, and those its triangular factor (QR) gives as well: half of the products. It is made once for a weight and kept.
 
 Everything is computed in float32, the difference of activations in float64 (where there is one: not on MPS); weights
 stay as they were loaded and are widened a few rows at a time.
@@ -26,6 +27,8 @@ from .precision import exact, wide, wide_dtype
 
 CHUNK = 2**20  # numbers of a state at a time
 ROWS = 1024  # of a weight at a time
+STRIP = 256  # rows of a triangle at a time
+WORTH_FACTOR = 1024  # rows of a second matrix from which a triangle pays
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Projector:
 
     ``first`` is `[P, H, D]`, one matrix for each part p of a token (patch, or all patches side by side: P = 1), and
     ``second`` `[D_out, H]`, both in their own dtype.
-    ``pooled`` says that the token is the mean of its patches.
+    ``pooled`` says that the token is the mean of its patches, ``triangular`` that ``second`` is zero left of its
+    diagonal, another matrix with which all products have the same length.
     """
 
     first: Tensor
@@ -53,6 +57,7 @@ class Projector:
     second: Tensor | None = None
     norm: Norm | None = None
     pooled: bool = False
+    triangular: bool = False
 
 
 def read_projector(module: nn.Module, patches: int, width: int, rank: int | None = None) -> Projector:
@@ -102,7 +107,8 @@ def read_projector(module: nn.Module, patches: int, width: int, rank: int | None
         return Projector(first, norm=norm)
     act = next(m for m, kind in zip(leaves, kinds, strict=True) if kind == "a")
     bias = linear[-2].bias
-    return Projector(first, None if bias is None else bias.float(), act, _second(linear[-1].weight, rank), norm)
+    second, triangular = _second(linear[-1].weight, rank)
+    return Projector(first, None if bias is None else bias.float(), act, second, norm, triangular=triangular)
 
 
 _REFUSED = (
@@ -123,16 +129,30 @@ def _norm(module: Any) -> Norm:
 _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _second(weight: Tensor, rank: int | None) -> Tensor:
-    """The second matrix, or `[rank, H]` with which all products have the norms of its best approximation of `rank`."""
+@torch.no_grad()
+def _second(weight: Tensor, rank: int | None) -> tuple[Tensor, bool]:
+    """A matrix with which all products have the lengths of the second one's, and whether it is triangular.
+
+    With `rank` those of its best approximation, `[rank, H]`.
+    """
     if rank is None or rank >= min(weight.shape):
-        return weight
+        if weight.shape[0] < WORTH_FACTOR:
+            return weight, False
+        return _kept(weight, None, lambda w: torch.linalg.qr(w, mode="r").R), True
+
+    def low_rank(whole: Tensor) -> Tensor:
+        _, values, vectors = torch.linalg.svd(whole, full_matrices=False)
+        return values[:rank, None] * vectors[:rank]  # the left vectors are orthonormal: they change no norm
+
+    return _kept(weight, rank, low_rank), False
+
+
+def _kept(weight: Tensor, what: int | None, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `make` makes of the float32 `weight`, until that changes or is gone."""
     version = 0 if weight.is_inference() else weight._version
     known = _factors.get(weight)
-    if known is None or known[0] != (version, rank):
-        _, values, vectors = torch.linalg.svd(weight.float(), full_matrices=False)
-        # the left vectors are orthonormal: they change no norm
-        known = _factors[weight] = ((version, rank), values[:rank, None] * vectors[:rank])
+    if known is None or known[0] != (version, what):
+        known = _factors[weight] = ((version, what), make(weight.to(wide_dtype(weight))))
     return known[1]
 
 
@@ -217,15 +237,21 @@ def _moves(x: Tensor, u: Tensor, along: Tensor, bias: Tensor, projector: Project
     else:  # float32 would leave three digits of the difference, and its noise decide close choices
         centre, half = exact(centre), exact(half)
         moved = act(centre + half).sub_(act(centre - half)).to(at.dtype)
-    return (_lengths(moved, projector.second).mean(-1) / (2 * step)).expand(len(x))
+    return (_lengths(moved, projector).mean(-1) / (2 * step)).expand(len(x))
 
 
-def _lengths(moved: Tensor, second: Tensor | None) -> Tensor:
+def _lengths(moved: Tensor, projector: Projector) -> Tensor:
     """Lengths of `moved` `[.., H]` behind the second layer."""
+    second = projector.second
     if second is None:
         return moved.norm(dim=-1)
-    lengths = [(moved @ rows.to(moved.dtype).T).norm(dim=-1) for rows in second.split(ROWS)]
-    return torch.stack(lengths).norm(dim=0)
+    flat, lengths = moved.flatten(0, -2), []
+    size = STRIP if projector.triangular else ROWS
+    for start in range(0, len(second), size):
+        inside = slice(start if projector.triangular else 0, None)
+        rows = second[start : start + size, inside].to(moved.dtype)
+        lengths.append((flat[:, inside] @ rows.T).norm(dim=-1))
+    return torch.stack(lengths).norm(dim=0).view(moved.shape[:-1])
 
 
 def drawn_directions(count: int, width: int, seed: int = 0) -> Tensor:

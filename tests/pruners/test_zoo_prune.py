@@ -101,7 +101,7 @@ class Merger(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["llava", "merger"])
 def test_zoo_prune_with_real_weights_holds_at_most_four_times_the_features(kind, dtype):
-    """Crops, too: each is cut out of the features."""
+    """Crops, too: each is cut out of the features. The triangle is the model's, made once before."""
     layout = Layout((Grid(24, 24, "base"), Grid(48, 48, "mosaic", cuts=((24,), (24,)))))
     patches, width = (1, 1024) if kind == "llava" else (4, 1280)
     pruner = vtc.parse("zoo_prune(directions=4)")[0]  # of more there are more chunks, of the same size
@@ -110,6 +110,7 @@ def test_zoo_prune_with_real_weights_holds_at_most_four_times_the_features(kind,
         projector = mlp(1024, 4096, 4096, dtype) if kind == "llava" else Merger(1280, 4, 4096, dtype)
         reads = {PreProjector(): [torch.empty(2880, patches, width, dtype=dtype)]}
         features = [torch.empty(2880, 4096, dtype=dtype)]
+        read_projector(projector, patches, width)
         return Spans(features, [320], reads, projector=projector, layouts=[layout]).tokens()
 
     assert 0 < peak_bytes(make, lambda tokens: pruner.select(tokens, 320)) <= 4 * 2880 * 4096 * dtype.itemsize

@@ -1,0 +1,168 @@
+"""Methods with an engine of their own for the CPU: it chooses what the engine without a host sync chooses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import vtc
+from vtc.pruners import vispruner
+from vtc.pruners.primitives import host_merging, merge_rounds, vocabulary
+from vtc.pruners.primitives.merging import combine, group_sums, membership, symmetric_products
+from vtc.pruners.primitives.vocabulary import among_nearest, nearest_ids
+from vtc.pruners.vispruner import VisPruner, remove_alike
+
+LOOKS = ("noise", "copies", "holes", "small numbers", "offset")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def drawn(look: str, *shape: int, seed: int) -> Tensor:
+    """Features `[B, N, ...]` of one look."""
+    g = torch.Generator().manual_seed(seed)
+    x, n = torch.randn(*shape, generator=g), shape[1]
+    if look == "copies":
+        x = x[:, torch.randint(0, 1 + n // 3, (n,), generator=g)]
+    elif look == "holes":
+        x[:, 1::5] = float("nan")
+    elif look == "small numbers":
+        x = x.clamp(-1, 1).round()
+    elif look == "offset":
+        x = x + 3 * torch.randn(shape[-1], generator=g)
+        x[:, ::5] = 0
+    return x
+
+
+@given(
+    st.sampled_from(LOOKS),
+    st.lists(st.integers(2, 60), min_size=1, max_size=3),
+    st.sampled_from([3, 16, 300]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([0.1, 0.3, 0.5]),
+    st.integers(1, 6),
+    st.booleans(),
+    st.integers(0, 999),
+)
+@settings(max_examples=120)
+def test_merging_on_the_host_is_that_of_every_device(look, counts, width, dtype, share, most, weighted, seed):
+    n = max(counts)
+    x = drawn(look, len(counts), n, width, seed=seed).to(dtype)
+    valid = torch.arange(n) < torch.tensor(counts)[:, None]
+    weight = valid * (torch.arange(n) % 4 + 1.0 if weighted else 1.0)
+    left, rounds = list(counts), []
+    for _ in range(most if min(counts) > 2**most else 1):
+        rounds.append([min(m // 2, max(1, int(m * share))) for m in left])
+        left = [m - r for m, r in zip(left, rounds[-1], strict=True)]
+    here = merge_rounds.merge_rounds(x, weight, valid, counts, rounds)
+    there = merge_rounds._anywhere(x, weight, valid, counts, rounds)
+    for i, (m, count) in enumerate(zip(left, counts, strict=True)):
+        assert here.column[i, :m].tolist() == there.column[i, :m].tolist()
+        assert here.owner[i, :count].tolist() == there.owner[i, :count].tolist()
+
+
+@pytest.mark.parametrize("rounds", [[10] * 8, [50, 25]], ids=["all products", "a product a round"])
+def test_both_ways_to_products_on_the_host_are_taken(rounds):
+    x = drawn("noise", 100, 64, seed=1)
+    assert host_merging._all_at_once(x, rounds) == (len(rounds) == 8)
+    found = host_merging.choose_on_host(x, torch.ones(100), rounds)
+    assert found is not None
+    assert len(found[0]) == 100 - sum(rounds)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e17])
+def test_lengths_that_float32_can_not_square_go_the_other_way(scale):
+    x = drawn("noise", 20, 8, seed=2) * scale
+    assert host_merging.choose_on_host(x, torch.ones(20), [5]) is None
+
+
+def test_float32_products_are_closer_than_what_counts_as_close():
+    for offset in (0.0, 5.0):
+        x = torch.nn.functional.normalize(drawn("noise", 600, 4096, seed=3) + offset, dim=-1)
+        error = (x[::2] @ x[1::2].T).double() - x[::2].double() @ x[1::2].double().T
+        assert error.abs().max() < host_merging.ROUNDING / 3
+
+
+@given(
+    st.sampled_from(LOOKS[:3]),
+    st.lists(st.tuples(st.integers(1, 80), st.floats(0, 1)), min_size=1, max_size=3),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 3, 8]),
+    st.sampled_from([1, 4, 64]),
+    st.integers(0, 999),
+)
+@settings(max_examples=80)
+def test_look_alikes_on_the_host_are_those_of_every_device(look, sizes, dtype, step, known, seed):
+    left = [n for n, _ in sizes]
+    goal = [int(n * share) for n, share in sizes]
+    seen = drawn(look, len(left), max(left), 2, 8, seed=seed).to(dtype)
+    pruner = vtc.parse(f"vispruner(step={step})", keep=4)[0]
+    assert isinstance(pruner, VisPruner)
+    rest = torch.randperm(max(left), generator=torch.Generator().manual_seed(seed)).expand(len(left), -1)
+    rest = rest.remainder(torch.tensor(left)[:, None]) if len(set(left)) == 1 else _lists(left)
+    there, cosine = rest, pruner._cosine(seen)
+    for split, dropped in pruner._rounds(left, goal, seen.device):
+        there = pruner._round(there, cosine, split, dropped)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vispruner, "NEIGHBOURS", known)
+        for i, (n, g) in enumerate(zip(left, goal, strict=True)):
+            assert remove_alike(seen[i], rest[i, :n].clone(), g, step).tolist() == there[i, :g].tolist()
+
+
+def _lists(left: list[int]) -> Tensor:
+    """A list of each row's tokens, backwards, padded."""
+    return torch.stack([torch.cat([torch.arange(n).flip(0), torch.zeros(max(left) - n).long()]) for n in left])
+
+
+def test_more_cosines_than_a_gibibyte_are_refused_where_they_are_held():
+    with pytest.raises(NotImplementedError, match=r"vispruner compares all 20000 tokens.*GiB.*another method"):
+        VisPruner._cosine(torch.empty(1, 20000, 1, 8, device="meta"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_sums_of_groups_are_a_product(dtype, weighted):
+    x = drawn("holes", 2, 50, 9, seed=4).to(dtype)
+    group, member = torch.arange(100).view(2, 50) * 7 % 8 - 1, torch.arange(50).expand(2, -1) % 6 > 0
+    weight = torch.rand(2, 50) if weighted else None
+    inside = membership(group, 5, member, weight)
+    sums, sizes = group_sums(x, group, 5, member, weight)
+    assert torch.allclose(sizes, inside.sum(2), atol=1e-6)
+    assert torch.allclose(sums, combine(inside, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [5, 128, 131])
+def test_symmetric_products_are_all_products(n):
+    x = drawn("noise", 2, n, 40, seed=n)
+    assert torch.allclose(symmetric_products(x), x @ x.transpose(1, 2), atol=1e-4)
+    assert torch.allclose(symmetric_products(x), symmetric_products(x).transpose(1, 2), atol=1e-4)
+
+
+@given(st.sampled_from(LOOKS), st.integers(1, 3), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 999))
+@settings(max_examples=80)
+def test_members_of_classes_on_the_host_are_those_of_every_device(look, k, dtype, alike, seed):
+    table = drawn(look, 1, 700, 16, seed=seed)[0].to(dtype)
+    x = torch.cat([drawn("noise", 1, 40, 16, seed=seed + 1)[0], table[:30].float() * 2, torch.zeros(1, 16)]).to(dtype)
+    if alike:
+        x = x + 4 * table[650].nan_to_num(0, 0, 0)
+    classes = [torch.tensor([3, 650]), torch.tensor([11]), torch.tensor([], dtype=torch.int64)]
+    found = among_nearest(x[None], table, k, classes)
+    near = nearest_ids(x[None], table, k)
+    for ids, member in zip(classes, found, strict=True):
+        assert torch.equal(member, (near[..., None] == ids).any(-1).any(-1))
+
+
+def test_most_vectors_are_not_compared_with_the_whole_vocabulary():
+    x, table = drawn("noise", 1, 200, 64, seed=1)[0], drawn("noise", 1, 5000, 64, seed=2)[0]
+    x[:20] = table[4000] + 0.1 * x[:20]
+    undecided = vocabulary._may_be_nearest(x, table, 3, torch.tensor([4000]))
+    assert undecided[:20].all()
+    assert undecided.sum() < 40
+
+
+def test_where_no_vector_is_left_over_none_is_a_member():
+    table = drawn("noise", 1, 900, 16, seed=3)[0]
+    x = -table[7].expand(2, 3, -1)
+    assert not vocabulary._may_be_nearest(x, table, 3, torch.tensor([7])).any()
+    assert [m.any().item() for m in among_nearest(x, table, 3, [torch.tensor([7])])] == [False]
