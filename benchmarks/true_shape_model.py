@@ -4,8 +4,8 @@ What a prefill costs is decided by the shapes of the layers, not by the weights.
 ``vtc serve`` and vLLM load: as many layers of Qwen2.5-VL-3B as asked for, its processor (pictures of any size), and a
 tokenizer of single bytes. Its answers mean nothing; it is there for ``vtc load-test``.
 
-By default there are four layers of the language model and one of the tower: of a picture of 672 x 672 pixels (576 visual
-tokens) the language model has about two thirds of the prefill.
+By default there are four layers of the language model and one of the tower: of a picture of 672 x 672 pixels (576
+visual tokens) the language model has about two thirds of the prefill.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def write(folder: Path, layers: int, tower_layers: int, seed: int) -> None:
     )
     torch.manual_seed(seed)
     side = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    pixels = {"shortest_edge": 4 * 28**2, "longest_edge": 1280 * 28**2}  # a server encodes its largest picture to start
+    pixels = {"shortest_edge": 4 * 28**2, "longest_edge": 1280 * 28**2}  # encoded at start
     processor = tf.Qwen2_5_VLProcessor(
         image_processor=tf.Qwen2VLImageProcessor(**side, size=pixels),
         tokenizer=t,
@@ -101,9 +101,8 @@ def write(folder: Path, layers: int, tower_layers: int, seed: int) -> None:
     model = tf.Qwen2_5_VLForConditionalGeneration(config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    print(
-        f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:,.0f} million weights of {config.dtype or 'float32'}"
-    )
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{folder}: {count / 1e6:,.0f} million weights, float32")
 
 
 def main() -> None:
