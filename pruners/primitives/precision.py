@@ -34,12 +34,26 @@ def exact(x: Tensor) -> Tensor:
     return x.to(exact_dtype(x.device))
 
 
+WITHOUT_VALUES = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
+
 def decides_on_host(x: Tensor) -> bool:
     """Whether values of `x` may be read to choose what is computed next.
 
-    Real tensors on the CPU: elsewhere that waits for the device, and fake tensors (``torch.compile``) have no values.
+    Real tensors on the CPU: elsewhere that waits for the device, and what is traced, compiled or vectorised has none.
     """
-    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and all(torch._C._get_dispatch_mode(key) is None for key in WITHOUT_VALUES)
+    )
 
 
 def settled(x: Tensor, scale: Tensor | None = None) -> Tensor:

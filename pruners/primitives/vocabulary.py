@@ -90,7 +90,7 @@ def among_nearest(x: Tensor, table: Tensor, k: int, classes: Sequence[Tensor]) -
     compared with all of them.
     """
     undecided = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-    if decides_on_host(x) and decides_on_host(table) and sum(map(len, classes)):
+    if decides_on_host(x) and decides_on_host(table) and any(len(ids) for ids in classes):
         undecided = _may_be_nearest(x, table, k, torch.cat(list(classes)))
         near = nearest_ids(x[undecided], table, k)
     else:

@@ -15,6 +15,7 @@ from properties import peak_bytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vtc.pruners.primitives import greedy
 from vtc.pruners.primitives.greedy import dpp_map, farthest_point, finite_range, host, isolation, loop, max_sum, mmr
 from vtc.pruners.primitives.greedy.rows import Rows
 
@@ -164,7 +165,7 @@ def test_both_engines_choose_the_same(choose, kind, data):
         for part in parts:
             patches.enter_context(part)
         lazy = choose(x, w, k, valid)
-    with mock.patch.object(host, "on_host", return_value=False):
+    with mock.patch.object(greedy, "decides_on_host", return_value=False):
         eager = choose(x, w, k, valid)
     for row, real in enumerate(valid.sum(1).tolist()):
         a, b = lazy[row, :real], eager[row, :real]

@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..precision import wide
+from ..precision import decides_on_host, wide
 from . import host, steps
 
 
@@ -61,7 +61,7 @@ def farthest_point(
         `[B, k]` int64.
     """
     start = weight if start is None else start
-    if host.on_host(x):
+    if decides_on_host(x):
         return host.farthest_point(x, k, valid, weight, start)
     return steps.farthest_point(x, k, valid, weight, start)
 
@@ -84,7 +84,7 @@ def max_sum(x: Tensor, k: int, start: Tensor, valid: Tensor | None = None) -> Te
     Tensor
         `[B, k]` int64.
     """
-    if host.on_host(x):
+    if decides_on_host(x):
         return host.max_sum(x, k, start, valid)
     return steps.max_sum(x, k, start, valid)
 
@@ -113,7 +113,7 @@ def mmr(
     Tensor
         `[B, k]` int64.
     """
-    if host.on_host(x) and parallel == 1:
+    if decides_on_host(x) and parallel == 1:
         return host.mmr(x, importance, k, lam, valid)
     return steps.mmr(x, importance, k, lam, valid, parallel)
 
@@ -144,6 +144,6 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | Non
     neither large nor small ones cost precision. Where `d_j` is below 1e-6, which is rounding, the chosen set spans the
     token: such a step changes nothing, and the choice goes on by what the others have left, and at last by index.
     """
-    if host.on_host(x):
+    if decides_on_host(x):
         return host.dpp_map(x, k, valid, weight)
     return steps.dpp_map(x, k, valid, weight)

@@ -17,23 +17,6 @@ from .steps import best_of, finite
 # up to these sizes all cosines are made
 ISOLATION = 1024  # tokens, where the first is the most isolated one
 SMALL = 2**20  # entries of the features, for determinants, whose scores take most to bring up to date
-WITHOUT_VALUES = (
-    torch._C._TorchDispatchModeKey.FAKE,
-    torch._C._TorchDispatchModeKey.PROXY,
-    torch._C._TorchDispatchModeKey.FUNCTIONAL,
-)
-
-
-def on_host(x: Tensor) -> bool:
-    """Whether values may be read: a real tensor on the CPU, and nothing is traced, compiled or vectorised."""
-    return (
-        x.device.type == "cpu"
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and all(torch._C._get_dispatch_mode(key) is None for key in WITHOUT_VALUES)
-    )
 
 
 def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | None, start: Tensor | None) -> Tensor:
