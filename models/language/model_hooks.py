@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_layers, refuse_unsupported
+from vtc.models.cache.steady_steps import forget_steady, note_steady, steady_of
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
@@ -44,7 +45,6 @@ from .refused_arguments import (
     warn_merged,
 )
 from .run_and_report_step import Steps
-from .steady_steps import forget_steady, note_steady, steady_of
 from .thread_state import Local
 from .tokenizer import Words
 

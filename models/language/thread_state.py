@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from vtc.models.cache.steady_steps import Steady
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.selection.report import Report
 from vtc.models.stock.per_thread import ThreadState
 from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run
-from .steady_steps import Steady
 
 
 class Local(ThreadState):

@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.models.cache.kv_cache import first_columns
-from vtc.models.cache.slot_layer import Guard, SlotLayer
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.transformers_api import Cache, Call, asks_attentions
 from vtc.models.stock.tripwire import held
 
-from .forward_state import Run
+from .kv_cache import first_columns
+from .slot_layer import Guard, SlotLayer
 
 # of a cache
 STEADY = "_vtc_steady"
@@ -86,7 +85,7 @@ def forget_steady(cache: Any) -> None:
     delattr(cache, STEADY)
 
 
-def note_steady(lm: Any, run: Run) -> None:
+def note_steady(lm: Any, run: Any) -> None:
     """Mark the cache of a forward that is over, if the steps behind it are steady."""
     cache = run.cache
     if not isinstance(cache, Cache):

@@ -1,4 +1,4 @@
-"""Decoding steps that need nothing of vtc: the same tokens as the long way, and no more operators than the stock model."""
+"""Decoding steps that need nothing of vtc: the tokens of the long way, and no more operators than the stock model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import prompt, tiny
 
 import vtc
+from vtc.models.cache.steady_steps import steady_of
 from vtc.models.language import model_hooks
-from vtc.models.language.steady_steps import steady_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
