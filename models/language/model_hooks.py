@@ -347,9 +347,7 @@ class Forward:
     def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Give the output its full length again, so that losses stay aligned."""
         local = self.local
-        if local.steady is not None:
-            local.steady.end()
-            local.steady = None
+        if local.end_steady():
             return None
         run, local.run = local.run, None
         if run is None or output is None:

@@ -38,7 +38,15 @@ class Local(ThreadState):
     def clear(self) -> None:
         """Forget everything but the report."""
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-        self.token_ids, self.video_tokens, self.opened, self.inside, self.steady = None, None, False, False, None
+        self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
+        self.end_steady()
+
+    def end_steady(self) -> bool:
+        """End the step that needed no run, if there is one; whether there was."""
+        steady, self.steady = self.steady, None
+        if steady is not None:
+            steady.end()
+        return steady is not None
 
     def unused_features(self) -> bool:
         """Whether pictures were encoded for this forward."""
