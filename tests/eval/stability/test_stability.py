@@ -81,6 +81,7 @@ def test_vispruner_keeps_what_float64_keeps(seed: int) -> None:
 def test_the_contract_is_no_formality(monkeypatch: pytest.MonkeyPatch) -> None:
     """VisPruner as it was, in the dtype that it is given, breaks it."""
     monkeypatch.setattr("vtc.pruners.vispruner.exact_dtype", lambda device: None)
+    monkeypatch.setattr("vtc.pruners.vispruner.decides_on_host", lambda x: False)
     row = measure("vispruner", TOKENS, 64, draws=16, questions=["float64"])
     assert row.broken == ["float64"]
 
