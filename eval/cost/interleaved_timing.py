@@ -203,7 +203,12 @@ def measure_costs(
 
 @torch.no_grad()
 def measure_shares(
-    model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int, seconds: float
+    model: nn.Module,
+    cells: Sequence[Cell],
+    row: Row,
+    repeats: int,
+    seconds: float,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[float, dict[str, float]]:
     """Parts of the unpruned prefill's time, medians of turns: what bounds the speed-up.
 
@@ -215,6 +220,8 @@ def measure_shares(
         Measured turns at most, behind one that is not measured.
     seconds : float
         After which no more turns begin, but three there are.
+    advance : callable
+        Called after each turn.
 
     Returns
     -------
@@ -230,6 +237,7 @@ def measure_shares(
         whole.append(prompt.whole())
         for cell in order.sample(cells, len(cells)):
             choosing[cell.spec].append(prompt.selection(cell))
+        advance()
     prefill = statistics.median(p for _, p in whole[1:])
     tower = statistics.median(t for t, _ in whole[1:])
     return min(1.0, tower / prefill), {s: statistics.median(found[1:]) / prefill for s, found in choosing.items()}
