@@ -18,7 +18,7 @@ def check_device(name: str) -> None:
         raise ValueError(f"--gpu {name!r} is unknown: allowed are {', '.join(NAMES)}")
 
 
-def device_named(name: str) -> Device:
-    """The device that ``--gpu`` names; ``cpu`` is this machine, measured now."""
+def device_named(name: str, dtype: str) -> Device:
+    """The device that ``--gpu`` names; ``cpu`` is this machine, measured now in `dtype`."""
     check_device(name)
-    return this_machine() if name == CPU else SHEETS[name].device(name)
+    return this_machine(dtype) if name == CPU else SHEETS[name].device(name)

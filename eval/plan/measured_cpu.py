@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from .devices import CPU, FLOAT32, HALF, MEMORY_USED, Device
+from .devices import CPU, FLOAT32, MEMORY_USED, Device
 
 TOKENS, WIDTH, WIDER = 512, 2048, 4096
 HEADS, HEAD_DIM = 16, 64
@@ -45,18 +45,16 @@ def _attention(dtype: torch.dtype, causal: bool) -> float:
 
 
 @torch.no_grad()
-def this_machine() -> Device:
-    """The CPU here.
+def this_machine(dtype: str = FLOAT32) -> Device:
+    """The CPU here, in `dtype` and in float32, in which methods compute.
 
-    Products and attention are measured in float32 and bfloat16 (float16 is taken to be as fast), the bandwidth by an
-    addition over arrays beyond the caches, functions by GELU.
+    Products and attention are measured by themselves, the bandwidth by an addition over arrays beyond the caches,
+    functions by GELU.
     """
-    kinds = {FLOAT32: torch.float32, "bfloat16": torch.bfloat16}
-    rates = {name: _products(dtype) for name, dtype in kinds.items()}
-    attention = {name: _attention(dtype, False) for name, dtype in kinds.items()}
-    causal = {name: _attention(dtype, True) for name, dtype in kinds.items()}
-    for table in (rates, attention, causal):
-        table[HALF[1]] = table[HALF[0]]
+    kinds = {name: getattr(torch, name) for name in dict.fromkeys((FLOAT32, dtype))}
+    rates = {name: _products(kind) for name, kind in kinds.items()}
+    attention = {name: _attention(kind, False) for name, kind in kinds.items()}
+    causal = {name: _attention(kind, True) for name, kind in kinds.items()}
     large = torch.randn(TOKENS, 4 * WIDER)
     moved = large.numel() * large.element_size()
     bandwidth = 3 * moved / seconds_of(lambda: large + large)
@@ -65,8 +63,8 @@ def this_machine() -> Device:
     launch = seconds_of(lambda: [small + small for _ in range(1000)]) / 1000
     threads = torch.get_num_threads()
     said = (
-        f"measured here with {threads} thread{'s' * (threads > 1)}: {rates[FLOAT32] / 1e9:.0f} GFLOPS in float32 "
-        f"({rates['bfloat16'] / 1e9:.0f} in bfloat16), {attention[FLOAT32] / 1e9:.0f} in attention, "
+        f"measured here with {threads} thread{'s' * (threads > 1)}: {rates[dtype] / 1e9:.0f} GFLOPS in "
+        f"{dtype}, {attention[dtype] / 1e9:.0f} in attention, "
         f"{bandwidth / 1e9:.1f} GB/s, {launch * 1e6:.1f} us an operator; {MEMORY_USED:g} of the machine's memory"
     )
     return Device(
