@@ -130,6 +130,10 @@ class ModelWork:
     @torch.no_grad()
     def _decoder(self, length: int) -> DecoderWork:
         lm, layers = self.parts.lm, self.parts.layers
+        if takes(lm, "token types"):
+            raise NotImplementedError(
+                f"FLOPs of {self.parts.config.model_type!r} are not counted: its experts depend on the kind of token"
+            )
         first = [self._kinds.index(kind) for kind in self._kinds]
         cache = new_cache(lm.config)
         ids = torch.zeros(1, length, dtype=torch.long)
