@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,8 @@ def weightless(kind: str) -> Parts:
 def real(kind: str) -> Any:
     """The small model with weights; its experts run one by one, so that torch counts them."""
     model = AutoModelForImageTextToText.from_config(small_config(kind)).eval()
-    try:
+    with suppress(AttributeError, ValueError):  # it has none
         model.set_experts_implementation("eager")
-    except (AttributeError, ValueError):  # it has none
-        pass
     return model
 
 

@@ -77,14 +77,14 @@ class Sheet:
 
     def device(self, name: str) -> Device:
         """With the attainable fractions."""
-        peaks = {FLOAT32: self.single * TERA, **{d: self.half * TERA for d in HALF}}
+        peaks = {FLOAT32: self.single * TERA, **dict.fromkeys(HALF, self.half * TERA)}
         rates = {d: MATMUL_ATTAINED * peak for d, peak in peaks.items()}
         attention = {d: ATTENTION_ATTAINED * peak for d, peak in peaks.items()}
         speed = BANDWIDTH_ATTAINED * self.bandwidth * GIGA
         said = (
             f"assumed to be attained: {MATMUL_ATTAINED:g} of {self.half:g} TFLOPS in products (float32: of "
-            f"{self.single:g}), {ATTENTION_ATTAINED:g} in attention, {BANDWIDTH_ATTAINED:g} of {self.bandwidth:g} GB/s, "
-            f"{MEMORY_USED:g} of {self.memory:g} GB, and {LAUNCH * 1e6:g} us an operator at least (eager PyTorch)"
+            f"{self.single:g}), {ATTENTION_ATTAINED:g} in attention, {BANDWIDTH_ATTAINED:g} of {self.bandwidth:g} "
+            f"GB/s, {MEMORY_USED:g} of {self.memory:g} GB, and {LAUNCH * 1e6:g} us an operator at least (eager PyTorch)"
         )
         causal = {d: 2 * rate for d, rate in attention.items()}
         memory = MEMORY_USED * self.memory * GIGA

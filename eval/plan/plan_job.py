@@ -223,10 +223,6 @@ def _smaller(
     if found is None:
         return None
     work = reckoning.work
-    other = Reckoning(
-        work, work.tower(found.inputs), found.text, reckoning.answer, reckoning.device, reckoning.dtype
-    )
+    other = Reckoning(work, work.tower(found.inputs), found.text, reckoning.answer, reckoning.device, reckoning.dtype)
     kept = unpruned((found.tokens,), work.depth)
     return Smaller(found, {b: plain[b].prefill / other.times(kept, b).prefill for b in plain})
-
-

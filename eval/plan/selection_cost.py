@@ -8,6 +8,7 @@ small ones cost their launches; a method may take another way there.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,7 @@ def selection_cost(parts: Parts, kept: Kept, text: int) -> SelectionCost | None:
     for pruner, stop, before, after in kept.stops:
         if stop.keep == 0 or after == before:
             continue
-        for n, k in {(n, k): 0 for n, k in zip(before, after, strict=True)}:
-            count = sum(1 for pair in zip(before, after, strict=True) if pair == (n, k))
+        for (n, k), count in Counter(zip(before, after, strict=True)).items():
             one = _one(pruner, stop, n, k, sizes, parts)
             if one is None:
                 return None

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .plan_job import Cell, Plan
-from .wording import sentence, warnings_of
+from .wording import milliseconds, sentence, warnings_of
 
 
 def _bytes(n: float) -> str:
@@ -22,10 +22,6 @@ def _bytes(n: float) -> str:
 
 def _flops(n: float) -> str:
     return f"{n / 1e12:.3g} T" if n >= 1e11 else f"{n / 1e9:.3g} G"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}"
 
 
 def screen_plan(plan: Plan) -> RenderableType:
@@ -49,7 +45,10 @@ def _parts(plan: Plan) -> Table:
         table.add_column(column, justify="left" if column == "part" else "right")
     plain = {c.batch: c.plain for c in plan.cells}
     for part, flops in plan.reckoning.flops(plan.base.kept).items():
-        shares = (f"{_ms(getattr(plain[b], part))} ({getattr(plain[b], part) / plain[b].prefill:.0%})" for b in batches)
+        shares = (
+            f"{milliseconds(getattr(plain[b], part))} ({getattr(plain[b], part) / plain[b].prefill:.0%})"
+            for b in batches
+        )
         table.add_row(part, _flops(flops), *shares)
     return table
 
@@ -74,13 +73,13 @@ def _plain(plan: Plan) -> list[Cell]:
 def _row(plan: Plan, cell: Cell) -> list[str]:
     setting, times = cell.setting, cell.times
     turning = plan.turning.get((setting.method, cell.batch))
-    chosen = "not known" if setting.selection is None else _ms(times.selection) if times.selection else "-"
+    chosen = "not known" if setting.selection is None else milliseconds(times.selection) if times.selection else "-"
     pays = "-" if turning is None else "nowhere" if turning.pays_from is None else f"{turning.pays_from:g}"
     mean = sum(setting.kept.per_layer) / len(setting.kept.per_layer)
     tokens = f"{setting.kept.last}" + (f" (mean {mean:.0f})" if round(mean) != setting.kept.last else "")
     return [
-        setting.name, tokens, str(cell.batch), _ms(times.prefill), f"{cell.speed_up:.2f}x", chosen,
-        _ms(times.token), f"{cell.token_speed_up:.2f}x", _bytes(plan.reckoning.kv_bytes(setting.kept)),
+        setting.name, tokens, str(cell.batch), milliseconds(times.prefill), f"{cell.speed_up:.2f}x", chosen,
+        milliseconds(times.token), f"{cell.token_speed_up:.2f}x", _bytes(plan.reckoning.kv_bytes(setting.kept)),
         str(plan.reckoning.largest_batch(setting.kept)), pays,
     ]  # fmt: skip
 

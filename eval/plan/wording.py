@@ -50,7 +50,9 @@ def _why_not(cell: Cell, share: float) -> str:
 def _smaller(plan: Plan, batch: int) -> str:
     last = min((s.kept.last for s in plan.settings), default=0)
     if plan.smaller is None:
-        return f"this model's processor makes no picture of {last} tokens or fewer, so smaller pictures are no way round"
+        return (
+            f"this model's processor makes no picture of {last} tokens or fewer, so smaller pictures are no way round"
+        )
     width, height = plan.smaller.picture.size
     gain = _times(plan.smaller.speed_ups[batch])
     return f"smaller pictures ({width}x{height}, {plan.smaller.picture.tokens} tokens) would gain {gain}"
@@ -70,14 +72,16 @@ def warnings_of(plan: Plan) -> list[str]:
     for method in dict.fromkeys(s.method for s in plan.settings):
         cells = [c for c in plan.cells if c.setting.method == method]
         if cells[0].setting.selection is None:
-            found.append(f"{method}: what choosing costs could not be tried without the model, and is counted as nothing")
+            found.append(
+                f"{method}: what choosing costs could not be tried without the model, and is counted as nothing"
+            )
         dear = max(cells, key=lambda c: c.times.selection / c.times.prefill)
         part = dear.times.selection / (dear.times.prefill - dear.times.selection)
         if part > DEAR:
             extrapolated = dear.setting.selection is not None and dear.setting.selection.extrapolated
             found.append(
-                f"{method}: the selection itself is dear: {_ms(dear.times.selection)} at batch {dear.batch}, "
-                f"{part:.0%} of the pruned prefill without it"
+                f"{method}: the selection itself is dear: {milliseconds(dear.times.selection)} ms at batch "
+                f"{dear.batch}, {part:.0%} of the pruned prefill without it"
                 + (" (extrapolated from fewer tokens)" if extrapolated else "")
             )
         pruners = [stop[0] for stop in cells[0].setting.kept.stops]
@@ -93,5 +97,6 @@ def warnings_of(plan: Plan) -> list[str]:
     return found
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+def milliseconds(seconds: float) -> str:
+    """With three digits."""
+    return f"{seconds * 1e3:.3g}"

@@ -45,9 +45,7 @@ def plan(
     from vtc.eval.plan.show_plan import screen_plan
     from vtc.eval.terminal.console import make_console
 
-    made = make_plan(
-        PlanOptions(model, image, keep, batch, gpu, pruner, text_tokens, answer_tokens, dtype, processor)
-    )
+    made = make_plan(PlanOptions(model, image, keep, batch, gpu, pruner, text_tokens, answer_tokens, dtype, processor))
     if as_json:
         typer.echo(json.dumps(values(made), indent=1))
     else:

@@ -71,7 +71,9 @@ def test_turning_points_of_a_curve() -> None:
 
 def test_selection_grows_with_what_is_chosen_from_and_is_nothing_where_all_is_withdrawn() -> None:
     parts = locate(tiny("llava"))
-    dear, cheap = (selection_cost(parts, kept_by(parts, parse(s), (144,)), 8) for s in ("divprune(keep=64)", "vtw(layer=2)"))
+    dear, cheap = (
+        selection_cost(parts, kept_by(parts, parse(s), (144,)), 8) for s in ("divprune(keep=64)", "vtw(layer=2)")
+    )
     assert dear is not None
     assert cheap is not None
     assert dear.operators > 64
