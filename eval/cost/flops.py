@@ -30,8 +30,11 @@ class Flops:
 
 
 @contextmanager
-def fake_weights(model: nn.Module) -> Iterator[Any]:
-    """Context in which all weights have a shape and no values."""
+def fake_weights(model: nn.Module, all_fake: bool = True) -> Iterator[Any]:
+    """Context in which all weights have a shape and no values; those on "meta" are taken to be on the CPU.
+
+    Without `all_fake`, what is made of no weight keeps its values: towers may look at grids, masks and pixels.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -41,13 +44,21 @@ def fake_weights(model: nn.Module) -> Iterator[Any]:
             for store, values in ((module._parameters, parameters), (module._buffers, buffers)):
                 for name, value in values.items():
                     if value is not None:
-                        store[name] = mode.from_tensor(value.detach(), static_shapes=True)  # type: ignore[assignment]
-        with mode:
+                        store[name] = _fake(value.detach(), mode)  # type: ignore[assignment]
+        with mode if all_fake else nullcontext():
             yield mode
     finally:
         for module, parameters, buffers in held:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
+
+
+def _fake(value: torch.Tensor, mode: Any) -> Any:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if value.is_meta:
+        return FakeTensor(mode, value, torch.device("cpu"))
+    return mode.from_tensor(value, static_shapes=True)
 
 
 @contextmanager

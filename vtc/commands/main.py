@@ -22,6 +22,7 @@ from .embedlens import embedlens
 from .export_vllm import export_vllm
 from .horizon import horizon
 from .load_test import load_test
+from .plan import plan
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
 from .stability import stability
@@ -64,6 +65,7 @@ for command in (
     show,
     serve,
     load_test,
+    plan,
     check,
     stability,
     compare_selections,
