@@ -24,6 +24,7 @@ from .horizon import horizon
 from .load_test import load_test
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
+from .speed import speed
 from .stability import stability
 from .train_explainer import train_explainer
 from .tune import tune
@@ -65,6 +66,7 @@ for command in (
     serve,
     load_test,
     check,
+    speed,
     stability,
     compare_selections,
     horizon,
