@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.eval.cost.flops import LMFlops, vision_flops_inside
 from vtc.eval.cost.prefill_cost import Measured
@@ -16,6 +15,7 @@ from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
 from vtc.models.adapter import Adapter
 from vtc.models.layout.model_parts import locate
+from vtc.models.layout.run_projector import projector_of
 from vtc.models.stock.transformers_api import cache_of
 from vtc.pipeline_text import parse
 
@@ -121,7 +121,7 @@ class FlopRatios:
         self.subject, self.prompt, self.plain = subject, prompt, plain
         self.lm = LMFlops(subject.model)
         self._whole = self._decoder(plain)
-        self._tower: int | None = None
+        self._tower: tuple[float, float] | None = None
 
     def _decoder(self, facts: Facts) -> float:
         by_length = {n: spread_over(self.lm.of_layers(n), self.plain.text_match) for n in {*facts.lengths}}
@@ -132,15 +132,19 @@ class FlopRatios:
         return self._decoder(facts) / self._whole
 
     def tower(self, cell: Cell, facts: Facts) -> float:
-        """t: of tower and projector."""
+        """t: of tower and projector, without what choosing multiplies between the layers."""
         if not facts.in_tower:
             return 1.0
         if self._tower is None:
             self._tower = self._vision(UNPRUNED, self.plain)
-        return self._vision(cell, facts) / self._tower
+        (whole, plain), (_, mine) = self._tower, self._vision(cell, facts)
+        return (whole - plain + mine) / whole
 
-    def _vision(self, cell: Cell, facts: Facts) -> int:
-        layers: Sequence[nn.Module] = self.subject.tower_layers if facts.tower_match is not None else ()
+    def _vision(self, cell: Cell, facts: Facts) -> tuple[float, float]:
+        """FLOPs of the whole vision call, and of the tower's layers and the projector, all layers counted."""
+        layers = self.subject.tower_layers
         with pruned(self.subject.model, cell) as model:
-            whole, inside = vision_flops_inside(model, self.prompt.row, layers)
-        return round(whole - sum(inside) + sum(spread_over(inside, facts.tower_match or [])))
+            modules = [*layers, projector_of(self.subject.parts)]
+            whole, (*inside, projector) = vision_flops_inside(model, self.prompt.row, modules)
+        all_layers = sum(spread_over(inside, facts.tower_match or []))
+        return whole - sum(inside) + all_layers, all_layers + projector

@@ -229,3 +229,18 @@ def test_a_tower_without_a_class_token(tmp_path: Path):
     content = measured(save_model(tmp_path / "siglip", "siglip"), pruners=("zero_tprune",))
     (row,) = [row for row in content["rows"] if row["tower"] is not None]
     assert row["limit"]["tower_flops_ratio"] < 1
+
+
+def test_few_tower_layers_stand_for_all(config_only: Path):
+    """The tower's FLOPs are exact too, and what choosing multiplies is not among them."""
+    file = config_only / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["num_hidden_layers"] = 6
+    file.write_text(json.dumps(config))
+    given = {"pruners": ("random(at='vision', layer=1)", "zero_tprune(layer=1)")}
+    full, few = rows(measured(config_only, **given)), rows(measured(config_only, tower_layers=4, **given))
+    ratios = {row["limit"]["tower_flops_ratio"] for row in [*full.values(), *few.values()] if row["tower"]}
+    assert min(ratios) == pytest.approx(max(ratios), rel=1e-9)
+    assert max(ratios) < 1
+    assert [row["layers"]["tower"] for row in few.values()] == [[4, 6]] * 3
+    assert all(row["extrapolated"] for row in few.values())
