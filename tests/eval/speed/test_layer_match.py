@@ -62,5 +62,5 @@ def test_what_no_measured_layer_is_like_is_refused():
     layers = layers_of(CONFIGS["alike"], 2)
     with pytest.raises(ValueError, match="none of the 2 decoder layers measured is like layer 2"):
         layers.match("decoder", (2,), (2,))
-    with pytest.raises(ValueError, match="prunes 1 times in the decoder layers measured and 2 in all"):
+    with pytest.raises(ValueError, match="prunes 1 times in the 2 decoder layers measured and 2 times in all 32"):
         layers.match("decoder", (2, 4), (1,))
