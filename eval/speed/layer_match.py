@@ -52,8 +52,8 @@ class Layers:
             return [[i] for i in range(self.depth)]
         if len(full) != len(here):
             raise ValueError(
-                f"it prunes {len(here)} times in the {len(self.picked)} {what} layers measured and {len(full)} times in "
-                f"all {self.depth}, so that all of them have to be measured"
+                f"it prunes {len(here)} times in the {len(self.picked)} {what} layers measured and {len(full)} times "
+                f"in all {self.depth}, so that all of them have to be measured"
             )
         exact: dict[Hashable, list[int]] = {}
         near: dict[Hashable, list[int]] = {}
