@@ -2,6 +2,6 @@
 
 In: a model's configuration and processor, the size of a picture, what is kept, batches, a device.
 Out: tokens, FLOPs, bytes and times by part, the speed-up to expect, and a sentence that says it.
-Uses: eval.check.tiny_model, eval.cost, eval.stability, eval.terminal, eval.vlm, models, models.layout, models.stock,
-pruners, vtc.
+Uses: eval.check.tiny_model, eval.cost, eval.stability, eval.terminal, eval.vlm, methods, models, models.layout,
+models.stock, pruners, vtc.
 """

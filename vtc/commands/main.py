@@ -25,6 +25,7 @@ from .load_test import load_test
 from .plan import plan
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
+from .speed import speed
 from .stability import stability
 from .train_explainer import train_explainer
 from .tune import tune
@@ -67,6 +68,7 @@ for command in (
     load_test,
     plan,
     check,
+    speed,
     stability,
     compare_selections,
     horizon,
