@@ -258,7 +258,7 @@ class FlowCut(Pruner):
 
     @staticmethod
     def _carried(tokens: VisualTokens) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Part of each token (see ``flow_score``), its importance so far, None before the first cut, and the targets."""
+        """Parts as ``shares`` takes them, importance so far (None before the first cut), and each part's target."""
         state = tokens.state
         if not state:
             (part, count), budget = _parts(tokens), budgets_of(tokens)

@@ -62,20 +62,25 @@ class Ready(Made):
         return Made(self.layout, replace(self.sizes, heads=32, head=128) if wide else self.sizes, vary=self.vary)
 
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        """As ``Made.read``, the same tensor every time."""
         return self._once((signal, tokens.layer, tokens.ids.shape[1]), lambda: self._at(signal).read(signal, tokens))
 
     def text(self, signal: Signal) -> Tensor:
+        """As ``Made.text``."""
         return self._once(("text", signal), lambda: self._at(signal).text(signal))
 
     def features(self, stage: str, layer: int | None) -> Tensor:
+        """As ``Made.features``, the same in all layers."""
         return self._once(("features", stage), lambda: Made.features(self, stage, None))
 
     @property
     def projector(self) -> nn.Module:
+        """As ``Made.projector``."""
         return self._once("projector", lambda: super(Ready, self).projector)
 
     @property
     def embeddings(self) -> Tensor:
+        """As ``Made.embeddings``."""
         return self._once("table", lambda: super(Ready, self).embeddings)
 
 
@@ -181,7 +186,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """Markdown: of each method the milliseconds at each N, of the slower layout, exponents and the largest share."""
     sizes = sorted({line["tokens"] for line in lines})
     shown = [n for n in sizes if n in (576, 2880)]
-    head = ["method", *(f"{n:,} tokens, ms" for n in sizes), "exponent", "at the end", *(f"share at {n:,}" for n in shown)]
+    head = [
+        "method",
+        *(f"{n:,} tokens, ms" for n in sizes),
+        "exponent",
+        "at the end",
+        *(f"share at {n:,}" for n in shown),
+    ]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for method in dict.fromkeys(line["method"] for line in lines):
         mine = [line for line in lines if line["method"] == method]
