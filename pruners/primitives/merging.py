@@ -188,15 +188,16 @@ def merged_cosine(
     return settled(_cosine(found, left, right))
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+def squared_distances(a: Tensor, b: Tensor, longest: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances over D of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float64; 1e9 if not finite.
 
-    Without rounding (``settled``) in relation to the longest of `b`, which `a` should be a part of.
+    Without rounding (``settled``) in relation to the `longest` squared length, `[B]`; by default that of `b`, which `a`
+    should be a part of.
     """
     found, left, right = inner(a, b, exact_dtype(a.device))
-    longest = right.nan_to_num(0, 0, 0).amax(1)[:, None, None]
+    scale = (right.nan_to_num(0, 0, 0).amax(1) if longest is None else longest)[:, None, None]
     found.mul_(-2).add_(left[..., None]).add_(right[:, None])
-    return settled(found.clamp_(min=0), longest).div_(a.shape[-1]).nan_to_num_(FAR, FAR)
+    return settled(found.clamp_(min=0), scale).div_(a.shape[-1]).nan_to_num_(FAR, FAR)
 
 
 def nearest(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
