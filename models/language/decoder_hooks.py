@@ -37,6 +37,7 @@ from .narrowed_calls import LayerCalls
 from .planned_layers import Planner
 from .run_and_report_step import Steps
 from .thread_state import Local
+from .traced_stops import TracedStops
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
@@ -93,6 +94,10 @@ class DecoderSide:
         self.calls = LayerCalls(parts.lm, parts.layers, self.windows, self.sources)
         busy = {*self.stops, *(i + 1 for i in self.hidden)}
         self.planner = Planner(parts.lm, parts.layers, self.windows, self.sources, self.calls, local, busy)
+        if set(self.stops) == busy:
+            self.planner.traced = TracedStops(
+                parts, self.stops, self.hidden, steps, lambda: local.run, self.planner.book
+            )
         refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
         self._refuse_behind_shared_keys()
         self._refuse_merging()
@@ -158,7 +163,7 @@ class DecoderSide:
         def run(lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             changed = hook(lm, args, kwargs)
             call = call_of(lm, *(changed or (args, kwargs)))
-            self.planner.plan(0, call.get("embeds"))
+            self.planner.plan(0, call.get("embeds"), call.get("mask"))
             return changed
 
         return run
