@@ -119,7 +119,8 @@ class Planner:
     def book(self, first: int, hidden: Tensor) -> int:
         """Plan the layers from `first` to the next stop, and note what they are about to be given; where that is."""
         run, planned = self.local.run, self.local.planned
-        assert run is not None and planned is not None
+        assert run is not None
+        assert planned is not None
         for i in range(first, self.depth):
             if (i in self.stops and i > first) or self.sources[i] != i or self.windows.kinds[i] != ATTENTION:
                 return i
@@ -141,7 +142,8 @@ class Planner:
 
     def _plan_stops(self, run: Run, first: int) -> None:
         planned, traced, present = self.local.planned, self.traced, run.present
-        assert planned is not None and traced is not None
+        assert planned is not None
+        assert traced is not None
         for i in range(first, self.depth):
             if isinstance(run.cache, Cache):
                 slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache

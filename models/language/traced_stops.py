@@ -76,7 +76,7 @@ class TracedStops:
         self.signals: dict[int, tuple[Signal, ...]] = {}
         for i, entries in stops.items():
             read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
-            if all(map(self._fits, [i] * len(entries), (p for p, _ in entries), [read] * len(entries))):
+            if all(self._fits(i, pruner, read) for pruner, _ in entries):
                 seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, DecoderHidden))
                 self.signals[i] = tuple(dict.fromkeys(seen))
 
