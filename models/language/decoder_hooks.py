@@ -31,7 +31,7 @@ from vtc.pruners.signals import (
 )
 
 from .column_arguments import refuse_unknown
-from .decoder_signals import capture_attention, capture_hidden, capture_transition, query_columns
+from .decoder_signals import capture_attention, capture_hidden, capture_transition, last_reads, query_columns
 from .forward_state import Run, gather_columns, main_stream
 from .narrowed_calls import LayerCalls
 from .planned_layers import Planner
@@ -82,6 +82,7 @@ class DecoderSide:
                 self.attended.setdefault(signal.layer or 0, []).append(signal)
             elif isinstance(signal, DecoderTransition):
                 self.changed.setdefault((signal.layer or 0, signal.block), []).append(signal)
+        self.done = last_reads(stops)
         # attention beside recurrent layers may know no positions (Nemotron-H)
         rotary = () if keeps_state(parts.lm.config) else ("rotary",)
         for layer in parts.layers:
@@ -193,6 +194,8 @@ class DecoderSide:
                 run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
                 hidden = self._prune(run, pruner, stop, hidden)
             run.ahead = None
+            for key in self.done.get(i, ()):  # else all columns of an earlier layer would stay in memory
+                run.captured.pop(key, None)
         call.put("hidden", hidden)
         if run.checks is not None:
             run.checks.expect(i, run.cache, hidden.shape[-2])
