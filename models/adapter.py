@@ -8,7 +8,6 @@ its layers, with plain torch hooks (they survive accelerate's dispatch), and not
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -108,11 +107,18 @@ class Adapter:
         eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
         self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
-        self._hook(lm.register_forward_pre_hook(eager(f.lm_pre), with_kwargs=True))
+        self._hook(lm.register_forward_pre_hook(_by_compiling(f.lm_pre, d.planned(f.lm_pre)), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
         after = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
         hooks = [
-            LayerHooks(layer, self.local, functools.partial(d.layer_pre, i), after[i]).attach()
+            LayerHooks(
+                layer,
+                self.local,
+                functools.partial(d.layer_pre, i),
+                after[i],
+                functools.partial(d.planner.before, i),
+                after[i] and d.planner.after,
+            ).attach()
             for i, layer in enumerate(layers)
         ]
         self._undo += [h.detach for h in hooks]
@@ -197,23 +203,23 @@ class Adapter:
         local, vision = self.local, self.vision
 
         def wrap(method: Any) -> Any:
-            signature = inspect.signature(method)
+            signature = Signature(method)
 
             @functools.wraps(method)  # generate() reads the signature
             def features(*args: Any, **kwargs: Any) -> Any:
-                bound = signature.bind(*args, **kwargs)
-                given = dict(bound.arguments)
-                given.update(given.pop("kwargs", {}))
                 modality = videos.modality(of)
-                output, record = vision.record(modality, given, lambda: method(*args, **kwargs))
+                output, record = vision.record(
+                    modality, signature.by_name(args, kwargs), lambda: method(*args, **kwargs)
+                )
                 if record is None:  # Qwen3-VL's videos go through get_image_features: the outer call records them
                     return output
                 local.records[modality] = record
                 if local.encoded is not None:
                     local.encoded[modality] = record
                     local.pending = True
-                if not isinstance(output, (tuple, list, Tensor)):
-                    output._vtc = record  # generate() carries the output into the prefill
+                # generate() carries the output into the prefill; a forward feeds it at once
+                if not local.inside and not isinstance(output, (tuple, list, Tensor)):
+                    output._vtc = record
                 return output
 
             return features
@@ -227,6 +233,16 @@ def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
         if not torch.compiler.is_compiling():
             hook(*args)
+
+    return run
+
+
+def _by_compiling(plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """`compiled` where torch.compile traces, which must break its graph there, else `plain`."""
+    eager, broken = torch.compiler.disable(plain), torch.compiler.disable(compiled)
+
+    def run(*args: Any) -> Any:
+        return broken(*args) if torch.compiler.is_compiling() else eager(*args)
 
     return run
 

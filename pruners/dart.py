@@ -16,6 +16,7 @@ from .registry import register_pruner
 from .signals import DecoderHidden, DecoderKeys, Projected, Signal, TextEmbeddings
 from .visual_tokens import VisualTokens
 
+BLOCK = 256  # tokens that are compared at a time
 VARIANTS = ("dart", "angelslim")
 
 
@@ -107,17 +108,14 @@ class Dart(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """The kept columns of each row, ascending: `[B, k]`; official: another number, -1 in unused columns."""
-        states = wide(self._states(tokens))
+        states = tokens.features if self.variant == "dart" else tokens.read(self.signals[1])
         pivots = self.find_pivots(tokens, states)
         budget = torch.tensor(list(tokens.budgets), device=tokens.ids.device)[:, None]
         image = pivots.there[:, : pivots.columns.shape[1]]
         if not self.official:  # of small budgets only the first pivots
             image = image & (torch.arange(image.shape[1], device=image.device) < budget)
         kept = torch.zeros_like(tokens.valid).scatter(1, pivots.columns, image)
-        similarity = states @ pivots.states.transpose(1, 2)
-        scale = states.norm(dim=-1)[..., None] * pivots.states.norm(dim=-1)[:, None]
-        similarity = similarity / scale.clamp(min=1e-8)
-        similarity = torch.where(similarity.isfinite(), similarity, 2.0)
+        similarity = self._similarity(tokens, states, pivots.states)
         if self.official:
             order = self.visit_order(tokens, pivots)
             quotas = torch.tensor(self._quotas(tokens), device=order.device)[:, None]
@@ -138,11 +136,11 @@ class Dart(Pruner):
         return columns[:, : max(k, most)]
 
     def find_pivots(self, tokens: VisualTokens, states: Tensor) -> Pivots:
-        """The pivots, given the `states` `[B, N, D]` that are compared."""
+        """The pivots, given the `states` `[B, N, D]` that are compared, before any norm."""
         keys = self.signals[0]
         norms = wide(tokens.read(keys)).abs().sum(-1)
         image = top_k(norms, min(self.pivots, norms.shape[1]), tokens.valid)
-        vectors = states.gather(1, image[..., None].expand(-1, -1, states.shape[-1]))
+        vectors = self._compared(tokens, states.gather(1, image[..., None].expand(-1, -1, states.shape[-1])))
         there = tokens.valid.gather(1, image)
         among = tokens.text_valid(after=True) if self.variant == "dart" else tokens.text_valid()[tokens.sample]
         count = min(self.pivots, among.shape[1])
@@ -151,7 +149,7 @@ class Dart(Pruner):
         norms = wide(tokens.text(keys)).abs().sum(-1)[tokens.sample]
         places = top_k(norms, count, among)
         found = self._text_states(tokens)[tokens.sample[:, None], places]
-        found = wide(tokens.final_norm(found) if self.variant == "dart" else found)
+        found = self._compared(tokens, found)
         real = among.gather(1, places)
         if not self.official:
             spare = vectors[:, torch.arange(count, device=image.device) % image.shape[1]]
@@ -179,9 +177,18 @@ class Dart(Pruner):
         behind = text.long().cumsum(1).gather(1, pivots.places) - 1 + size
         return torch.cat([image, behind], 1)
 
-    def _states(self, tokens: VisualTokens) -> Tensor:
-        """What is compared of the visual tokens, `[B, N, D]`."""
-        return tokens.final_norm(tokens.features) if self.variant == "dart" else tokens.read(self.signals[1])
+    def _compared(self, tokens: VisualTokens, states: Tensor) -> Tensor:
+        """What is compared of `states`, float32 at least."""
+        return wide(tokens.final_norm(states) if self.variant == "dart" else states)
+
+    def _similarity(self, tokens: VisualTokens, states: Tensor, pivots: Tensor) -> Tensor:
+        """Cosines of `states` `[B, N, D]` and the pivots' `[B, P, D]`, `[B, N, P]`; 2 where one is not finite."""
+        lengths, found = pivots.norm(dim=-1)[:, None], []
+        for some in states.split(BLOCK, 1):  # a norm and a wider copy of all at once would be several times the states
+            x = self._compared(tokens, some)
+            found.append((x @ pivots.transpose(1, 2)) / (x.norm(dim=-1)[..., None] * lengths).clamp(min=1e-8))
+        similarity = torch.cat(found, 1)
+        return torch.where(similarity.isfinite(), similarity, 2.0)
 
     def _text_states(self, tokens: VisualTokens) -> Tensor:
         """The same of the text before any norm, `[S, T, D]`."""

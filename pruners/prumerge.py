@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.pruners.primitives.merging import combine, cosine, largest, take
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import masked_arg_top, top_k
 
 from .base import Merged, Pruner, Stop
@@ -138,7 +138,9 @@ class PruMerge(Pruner):
     def _merge(self, tokens: VisualTokens, attention: Tensor, kept: Tensor, rest: Tensor, index: Tensor) -> Tensor:
         """The vectors of the tokens `index`, before the projector, `[B, K, U, D_enc]`."""
         weight = torch.where(attention.isfinite() & tokens.valid, attention, 0.0)
-        keys = wide(tokens.read(self.signals[1]).to(index.device)).mean(2)
+        keys = tokens.read(self.signals[1]).to(index.device)
+        # of one patch as they are: ``cosine`` widens them bit by bit
+        keys = keys[:, :, 0] if keys.shape[2] == 1 else keys.mean(2, dtype=wide_dtype(keys))
         near = cosine(take(keys, index), keys).masked_fill_(~tokens.valid[:, None], float("-inf"))
         near = largest(near.scatter_(2, index[..., None], float("-inf")), NEIGHBOURS)
         mine = kept.gather(1, index)[..., None]

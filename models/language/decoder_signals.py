@@ -14,6 +14,7 @@ from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import project, whole_projector
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.spread_over_processes import every_head
+from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
     AttentionAhead,
     DecoderAttention,
@@ -45,6 +46,20 @@ def resolve(signal: Signal, layer: int | None) -> Signal:
     if isinstance(signal, DecoderSignal) and signal.layer is None and layer is not None:
         return replace(signal, layer=layer if isinstance(signal, AttentionAhead) else layer - 1)
     return signal
+
+
+def key_of(signal: Signal) -> Any:
+    """Under what ``Run.captured`` holds a signal."""
+    return EMBEDDINGS if isinstance(signal, (Projected, TextEmbeddings)) else signal
+
+
+def last_reads(stops: Sequence[tuple[Pruner, Stop]]) -> dict[int, list[Any]]:
+    """By decoder layer: the keys of ``Run.captured`` that no stop behind it reads."""
+    last: dict[Any, int] = {}
+    for pruner, stop in stops:
+        if stop.stage == "decoder":
+            last.update((key_of(resolve(s, stop.layer)), stop.layer or 0) for s in pruner.signals_at(stop))
+    return {layer: [key for key, at in last.items() if at == layer] for layer in set(last.values())}
 
 
 def text_columns(run: Run) -> tuple[Tensor, Tensor]:
@@ -82,8 +97,7 @@ class HostSignals(SignalSource):
         signal = self._check(signal)
         if isinstance(signal, AttentionAhead):
             return self.run.look_ahead(signal.queries)
-        key = EMBEDDINGS if isinstance(signal, (Projected, TextEmbeddings)) else signal
-        values, place = self.run.captured[key]
+        values, place = self.run.captured[key_of(signal)]
         if isinstance(signal, (DecoderKeys, DecoderValues)):
             values = values.transpose(1, 2).flatten(2)
         return values, place

@@ -67,6 +67,8 @@ class Run:
         `[B, L]` int64: `columns` plus the past's logical length, -1 for padding.
     rope_columns : Tensor
         `[B, L]`: where each present column stands in the position embeddings that the text model computed.
+    rope_moved : bool
+        Whether that may be elsewhere than in the columns that are left.
     valid : Tensor
         `[B, full]` bool: original columns that are no padding.
     padded : bool
@@ -152,6 +154,7 @@ class Run:
     as_stock: bool = True
     masks_made: bool = False
     renumbered: bool = False
+    rope_moved: bool = False
 
     @property
     def key_slots(self) -> Tensor:
@@ -223,7 +226,7 @@ class Run:
         self.columns, self.slots = self.columns[:, -1:], self.slots[:, -1:]
         self.unseen = None if self.unseen is None else self.unseen[:, -1:]
         self.rope_columns = torch.zeros_like(self.columns)  # what goes along was narrowed too
-        self.narrowed, self.memo = True, {}
+        self.narrowed, self.memo, self.rope_moved = True, {}, True
 
     def drop(self, hidden: Tensor, ids: Tensor, present: list[int], merged: Tensor | None) -> Tensor:
         """Keep only the visual tokens `ids` (and all text).
@@ -276,6 +279,7 @@ class Run:
         self.padded, self.ids, self.present = padded, ids, present
         self.memo = {}
         self.stage_count += 1
+        self.rope_moved = True
         self.pruned = True
         return gather_columns(hidden, order.to(device), -2)
 

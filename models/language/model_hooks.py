@@ -205,7 +205,7 @@ class Forward:
     def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Open the run, prune at the input stage, and slice what goes with the embeddings."""
         local = self.local
-        local.run = None
+        local.run = local.planned = None
         call = call_of(lm, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
         steady = steady_of(cache)
@@ -332,6 +332,7 @@ class Forward:
         cut_along(call, run.columns)
         call.put("positions", positions_left(run, call, self.positions == "compact", shift))
         run.rope_columns = torch.arange(hidden.shape[1], device=run.columns.device).expand(hidden.shape[0], -1)
+        run.rope_moved = False
 
     @staticmethod
     def _hide_mask(run: Run, call: Call) -> None:

@@ -67,7 +67,7 @@ class LayerCalls:
                 call.put("rotary", self._rotary(run, call.get("rotary")))
             cut_along(call, run.rope_columns)
         call.put("positions", self._position_ids(run, i, call.get("positions")))
-        call.put("mask", self._mask(run, i, call.get("hidden"), call.get("mask"), peek))
+        call.put("mask", self.mask(run, i, call.get("hidden"), call.get("mask"), peek))
 
     @staticmethod
     def _rotary(run: Run, embeddings: Any) -> Any:
@@ -83,7 +83,7 @@ class LayerCalls:
             return None  # nobody but flash would read them, and take gaps for packed sequences
         return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids
 
-    def _mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
+    def mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         if run.windows is None:
             run.windows = self.windows.now()

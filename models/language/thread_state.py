@@ -27,6 +27,7 @@ class Local(ThreadState):
         self.token_ids: Tensor | None = None
         self.run: Run | None = None
         self.steady: Steady | None = None  # instead of a run, in a step that needs none
+        self.planned: dict[int, Any] | None = None  # by layer what it is given, in a forward that torch.compile traces
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
         self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
@@ -39,6 +40,7 @@ class Local(ThreadState):
         """Forget everything but the report."""
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
         self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
+        self.planned = None
         self.end_steady()
 
     def end_steady(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -38,7 +38,7 @@ class VisionRecord:
         Language-model tokens of each item.
     layouts : callable
         Gives the items' layouts; called only when somebody asks, because grids may have to be read off the device.
-    signals : dict
+    signals : mapping
         Encoder signals of each item, unbatched: attention `[H, n]`, the others `[n, U, D]`.
     steps : list of VisionStep
         Pruning done inside the encoder.
@@ -53,7 +53,7 @@ class VisionRecord:
     modality: str
     lengths: list[int]
     layouts: Callable[[], Sequence[Layout]]
-    signals: dict[Signal, list[Tensor]] = field(default_factory=dict)
+    signals: Mapping[Signal, list[Tensor]] = field(default_factory=dict)
     steps: list[VisionStep] = field(default_factory=list)
     may_have_newlines: bool = False
     small: Callable[[], Tensor | None] = _unseen

@@ -16,6 +16,7 @@ from torch import nn
 from .per_thread import ThreadState
 
 FUNCTION = "_gradient_checkpointing_func"
+LATER = object()  # what a traced hook gives where only the hook itself will do
 Before = Callable[[nn.Module, "tuple[Any, ...]", "dict[str, Any]"], Any]
 After = Callable[[nn.Module, "tuple[Any, ...]", Any], Any]
 
@@ -33,10 +34,21 @@ class LayerHooks:
         Gets layer, args and kwargs; gives None or new args and kwargs.
     after : callable, optional
         Gets layer, args and output; gives None or a new output.
+    traced_before, traced_after : callable, optional
+        The same in code that ``torch.compile`` can trace, or ``LATER`` where it can't be.
     """
 
-    def __init__(self, layer: Any, state: ThreadState, before: Before | None = None, after: After | None = None):
+    def __init__(
+        self,
+        layer: Any,
+        state: ThreadState,
+        before: Before | None = None,
+        after: After | None = None,
+        traced_before: Before | None = None,
+        traced_after: After | None = None,
+    ):
         self.layer, self.state, self.before, self.after = layer, state, before, after
+        self.traced_before, self.traced_after = traced_before, traced_after
         # this class checkpoints in ``__call__``, which runs the hooks, and not in ``forward``
         layers = (c for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
         self.movable = any("__call__" in vars(c) for c in layers)
@@ -46,18 +58,26 @@ class LayerHooks:
     def attach(self) -> LayerHooks:
         """Set the hooks."""
         if self.before is not None:
-            self._handles.append(self.layer.register_forward_pre_hook(self._eager(self._pre), with_kwargs=True))
+            self._handles.append(
+                self.layer.register_forward_pre_hook(self._eager(self._pre, self.traced_before), with_kwargs=True)
+            )
         if self.after is not None:
-            self._handles.append(self.layer.register_forward_hook(self._eager(self._post)))
+            self._handles.append(self.layer.register_forward_hook(self._eager(self._post, self.traced_after)))
         return self
 
-    def _eager(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def _eager(self, hook: Callable[..., Any], traced: Callable[..., Any] | None) -> Callable[..., Any]:
         eager = torch.compiler.disable(hook)  # torch.compile must break its graph here, not trace our state
-        state, compiling = self.state, torch.compiler.is_compiling
+        state, compiling, layer = self.state, torch.compiler.is_compiling, self.layer
 
         def run(*args: Any) -> Any:
             # every layer of every decoding step passes here, and has nothing to do
-            return eager(*args) if compiling() or getattr(state, "run", None) is not None else None
+            if not compiling() and getattr(state, "run", None) is None:
+                return None
+            if traced is not None and not (self.movable and layer.gradient_checkpointing and layer.training):
+                found = traced(*args)
+                if found is not LATER:
+                    return found
+            return eager(*args)
 
         return run
 

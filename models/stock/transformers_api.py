@@ -97,6 +97,11 @@ class Signature:
             self._names[meaning] = next((n for n in NAMES[meaning] if n in self.named), None)
         return self._names[meaning]
 
+    def by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a call gives, by name; ``torch.compile`` traces this, and not ``inspect``'s binding."""
+        found = {name: args[place] for name, place in self.places.items() if name is not None and place < len(args)}
+        return {**found, **kwargs}
+
 
 @functools.lru_cache(maxsize=1024)
 def _signature(function: Callable[..., Any]) -> Signature:

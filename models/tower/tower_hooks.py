@@ -29,6 +29,7 @@ from vtc.models.stock.transformers_api import call_of, features_in
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import EncoderSignal, Signal
 
+from .aligned_signals import AlignedSignals
 from .call_state import VisionRun
 from .captures_needed import kind_of, layer_of
 from .packed_segments import SegmentedAttention
@@ -115,7 +116,10 @@ class VisionSide:
             kinds = self.needs.get(i, set())
             if i >= first or kinds:
                 after = partial(self._leave, i) if "features" in kinds else None
-                self._hooks.append(LayerHooks(layer, self._local, partial(self._enter, i), after).attach())
+                before = partial(self._enter, i)
+                # what only captures can be traced by torch.compile as it is
+                traced = (None, None) if self.stops else (before, after)
+                self._hooks.append(LayerHooks(layer, self._local, before, after, *traced).attach())
             attention = next(
                 m for n in ("self_attn", "attn", "attention") if (m := getattr(layer, n, None)) is not None
             )
@@ -167,26 +171,36 @@ class VisionSide:
             What there is to know about its items; None inside another recorded call (Qwen3-VL's videos go through
             ``get_image_features``), whose record covers it.
         """
-        if getattr(self._local, "run", None) is not None:
+        run = self._begin(modality, arguments)
+        if run is None:
             return call(), None
+        try:
+            output = call()
+        finally:
+            self._local.run = None
+        return output, self._recorded(modality, run, output)
+
+    def _begin(self, modality: str, arguments: dict[str, Any]) -> VisionRun | None:
+        """Arm the hooks; None inside another recorded call."""
+        if getattr(self._local, "run", None) is not None:
+            return None
         arm(self._hooks)
         asked = VisionCall(self.parts.core, modality, arguments)
         if self.needs or self.stops:
             check_features_asked(asked, self)
         cut = cut_of(asked, self.family)
-        run = VisionRun(asked, self.family, self.tower, self.prefix, cut, len(self.layers), self.last)
-        self._local.run = run
-        try:
-            output = call()
-        finally:
-            self._local.run = None
+        self._local.run = VisionRun(asked, self.family, self.tower, self.prefix, cut, len(self.layers), self.last)
+        return self._local.run
+
+    def _recorded(self, modality: str, run: VisionRun, output: Any) -> VisionRecord:
+        asked = run.call
         lengths = whole_videos(asked, item_lengths(self.parts, output))
         if run.steps and lengths != asked.lengths:
             raise RuntimeError(f"the tower's tokens {asked.lengths} are not what the model made of them, {lengths}")
         asked.lengths = lengths
         if self.family.fed is not None:
             asked.lengths = lengths = self.family.fed(asked)
-        found = {s: run.aligned(s, layer_of(s, self.last, len(self.layers))) for s in self.signals}
+        found = AlignedSignals(run, {s: layer_of(s, self.last, len(self.layers)) for s in self.signals})
         small = partial(small_crops, asked.given("image"))
         return output, VisionRecord(
             modality, lengths, run.layouts, found, run.steps, self.family.newlines, small, run.seconds

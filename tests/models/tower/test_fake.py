@@ -107,8 +107,9 @@ def test_no_host_sync(name: str, shape: str, modality: str, pruned: bool) -> Non
             output, found = side.record(
                 modality, arguments(parts.core, given, modality), lambda: features(parts.core, given, modality)
             )
+            assert found is not None
+            assert set(dict(found.signals)) == set(SIGNALS)  # put in order when they are read
         side.detach()
-    assert found is not None
     assert all(f.device.type == "cuda" for f in rows_of(output))
     assert found.lengths == plain.lengths
     assert found.layouts() == plain.layouts()

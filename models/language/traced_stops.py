@@ -1,0 +1,128 @@
+"""A stop of the decoder stage within a graph of ``torch.compile``: the method is one operator, and the graph goes on.
+
+A graph that breaks inside the text model's loop over its layers leaves the whole loop to the interpreter. So where it
+is known beforehand how many columns a stop leaves, choosing is an operator that the compiler does not look into: hidden
+states and what else the method reads go in, and which columns stay comes out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.models.layout.model_parts import Parts
+from vtc.models.stock.tripwire import trip
+from vtc.pruners.base import Pruner, Stop, resolve_keep
+from vtc.pruners.signals import AttentionAhead, DecoderHidden, DecoderSignal, DecoderTransition, Signal
+
+from .decoder_signals import capture_hidden, resolve
+from .forward_state import Run
+from .run_and_report_step import Steps
+
+_numbers = itertools.count()
+_known: weakref.WeakValueDictionary[int, TracedStops] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op(
+    "vtc::stop",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor[] signals, int width, int layer, int model) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _stop(hidden, signals, width, layer, model):  # type: ignore[no-untyped-def]
+    return _known[model].choose(hidden, signals, width, layer)
+
+
+@_stop.register_fake
+def _(hidden, signals, width, layer, model):  # type: ignore[no-untyped-def]
+    return tuple(hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(4))
+
+
+class TracedStops:
+    """The stops of one wrapped model, as far as they can be an operator.
+
+    Parameters
+    ----------
+    parts : Parts
+        The model's parts.
+    stops : dict
+        By layer, in forward order.
+    hidden : dict
+        By layer the hidden states that methods read behind it.
+    steps : Steps
+        Runs and reports a pruning step.
+    run : callable
+        The run of the forward that goes on in this thread.
+    book : callable
+        Notes for the layers from one to the next stop what is about to enter them, `book(layer, hidden)`.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        stops: dict[int, list[tuple[Pruner, Stop]]],
+        hidden: dict[int, list[DecoderHidden]],
+        steps: Steps,
+        run: Callable[[], Run | None],
+        book: Callable[[int, Tensor], None],
+    ):
+        self.parts, self.stops, self.hidden, self.steps, self.run, self.book = parts, stops, hidden, steps, run, book
+        self.number = next(_numbers)
+        _known[self.number] = self
+        self.signals: dict[int, tuple[Signal, ...]] = {}
+        for i, entries in stops.items():
+            read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
+            if all(self._fits(i, pruner, read) for pruner, _ in entries):
+                seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, DecoderHidden))
+                self.signals[i] = tuple(dict.fromkeys(seen))
+
+    @staticmethod
+    def _fits(layer: int, pruner: Pruner, read: list[Signal]) -> bool:
+        """Whether a method leaves a number that is known beforehand, and what it reads is there then."""
+        told = not (pruner.adaptive_count or pruner.merges or pruner.joins_crops)
+        odd = (
+            isinstance(s, (AttentionAhead, DecoderTransition))
+            or (isinstance(s, DecoderHidden) and s.layer != layer - 1)
+            for s in read
+        )
+        return told and not any(odd)
+
+    def width(self, run: Run, layer: int, present: list[int]) -> tuple[int, list[int]]:
+        """How many columns the stop before `layer` leaves of a batch of one row, and how many tokens of each span."""
+        for _, stop in self.stops[layer]:
+            assert stop.keep is not None
+            present = [
+                min(n, resolve_keep(stop.keep, full)) for n, full in zip(present, run.batch.lengths, strict=True)
+            ]
+        return run.batch.width_after(run.full, present, False, False)[0], present
+
+    def cut(self, run: Run, layer: int, hidden: Tensor, width: int) -> Tensor:
+        """Which columns of `hidden` `[B, L, D]` stay, `[B, width]`. Traced by ``torch.compile``."""
+        signals = [run.captured[signal][0] for signal in self.signals[layer]]
+        order, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, width, layer, self.number)
+        run.memo = {}
+        return order
+
+    @torch.compiler.disable
+    def choose(self, hidden: Tensor, signals: list[Tensor], width: int, layer: int) -> tuple[Any, ...]:
+        """What the operator does: ask the methods, and note what is left."""
+        run = self.run()
+        if run is None:
+            trip(f"a compiled graph prunes before decoder layer {layer} where no forward of a prompt is under way")
+        place = run.current()
+        run.captured.update(
+            (signal, (value, place)) for signal, value in zip(self.signals[layer], signals, strict=True)
+        )
+        capture_hidden(run, self.hidden.get(layer - 1, ()), hidden)
+        before = run.columns
+        for pruner, stop in self.stops[layer]:
+            hidden = self.steps.prune(run, pruner, stop, hidden)
+        if run.columns.shape[1] != width:
+            trip(f"the stop before decoder layer {layer} left {run.columns.shape[1]} columns, and not {width}")
+        self.book(layer, hidden)
+        # an operator's results are tensors of their own
+        return run.stand_in(before), run.columns.clone(), run.slots.clone(), run.rope_columns.clone()
