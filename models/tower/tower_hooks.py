@@ -202,9 +202,7 @@ class VisionSide:
             asked.lengths = lengths = self.family.fed(asked)
         found = AlignedSignals(run, {s: layer_of(s, self.last, len(self.layers)) for s in self.signals})
         small = partial(small_crops, asked.given("image"))
-        return output, VisionRecord(
-            modality, lengths, run.layouts, found, run.steps, self.family.newlines, small, run.seconds
-        )
+        return VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small, run.seconds)
 
     # ------------------------------------------------------------------ hooks
 
