@@ -26,7 +26,9 @@ QUERIES, KEYS, METRIC, SEGMENTS = EncoderQueries(), EncoderKeys(), EncoderKeys(h
 SPECIAL_QUERIES, SPECIAL_KEYS = EncoderSpecial(of="queries"), EncoderSpecial(of="keys")
 
 
-def page_rank(attention: Tensor, start: Tensor, votes: int) -> Tensor:
+def page_rank(
+    attention: Tensor, start: Tensor, votes: int, total: Tensor | float = 1.0, size: Tensor | float = 1.0
+) -> Tensor:
     """Weighted page rank: `votes` times ``s_j <- sum_i A_ij s_i``, so that who is looked at gets what looks at it.
 
     Parameters
@@ -37,6 +39,8 @@ def page_rank(attention: Tensor, start: Tensor, votes: int) -> Tensor:
         `[..., M]`, s at first.
     votes : int
         How often.
+    total, size : Tensor, optional
+        `[..., 1, M]`: A is `attention` with row i over `total` and column j times `size`, which is never made.
 
     Returns
     -------
@@ -45,7 +49,7 @@ def page_rank(attention: Tensor, start: Tensor, votes: int) -> Tensor:
     """
     rank = start[..., None, :]
     for _ in range(votes):
-        rank = rank @ attention
+        rank = (rank / total) @ attention * size
     return rank[..., 0, :]
 
 
@@ -122,15 +126,20 @@ class Graph:
         start = start.to(self.queries.dtype)
         hidden, step = ~seen[:, None], max(1, AT_A_TIME // seen.numel())
         heads = zip(self.queries.split(step, 1), self.keys.split(step, 1), strict=True)
-        rank = torch.cat([page_rank(self._attention(q, k, hidden), start, votes) for q, k in heads], 1)
+        size, tiny = self.size[:, None, None].to(start.dtype), torch.finfo(start.dtype).tiny
+        ranks = []
+        for q, k in heads:
+            seen_by = self._exponents(q, k, hidden)
+            total = (seen_by @ size.mT).mT.clamp_(min=tiny)
+            ranks.append(page_rank(seen_by, start, votes, total, size))
+        rank = torch.cat(ranks, 1)
         return over_heads(rank, left)[:, self.special :].unflatten(1, (-1, self.unit)).mean(2)
 
-    def _attention(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-        """Softmax attention of some heads, `[B, h, M, M]`, to nodes that aren't `hidden [B, 1, M, M]` bool."""
+    def _exponents(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
+        """A softmax's numerators of some heads, `[B, h, M, M]`, to nodes that aren't `hidden [B, 1, M, M]` bool."""
         x = (queries @ keys.transpose(2, 3)).masked_fill_(hidden, float("-inf"))
         x.sub_(x.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min))  # padding sees nobody
-        x.exp_().mul_(self.size[:, None, None])
-        return x.div_(x.sum(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny))
+        return x.exp_()
 
 
 def _crops(tokens: VisualTokens, unit: int) -> Tensor:
