@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from vtc.pruners.primitives.best_per_part import best, budgets_of, parts_of
 from vtc.pruners.primitives.merging import cosine
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import decides_on_host, wide
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Pruner, Stop
@@ -124,16 +124,29 @@ class Graph:
             start[:, : self.special : self.stride] *= seen[:, : self.special : self.stride].sum(-1).sqrt()
         start = (start / start.sum(1, keepdim=True))[:, None]
         start = start.to(self.queries.dtype)
-        hidden, step = ~seen[:, None], max(1, AT_A_TIME // seen.numel())
-        heads = zip(self.queries.split(step, 1), self.keys.split(step, 1), strict=True)
-        size, tiny = self.size[:, None, None].to(start.dtype), torch.finfo(start.dtype).tiny
-        ranks = []
-        for q, k in heads:
-            seen_by = self._exponents(q, k, hidden)
-            total = (seen_by @ size.mT).mT.clamp_(min=tiny)
-            ranks.append(page_rank(seen_by, start, votes, total, size))
-        rank = torch.cat(ranks, 1)
+        rank = torch.cat([self._voted(some, start, seen, votes) for some in self._apart()], 2)
+        if len(self._apart()) > 1:
+            rank = rank[:, :, torch.cat(self._apart()).argsort()]
         return over_heads(rank, left)[:, self.special :].unflatten(1, (-1, self.unit)).mean(2)
+
+    def _apart(self) -> list[Tensor]:
+        """Nodes that can be looked at by themselves, `[m]` int64 each: a segment's where rows have the same ones."""
+        if not decides_on_host(self.segment) or bool((self.segment != self.segment[:1]).any()):
+            return [torch.arange(self.segment.shape[1], device=self.segment.device)]
+        return [(self.segment[0] == number).nonzero()[:, 0] for number in self.segment[0].unique()]
+
+    def _voted(self, some: Tensor, start: Tensor, seen: Tensor, votes: int) -> Tensor:
+        """Ranks `[B, H, m]` of `some` nodes, which only see one another."""
+        start, size = start[..., some], self.size[:, None, None, some].to(start.dtype)
+        hidden = ~seen[:, None, some][..., some]
+        step = max(1, AT_A_TIME // hidden.numel())
+        queries, keys = (x[:, :, some].split(step, 1) for x in (self.queries, self.keys))
+        found = []
+        for q, k in zip(queries, keys, strict=True):
+            seen_by = self._exponents(q, k, hidden)
+            total = (seen_by @ size.mT).mT.clamp_(min=torch.finfo(start.dtype).tiny)
+            found.append(page_rank(seen_by, start, votes, total, size))
+        return torch.cat(found, 1)
 
     def _exponents(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
         """A softmax's numerators of some heads, `[B, h, M, M]`, to nodes that aren't `hidden [B, 1, M, M]` bool."""
