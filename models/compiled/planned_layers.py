@@ -115,7 +115,7 @@ class Planner:
         if run is None or attention_kind(self.lm.config) not in TRACEABLE or (run.past and not run.mask_hidden):
             return
         end = first if first in self.stops else self.book(first, hidden)
-        run.memo = {}  # its keys name objects of this forward: a graph that looks at them would be traced anew each time
+        run.memo = {}  # its keys name objects of this forward: a graph that sees them would be traced anew each time
         if first == 0 and end in self.stops and self._can_trace(run, mask):
             self._plan_stops(run, end)
         elif end == self.depth:
