@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.compiled.planned_layers import Planner
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.model_hooks import Forward
@@ -71,6 +72,7 @@ class Adapter:
         self.steps = Steps(parts, self.local)
         self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
+        self.planner = Planner(self.decoder)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
         )
@@ -107,7 +109,9 @@ class Adapter:
         eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
         self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
-        self._hook(lm.register_forward_pre_hook(_by_compiling(f.lm_pre, d.planned(f.lm_pre)), with_kwargs=True))
+        self._hook(
+            lm.register_forward_pre_hook(_by_compiling(f.lm_pre, self.planner.behind(f.lm_pre)), with_kwargs=True)
+        )
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
         after = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
         hooks = [
@@ -116,8 +120,8 @@ class Adapter:
                 self.local,
                 functools.partial(d.layer_pre, i),
                 after[i],
-                functools.partial(d.planner.before, i),
-                after[i] and d.planner.after,
+                functools.partial(self.planner.before, i),
+                after[i] and self.planner.after,
             ).attach()
             for i, layer in enumerate(layers)
         ]

@@ -34,10 +34,8 @@ from .column_arguments import refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, last_reads, query_columns
 from .forward_state import Run, gather_columns, main_stream
 from .narrowed_calls import LayerCalls
-from .planned_layers import Planner
 from .run_and_report_step import Steps
 from .thread_state import Local
-from .traced_stops import TracedStops
 
 SUBLAYERS = {"attention": "self_attn", "mlp": "mlp"}  # what they are called in a layer of transformers
 
@@ -67,6 +65,7 @@ class DecoderSide:
         self, parts: Parts, stops: list[tuple[Pruner, Stop]], signals: set[Signal], steps: Steps, local: Local
     ):
         self.parts, self.steps, self.local = parts, steps, local
+        self.plan: Callable[[int, Tensor], None] = lambda first, hidden: None  # set by who plans layers ahead
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
         for entry in stops:
             if entry[1].stage == "decoder":
@@ -93,12 +92,6 @@ class DecoderSide:
         self.sources = key_sources(parts.lm, parts.layers)
         self.attending = self.windows.attending()
         self.calls = LayerCalls(parts.lm, parts.layers, self.windows, self.sources)
-        busy = {*self.stops, *(i + 1 for i in self.hidden)}
-        self.planner = Planner(parts.lm, parts.layers, self.windows, self.sources, self.calls, local, busy)
-        if set(self.stops) == busy:
-            self.planner.traced = TracedStops(
-                parts, self.stops, self.hidden, steps, lambda: local.run, self.planner.book
-            )
         refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
         self._refuse_behind_shared_keys()
         self._refuse_merging()
@@ -158,22 +151,11 @@ class DecoderSide:
             before = args[0] if args else call_of(module, args, kwargs).get("hidden")  # an MLP calls it something else
             capture_transition(run, self.changed[place], before, output[0] if isinstance(output, tuple) else output)
 
-    def planned(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """`hook` of the text model, and the plan of its first layers: what runs where ``torch.compile`` traces."""
-
-        def run(lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            changed = hook(lm, args, kwargs)
-            call = call_of(lm, *(changed or (args, kwargs)))
-            self.planner.plan(0, call.get("embeds"), call.get("mask"))
-            return changed
-
-        return run
-
     def layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune before layer `i`, and give it the mask and rotary embeddings of the columns that are left."""
         changed = self._layer_pre(i, layer, args, kwargs)
         if self.local.planned is not None and changed is not None:
-            self.planner.plan(i + 1, call_of(layer, *changed).get("hidden"))
+            self.plan(i + 1, call_of(layer, *changed).get("hidden"))
         return changed
 
     def _layer_pre(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

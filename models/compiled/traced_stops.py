@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.layout.model_parts import Parts
+from vtc.models.language.decoder_hooks import DecoderSide
+from vtc.models.language.decoder_signals import capture_hidden, resolve
+from vtc.models.language.forward_state import Run
 from vtc.models.stock.tripwire import trip
-from vtc.pruners.base import Pruner, Stop, resolve_keep
+from vtc.pruners.base import Pruner, resolve_keep
 from vtc.pruners.signals import AttentionAhead, DecoderHidden, DecoderSignal, DecoderTransition, Signal
-
-from .decoder_signals import capture_hidden, resolve
-from .forward_state import Run
-from .run_and_report_step import Steps
 
 _numbers = itertools.count()
 _known: weakref.WeakValueDictionary[int, TracedStops] = weakref.WeakValueDictionary()
@@ -47,34 +45,24 @@ class TracedStops:
 
     Parameters
     ----------
-    parts : Parts
-        The model's parts.
-    stops : dict
-        By layer, in forward order.
-    hidden : dict
-        By layer the hidden states that methods read behind it.
-    steps : Steps
-        Runs and reports a pruning step.
-    run : callable
-        The run of the forward that goes on in this thread.
+    side : DecoderSide
+        The hooks of the layers.
     book : callable
         Notes for the layers from one to the next stop what is about to enter them, `book(layer, hidden)`.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        stops: dict[int, list[tuple[Pruner, Stop]]],
-        hidden: dict[int, list[DecoderHidden]],
-        steps: Steps,
-        run: Callable[[], Run | None],
-        book: Callable[[int, Tensor], None],
-    ):
-        self.parts, self.stops, self.hidden, self.steps, self.run, self.book = parts, stops, hidden, steps, run, book
+    def __init__(self, side: DecoderSide, book: Callable[[int, Tensor], object]):
+        self.stops, self.hidden, self.steps, self.local, self.book = (
+            side.stops,
+            side.hidden,
+            side.steps,
+            side.local,
+            book,
+        )
         self.number = next(_numbers)
         _known[self.number] = self
         self.signals: dict[int, tuple[Signal, ...]] = {}
-        for i, entries in stops.items():
+        for i, entries in self.stops.items():
             read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
             if all(self._fits(i, pruner, read) for pruner, _ in entries):
                 seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, DecoderHidden))
@@ -110,7 +98,7 @@ class TracedStops:
     @torch.compiler.disable
     def choose(self, hidden: Tensor, signals: list[Tensor], width: int, layer: int) -> tuple[Any, ...]:
         """What the operator does: ask the methods, and note what is left."""
-        run = self.run()
+        run = self.local.run
         if run is None:
             trip(f"a compiled graph prunes before decoder layer {layer} where no forward of a prompt is under way")
         place = run.current()

@@ -7,7 +7,7 @@ that breaks the graph anyway; what is left to a layer's hook is a few tensor ope
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import is_pruned, slot_layer
+from vtc.models.language.column_arguments import ALONG, cut_along, pick_columns
+from vtc.models.language.decoder_hooks import DecoderSide
+from vtc.models.language.deepstack import Deepstack
+from vtc.models.language.forward_state import Run, gather_columns
+from vtc.models.language.masks import gather_mask, keeps_pattern
 from vtc.models.stock.attention_api import attention_kind
-from vtc.models.stock.attention_windows import ATTENTION, Windows
+from vtc.models.stock.attention_windows import ATTENTION
 from vtc.models.stock.hooks_outside_checkpoint import LATER
-from vtc.models.stock.transformers_api import Cache, Call, signature_of, takes
+from vtc.models.stock.transformers_api import Cache, Call, call_of, signature_of, takes
 
-from .column_arguments import ALONG, cut_along, pick_columns
-from .deepstack import Deepstack
-from .forward_state import Run, gather_columns
-from .masks import gather_mask, keeps_pattern
-from .narrowed_calls import LayerCalls
-from .thread_state import Local
 from .traced_stops import TracedStops
 
 TRACEABLE = ("sdpa", "eager")  # implementations whose masks are tensors, or none
@@ -71,38 +70,43 @@ class Planner:
 
     Parameters
     ----------
-    lm : nn.Module
-        The text model.
-    layers : sequence of nn.Module
-        Its layers.
-    windows, sources, calls : Windows, list of int, LayerCalls
-        See ``DecoderSide``.
-    local : Local
-        Per-thread state; its ``planned`` is written here.
-    stops : iterable of int
-        Layers before which something is done that can't be planned, unless it is among `traced`.
+    side : DecoderSide
+        The hooks of the layers; what they leave to be planned is planned here.
     """
 
-    def __init__(
-        self,
-        lm: Any,
-        layers: Sequence[nn.Module],
-        windows: Windows,
-        sources: list[int],
-        calls: LayerCalls,
-        local: Local,
-        stops: Iterable[int],
-    ):
-        self.lm, self.windows, self.sources, self.calls, self.local = lm, windows, sources, calls, local
-        self.stops, self.depth = frozenset(stops), len(layers)
+    def __init__(self, side: DecoderSide):
+        parts = side.parts
+        self.lm, self.windows, self.sources, self.calls, self.local = (
+            parts.lm,
+            side.windows,
+            side.sources,
+            side.calls,
+            side.local,
+        )
+        # layers before which something is done that can't be planned, unless it is among the traced stops
+        self.stops, self.depth = frozenset({*side.stops, *(i + 1 for i in side.hidden)}), len(parts.layers)
         self.traced: TracedStops | None = None
-        self.signatures = [signature_of(layer) for layer in layers]
+        if set(side.stops) == self.stops:
+            self.traced = TracedStops(side, self.book)
+        side.plan = self.plan
+        self.signatures = [signature_of(layer) for layer in parts.layers]
         for signature in self.signatures:  # names are looked up once, and not while a graph is traced
             for meaning in ("hidden", "mask", "rotary", "positions", *ALONG):
                 signature.name(meaning)
-        self.asks_positions = [m is not None and takes(m, "positions") for m in calls.mixers]
-        own = all(source == i for i, source in enumerate(sources))
-        self.plain = own and windows.streams == 1 and set(windows.kinds) == {ATTENTION}
+        self.asks_positions = [m is not None and takes(m, "positions") for m in self.calls.mixers]
+        own = all(source == i for i, source in enumerate(self.sources))
+        self.plain = own and self.windows.streams == 1 and set(self.windows.kinds) == {ATTENTION}
+
+    def behind(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """`hook` of the text model, and the plan of its first layers: what runs where ``torch.compile`` traces."""
+
+        def run(lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            changed = hook(lm, args, kwargs)
+            call = call_of(lm, *(changed or (args, kwargs)))
+            self.plan(0, call.get("embeds"), call.get("mask"))
+            return changed
+
+        return run
 
     def plan(self, first: int, hidden: Tensor, mask: Any = None) -> None:
         """Work out the layers from `first` on, which `hidden` `[B, L, D]` enter; `mask` is the text model's, if any."""
@@ -111,6 +115,7 @@ class Planner:
         if run is None or attention_kind(self.lm.config) not in TRACEABLE or (run.past and not run.mask_hidden):
             return
         end = first if first in self.stops else self.book(first, hidden)
+        run.memo = {}  # its keys name objects of this forward: a graph that sees them would be traced anew each time
         if first == 0 and end in self.stops and self._can_trace(run, mask):
             self._plan_stops(run, end)
         elif end == self.depth:
