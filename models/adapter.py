@@ -25,6 +25,7 @@ from vtc.models.language.thread_state import Local
 from vtc.models.language.tokenizer import Words
 from vtc.models.layout.model_parts import Parts
 from vtc.models.selection.report import Report
+from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import refuse_copy
@@ -175,13 +176,13 @@ class Adapter:
         return self.local.report or self.steps.last_report
 
     @property
-    def timing(self) -> bool:
-        """Whether selection time is measured."""
+    def timing(self) -> Timing:
+        """Whether selection time is measured, and by which clock."""
         return self.steps.timing
 
     @timing.setter
-    def timing(self, on: bool) -> None:
-        self.steps.timing = on
+    def timing(self, on: Timing) -> None:
+        self.steps.timing = self.vision.timing = on
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from vtc.pruners.primitives.greedy import farthest_point
+from vtc.pruners.primitives.nearest_rows import TINY, among_nearest
 from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import top_k
-from vtc.pruners.primitives.vocabulary import TINY, Calibration, among_nearest, read_calibration, shipped
+from vtc.pruners.primitives.vocabulary import Calibration, read_calibration, shipped
 
 from .base import Pruner, Stop
 from .registry import register_pruner

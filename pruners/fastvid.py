@@ -11,8 +11,17 @@ from torch.nn.functional import cosine_similarity, pad
 
 from vtc.pruners.primitives.best_per_part import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import BLOCK, Frames, frames_of
-from vtc.pruners.primitives.merging import add_weighted, combine, cosine, membership, nearest, squared_distances, take
-from vtc.pruners.primitives.precision import exact_dtype, settled, wide
+from vtc.pruners.primitives.merging import (
+    add_weighted,
+    combine,
+    cosine,
+    inner,
+    membership,
+    nearest,
+    squared_distances,
+    take,
+)
+from vtc.pruners.primitives.precision import decides_on_host, exact_dtype, settled, wide
 from vtc.pruners.primitives.ranking import rankable
 
 from .base import Merged, Pruner
@@ -185,26 +194,49 @@ def peaks(x: Tensor, free: Tensor) -> Tensor:
     `[F, P]` float64, the logarithm of density times distance (the density alone would vanish for large distances); the
     lowest for what is not finite, -inf for what is not free. Some rows at a time: no P x P matrix is kept.
     """
-    starts = range(0, x.shape[1], ROWS)
+    longest = inner(x[:, :1], x, exact_dtype(x.device))[2].nan_to_num(0, 0, 0).amax(1)
 
-    def rows(start: int) -> Tensor:
-        """Squared distances over D of `ROWS` tokens and all, `[F, ROWS, P]`; inf where one is not free."""
+    def distances(some: Tensor | slice, first: int) -> Tensor:
+        """Squared distances over D of some tokens to those from `first` on, `[F, n, P - first]`; inf if not free."""
+        distance = squared_distances(x[:, some], x[:, first:], longest)
+        return distance.masked_fill_(~(free[:, some, None] & free[:, None, first:]), float("inf"))
+
+    near, most = _Nearest(free), x.new_zeros(len(x), dtype=longest.dtype)
+    for start in range(0, x.shape[1], ROWS):
         stop = min(start + ROWS, x.shape[1])
-        distance = squared_distances(x[:, start:stop], x)
-        distance.diagonal(start, 1, 2).zero_()
-        return distance.masked_fill_(~(free[:, start:stop, None] & free[:, None]), float("inf"))
-
-    width = min(NEIGHBOURS, x.shape[1])
-    near = torch.cat([rows(start).topk(width, dim=-1, largest=False).values for start in starts], 1)
-    counted = near.isfinite()
-    density = -near.masked_fill(~counted, 0).sum(-1) / counted.sum(-1).clamp(min=1)
-    least, most = [], []
-    for start in starts:
-        distance = rows(start)
-        most.append(distance.masked_fill(distance.isinf(), 0).amax(2))
-        denser = density[:, None] > density[:, start : start + ROWS, None]
-        least.append(distance.masked_fill_(~denser, float("inf")).amin(2))
-    separation = torch.cat(least, 1)
+        distance = distances(slice(start, stop), start)  # what is left of them they are to earlier ones
+        distance.diagonal(0, 1, 2).masked_fill_(free[:, start:stop], 0)
+        near.add(slice(start, stop), distance, start)
+        near.add(slice(stop, None), distance[..., stop - start :].mT, start)
+        most = torch.maximum(most, distance.masked_fill_(distance.isinf(), 0).flatten(1).amax(1))
+    counted = near.value.isfinite()
+    density = -near.value.masked_fill(~counted, 0).sum(-1) / counted.sum(-1).clamp(min=1)
+    denser = density.gather(1, near.place.flatten(1)).view_as(near.value) > density[..., None]
+    separation = near.value.masked_fill(~denser, float("inf")).amin(2)
+    # mostly one of the nearest is denser; where it is not, all are looked at
+    rest = torch.arange(x.shape[1], device=x.device)
+    if decides_on_host(x):
+        rest = (free & separation.isinf()).any(0).nonzero()[:, 0]
+    for some in rest.split(ROWS):
+        distance = distances(some, 0)
+        separation[:, some] = distance.masked_fill_(density[:, None] <= density[:, some, None], float("inf")).amin(2)
     # the densest: as far as any two of the frame
-    separation = torch.where(separation.isinf(), torch.cat(most, 1).amax(1, keepdim=True), separation)
+    separation = torch.where(separation.isinf(), most[:, None], separation)
     return rankable(density + separation.log() / 2, free)
+
+
+class _Nearest:
+    """The ``NEIGHBOURS`` least distances of each token `[F, P]`, itself included, and to whom."""
+
+    def __init__(self, free: Tensor):
+        width = min(NEIGHBOURS, free.shape[1])
+        self.value = torch.full((*free.shape, width), float("inf"), dtype=exact_dtype(free.device), device=free.device)
+        self.place = torch.zeros_like(self.value, dtype=torch.int64)
+
+    def add(self, some: slice, distance: Tensor, first: int) -> None:
+        """Take in the `distance` `[F, n, m]` of some tokens to those from `first` on."""
+        width = self.value.shape[2]
+        value, place = distance.topk(min(width, distance.shape[2]), dim=-1, largest=False)
+        values, places = torch.cat([self.value[:, some], value], 2), torch.cat([self.place[:, some], place + first], 2)
+        value, order = values.topk(width, dim=-1, largest=False)
+        self.value[:, some], self.place[:, some] = value, places.gather(2, order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from vtc.pruners.primitives.best_per_part import (
     rank_in_part,
     within_budgets,
 )
-from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.precision import exact, wide, wide_dtype
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Pruner, Stop
@@ -31,6 +32,7 @@ from .visual_tokens import VisualTokens
 DECODER: tuple[Signal, ...] = (DecoderAttention(), DecoderValues())
 
 
+@lru_cache(maxsize=256)
 def flow_signals(layer: int | None = None) -> tuple[Signal, ...]:
     """What ``encoder_flow`` reads of an encoder layer: attention, value similarity, head-mean values."""
     return (
@@ -40,42 +42,26 @@ def flow_signals(layer: int | None = None) -> tuple[Signal, ...]:
     )
 
 
-def flow_score(attention: Tensor, semantic: Tensor | None, value: Tensor, part: Tensor, count: int) -> Tensor:
-    """FlowCut's importance at one layer.
+def flow_score(shares: Tensor, density: Tensor) -> Tensor:
+    """FlowCut's importance ``(a / sum a + s / sum s) ||v||_1`` at one layer, or at several.
 
     Parameters
     ----------
-    attention : Tensor
-        `[B, N]`: a, mean over heads of the global token's attention.
-    semantic : Tensor or None
-        `[B, N]`: s, the same of values; None leaves it out.
-    value : Tensor
-        `[B, N, d]` mean over heads of the values.
-    part : Tensor
-        `[B, N]`: within each part a and s are normalised (``parts_of``).
-    count : int
-        Number of parts.
+    shares : Tensor
+        `[S, ..., N]`: ``shares`` of the global token's attention a and of the same of values s; or of a alone.
+    density : Tensor
+        `[..., N]`: L1 norm of the mean over heads of the values.
 
     Returns
     -------
     Tensor
-        `[B, N]` float32 ``(a / sum a + s / sum s) ||v||_1``; 0 where it is not finite.
+        `[..., N]`; 0 where it is not finite.
     """
-    flow = _share(attention, part, count)
-    if semantic is not None:
-        flow = flow + _share(semantic, part, count)
-    score = flow * wide(value).abs().sum(-1)
-    return score.nan_to_num(0, 0, 0)
+    return (shares.sum(0) * density).nan_to_num_(0, 0, 0)
 
 
-def encoder_flow(
-    tokens: VisualTokens,
-    signals: Sequence[Signal],
-    semantic: bool = True,
-    part: Tensor | None = None,
-    count: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Importance of each token at one encoder layer, and the attention in it.
+def encoder_flow(tokens: VisualTokens, signals: Sequence[Signal], semantic: bool = True) -> Tensor:
+    """Importance of each token at one encoder layer, `[B, N]` float64, normalised in each crop and frame.
 
     Parameters
     ----------
@@ -85,44 +71,63 @@ def encoder_flow(
         What ``flow_signals(layer)`` gives, declared by the method that calls this.
     semantic : bool
         Whether the similarity of values counts.
-    part, count : Tensor, int
-        Parts in which to normalise; by default crops and frames.
-
-    Returns
-    -------
-    score, attention : Tensor
-        `[B, N]` float32 each; a token of several patches has their mean.
     """
+    return _flows(tokens, signals, semantic, *_parts(tokens))[0][0]
+
+
+def _parts(tokens: VisualTokens) -> tuple[Tensor | None, int]:
+    """Crops and frames as ``flow_score`` takes them."""
+    part, count = parts_of(tokens)
+    return (None if count == 1 and not _padded(tokens) else part), count
+
+
+def _padded(tokens: VisualTokens) -> bool:
+    return min(tokens.counts) < tokens.ids.shape[1]
+
+
+def _flows(
+    tokens: VisualTokens, signals: Sequence[Signal], semantic: bool, part: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """Importance at some encoder layers and the attention's shares there, `[L, B, N]` each.
+
+    `signals` are those of one layer behind the other's. All layers and both rows go through one operator each, because
+    a tower's cuts are many small ones otherwise.
+    """
+    kinds = signals[0::3], signals[1::3], signals[2::3]
+    rows = torch.stack([tokens.read(signal) for kind in kinds[: 1 + semantic] for signal in kind])
+    rows = exact(rows.mean(2, dtype=wide_dtype(rows)))
+    found = shares(rows, part, count).view(-1, len(kinds[0]), *rows.shape[1:])
+    values = wide(torch.stack([tokens.read(signal) for signal in kinds[2]]))
+    density = values.abs_().sum((-2, -1))
+    if values.shape[-2] > 1:  # a unit's density is the mean of its patches', not that of their mean
+        density /= values.shape[-2]
+    return flow_score(found, density), found[0]
+
+
+def shares(x: Tensor, part: Tensor | None, count: int) -> Tensor:
+    """`x [..., B, N]` over its sum within each part (``parts_of``); of each row where `part` is None. NaN counts 0."""
+    x = x.nan_to_num(0, 0, 0)
     if part is None:
-        part, count = parts_of(tokens)
-    attention, similarity, value = signals
-    a = wide(tokens.read(attention)).mean(1)
-    s = wide(tokens.read(similarity)).mean(1) if semantic else None
-    v = wide(tokens.read(value))
-    # a unit's density is the mean of its patches', not that of their mean
-    density = v.abs().sum(-1).mean(2, keepdim=True)
-    return flow_score(a, s, density, part, count), a
+        total = x.sum(-1, keepdim=True)
+    else:
+        x.masked_fill_(part == count, 0)
+        total = per_token(part_sums(x, part, count), part)
+    return x.div_(total.clamp_(min=torch.finfo(torch.float32).tiny))
 
 
-def prune_counts(attention: Tensor, part: Tensor, sizes: Tensor, target: Tensor, left: int) -> Tensor:
-    """How many tokens each part loses: `round((n - T) / sqrt(left) (1 - H^2))`, `[B, P]` int64.
+def kept_counts(share: Tensor, part: Tensor | None, sizes: Tensor, target: Tensor, left: int) -> Tensor:
+    """How many tokens each part keeps if it loses `round((n - T) / sqrt(left) (1 - H^2))`, `[B, P]` float64.
 
-    `H` is the entropy of the part's attention over ``log n``, T its `target [B, P]`, `sizes` n; `left` are the encoder
-    layers before the last cut, at 0 everything above the target goes.
+    `H` is the entropy of the part's attention `share` (float64: of flat attention ``1 - H^2`` is small, and float32
+    would move it across a half) over ``log n``, T its `target [B, P]`, `sizes` n; `left` are the encoder layers before
+    the last cut, at 0 everything above the target goes.
     """
-    surplus = sizes - target
     if left == 0:
-        return surplus
-    # of flat attention 1 - H^2 is small: float32 sums would move it across a half
-    p = _share(attention, part, sizes.shape[1], torch.float64)
-    entropy = -part_sums(torch.xlogy(p, p), part, sizes.shape[1]) / sizes.clamp(min=2).double().log()
-    return (surplus / left**0.5 * (1 - entropy**2)).round().long().clamp(min=0)
-
-
-def _share(x: Tensor, part: Tensor, count: int, dtype: torch.dtype | None = None) -> Tensor:
-    """`x` over its sum within each part."""
-    x = x.to(dtype or wide_dtype(x)).nan_to_num(0, 0, 0).masked_fill(part == count, 0)
-    return x / per_token(part_sums(x, part, count), part).clamp(min=torch.finfo(torch.float32).tiny)
+        return target
+    terms = torch.xlogy(share, share)
+    entropy = terms.sum(-1, keepdim=True) if part is None else part_sums(terms, part, sizes.shape[1])
+    concentrated = 1 - (entropy / sizes.clamp(min=2).log()).square()
+    return torch.maximum(sizes - ((sizes - target) / left**0.5 * concentrated).round_(), target)
 
 
 @register_pruner("flowcut")
@@ -235,37 +240,49 @@ class FlowCut(Pruner):
         assert tokens.last is not None
         part, score, target = self._carried(tokens)
         count = target.shape[1]
-        for layer in self._since(tokens.layer):
-            now, attention = encoder_flow(tokens, flow_signals(layer), self.semantic, part, count)
+        signals = [signal for layer in self._since(tokens.layer) for signal in flow_signals(layer)]
+        flows, share = _flows(tokens, signals, self.semantic, part, count)
+        for now in flows:
             score = now if score is None else self.history * score + (1 - self.history) * now
         assert score is not None
-        sizes = part_sizes(part, count)
-        lost = prune_counts(attention, part, sizes, target, tokens.last - tokens.layer)
+        sizes = torch.full_like(target, score.shape[1]) if part is None else part_sizes(part, count).to(target)
+        kept = kept_counts(share[-1], part, sizes, target, tokens.last - tokens.layer)
         if self.official:
-            lost = lost.amax(1, keepdim=True)
-        kept = torch.maximum(sizes - lost, target)
-        chosen = (rank_in_part(score, part, count) < per_token(kept, part)) & tokens.valid
+            kept = torch.maximum(sizes - (sizes - kept).amax(1, keepdim=True), target)
         tokens.state.update(ids=tokens.ids, part=part, score=score, target=target, span=list(tokens.span))
+        if part is None:
+            order = top_k(score, score.shape[1])
+            return order.masked_fill_(torch.arange(score.shape[1], device=order.device) >= kept, -1)
+        chosen = (rank_in_part(score, part, count) < per_token(kept, part)) & tokens.valid
         return columns_of(chosen, part.shape[1], exact=False)
 
     @staticmethod
-    def _carried(tokens: VisualTokens) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Part of each token, its importance so far (None before the first cut) and each part's target."""
+    def _carried(tokens: VisualTokens) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Parts as ``shares`` takes them, importance so far (None before the first cut), and each part's target."""
         state = tokens.state
         if not state:
-            part, count = parts_of(tokens)
-            sizes, budget = part_sizes(part, count), budgets_of(tokens)
+            (part, count), budget = _parts(tokens), budgets_of(tokens)
+            if part is None:
+                return part, None, budget.double()
+            sizes = part_sizes(part, count)
             quota = budget * sizes / sizes.sum(1, keepdim=True)
             rank = rank_in_part(torch.zeros_like(part), part, count)
             shared = best(per_token(quota, part) - rank, budget, tokens.valid)
-            return part, None, part_sums(shared.long(), part, count)
-        rows = torch.tensor([state["span"].index(s) for s in tokens.span], device=tokens.ids.device)
-        before = state["ids"][rows]
-        before = torch.where(before < 0, torch.iinfo(before.dtype).max, before)
-        place = torch.searchsorted(before, tokens.ids.clamp(min=0).contiguous())
-        target = state["target"][rows]
-        part = state["part"][rows].gather(1, place).masked_fill(~tokens.valid, target.shape[1])
-        return part, state["score"][rows].gather(1, place), target
+            return part, None, part_sums(shared.long(), part, count).double()
+        before, score, target, part = state["ids"], state["score"], state["target"], state["part"]
+        if state["span"] != list(tokens.span):
+            rows = torch.tensor([state["span"].index(s) for s in tokens.span], device=before.device)
+            before, score, target = before[rows], score[rows], target[rows]
+            part = None if part is None else part[rows]
+        if part is not None:
+            before = torch.where(before < 0, torch.iinfo(before.dtype).max, before)
+        now, padded = tokens.ids, _padded(tokens)
+        place = torch.searchsorted(before, now.clamp(min=0) if padded else now.contiguous())
+        if target.shape[1] > 1:
+            part = part.gather(1, place).masked_fill_(~tokens.valid, target.shape[1])
+        else:
+            part = (~tokens.valid).long() if padded else None
+        return part, score.gather(1, place), target
 
     def _decoder_score(self, tokens: VisualTokens) -> Tensor:
         """Importance at one decoder layer, `[B, N]` float32."""
@@ -281,4 +298,5 @@ class FlowCut(Pruner):
         last = text[torch.arange(text.shape[0], device=text.device), at][tokens.sample]
         logits = (value * last[:, None]).sum(-1) * value.shape[-1] ** -0.5
         semantic = logits.masked_fill(~valid[..., None], float("-inf")).softmax(1).mean(-1)
-        return flow_score(attention, semantic, value.mean(2), part, 1)
+        rows = shares(torch.stack([attention, semantic]), part, 1)
+        return flow_score(rows, value.mean(2).abs().sum(-1))

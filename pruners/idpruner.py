@@ -104,7 +104,7 @@ class IDPruner(Pruner):
         if self.importance == "cls":
             return wide(tokens.read(self.signals[0])).mean(1)
         if self.importance == "flowcut":
-            return encoder_flow(tokens, self.signals)[0]
+            return encoder_flow(tokens, self.signals)
         if self.importance == "zoo":
             x = tokens.read(self.signals[0])
             return projector_sensitivity(tokens, drawn_directions(64, x.shape[-2] * x.shape[-1]), 0.01)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from vtc.pruners.primitives.best_per_part import best, budgets_of, parts_of
 from vtc.pruners.primitives.merging import cosine
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import decides_on_host, wide
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Pruner, Stop
@@ -26,7 +26,9 @@ QUERIES, KEYS, METRIC, SEGMENTS = EncoderQueries(), EncoderKeys(), EncoderKeys(h
 SPECIAL_QUERIES, SPECIAL_KEYS = EncoderSpecial(of="queries"), EncoderSpecial(of="keys")
 
 
-def page_rank(attention: Tensor, start: Tensor, votes: int) -> Tensor:
+def page_rank(
+    attention: Tensor, start: Tensor, votes: int, total: Tensor | float = 1.0, size: Tensor | float = 1.0
+) -> Tensor:
     """Weighted page rank: `votes` times ``s_j <- sum_i A_ij s_i``, so that who is looked at gets what looks at it.
 
     Parameters
@@ -37,6 +39,8 @@ def page_rank(attention: Tensor, start: Tensor, votes: int) -> Tensor:
         `[..., M]`, s at first.
     votes : int
         How often.
+    total, size : Tensor, optional
+        `[..., 1, M]`: A is `attention` with row i over `total` and column j times `size`, which is never made.
 
     Returns
     -------
@@ -45,7 +49,7 @@ def page_rank(attention: Tensor, start: Tensor, votes: int) -> Tensor:
     """
     rank = start[..., None, :]
     for _ in range(votes):
-        rank = rank @ attention
+        rank = (rank / total) @ attention * size
     return rank[..., 0, :]
 
 
@@ -120,17 +124,35 @@ class Graph:
             start[:, : self.special : self.stride] *= seen[:, : self.special : self.stride].sum(-1).sqrt()
         start = (start / start.sum(1, keepdim=True))[:, None]
         start = start.to(self.queries.dtype)
-        hidden, step = ~seen[:, None], max(1, AT_A_TIME // seen.numel())
-        heads = zip(self.queries.split(step, 1), self.keys.split(step, 1), strict=True)
-        rank = torch.cat([page_rank(self._attention(q, k, hidden), start, votes) for q, k in heads], 1)
+        rank = torch.cat([self._voted(some, start, seen, votes) for some in self._apart()], 2)
+        if len(self._apart()) > 1:
+            rank = rank[:, :, torch.cat(self._apart()).argsort()]
         return over_heads(rank, left)[:, self.special :].unflatten(1, (-1, self.unit)).mean(2)
 
-    def _attention(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-        """Softmax attention of some heads, `[B, h, M, M]`, to nodes that aren't `hidden [B, 1, M, M]` bool."""
+    def _apart(self) -> list[Tensor]:
+        """Nodes that can be looked at by themselves, `[m]` int64 each: a segment's where rows have the same ones."""
+        if not decides_on_host(self.segment) or bool((self.segment != self.segment[:1]).any()):
+            return [torch.arange(self.segment.shape[1], device=self.segment.device)]
+        return [(self.segment[0] == number).nonzero()[:, 0] for number in self.segment[0].unique()]
+
+    def _voted(self, some: Tensor, start: Tensor, seen: Tensor, votes: int) -> Tensor:
+        """Ranks `[B, H, m]` of `some` nodes, which only see one another."""
+        start, size = start[..., some], self.size[:, None, None, some].to(start.dtype)
+        hidden = ~seen[:, None, some][..., some]
+        step = max(1, AT_A_TIME // hidden.numel())
+        queries, keys = (x[:, :, some].split(step, 1) for x in (self.queries, self.keys))
+        found = []
+        for q, k in zip(queries, keys, strict=True):
+            seen_by = self._exponents(q, k, hidden)
+            total = (seen_by @ size.mT).mT.clamp_(min=torch.finfo(start.dtype).tiny)
+            found.append(page_rank(seen_by, start, votes, total, size))
+        return torch.cat(found, 1)
+
+    def _exponents(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
+        """A softmax's numerators of some heads, `[B, h, M, M]`, to nodes that aren't `hidden [B, 1, M, M]` bool."""
         x = (queries @ keys.transpose(2, 3)).masked_fill_(hidden, float("-inf"))
         x.sub_(x.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min))  # padding sees nobody
-        x.exp_().mul_(self.size[:, None, None])
-        return x.div_(x.sum(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny))
+        return x.exp_()
 
 
 def _crops(tokens: VisualTokens, unit: int) -> Tensor:

@@ -60,10 +60,11 @@ class ZooPrune(Pruner):
     first layer costs a row per token and one per direction, the second half a row per pair, O(m N H D / 2) instead of
     twice both layers; low rank is computed from the loaded weights. Selection is O(k N D).
 
-    COST: the sensitivity alone is of the order of a pruned prefill (LLaVA-1.5-7B, 576 tokens, m = 64: about 0.3e12
-    multiplications, where the 103 tokens left of a picture and a question take 0.7e12), and grows with N m. Where time
-    matters, use `rank` (128 takes a sixteenth of it) or fewer `directions`. The triangle of the second matrix is made
-    once for a model and kept, in float32 (64 MiB for LLaVA-1.5-7B).
+    WARNING: the selection itself is dear, and may cost more than it saves; `vtc plan --pruner zoo_prune` says what it
+    is on a model and a device. The sensitivity alone is of the order of a pruned prefill (LLaVA-1.5-7B, 576 tokens, m =
+    64: about 0.3e12 multiplications, where the 103 tokens left of a picture and a question take 0.7e12), and grows with
+    N m. Where time matters, use `rank` (128 takes a sixteenth of it) or fewer `directions`. The triangle of the second
+    matrix is made once for a model and kept, in float32 (64 MiB for LLaVA-1.5-7B).
 
     The authors draw fresh directions for every image; a seed is used here. Their LLaVA-NeXT code makes its low-rank
     projector before the weights are loaded (a random network), keeps newline tokens by positions that are off by the

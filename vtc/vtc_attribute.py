@@ -10,6 +10,7 @@ from torch import nn
 from vtc.models.adapter import Adapter
 from vtc.models.layout.model_parts import unwrap
 from vtc.models.selection.report import Report
+from vtc.models.selection.stopwatch import Timing
 from vtc.models.tower.bare_vit import VitAdapter
 
 from . import saving
@@ -27,8 +28,9 @@ class Handle:
         The set-up; None when the pipeline has a method that is not registered, which can't be saved.
     pipeline : tuple of Pruner
         The methods.
-    timing : bool
-        Switch on to have ``report.selection_seconds`` measured (synchronises the device).
+    timing : bool or callable
+        Switch on to have ``report.selection_seconds`` measured (synchronises the device); a function that gives
+        seconds, such as ``time.thread_time``, is read instead of the wall's clock.
     """
 
     def __init__(self, adapter: Adapter | VitAdapter, pipeline: Pipeline, config: VTCConfig | None):
@@ -52,13 +54,13 @@ class Handle:
         self.adapter.words.tokenizer = given
 
     @property
-    def timing(self) -> bool:
-        """Whether selection time is measured."""
+    def timing(self) -> Timing:
+        """Whether selection time is measured, and by which clock."""
         return self.adapter.timing
 
     @timing.setter
-    def timing(self, on: bool) -> None:
-        self.adapter.timing = bool(on)
+    def timing(self, on: Timing) -> None:
+        self.adapter.timing = on if callable(on) else bool(on)
 
     def __repr__(self) -> str:
         did = self.report or "none yet"

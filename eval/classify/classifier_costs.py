@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vtc.eval.cost.clocks import clock
 from vtc.eval.cost.flops import counting, fake_weights
-from vtc.eval.cost.interleaved_timing import PrefillTime, clock, spread
+from vtc.eval.cost.interleaved_timing import PrefillTime, spread
 from vtc.eval.cost.prefill_cost import Cost, Spread
 from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell

@@ -1,6 +1,6 @@
 """What a prefill costs: FLOPs and KV bytes by part, and times measured in turns.
 
 In: a model, its settings, a prompt.
-Out: `Cost`, `PrefillTime`.
-Uses: eval.vlm, models.layout, models.stock.
+Out: `Cost`, `PrefillTime`; without weights `ModelWork`.
+Uses: eval.vlm, models.layout, models.stock, models.tower.
 """

@@ -30,8 +30,11 @@ class Flops:
 
 
 @contextmanager
-def fake_weights(model: nn.Module) -> Iterator[Any]:
-    """Context in which all weights have a shape and no values."""
+def fake_weights(model: nn.Module, all_fake: bool = True) -> Iterator[Any]:
+    """Context in which all weights have a shape and no values; those on "meta" are taken to be on the CPU.
+
+    Without `all_fake`, what is made of no weight keeps its values: towers may look at grids, masks and pixels.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -41,13 +44,21 @@ def fake_weights(model: nn.Module) -> Iterator[Any]:
             for store, values in ((module._parameters, parameters), (module._buffers, buffers)):
                 for name, value in values.items():
                     if value is not None:
-                        store[name] = mode.from_tensor(value.detach(), static_shapes=True)  # type: ignore[assignment]
-        with mode:
+                        store[name] = _fake(value.detach(), mode)  # type: ignore[assignment]
+        with mode if all_fake else nullcontext():
             yield mode
     finally:
         for module, parameters, buffers in held:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
+
+
+def _fake(value: torch.Tensor, mode: Any) -> Any:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if value.is_meta:
+        return FakeTensor(mode, value, torch.device("cpu"))
+    return mode.from_tensor(value, static_shapes=True)
 
 
 @contextmanager
@@ -88,31 +99,37 @@ class _Spent:
         return self.of
 
 
-def _vision(model: nn.Module, row: Row, mode: Any) -> tuple[int, int]:
-    """FLOPs of the tower and of the projector."""
-    from vtc.models.layout.model_parts import locate
-
-    parts = locate(model)
+def _inside(model: nn.Module, row: Row, mode: Any, modules: Sequence[nn.Module]) -> tuple[int, list[int]]:
+    """FLOPs of a vision call, and those inside of some modules."""
     given = {
         k: mode.from_tensor(v) if mode is not None and isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for k, v in row.vision.items()
     }
     with counting() as counter:
-        spent = _Spent([parts.core.get_submodule(parts.family.projector)], counter)
+        spent = _Spent(modules, counter)
         try:
             encode(model, replace(row, vision=given))
         finally:
-            projector = spent.detach()[0]
-        return counter.get_total_flops() - projector, projector
+            inside = spent.detach()
+        return counter.get_total_flops(), inside
 
 
 def vision_flops(model: nn.Module, row: Row) -> tuple[int, int]:
     """FLOPs of the tower and of the projector on a row's images, pruning inside the tower included."""
+    from vtc.models.layout.model_parts import locate
+
+    parts = locate(model)
+    whole, (projector,) = vision_flops_inside(model, row, [parts.core.get_submodule(parts.family.projector)])
+    return whole - projector, projector
+
+
+def vision_flops_inside(model: nn.Module, row: Row, modules: Sequence[nn.Module]) -> tuple[int, list[int]]:
+    """FLOPs of everything that makes features of a row's images, and those inside of some of its modules."""
     try:
         with fake_weights(model) as mode:
-            return _vision(model, row, mode)
+            return _inside(model, row, mode, modules)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return _vision(model, row, None)  # it looks at values: counted while it really runs
+        return _inside(model, row, None, modules)  # it looks at values: counted while it really runs
 
 
 class LMFlops:

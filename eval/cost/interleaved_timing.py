@@ -5,23 +5,19 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from vtc.eval.vlm.encode_once import core_of, encode, encoder_inputs, reuses_encoder, to_device
-from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.prompts import Row
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
-from vtc.models.stock.transformers_api import cache_of, given
 
 from .prefill_cost import Cost, Spread
+from .timed_prompt import TimedPrompt
 
-DECODED = 4  # tokens behind each timed prefill
 TRIED = 0.1  # of all turns: on so many it is tried ahead what the others will take
 T = TypeVar("T")
 TIMING, PEAKS = "timing", "peaks"  # steps of the work: a cell's turn, and its peak of memory
@@ -52,107 +48,17 @@ class PrefillTime:
         return None if self.lm_seconds is None or self.lm_reference is None else self.lm_seconds / self.lm_reference
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def clock(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of a call, the device synchronised around it, and what it gave."""
-    _wait(device)
-    start = time.perf_counter()
-    result = call()
-    _wait(device)
-    return time.perf_counter() - start, result
-
-
 def spread(readings: Sequence[float]) -> Spread:
     """Median and range."""
     return Spread(statistics.median(readings), min(readings), max(readings))
 
 
-class _Prompt:
-    """One prompt on the model's device, and the readings that can be taken of it."""
-
-    def __init__(self, model: nn.Module, row: Row):
-        self.model, self.row = model, row
-        self.device = next(model.parameters()).device
-        text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
-        self.text = {name: to_device(value, model) for name, value in text.items()}
-        self.vision = {name: to_device(value, model) for name, value in row.vision.items()}
-
-    def read(self, cell: Cell) -> dict[str, float]:
-        """One turn of a cell: seconds by part."""
-        found: dict[str, float] = {}
-        with pruned(self.model, cell) as model:
-            handle = getattr(model, "vtc", None)
-            if reuses_encoder(self.model):
-                found["vision"], features = clock(self.device, lambda: encode(model, self.row))
-                given = encoder_inputs([self.row], [features], self.model)
-                found["lm_prefill"], _ = clock(self.device, lambda: self._forward(model, given))
-            found["prefill"], out = clock(self.device, lambda: self._forward(model, self.vision))
-            found["decode"] = clock(self.device, lambda: self._decode(model, out))[0] / DECODED
-            if handle is not None:
-                found["selection"] = self._choosing(model)
-        return found
-
-    def selection(self, cell: Cell) -> float:
-        """Seconds of choosing tokens; 0 for the unpruned model."""
-        if cell == UNPRUNED:
-            return 0.0
-        with pruned(self.model, cell) as model:
-            return self._choosing(model)
-
-    def whole(self) -> tuple[float, float]:
-        """Seconds of the unpruned model's tower with its projector, and of its prefill."""
-        tower, _ = clock(self.device, lambda: encode(self.model, self.row))
-        return tower, clock(self.device, lambda: self._forward(self.model, self.vision))[0]
-
-    def _choosing(self, model: Any) -> float:
-        """In a forward of its own, as it synchronises inside."""
-        model.vtc.timing = True
-        self._forward(model, self.vision)
-        model.vtc.timing = False
-        return model.vtc.report.selection_seconds or 0.0
-
-    def _forward(self, model: Any, given: dict[str, Any]) -> Any:
-        return model(**self.text, **given, use_cache=True, logits_to_keep=1)
-
-    def _decode(self, model: Any, out: Any) -> None:
-        for _ in range(DECODED):
-            token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, **given(core_of(model), cache=cache_of(out)), use_cache=True)
-
-    def memory(self, cell: Cell) -> tuple[int, str]:
-        """Peak bytes of a prefill, and of what."""
-        with pruned(self.model, cell) as model:
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.device)
-                self._forward(model, self.vision)
-                return torch.cuda.max_memory_allocated(self.device), "CUDA allocations"
-            whole = reset_peak()
-            self._forward(model, self.vision)
-            return peak_resident(), "resident process" + ("" if whole else " since its start")
-
-
-def reset_peak(status: Path = Path("/proc/self/clear_refs")) -> bool:
-    """Let the process's peak of resident memory begin anew; False where the system can't."""
-    try:
-        status.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak_resident() -> int:
-    """The process's peak of resident memory, in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def turns(parts: Sequence[T], repeats: int, seed: int = 0) -> Iterator[tuple[int, T]]:
+    """Each of `parts` once in every turn, in an order drawn anew; turn 0 is there to warm up."""
+    order = random.Random(seed)
+    for turn in range(repeats + 1):
+        for part in order.sample(parts, len(parts)):
+            yield turn, part
 
 
 @torch.no_grad()
@@ -183,15 +89,13 @@ def measure_costs(
     dict
         By spec, without FLOPs.
     """
-    prompt = _Prompt(model, row)
+    prompt = TimedPrompt(model, row)
     readings: dict[str, dict[str, list[float]]] = {cell.spec: {} for cell in cells}
-    order = random.Random(0)
-    for turn in range(repeats + 1):
-        for cell in order.sample(cells, len(cells)):
-            for part, seconds in prompt.read(cell).items():
-                if turn:
-                    readings[cell.spec].setdefault(part, []).append(seconds)
-            advance(TIMING)
+    for turn, cell in turns(cells, repeats):
+        for part, seconds in prompt.read(cell).items():
+            if turn:
+                readings[cell.spec].setdefault(part, []).append(seconds)
+        advance(TIMING)
     found = {}
     for cell in cells:
         spreads: dict[str, Any] = {part: spread(values) for part, values in readings[cell.spec].items()}
@@ -203,7 +107,12 @@ def measure_costs(
 
 @torch.no_grad()
 def measure_shares(
-    model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int, seconds: float
+    model: nn.Module,
+    cells: Sequence[Cell],
+    row: Row,
+    repeats: int,
+    seconds: float,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[float, dict[str, float]]:
     """Parts of the unpruned prefill's time, medians of turns: what bounds the speed-up.
 
@@ -215,13 +124,15 @@ def measure_shares(
         Measured turns at most, behind one that is not measured.
     seconds : float
         After which no more turns begin, but three there are.
+    advance : callable
+        Called after each turn.
 
     Returns
     -------
     float, dict
         Tower and projector over the whole; by spec, the time of choosing tokens over the whole.
     """
-    prompt, order, start = _Prompt(model, row), random.Random(0), time.monotonic()
+    prompt, order, start = TimedPrompt(model, row), random.Random(0), time.monotonic()
     whole: list[tuple[float, float]] = []
     choosing: dict[str, list[float]] = {cell.spec: [] for cell in cells}
     for turn in range(repeats + 1):
@@ -230,6 +141,7 @@ def measure_shares(
         whole.append(prompt.whole())
         for cell in order.sample(cells, len(cells)):
             choosing[cell.spec].append(prompt.selection(cell))
+        advance()
     prefill = statistics.median(p for _, p in whole[1:])
     tower = statistics.median(t for t, _ in whole[1:])
     return min(1.0, tower / prefill), {s: statistics.median(found[1:]) / prefill for s, found in choosing.items()}
@@ -243,10 +155,10 @@ def steps_of(cells: Sequence[Cell], repeats: int) -> dict[str, int]:
 @torch.no_grad()
 def try_ahead(model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int) -> dict[str, float]:
     """Seconds that a step of ``measure_costs`` will take, from a small part of its turns, for the time left."""
-    prompt = _Prompt(model, row)
+    prompt = TimedPrompt(model, row)
     chosen = tried(cells, repeats + 1)
     prompt.read(chosen[0])  # the first turn of all is no measure
-    found = [clock(prompt.device, lambda cell=cell: prompt.read(cell)) for cell in chosen]  # type: ignore[misc]
+    found = [prompt.clock.measure(lambda cell=cell: prompt.read(cell)) for cell in chosen]  # type: ignore[misc]
     return {TIMING: statistics.fmean(s for s, _ in found), PEAKS: statistics.fmean(r["prefill"] for _, r in found)}
 
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from vtc.pruners.primitives.vocabulary import TINY, nearest_ids
+from vtc.pruners.primitives.nearest_rows import TINY, nearest_ids
 
 STRAY = 0.25  # how much less than the others of its id a token may be like their mean
 NONE = -1

@@ -18,7 +18,7 @@ from vtc.eval.files.output_folder import writing_to
 from vtc.eval.sweep.locks import Claims
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.terminal.console import say
-from vtc.eval.terminal.progress_bars_and_eta import Estimator, make_progress
+from vtc.eval.terminal.progress_bars_and_eta import Estimator, make_progress, plain_progress
 
 from .closed_loop import Sent, run_block
 from .comparison import compare
@@ -146,7 +146,7 @@ def _check_warm(block: Block, sent: Sent) -> None:
 
 def _measured(options: LoadOptions, tasks: TaskSet, files: RunFiles, console: Console) -> dict[str, Limit]:
     """Limits of an earlier try, else measured now: before the load, which would disturb the timing."""
-    from .measure_limit import measure_limits
+    from .measure_limit import TURNS, measure_limits
 
     path = files.folder / "limits.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -154,7 +154,10 @@ def _measured(options: LoadOptions, tasks: TaskSet, files: RunFiles, console: Co
         if before["model"] == options.measure_limit:
             return {name: Limit(*values) for name, values in before["limits"].items()}
     say(console, "measuring v, s and f in this process")
-    found = measure_limits(options, tasks)
+    with plain_progress(console) as progress:
+        task = progress.add_task("limit", total=TURNS)
+        found = measure_limits(options, tasks, lambda: progress.advance(task))
+        progress.update(task, completed=TURNS)
     listed = {n: [v.tower_share, v.selection_share, v.decoder_flops_ratio] for n, v in found.items()}
     write_atomic(path, json.dumps({"model": options.measure_limit, "limits": listed}, indent=1))
     return found

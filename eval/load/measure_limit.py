@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .options import LoadOptions
 from .speed_limit import Limit
 from .targets import Target
 
-REPEATS = 9
+TURNS = 10  # the first is not counted
 SECONDS = 120.0  # in which they are taken, on models that are slow here fewer of them
 
 
@@ -45,8 +45,10 @@ def cells_of(targets: Sequence[Target]) -> dict[str, Cell]:
     return found
 
 
-def measure_limits(options: LoadOptions, tasks: TaskSet) -> dict[str, Limit]:
-    """The limit of each target that prunes, on the first picture of the test.
+def measure_limits(
+    options: LoadOptions, tasks: TaskSet, advance: Callable[[], None] = lambda: None
+) -> dict[str, Limit]:
+    """The limit of each target that prunes, on the first picture of the test; at most ``TURNS`` turns.
 
     Raises
     ------
@@ -62,7 +64,8 @@ def measure_limits(options: LoadOptions, tasks: TaskSet) -> dict[str, Limit]:
     if options.picture_side is not None:
         picture = picture.resize((options.picture_side, options.picture_side))
     row = make_row(loaded.processor, loaded.model.config, picture, question)
-    share, choosing = measure_shares(loaded.model, list(dict.fromkeys(cells.values())), row, REPEATS, SECONDS)
+    once = list(dict.fromkeys(cells.values()))
+    share, choosing = measure_shares(loaded.model, once, row, TURNS - 1, SECONDS, advance)
     lm = LMFlops(loaded.model)
     before = lm.prefill(_lengths(loaded.model, UNPRUNED, row, len(lm.layers)))
     return {

@@ -18,11 +18,14 @@ class Limit:
         s, the time of choosing tokens over that of the unpruned prefill.
     decoder_flops_ratio : float
         f, the decoder's FLOPs pruned over unpruned.
+    tower_flops_ratio : float
+        t, the same of the tower: below 1 where a method prunes inside it.
     """
 
     tower_share: float
     selection_share: float
     decoder_flops_ratio: float
+    tower_flops_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         v, s, f = self.tower_share, self.selection_share, self.decoder_flops_ratio
@@ -31,9 +34,9 @@ class Limit:
 
     @property
     def speed_up(self) -> float:
-        """``1 / (v + s + (1 - v) f)``."""
+        """``1 / (v t + s + (1 - v) f)``."""
         v, s, f = self.tower_share, self.selection_share, self.decoder_flops_ratio
-        return 1 / (v + s + (1 - v) * f)
+        return 1 / (v * self.tower_flops_ratio + s + (1 - v) * f)
 
     @property
     def words(self) -> str:

@@ -97,10 +97,16 @@ def segments(n: int, sizes: Sizes) -> Tensor:
 
 
 def picture(n: int) -> Layout:
-    """A square picture of `n` tokens; for 5 squares of tokens a thumbnail and four crops, as LLaVA-NeXT's 2,880."""
-    side = round((n / 5) ** 0.5)
-    if n % 5 == 0 and 5 * side**2 == n:
-        return Layout((Grid(side, side, "base"), Grid(2 * side, 2 * side, "mosaic", cuts=((side,), (side,)))))
+    """A square picture of `n` tokens; a thumbnail and 2 x 2 or 3 x 3 crops where `n` is 5 or 10 squares of tokens.
+
+    LLaVA-NeXT's 2,880 are the former.
+    """
+    for crops in (2, 3):
+        side = round((n / (1 + crops**2)) ** 0.5)
+        if (1 + crops**2) * side**2 == n:
+            cuts = tuple(side * i for i in range(1, crops))
+            large = Grid(crops * side, crops * side, "mosaic", cuts=(cuts, cuts))
+            return Layout((Grid(side, side, "base"), large))
     side = round(n**0.5)
     return Layout((Grid(side, side),)) if side**2 == n else Layout.line(n)
 

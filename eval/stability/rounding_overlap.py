@@ -117,12 +117,15 @@ def stops_of(pruner: Pruner) -> list[Stop]:
 
 
 @torch.no_grad()
-def walk(pruner: Pruner, made: Made) -> list[Tensor]:
-    """Ids that are left after each stop of `pruner`, one stop behind the other as in a model, `[k]` int64 each."""
+def walk(pruner: Pruner, made: Made, stops: Sequence[Stop] | None = None) -> list[Tensor]:
+    """Ids that are left after each stop of `pruner`, one stop behind the other as in a model, `[k]` int64 each.
+
+    Its `stops` are those in a model of LLaVA-1.5's depth where they are not given.
+    """
     n = made.layout.tokens
     left, found = torch.arange(n), []
     state: dict[str, dict[str, Any]] = {}
-    for stop in stops_of(pruner):
+    for stop in stops_of(pruner) if stops is None else stops:
         assert stop.keep is not None, f"{pruner.name} was given no keep"
         budget = resolve_keep(stop.keep, n) if stop.keep != 0 else 0
         if budget == 0:

@@ -40,7 +40,7 @@ class Row:
     modality: str = "image"
 
 
-def _turn(processor: Any, question: str, visuals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def one_turn(processor: Any, question: str, visuals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages of one question behind its visuals."""
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so vtc can't build a prompt for this model")
@@ -49,7 +49,7 @@ def _turn(processor: Any, question: str, visuals: Sequence[Mapping[str, Any]]) -
 
 def chat_text(processor: Any, question: str, visuals: Sequence[str] = ("image",)) -> str:
     """The chat-template prompt of some images, or a video, and one question, ready for the answer."""
-    messages = _turn(processor, question, [{"type": kind} for kind in visuals])
+    messages = one_turn(processor, question, [{"type": kind} for kind in visuals])
     return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
@@ -65,11 +65,14 @@ def chat_inputs(
     options
         For the processor's call.
     """
-    return message_inputs(processor, _turn(processor, question, visuals), **options)
+    return message_inputs(processor, one_turn(processor, question, visuals), **options)
 
 
-def message_inputs(processor: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
-    """What the processor's own chat template makes of a chat, ready for the answer; `options` are for its call."""
+def message_inputs(processor: Any, messages: Sequence[Any], **options: Any) -> dict[str, Any]:
+    """What the processor's own chat template makes of a chat, or of a list of chats, which is a batch.
+
+    Ready for the answer; `options` are for its call.
+    """
     # SmolVLM's template loses its arguments where it is given none for the call
     given = {"return_tensors": "pt", **options}
     return dict(

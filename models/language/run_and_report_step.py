@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
-import torch
 from torch import Tensor
 
 from vtc.models.layout.model_parts import Parts
 from vtc.models.selection.report import Report
+from vtc.models.selection.stopwatch import Timing, now
 from vtc.pruners.base import Pruner, Stop
 
 from .forward_state import Run
@@ -21,15 +19,15 @@ class Steps:
 
     Attributes
     ----------
-    timing : bool
-        Whether the time of each step is measured, the device synchronised around it.
+    timing : bool or callable
+        Whether the time of each step is measured, the device synchronised around it, and by which clock.
     last_report : Report or None
         Of the last prefill of any thread.
     """
 
     def __init__(self, parts: Parts, local: Local):
         self.parts, self.local = parts, local
-        self.timing = False
+        self.timing: Timing = False
         self.last_report: Report | None = None
 
     def open_report(self, run: Run | None = None) -> None:
@@ -41,16 +39,18 @@ class Steps:
     def prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
         """Let `pruner` choose at `stop`; `hidden` `[B, L, D]` in, `[B, L', D]` out."""
         report = self._report()
-        started = _now(hidden) if self.timing else 0.0
+        started = now(hidden, self.timing) if self.timing else 0.0
         hidden = prune_step(run, pruner, stop, hidden, self.parts)
         if self.timing and report.selection_seconds is not None:
-            report.selection_seconds += _now(hidden) - started
+            report.selection_seconds += now(hidden, self.timing) - started
         report.add(stop.stage, stop.layer, run.ids, run.present)
         return hidden
 
     def drop_encoder_pruned(self, run: Run, hidden: Tensor) -> Tensor:
         """Drop the placeholders of the tokens that the encoder already dropped."""
         report = self._report()
+        if report.selection_seconds is not None:
+            report.selection_seconds += sum(f.record.seconds for f in run.batch.fed.values())
         count = max(len(f.record.steps) for f in run.batch.fed.values())
         for i in range(count):
             steps = run.batch.per_span(lambda record, i=i: [(record.steps[i].layer, k) for k in record.steps[i].kept])  # type: ignore[misc]
@@ -62,9 +62,3 @@ class Steps:
         report = self.local.report
         assert report is not None
         return report
-
-
-def _now(x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()

@@ -44,6 +44,8 @@ class VisionRecord:
         Pruning done inside the encoder.
     may_have_newlines : bool
         Whether the family puts separator tokens among the image's; where not, layouts need not be asked for.
+    seconds : float
+        Of choosing inside the encoder; 0 unless ``model.vtc.timing`` is on.
     small : callable
         Gives the items as small pictures `[items, C, s, s]`, or None; see ``crops_by_family.small_crops``.
     """
@@ -55,3 +57,4 @@ class VisionRecord:
     steps: list[VisionStep] = field(default_factory=list)
     may_have_newlines: bool = False
     small: Callable[[], Tensor | None] = _unseen
+    seconds: float = 0.0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtc.models.layout.spans import Batch, Span
 from vtc.models.layout.vision_call_record import VisionStep
 from vtc.models.selection.report import Report
+from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.per_thread import ThreadState, refuse_copy
 from vtc.models.stock.thread_gate import traffic
 from vtc.pruners.base import Pruner, Stop, check_layer
@@ -110,7 +111,7 @@ class VitAdapter:
         self.prefix = int(vit.num_prefix_tokens) if self.timm else 1
         self.class_token = not self.timm or vit.cls_token is not None  # else all of them are registers
         self.batch_first = self.timm or bool(getattr(vit.transformer, "batch_first", False))
-        self.timing = False
+        self.timing: Timing = False
         self.steps: list[VisionStep] = []
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
         self.needs: dict[int, set[str]] = {}

@@ -43,6 +43,8 @@ class VisionRun(TowerGeometry):
         Per item the sorted ids of the tokens left: without and with newlines.
     weight : Tensor or None
         `[total]` float32, once tokens were merged: how many tokens each position stands for.
+    seconds : float
+        Of choosing, where that is timed.
     captured : dict
         Rows by (kind, layer), each `[R, T, C]` or `[T, C]` (in pieces).
     """
@@ -55,6 +57,7 @@ class VisionRun(TowerGeometry):
     captured: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     segments: dict[int, Segments | None] = field(default_factory=dict)
     weight: Tensor | None = None
+    seconds: float = 0.0
     _history: dict[int, Tensor] = field(default_factory=dict)
     _memo: dict[Any, Any] = field(default_factory=dict)
 

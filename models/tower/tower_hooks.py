@@ -20,6 +20,7 @@ from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import projector_of
 from vtc.models.layout.vision_call_record import VisionRecord
+from vtc.models.selection.stopwatch import Timing, now
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import ThreadState
@@ -76,6 +77,7 @@ class VisionSide:
         self.done: dict[int, list[tuple[str, int]]] = {}
         # whether anything is read or done where the projector reads: then that place is fixed
         self.by_last = bool(stops) or any(isinstance(s, EncoderSignal) and s.layer is None for s in self.signals)
+        self.timing: Timing = False
         self._local: Any = ThreadState()
         self._handles: list[Any] = []
         self._hooks: list[LayerHooks] = []
@@ -200,7 +202,7 @@ class VisionSide:
             asked.lengths = lengths = self.family.fed(asked)
         found = AlignedSignals(run, {s: layer_of(s, self.last, len(self.layers)) for s in self.signals})
         small = partial(small_crops, asked.given("image"))
-        return VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small)
+        return VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small, run.seconds)
 
     # ------------------------------------------------------------------ hooks
 
@@ -217,8 +219,12 @@ class VisionSide:
             run.shape = tuple(x.shape[:-1])
         if run.present is None:
             run.note_chunks(i, call)
-        for pruner, stop in self.stops.get(i, ()):
+        stops = self.stops.get(i, ())
+        started = now(x, self.timing) if self.timing and stops else 0.0
+        for pruner, stop in stops:
             x = run.prune(pruner, stop, i, x)
+        if self.timing and stops:
+            run.seconds += now(x, self.timing) - started
         run.forget(self.done.get(i, ()))
         if run.present is None:
             return None

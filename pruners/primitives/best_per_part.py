@@ -48,7 +48,7 @@ def by_id(tokens: VisualTokens, rows: list[np.ndarray]) -> Tensor:
 
 
 def part_sums(x: Tensor, part: Tensor, count: int) -> Tensor:
-    """Sum of `x [B, N]` over each part, `[B, count]`; padding is left out."""
+    """Sum of `x [..., B, N]` over each part, `[..., B, count]`; padding is left out. Of ints `[B, N]` alone."""
     if not x.is_floating_point():
         return x.new_zeros(x.shape[0], count + 1).scatter_add(1, part, x)[:, :count]
     # a matrix product: a GPU's scatter_add of floats differs from run to run
@@ -62,8 +62,8 @@ def part_sizes(part: Tensor, count: int) -> Tensor:
 
 
 def per_token(values: Tensor, part: Tensor) -> Tensor:
-    """The value `[B, count]` of each token's part, `[B, N]`; 0 for padding."""
-    return torch.nn.functional.pad(values, (0, 1)).gather(1, part)
+    """The value `[..., B, count]` of each token's part, `[..., B, N]`; 0 for padding."""
+    return torch.nn.functional.pad(values, (0, 1)).gather(-1, part.expand(*values.shape[:-1], -1))
 
 
 def rank_in_part(score: Tensor, part: Tensor, count: int) -> Tensor:

@@ -128,9 +128,11 @@ def symmetric_products(x: Tensor) -> Tensor:
     edges = [i * n // parts for i in range(parts + 1)]
     made = x.new_zeros(x.shape[0], n, n, dtype=dtype)
     for c in [slice(None)] if x.dtype == dtype else channel_blocks(x.shape[-1], dtype):
-        some = x[..., c].to(dtype)
+        some = x[..., c].detach().to(dtype)
         for start, stop in itertools.pairwise(edges):
-            made[:, start:stop, start:] += some[:, start:stop] @ some[:, start:].transpose(1, 2)
+            torch.baddbmm(
+                part := made[:, start:stop, start:], some[:, start:stop], some[:, start:].transpose(1, 2), out=part
+            )
     for start, stop in itertools.pairwise(edges[1:]):
         made[:, start:stop, :start] = made[:, :start, start:stop].transpose(1, 2)
     return made
@@ -188,15 +190,16 @@ def merged_cosine(
     return settled(_cosine(found, left, right))
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+def squared_distances(a: Tensor, b: Tensor, longest: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances over D of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]` float64; 1e9 if not finite.
 
-    Without rounding (``settled``) in relation to the longest of `b`, which `a` should be a part of.
+    Without rounding (``settled``) in relation to the `longest` squared length, `[B]`; by default that of `b`, which `a`
+    should be a part of.
     """
     found, left, right = inner(a, b, exact_dtype(a.device))
-    longest = right.nan_to_num(0, 0, 0).amax(1)[:, None, None]
+    scale = (right.nan_to_num(0, 0, 0).amax(1) if longest is None else longest)[:, None, None]
     found.mul_(-2).add_(left[..., None]).add_(right[:, None])
-    return settled(found.clamp_(min=0), longest).div_(a.shape[-1]).nan_to_num_(FAR, FAR)
+    return settled(found.clamp_(min=0), scale).div_(a.shape[-1]).nan_to_num_(FAR, FAR)
 
 
 def nearest(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import vtc
 from vtc.models.layout.model_parts import locate
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
-from vtc.pruners.flowcut import flow_score, prune_counts
+from vtc.pruners.flowcut import flow_score, kept_counts, shares
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderValues, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
@@ -67,7 +67,7 @@ def schedule(vector: Golden) -> None:
         )  # fmt: skip
         assert set(pruner.signals_at(stop)) >= {EncoderAttention(layer=stop.layer - 1, queries="global")}
         kept = pruner.select(tokens, batch * target)[0]
-        kept = kept[kept >= 0]
+        kept = kept[kept >= 0].sort().values  # as the host does
         ids, score = ids[:, kept], state["score"][:, kept]
         left = ids.shape[1] // batch
         assert (ids[0] // n).bincount().tolist() == [left] * batch
@@ -93,13 +93,17 @@ def unit(vector: Golden) -> None:
         if "(" in text and ".sum" not in text:
             found[name] = torch.from_numpy(call_recipe(text))
     a, s, v = (found[name] for name in "asv")
-    part, n = torch.zeros(a.shape, dtype=torch.long), a.shape[1]
+    n, density = a.shape[1], v.abs().sum(-1)
     a_n, s_n = a / a.sum(), s / s.sum()
-    for given, name in (((a, s, v), "score"), ((a_n, None, v), "qwen_score_vit"), ((a_n, s_n, v), "qwen_score_llm")):
-        np.testing.assert_allclose(flow_score(*given, part, 1), vector[name], rtol=1e-5, err_msg=name)
+    for rows, name in (((a, s), "score"), ((a_n,), "qwen_score_vit"), ((a_n, s_n), "qwen_score_llm")):
+        for part in (None, torch.zeros(a.shape, dtype=torch.long)):
+            score = flow_score(shares(torch.stack(rows), part, 1), density)
+            np.testing.assert_allclose(score, vector[name], rtol=1e-5, err_msg=name)
 
     def counts(x: Tensor, target: int, left: int) -> int:
-        return int(prune_counts(x, part, torch.tensor([[n]]), torch.tensor([[target]]), left))
+        share = shares(x.double(), None, 1)
+        sizes, targets = torch.tensor([[n, target]]).double().split(1, 1)
+        return n - int(kept_counts(share, None, sizes, targets, left))
 
     listed = re.findall(r"(?:target|rpl) ([\d,]*\d)", vector.meta["rows"])
     targets, lefts, (target,), qwen_lefts = ([int(number) for number in part.split(",")] for part in listed)

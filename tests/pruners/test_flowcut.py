@@ -24,7 +24,7 @@ from vtc.models.tower.packed_segments import Segments
 from vtc.models.tower.signals_from_attention import encoder_rows
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
-from vtc.pruners.flowcut import encoder_flow, flow_signals, prune_counts
+from vtc.pruners.flowcut import encoder_flow, flow_signals, kept_counts, shares
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.signals import EncoderAttention, EncoderValues, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
@@ -131,10 +131,12 @@ def test_rounding_moves_no_count():
     share = attention.double().numpy()
     share /= share.sum(1, keepdims=True)
     entropy = -(share * np.log(share)).sum(1) / np.log(n)
-    part, sizes, target = torch.zeros(rows, n).long(), torch.full((rows, 1), n), torch.full((rows, 1), 320)
-    for left in (2, 4, 6):
-        expected = np.round((n - 320) / left**0.5 * (1 - entropy**2))
-        assert prune_counts(attention, part, sizes, target, left)[:, 0].tolist() == expected.tolist()
+    sizes, target = torch.full((rows, 1), n).double(), torch.full((rows, 1), 320).double()
+    for part in (None, torch.zeros(rows, n).long()):
+        found = shares(attention.double(), part, 1)
+        for left in (2, 4, 6):
+            expected = n - np.round((n - 320) / left**0.5 * (1 - entropy**2))
+            assert kept_counts(found, part, sizes, target, left)[:, 0].tolist() == expected.tolist()
 
 
 LAYOUTS = [
@@ -240,7 +242,7 @@ class Reads(vtc.Pruner):
         return flow_signals(self.at)
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
-        score, _ = encoder_flow(tokens, self.signals)
+        score = encoder_flow(tokens, self.signals)
         self.seen.append(score)
         return score.masked_fill(~tokens.valid, -1).sort(dim=1, descending=True, stable=True).indices[:, :k]
 

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import vtc
 from vtc.pruners import vispruner
-from vtc.pruners.primitives import host_merging, merge_rounds, vocabulary
+from vtc.pruners.primitives import host_merging, merge_rounds, nearest_rows
 from vtc.pruners.primitives.merging import combine, group_sums, membership, symmetric_products
-from vtc.pruners.primitives.vocabulary import among_nearest, nearest_ids
+from vtc.pruners.primitives.nearest_rows import among_nearest, nearest_ids
 from vtc.pruners.vispruner import VisPruner, remove_alike
 
 LOOKS = ("noise", "copies", "holes", "small numbers", "offset")
@@ -154,15 +155,24 @@ def test_members_of_classes_on_the_host_are_those_of_every_device(look, k, dtype
 
 
 def test_most_vectors_are_not_compared_with_the_whole_vocabulary():
-    x, table = drawn("noise", 1, 200, 64, seed=1)[0], drawn("noise", 1, 5000, 64, seed=2)[0]
-    x[:20] = table[4000] + 0.1 * x[:20]
-    undecided = vocabulary._may_be_nearest(x, table, 3, torch.tensor([4000]))
-    assert undecided[:20].all()
-    assert undecided.sum() < 40
+    x, table = drawn("noise", 1, 400, 64, seed=1)[0], drawn("noise", 1, 9000, 64, seed=2)[0]
+    x[:200] = table[8000] + 0.1 * x[:200]
+    with FlopCounterMode(display=False) as counted:
+        [member] = among_nearest(x, table, 3, [torch.tensor([8000])])
+    assert member[:200].all()
+    assert member.sum() < 210
+    assert counted.get_total_flops() < 2 * 400 * 9000 * 64 / 2
+
+
+def test_what_rounding_could_decide_is_left_to_the_whole_comparison():
+    table = drawn("noise", 1, 900, 16, seed=3)[0]
+    table[[20, 500, 800]] = table[7] * (1 + 1e-7 * torch.arange(3)[:, None])
+    _, undecided = nearest_rows._Scan(table[[7, 8]], table, 3, [torch.tensor([800])]).members()
+    assert undecided.tolist() == [True, False]
 
 
 def test_where_no_vector_is_left_over_none_is_a_member():
     table = drawn("noise", 1, 900, 16, seed=3)[0]
     x = -table[7].expand(2, 3, -1)
-    assert not vocabulary._may_be_nearest(x, table, 3, torch.tensor([7])).any()
+    assert not nearest_rows._Scan(x.flatten(0, 1), table, 3, [torch.tensor([7])]).members()[1].any()
     assert [m.any().item() for m in among_nearest(x, table, 3, [torch.tensor([7])])] == [False]

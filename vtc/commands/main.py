@@ -22,8 +22,10 @@ from .embedlens import embedlens
 from .export_vllm import export_vllm
 from .horizon import horizon
 from .load_test import load_test
+from .plan import plan
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
+from .speed import speed
 from .stability import stability
 from .train_explainer import train_explainer
 from .tune import tune
@@ -64,7 +66,9 @@ for command in (
     show,
     serve,
     load_test,
+    plan,
     check,
+    speed,
     stability,
     compare_selections,
     horizon,

@@ -67,7 +67,7 @@ def shrink(
     text.setdefault("num_hidden_layers", config.get_text_config().num_hidden_layers)  # it may follow from a list
     layers = shrink_text(text, depth)
     _shrink_tower(tower, text["hidden_size"], tower_depth)
-    _feature_layers(small, tower)
+    fit_feature_layers(small, tower)
     # what a composite configuration repeats of its text model
     small.update({name: text[name] for name in ("hidden_size", "vocab_size") if isinstance(small.get(name), int)})
     geometry(small)
@@ -180,7 +180,7 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
             tower[name] = width
 
 
-def _feature_layers(config: dict[str, Any], tower: dict[str, Any]) -> None:
+def fit_feature_layers(config: dict[str, Any], tower: dict[str, Any]) -> None:
     """Layers of the tower that features are read from: as far from its end as before, where it has as many."""
     depth = int(tower["depth"] if "depth" in tower else tower.get("num_hidden_layers", 0))
     if not depth:

@@ -13,6 +13,8 @@ from bench_world import world
 from versions import TAKES_FEATURES
 
 from vtc.eval.cost import interleaved_timing as timing
+from vtc.eval.cost import timed_prompt
+from vtc.eval.cost.clocks import clock
 from vtc.eval.cost.prefill_cost import Spread
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.vlm.loading import load_model
@@ -32,13 +34,13 @@ def prompt() -> tuple[Any, Any]:
 
 def test_cells_take_turns_and_the_first_turn_is_not_measured(prompt: Any, monkeypatch: pytest.MonkeyPatch):
     visits: list[str] = []
-    clock = itertools.count()
+    now = itertools.count()
 
     def read(self: Any, cell: Any) -> dict[str, float]:
         visits.append(cell.spec)
-        return {"prefill": float(next(clock))}
+        return {"prefill": float(next(now))}
 
-    monkeypatch.setattr(timing._Prompt, "read", read)
+    monkeypatch.setattr(timed_prompt.TimedPrompt, "read", read)
     ticks: list[None] = []
     found = timing.measure_costs(*prompt[:1], CELLS, prompt[1], 4, ticks.append)
     n = len(CELLS)
@@ -63,11 +65,11 @@ def test_the_device_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPat
     happened: list[Any] = []
     monkeypatch.setattr(torch.cuda, "synchronize", happened.append)
     device = torch.device("cuda", 1)
-    seconds, given = timing.clock(device, lambda: happened.append("work") or 7)
+    seconds, given = clock(device, lambda: happened.append("work") or 7)
     assert happened == [device, "work", device]
     assert given == 7
     assert seconds > 0
-    timing.clock(torch.device("cpu"), lambda: None)
+    clock(torch.device("cpu"), lambda: None)
     assert len(happened) == 3
 
 
@@ -84,13 +86,13 @@ def test_every_part_is_read(prompt: Any):
 
 
 def test_peak_memory_is_of_the_run_itself(prompt: Any, tmp_path: Path):
-    if not timing.reset_peak():
+    if not timed_prompt.reset_peak():
         pytest.skip("this system can't reset the peak of resident memory")
-    before = timing.peak_resident()
+    before = timed_prompt.peak_resident()
     held = np.ones(200 << 20, dtype=np.uint8)
-    assert timing.peak_resident() > before + (150 << 20)
+    assert timed_prompt.peak_resident() > before + (150 << 20)
     del held
-    peak, of = timing._Prompt(prompt[0], prompt[1]).memory(CELLS[1])
+    peak, of = timed_prompt.TimedPrompt(prompt[0], prompt[1]).memory(CELLS[1])
     assert peak < before + (100 << 20), "the array is gone"
     assert of == "resident process"
-    assert not timing.reset_peak(tmp_path / "no" / "such file")
+    assert not timed_prompt.reset_peak(tmp_path / "no" / "such file")

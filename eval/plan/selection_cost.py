@@ -1,0 +1,159 @@
+"""What choosing tokens costs: the method chooses once among made-up tokens of the model's own shapes, on this CPU.
+
+Where the whole would take long, it chooses among fewer, twice, and time and operators are extrapolated by the power of
+N between the two. On another device than this CPU its operators are reckoned at that device's rates, so that many
+small ones cost their launches; a method may take another way there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vtc.eval.cost.operators import MATMUL, Operator, flops_of, recording
+from vtc.eval.stability.made_up_spans import Made, Sizes, picture
+from vtc.eval.stability.rounding_overlap import PARAMS, walk
+from vtc.models.layout.model_parts import Parts
+from vtc.pruners import make_pruner
+from vtc.pruners.base import Pruner, Stop
+
+from .devices import FLOAT32, Device
+from .kept_tokens import Kept
+from .measured_cpu import seconds_of
+
+SHARES = (0.125, 0.25)  # of the tokens, tried first
+LONGEST = 0.7  # seconds that choosing among all may take
+VOCABULARY = 16384  # rows of the largest table that is made up; what is read of more is in proportion
+FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, OSError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True)
+class SelectionCost:
+    """What one prompt's choice costs.
+
+    Attributes
+    ----------
+    seconds : float
+        On this CPU.
+    flops, moved : float
+        Of its products, and bytes that it reads and writes.
+    operators : float
+        How many there are.
+    extrapolated : bool
+        Whether it was tried on fewer tokens only.
+    """
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    moved: float = 0.0
+    operators: float = 0.0
+    extrapolated: bool = False
+
+    def on(self, device: Device, batch: int) -> float:
+        """Seconds for the prompts of a batch."""
+        if not self.operators:
+            return 0.0
+        if device.measured:
+            return self.seconds * batch
+        whole = Operator(MATMUL, self.flops * batch, 0, self.moved * batch)
+        return max(device.seconds([whole], FLOAT32), self.operators * device.launch)
+
+
+def selection_cost(parts: Parts, kept: Kept, text: int) -> SelectionCost | None:
+    """What choosing costs; None where it can't be known, as of methods that need what no made-up token has."""
+    whole = SelectionCost()
+    sizes = _sizes(parts, text)
+    for pruner, stop, before, after in kept.stops:
+        if stop.keep == 0 or after == before:
+            continue
+        for (n, k), count in Counter(zip(before, after, strict=True)).items():
+            one = _one(pruner, stop, n, k, sizes, parts)
+            if one is None:
+                return None
+            whole = _sum(whole, one, count)
+    return whole
+
+
+def _sum(a: SelectionCost, b: SelectionCost, times: int) -> SelectionCost:
+    return SelectionCost(
+        a.seconds + times * b.seconds,
+        a.flops + times * b.flops,
+        a.moved + times * b.moved,
+        a.operators + b.operators,  # spans are chosen from together
+        a.extrapolated or b.extrapolated,
+    )
+
+
+def _one(pruner: Pruner, stop: Stop, n: int, k: int, sizes: Sizes, parts: Parts) -> SelectionCost | None:
+    if not any(pruner.params().keys() - {"keep"}) and pruner.name in PARAMS and pruner.reads_vocabulary:
+        pruner = make_pruner(pruner.name, keep=pruner.keep, **PARAMS[pruner.name])
+    table = max(1.0, parts.lm.config.get_text_config().vocab_size / VOCABULARY) if pruner.reads_vocabulary else 1.0
+    try:
+        tried = [_tried(pruner, stop, max(4, round(n * s)), k / n, sizes) for s in SHARES if n * s >= 16]
+        if not tried or _power(tried, n).seconds < LONGEST:
+            found = _tried(pruner, stop, n, k / n, sizes)[1]
+        else:
+            found = _power(tried, n)
+    except FAILURES:
+        return None
+    return SelectionCost(
+        found.seconds * table, found.flops * table, found.moved * table, found.operators, found.extrapolated
+    )
+
+
+def _power(tried: Sequence[tuple[int, SelectionCost]], n: int) -> SelectionCost:
+    """What two sizes tell of `n` tokens; it does not grow by more than the square."""
+    (few, a), (more, b) = tried[0], tried[-1]
+
+    def grown(small: float, large: float) -> float:
+        power = math.log(large / small) / math.log(more / few) if small > 0 and large > small and more > few else 0.0
+        return large * (n / more) ** min(power, 2.0)
+
+    names = ("seconds", "flops", "moved", "operators")
+    return SelectionCost(*(grown(getattr(a, name), getattr(b, name)) for name in names), extrapolated=True)
+
+
+@torch.no_grad()
+def _tried(pruner: Pruner, stop: Stop, n: int, share: float, sizes: Sizes) -> tuple[int, SelectionCost]:
+    made = _Drawn(picture(n), sizes)
+    here = stop._replace(keep=max(1, min(n - 1, round(n * share))))
+    walk(pruner, made, [here])  # draws what is read
+    with recording(nn.Identity()) as found:
+        walk(pruner, made, [here])
+    seconds = seconds_of(lambda: walk(pruner, made, [here]), 1)
+    moved = sum(o.moved for o in found.found)
+    return n, SelectionCost(seconds, flops_of(found.found), moved, len(found.found))
+
+
+class _Drawn(Made):
+    """Made-up tokens that draw everything once: only what the method does is timed."""
+
+    def draw(self, name: str, *shape: int) -> torch.Tensor:
+        """Kept by name."""
+        held: dict[Any, torch.Tensor] = self.__dict__.setdefault("_held", {})
+        key = (name, shape)
+        if key not in held:
+            held[key] = super().draw(name, *shape)
+        return held[key]
+
+    @property
+    def projector(self) -> nn.Module:
+        """Made once, as a model's is."""
+        if "_projector" not in self.__dict__:
+            self.__dict__["_projector"] = super().projector
+        return self.__dict__["_projector"]  # type: ignore[no-any-return]
+
+
+def _sizes(parts: Parts, text: int) -> Sizes:
+    config, tower = parts.lm.config.get_text_config(), getattr(parts.config, "vision_config", None)
+    encoder = next((v for n in ("embed_dim", "hidden_size") if isinstance(v := getattr(tower, n, None), int)), 1024)
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rows = min(config.vocab_size, VOCABULARY)
+    return Sizes(heads, parts.family.unit(parts.config), encoder, config.hidden_size, head, max(1, min(text, 64)), rows)

@@ -1,0 +1,83 @@
+"""``vtc speed`` says where the time of a prefill goes, pruned and not: its options and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Dtype, Import, Overwrite, folders, import_all, method_text, not_bundled, output_file
+
+
+def speed(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            callback=not_bundled,
+            help="Folder or hub id with weights; or a folder with a configuration only, a config.json, or a model type "
+            "such as llava: true layer shapes, random weights. The bundled model if left out.",
+        ),
+    ] = None,
+    pruners: Annotated[
+        str, typer.Option(help="Methods, comma-separated, with or without parameters; all is every method.")
+    ] = "random,uniform,pool,dart,fastv",
+    keeps: Annotated[str, typer.Option(help="What is kept, comma-separated: 0.25 or 64.")] = "0.25,0.11",
+    image: Annotated[str, typer.Option(help="The picture's size in pixels, WIDTHxHEIGHT.")] = "640x480",
+    batch: Annotated[int, typer.Option(help="Samples of a batch, all with the same picture and question.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(help="Measured rounds, behind one that warms up; each has every setting once.")
+    ] = 7,
+    layers: Annotated[
+        int | None,
+        typer.Option(help="Decoder layers to measure, on random weights (default: as many as memory holds)."),
+    ] = None,
+    tower_layers: Annotated[int | None, typer.Option(help="The same of the vision tower's layers.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of your own questions: the first about one picture.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
+    overwrite: Overwrite = False,
+    compare: Annotated[Path | None, typer.Option(help="JSON file of an older run: flag what became slower.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(help="Of random weights, the order within rounds, and the bootstrap.")] = 0,
+    imports: Import = None,
+) -> None:
+    """Measure tower, selection, prefill, decoding and memory of MODEL, pruned and not, in rounds of one run.
+
+    Exit code 0: measured. 1: with --compare, something became slower or larger beyond noise. 2: bad input, or an older
+    run of another model, setting or machine.
+    """
+    from vtc.eval.speed.options import SpeedOptions, parse_image
+    from vtc.eval.vlm.pruning_settings import parse_keep, split_list
+
+    folders(("--data", data))
+    if output is not None:
+        output_file("--output", output, "speed.json", overwrite, ".json")
+    import_all(imports)
+    asked = SpeedOptions(
+        model=model,
+        pruners=[method_text(name) for name in split_list(pruners)],
+        keeps=[parse_keep(part) for part in keeps.split(",")],
+        image=parse_image(image),
+        batch=batch,
+        rounds=rounds,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        layers=layers,
+        tower_layers=tower_layers,
+        data=data,
+    )
+    from vtc.eval.speed.speed_job import run_speed
+    from vtc.eval.terminal.console import make_console
+
+    result = run_speed(asked, make_console(), output, compare, quiet=as_json)
+    if as_json:
+        changes = [{**c.__dict__, "ratio": c.ratio._asdict()} for c in result.changes]
+        typer.echo(json.dumps({**result.content, "changes": changes}, indent=1))
+    if result.regressed:
+        raise typer.Exit(1)
