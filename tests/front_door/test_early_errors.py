@@ -54,6 +54,8 @@ BAD = {
     ],
     "serve": ["--pruner nope --keep 0.5", "--pruner dart --keep 2.0", "--dtype nope"],
     "load-test": ["--target x", "--data MISSING", "--dtype nope"],
+    "plan": ["--model bundled --keep 2.0", "--model bundled --pruner nope"],
+    "speed": ["--pruners nope", "--keeps 2.0", "--image nope", "--dtype nope", "--data MISSING"],
     "check": [
         "bundled --attn nope",
         "bundled --stage nope",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, import_all
+from .options import Import, import_all, refuse_methods
 
 
 def plan(
@@ -36,10 +36,15 @@ def plan(
     imports: Import = None,
 ) -> None:
     """Say what pruning will be worth: tokens, FLOPs, memory and times from the configuration alone, in seconds."""
+    from vtc.eval.vlm.pruning_settings import parse_keep, split_list
+
+    import_all(imports)
+    for part in split_list(keep):
+        parse_keep(part)
+    refuse_methods(split_list(pruner or ""))
     from vtc.eval.plan.find_device import check_device
 
     check_device(gpu)
-    import_all(imports)
     from vtc.eval.plan.plan_job import PlanOptions, make_plan
     from vtc.eval.plan.show_plan import as_json as values
     from vtc.eval.plan.show_plan import screen_plan

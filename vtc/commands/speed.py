@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, Overwrite, folders, import_all, method_text, not_bundled, output_file
+from .options import (
+    Device,
+    Dtype,
+    Import,
+    Overwrite,
+    folders,
+    heavy_imports,
+    import_all,
+    method_text,
+    not_bundled,
+    output_file,
+    refuse_methods,
+)
 
 
 def speed(
@@ -72,7 +84,9 @@ def speed(
         tower_layers=tower_layers,
         data=data,
     )
-    from vtc.eval.speed.speed_job import run_speed
+    refuse_methods(asked.pruners, "all")
+    with heavy_imports():
+        from vtc.eval.speed.speed_job import run_speed
     from vtc.eval.terminal.console import make_console
 
     result = run_speed(asked, make_console(), output, compare, quiet=as_json)
