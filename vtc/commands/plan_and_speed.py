@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, Overwrite, folders, import_all, method_text, not_bundled, output_file
+from .options import (
+    Device,
+    Dtype,
+    Import,
+    Overwrite,
+    folders,
+    heavy_imports,
+    import_all,
+    method_text,
+    not_bundled,
+    output_file,
+    refuse_methods,
+)
 
 
 def plan(
@@ -37,10 +49,15 @@ def plan(
     imports: Import = None,
 ) -> None:
     """Say what pruning will be worth: tokens, FLOPs, memory and times from the configuration alone, in seconds."""
+    from vtc.eval.vlm.pruning_settings import parse_keep, split_list
+
+    import_all(imports)
+    for part in split_list(keep):
+        parse_keep(part)
+    refuse_methods(split_list(pruners or ""))
     from vtc.eval.plan.find_device import check_device
 
     check_device(gpu)
-    import_all(imports)
     from vtc.eval.plan.plan_job import PlanOptions, make_plan
     from vtc.eval.plan.show_plan import as_json as values
     from vtc.eval.plan.show_plan import screen_plan
@@ -114,7 +131,9 @@ def speed(
         tower_layers=tower_layers,
         data=data,
     )
-    from vtc.eval.speed.speed_job import run_speed
+    refuse_methods(asked.pruners, "all")
+    with heavy_imports():
+        from vtc.eval.speed.speed_job import run_speed
     from vtc.eval.terminal.console import make_console
 
     result = run_speed(asked, make_console(), output, compare, quiet=as_json)
