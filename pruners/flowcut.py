@@ -251,8 +251,10 @@ class FlowCut(Pruner):
             kept = torch.maximum(sizes - (sizes - kept).amax(1, keepdim=True), target)
         tokens.state.update(ids=tokens.ids, part=part, score=score, target=target, span=list(tokens.span))
         if part is None:
-            order = top_k(score, score.shape[1])
-            return order.masked_fill_(torch.arange(score.shape[1], device=order.device) >= kept, -1)
+            width = score.shape[1]
+            order = top_k(score, width)
+            order = order.masked_fill_(torch.arange(width, device=order.device) >= kept, width).sort(1).values
+            return order.masked_fill_(order == width, -1)
         chosen = (rank_in_part(score, part, count) < per_token(kept, part)) & tokens.valid
         return columns_of(chosen, part.shape[1], exact=False)
 

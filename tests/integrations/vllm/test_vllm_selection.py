@@ -47,8 +47,9 @@ def test_the_same_tokens_are_kept_as_in_a_wrapped_model(setting: Setting, family
         wrapped = core.get_image_features
 
         def noted(*args: Any, **kwargs: Any) -> Any:
-            seen.append(wrapped(*args, **kwargs))
-            return seen[-1]
+            output = wrapped(*args, **kwargs)
+            seen.append((output, model.vtc.adapter.local.records["image"]))
+            return output
 
         core.__dict__["get_image_features"] = noted
         try:
@@ -56,8 +57,7 @@ def test_the_same_tokens_are_kept_as_in_a_wrapped_model(setting: Setting, family
         finally:
             core.__dict__["get_image_features"] = wrapped
         report = model.vtc.report
-    (output,) = seen
-    record = output._vtc
+    ((output, record),) = seen
     features = list(torch.cat([f.reshape(-1, f.shape[-1]) for f in output.pooler_output]).split(record.lengths))
     pipeline = vtc.parse(setting.pruner, keep=setting.keep, **params)
     ids = inputs["input_ids"][0]
