@@ -124,18 +124,21 @@ class Graph:
             start[:, : self.special : self.stride] *= seen[:, : self.special : self.stride].sum(-1).sqrt()
         start = (start / start.sum(1, keepdim=True))[:, None]
         start = start.to(self.queries.dtype)
-        rank = torch.cat([self._voted(some, start, seen, votes) for some in self._apart()], 2)
-        if len(self._apart()) > 1:
-            rank = rank[:, :, torch.cat(self._apart()).argsort()]
+        apart = self._apart()
+        if len(apart) < 2:
+            rank = self._voted(slice(None), start, seen, votes)
+        else:
+            rank = torch.cat([self._voted(some, start, seen, votes) for some in apart], 2)
+            rank = rank[:, :, torch.cat(apart).argsort()]
         return over_heads(rank, left)[:, self.special :].unflatten(1, (-1, self.unit)).mean(2)
 
     def _apart(self) -> list[Tensor]:
         """Nodes that can be looked at by themselves, `[m]` int64 each: a segment's where rows have the same ones."""
         if not decides_on_host(self.segment) or bool((self.segment != self.segment[:1]).any()):
-            return [torch.arange(self.segment.shape[1], device=self.segment.device)]
+            return []
         return [(self.segment[0] == number).nonzero()[:, 0] for number in self.segment[0].unique()]
 
-    def _voted(self, some: Tensor, start: Tensor, seen: Tensor, votes: int) -> Tensor:
+    def _voted(self, some: Tensor | slice, start: Tensor, seen: Tensor, votes: int) -> Tensor:
         """Ranks `[B, H, m]` of `some` nodes, which only see one another."""
         start, size = start[..., some], self.size[:, None, None, some].to(start.dtype)
         hidden = ~seen[:, None, some][..., some]
@@ -146,6 +149,7 @@ class Graph:
             seen_by = self._exponents(q, k, hidden)
             total = (seen_by @ size.mT).mT.clamp_(min=torch.finfo(start.dtype).tiny)
             found.append(page_rank(seen_by, start, votes, total, size))
+            del seen_by  # before the next ones are made
         return torch.cat(found, 1)
 
     def _exponents(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:

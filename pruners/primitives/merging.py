@@ -128,11 +128,9 @@ def symmetric_products(x: Tensor) -> Tensor:
     edges = [i * n // parts for i in range(parts + 1)]
     made = x.new_zeros(x.shape[0], n, n, dtype=dtype)
     for c in [slice(None)] if x.dtype == dtype else channel_blocks(x.shape[-1], dtype):
-        some = x[..., c].detach().to(dtype)
+        some = x[..., c].to(dtype)
         for start, stop in itertools.pairwise(edges):
-            torch.baddbmm(
-                part := made[:, start:stop, start:], some[:, start:stop], some[:, start:].transpose(1, 2), out=part
-            )
+            made[:, start:stop, start:] += some[:, start:stop] @ some[:, start:].transpose(1, 2)
     for start, stop in itertools.pairwise(edges[1:]):
         made[:, start:stop, :start] = made[:, :start, start:stop].transpose(1, 2)
     return made
