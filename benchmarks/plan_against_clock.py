@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(MODELS), choices=[*MODELS, []])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--pruner", default="uniform", help="at the input stage")
+    parser.add_argument("--pruners", default="uniform", help="at the input stage")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.models:

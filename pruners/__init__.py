@@ -1,44 +1,28 @@
-"""The methods: one file per published method, on a few shared selection primitives."""
+"""The methods: one file per published method, on a few shared selection primitives.
 
-from vtc.pruners.primitives.score_pruner import ScorePruner
+Imported on first use: the contract and the methods' names need no torch.
+"""
 
-from . import (
-    ablations,
-    cdpruner,
-    dart,
-    deep_random,
-    divprune,
-    dycoke,
-    embedlens,
-    evs,
-    explainer,
-    fastv,
-    fastvid,
-    flowcut,
-    globalcom2,
-    hired,
-    holov,
-    idpruner,
-    prumerge,
-    pyramiddrop,
-    random,
-    sparsevlm,
-    todre,
-    tokencorr,
-    tome,
-    transprune,
-    uniform,
-    vidcom2,
-    visionzip,
-    vispruner,
-    vscan,
-    vtw,
-    zero_tprune,
-    zoo_prune,
-)
-from .base import Merged, Pruner, Stop
-from .registry import list_pruners, make_pruner, pruner_class, register_pruner
-from .visual_tokens import VisualTokens
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .method_modules import HOME
+
+if TYPE_CHECKING:
+    from vtc.pruners.primitives.score_pruner import ScorePruner
+
+    from .base import Merged, Pruner, Stop
+    from .registry import list_pruners, make_pruner, pruner_class, register_pruner
+    from .visual_tokens import VisualTokens
+
+_OBJECTS = {
+    **dict.fromkeys(("Merged", "Pruner", "Stop"), "base"),
+    "ScorePruner": "primitives.score_pruner",
+    "VisualTokens": "visual_tokens",
+    **dict.fromkeys(("list_pruners", "make_pruner", "pruner_class", "register_pruner"), "registry"),
+}
 
 __all__ = [
     "Merged",
@@ -46,40 +30,21 @@ __all__ = [
     "ScorePruner",
     "Stop",
     "VisualTokens",
-    "ablations",
-    "cdpruner",
-    "dart",
-    "deep_random",
-    "divprune",
-    "dycoke",
-    "embedlens",
-    "evs",
-    "explainer",
-    "fastv",
-    "fastvid",
-    "flowcut",
-    "globalcom2",
-    "hired",
-    "holov",
-    "idpruner",
     "list_pruners",
     "make_pruner",
-    "prumerge",
     "pruner_class",
-    "pyramiddrop",
-    "random",
     "register_pruner",
-    "sparsevlm",
-    "todre",
-    "tokencorr",
-    "tome",
-    "transprune",
-    "uniform",
-    "vidcom2",
-    "visionzip",
-    "vispruner",
-    "vscan",
-    "vtw",
-    "zero_tprune",
-    "zoo_prune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOME.values():
+        return import_module(f"{__name__}.{name}")
+    if name in _OBJECTS:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_OBJECTS[name]}"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *HOME.values()})

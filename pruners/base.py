@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .check_parameter_kinds import check_parameters, is_int
 from .signals import EncoderAttention, Signal
 from .visual_tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STAGES = ("vision", "input", "decoder")
 # what a method may say of itself, see ``Pruner``

@@ -278,7 +278,7 @@ class FlowCut(Pruner):
             before = torch.where(before < 0, torch.iinfo(before.dtype).max, before)
         now, padded = tokens.ids, _padded(tokens)
         place = torch.searchsorted(before, now.clamp(min=0) if padded else now.contiguous())
-        if target.shape[1] > 1:
+        if part is not None and target.shape[1] > 1:
             part = part.gather(1, place).masked_fill_(~tokens.valid, target.shape[1])
         else:
             part = (~tokens.valid).long() if padded else None
@@ -298,5 +298,5 @@ class FlowCut(Pruner):
         last = text[torch.arange(text.shape[0], device=text.device), at][tokens.sample]
         logits = (value * last[:, None]).sum(-1) * value.shape[-1] ** -0.5
         semantic = logits.masked_fill(~valid[..., None], float("-inf")).softmax(1).mean(-1)
-        rows = shares(torch.stack([attention, semantic]), part, 1)
-        return flow_score(rows, value.mean(2).abs().sum(-1))
+        both = shares(torch.stack([attention, semantic]), part, 1)
+        return flow_score(both, value.mean(2).abs().sum(-1))

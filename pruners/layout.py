@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,16 @@ class Layout:
     @property
     def coordinates(self) -> Tensor:
         """``array`` as an int64 tensor on the CPU."""
-        return torch.from_numpy(self.array)
+        from torch import from_numpy
+
+        return from_numpy(self.array)
 
     @property
     def newline(self) -> Tensor:
         """True where the token is a separator and not image content: `[n]` bool on the CPU."""
-        return torch.from_numpy(self.array[:, 2] < 0)
+        from torch import from_numpy
+
+        return from_numpy(self.array[:, 2] < 0)
 
     @property
     def newline_ids(self) -> list[int]:

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ ENTRY_POINTS = "vtc.pruners"
 IMPORTED = "vtc_imported_"  # how modules begin that are made of files
 
 
+def plugins() -> EntryPoints:
+    """The installed plug-in packages, none of them loaded."""
+    return entry_points(group=ENTRY_POINTS)
+
+
 def load_plugins(register: Callable[[str], Callable[[Any], Any]]) -> None:
     """Load all installed plug-in packages; one that can't be loaded warns, and the others are loaded.
 
@@ -28,7 +33,7 @@ def load_plugins(register: Callable[[str], Callable[[Any], Any]]) -> None:
     register : callable
         ``register_pruner``, for classes that have no name yet.
     """
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in plugins():
         try:
             loaded = point.load()
             if isinstance(loaded, type) and issubclass(loaded, Pruner) and loaded.name == "":
@@ -43,13 +48,13 @@ def load_plugins(register: Callable[[str], Callable[[Any], Any]]) -> None:
             )
 
 
-def import_source(source: str) -> str:
-    """Run a Python file, or import a module by its name; once is enough. Returns the module's name.
+def refuse_source(source: str) -> None:
+    """Refuse what is neither a file that is there nor a module's name.
 
     Raises
     ------
     ValueError
-        If there is none, or it fails; the message names the line.
+        Naming it, and what is allowed.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -59,6 +64,18 @@ def import_source(source: str) -> str:
             raise ValueError(f"can't import {source!r}: give a .py file, or a module's name")
     elif not path.is_file():
         raise ValueError(f"can't import {source}: no such file")
+
+
+def import_source(source: str) -> str:
+    """Run a Python file, or import a module by its name; once is enough. Returns the module's name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it fails; the message names the line.
+    """
+    refuse_source(source)
+    path = Path(source).expanduser()
     try:
         return _run(path.resolve()) if path.is_file() else import_module(source).__name__
     except (Exception, SystemExit) as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .base import Pruner
-from .plugins import import_source, load_plugins
+from .base import Pruner, check_keep
+from .method_modules import HOME
+from .plugins import import_source, load_plugins, plugins, refuse_source
 
 _REGISTRY: dict[str, type[Pruner]] = {}
 _IMPORTED: dict[str, list[str]] = {}  # what a user had imported, and the methods in it
@@ -51,7 +52,8 @@ def _load() -> None:
     if _loaded:
         return
     _loaded = True
-    import_module(__package__)  # the built-in methods register themselves on import
+    for module in dict.fromkeys(HOME.values()):  # methods register themselves on import
+        import_module(f"{__package__}.{module}")
     load_plugins(register_pruner)
 
 
@@ -73,6 +75,7 @@ def import_methods(source: str | Path) -> list[str]:
     ValueError
         If there is no such file, it fails, or it registers no method; nothing of it is registered then.
     """
+    refuse_source(str(source))  # before torch is imported
     _load()
     path = Path(source).expanduser()
     key = str(path.resolve()) if path.is_file() else str(source)
@@ -113,6 +116,20 @@ def nearest(word: str, known: list[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"There is: {', '.join(sorted(known))}."
 
 
+def refuse_call(name: str, params: Mapping[str, Any]) -> None:
+    """Refuse an unknown method or a ``keep`` out of range; for that no method of vtc's, and no torch, is imported.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``make_pruner``, which finds the rest.
+    """
+    if name not in HOME:
+        pruner_class(name)
+    elif params.get("keep") is not None:
+        check_keep(params["keep"], f"{name}.keep")
+
+
 def pruner_class(name: str) -> type[Pruner]:
     """The class registered as `name`.
 
@@ -121,9 +138,10 @@ def pruner_class(name: str) -> type[Pruner]:
     ValueError
         If there is none; the message names the nearest ones.
     """
-    _load()
+    if name in HOME or plugins():  # an unknown name is told before torch is imported
+        _load()
     if name not in _REGISTRY:
-        raise ValueError(f"unknown pruner {name!r}. {nearest(name, list(_REGISTRY))} ({OWN})")
+        raise ValueError(f"unknown pruner {name!r}. {nearest(name, [*HOME, *(_REGISTRY.keys() - HOME)])} ({OWN})")
     return _REGISTRY[name]
 
 
@@ -137,6 +155,7 @@ def make_pruner(name: str, /, **params: Any) -> Pruner:
     TypeError
         For a value of the wrong type.
     """
+    refuse_call(name, params)
     cls = pruner_class(name)
     known = [f.name for f in fields(cls) if f.init]
     for key in params:

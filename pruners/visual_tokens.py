@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from .layout import Layout
 from .signals import Signal, as_signal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from vtc.pruners.base import Pruner
-from vtc.pruners.registry import make_pruner
+from vtc.pruners.registry import make_pruner, refuse_call
 from vtc.pruners.signals import check_signals
 
 Pipeline = tuple[Pruner, ...]
@@ -77,6 +77,18 @@ def _parse(spec: str | Pruner | Iterable[Pruner], keep: Any, **params: Any) -> P
 def format_pipeline(pipeline: Iterable[Pruner]) -> str:
     """The canonical string of a pipeline; ``parse`` reads it back."""
     return " + ".join(f"{p.name}({', '.join(f'{k}={v!r}' for k, v in p.params().items())})" for p in pipeline)
+
+
+def refuse_text(spec: str) -> None:
+    """Refuse what ``parse`` would refuse in any case, without importing torch: see ``refuse_call``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the text is no pipeline, or names an unknown method or a keep out of range.
+    """
+    for name, inner in split_pipeline(spec):
+        refuse_call(name, inner)
 
 
 def split_pipeline(spec: str) -> list[tuple[str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ import torch
 
 from vtc.api import compress
 from vtc.eval.check.prompts.build_prompts import Prompts, kind_of
-from vtc.eval.check.tiny_model.build import FLASH, build, uncompiled_flex, with_attention
+from vtc.eval.check.tiny_model.build import build, uncompiled_flex, with_attention
 from vtc.eval.check.tiny_model.config_source import config_of
 from vtc.eval.check.tiny_model.shrink import DEPTH, TOWER_DEPTH, completed, shrink
 from vtc.eval.check.tiny_model.token_ids import tokens_of
@@ -28,15 +28,9 @@ from vtc.pipeline_text import parse
 from .contracts import CONTRACTS, FLEX_TOKENS, NEEDS, OF_FLEX, NothingToSee, Wrong, close
 from .masked_reference import Uncheckable
 from .model_under_test import Setting, Subject
+from .names import ATTENTIONS, STAGES
 from .results import EXACT, FAILED, NOT_RUN, REFUSED, WRONG, Outcome, Result
 
-ATTENTIONS = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention", "flash": FLASH}
-STAGES = {
-    "vision": "random(at=vision, layer=1, keep=0.5, seed=3)",
-    "input": "random(keep=0.5, seed=5)",
-    "decoder": "random(layer=2, keep=0.5, seed=1)",
-    "pipeline": "uniform(keep=0.8) + dart(layer={}, keep=0.6) + fastv(layer={}, keep=0.3)",
-}
 LOOK = 24  # layers among which the pipeline's are looked for
 OWN = "as asked"
 REFUSALS = (NotImplementedError, ValueError, TypeError)

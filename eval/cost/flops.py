@@ -44,7 +44,7 @@ def fake_weights(model: nn.Module, all_fake: bool = True) -> Iterator[Any]:
             for store, values in ((module._parameters, parameters), (module._buffers, buffers)):
                 for name, value in values.items():
                     if value is not None:
-                        store[name] = _fake(value.detach(), mode)  # type: ignore[assignment]
+                        store[name] = _fake(value.detach(), mode)
         with mode if all_fake else nullcontext():
             yield mode
     finally:

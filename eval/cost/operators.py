@@ -188,7 +188,7 @@ def experts_in(model: nn.Module) -> list[nn.Module]:
 
 
 def _stacked(module: nn.Module) -> list[Tensor]:
-    own = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+    own: list[Tensor] = [p for p in module.parameters(recurse=False) if p.dim() == 3]
     return own if len({p.shape[0] for p in own}) == 1 else []
 
 
@@ -207,7 +207,7 @@ def recording(model: nn.Module, modules: Sequence[nn.Module] = ()) -> Iterator[R
     made = Recording(recorder, modules)
     replaced = experts_in(model)
     for experts in replaced:
-        experts.forward = _passed(experts, recorder)  # type: ignore[method-assign]
+        experts.forward = _passed(experts, recorder)
     try:
         with torch.no_grad(), recorder, _Fused(recorder):
             yield made

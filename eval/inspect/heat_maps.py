@@ -20,14 +20,9 @@ from vtc.pruners.explainer import Explainer, predict
 
 from .kept_tokens import Painted, Shown, font, grid_pictures
 from .relevance import Explanation, explain, inputs_of
+from .signal_names import TITLES
 from .token_classes import find_classes
 
-TITLES = {
-    "relevance": "relevance for the answer",
-    "predicted": "relevance, predicted from layer 0",
-    "attention": "the text's attention in layer 0",
-}
-SIGNALS = (*TITLES, "classes")
 LEAST, MOST = 0.35, 0.85  # how much of a patch is colour, at the coldest and the hottest
 SCALE = (64, 4)  # colours of the scale, and pixels of each
 HOTTEST = 0.995  # quantile that gets the hottest colour: a single sink should not hide the rest
@@ -189,19 +184,6 @@ def find_heat(
         top = float(hottest(every) / every.sum()) if float(every.sum()) > 0 else 0.0
         shown.append((Heat(signal, maps, half_of(every), len(every), answer, top), pictures))
     return shown
-
-
-def check_signals(signals: Sequence[str]) -> None:
-    """Refuse a --signal that is not there.
-
-    Raises
-    ------
-    ValueError
-        Naming those that are.
-    """
-    for signal in signals:
-        if signal not in SIGNALS:
-            raise ValueError(f"--signal {signal!r} is unknown: there is {', '.join(SIGNALS)}")
 
 
 def find_signals(

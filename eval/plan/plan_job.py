@@ -21,7 +21,7 @@ from .picture import Picture, blank, inputs_of, parse_size, read_picture, smalle
 from .reckon import GRID, Reckoning, Times, Turning, turning_points
 from .selection_cost import SelectionCost, selection_cost
 
-ANY = "any method"  # what is planned without --pruner: one at the input stage whose choice costs nothing
+ANY = "any method"  # what is planned without --pruners: one at the input stage whose choice costs nothing
 DTYPES = ("auto", FLOAT32, *HALF)
 
 
@@ -174,14 +174,14 @@ def _methods(options: PlanOptions) -> list[tuple[str, int | float | None, tuple[
         raise ValueError("--keep is empty: say what is kept, such as 0.25,0.11")
     names = split_list(options.pruner) if options.pruner is not None else [ANY]
     if not names:
-        raise ValueError("--pruner is empty: name a method, or leave it out; vtc pruners lists them")
+        raise ValueError("--pruners is empty: name a method, or leave it out; vtc pruners lists them")
     found: list[tuple[str, int | float | None, tuple[Pruner, ...]]] = []
     for name in names:
         pipeline = _pipeline(name)
         if len(pipeline) == 1 and takes_keep(pipeline[0]):
             found += [(name, keep, _pipeline(name, keep)) for keep in dict.fromkeys(keeps)]
         elif any(map(needs_keep, pipeline)):
-            raise ValueError(f"--pruner {name!r}: the methods of a pipeline say themselves what they keep")
+            raise ValueError(f"--pruners {name!r}: the methods of a pipeline say themselves what they keep")
         else:
             found.append((name, None, pipeline))
     return found

@@ -115,8 +115,13 @@ def _power(tried: Sequence[tuple[int, SelectionCost]], n: int) -> SelectionCost:
         power = math.log(large / small) / math.log(more / few) if small > 0 and large > small and more > few else 0.0
         return large * (n / more) ** min(power, 2.0)
 
-    names = ("seconds", "flops", "moved", "operators")
-    return SelectionCost(*(grown(getattr(a, name), getattr(b, name)) for name in names), extrapolated=True)
+    return SelectionCost(
+        grown(a.seconds, b.seconds),
+        grown(a.flops, b.flops),
+        grown(a.moved, b.moved),
+        grown(a.operators, b.operators),
+        extrapolated=True,
+    )
 
 
 @torch.no_grad()
@@ -147,7 +152,7 @@ class _Drawn(Made):
         """Made once, as a model's is."""
         if "_projector" not in self.__dict__:
             self.__dict__["_projector"] = super().projector
-        return self.__dict__["_projector"]  # type: ignore[no-any-return]
+        return self.__dict__["_projector"]
 
 
 def _sizes(parts: Parts, text: int) -> Sizes:

@@ -33,7 +33,7 @@ def screen_plan(plan: Plan) -> RenderableType:
         f"visual tokens, beside {picture.text} others; weights {_bytes(reckoning.weights)}; answers of "
         f"{reckoning.answer} tokens"
     )
-    said = [Text(head), _parts(plan), _cells(plan), Text(sentence(plan), style="bold")]
+    said: list[RenderableType] = [Text(head), _parts(plan), _cells(plan), Text(sentence(plan), style="bold")]
     said += [Text(f"warning: {line}", style="yellow") for line in warnings_of(plan)]
     return Group(*said, Text(f"{reckoning.device.source}; {reckoning.device.assumed}.", style="dim"))
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.unusable_rows import ON_ERROR
 from vtc.eval.terminal.option_checks import check_choice
-from vtc.eval.vlm.feature_cache import DEFAULT_LIMIT as CACHE
-from vtc.eval.vlm.pruning_settings import DEFAULT_KEEPS, DEFAULT_PRUNERS
+from vtc.eval.vlm.pruning_settings import CACHE_BYTES, DEFAULT_KEEPS, DEFAULT_PRUNERS
 
 from .paper_recipes import Recipe
 from .shell_commands import parse_shard
@@ -47,7 +46,7 @@ class RunOptions:
     dtype: str = "auto"
     share: bool = True
     workers: int | None = 1
-    cache_bytes: int = CACHE
+    cache_bytes: int = CACHE_BYTES
 
     @property
     def source(self) -> tuple[str | None, str, str]:

@@ -14,10 +14,10 @@ from vtc.eval.cost.prefill_cost import LMCost
 from vtc.eval.tasks.metrics import metric
 from vtc.eval.tasks.questions import Question, TaskSet
 from vtc.eval.vlm.encode_once import reuses_encoder
-from vtc.eval.vlm.feature_cache import DEFAULT_LIMIT, Features, pruned
+from vtc.eval.vlm.feature_cache import Features, pruned
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import Row, make_row
-from vtc.eval.vlm.pruning_settings import Cell
+from vtc.eval.vlm.pruning_settings import CACHE_BYTES, Cell
 
 from .answer import Answer, answer_plain, answer_shared, shares_prefix
 from .chunks_and_batches import batches, deal, packs, turns
@@ -49,7 +49,7 @@ class Sweep:
     share: bool = True
     longest: Mapping[str, int] = field(default_factory=dict)
     frames: int | None = None
-    cache_bytes: int = DEFAULT_LIMIT
+    cache_bytes: int = CACHE_BYTES
     part: str | None = None
     parent: int | None = None
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
@@ -28,6 +33,8 @@ def device_of(name: str) -> torch.device:
     ValueError
         If there is no such device.
     """
+    import torch
+
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError:

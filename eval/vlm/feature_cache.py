@@ -16,9 +16,7 @@ from vtc.pruners.signals import Signal
 
 from .encode_once import RECORD, encode
 from .prompts import Row
-from .pruning_settings import DEPTH, UNPRUNED, Cell
-
-DEFAULT_LIMIT = 2 << 30
+from .pruning_settings import CACHE_BYTES, DEPTH, UNPRUNED, Cell
 
 
 def pruned(model: nn.Module, cell: Cell) -> Any:
@@ -87,7 +85,7 @@ class Features:
         is needed again.
     """
 
-    def __init__(self, model: nn.Module, cells: Sequence[Cell], limit: int = DEFAULT_LIMIT):
+    def __init__(self, model: nn.Module, cells: Sequence[Cell], limit: int = CACHE_BYTES):
         self.model, self.limit = model, limit
         self.signals = encoder_signals(cells)
         self.wrapped = any(c.spec != UNPRUNED.spec and not c.vision_stage for c in cells)

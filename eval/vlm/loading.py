@@ -70,10 +70,10 @@ def load_model(source: str | None = None, device: str = "auto", dtype: str = "au
     import torch
     import transformers
 
-    from vtc.eval.terminal.option_checks import check_choice, device_of
+    from vtc.eval.terminal.option_checks import DTYPES, check_choice, device_of
 
     quiet_transformers()
-    check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    check_choice("dtype", dtype, DTYPES)
     place = device_of(device)
     kind: Any = getattr(torch, dtype) if dtype != "auto" else (torch.float32 if place.type == "cpu" else "auto")
     name = source or BUNDLED

@@ -10,6 +10,7 @@ from typing import Any
 DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
 DEFAULT_KEEPS: tuple[int | float, ...] = (0.5, 0.25, 0.11, 0.05)
 RANDOM = "random"
+CACHE_BYTES = 2 << 30  # of vision features that are held
 DEPTH = 32  # only to ask a method for its stages, before any model is loaded
 
 

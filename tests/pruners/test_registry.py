@@ -11,6 +11,7 @@ import pytest
 
 import vtc
 from vtc.pruners import registry
+from vtc.pruners.method_modules import HOME
 
 
 @pytest.fixture
@@ -74,3 +75,10 @@ def test_entry_points_register_on_first_use(tmp_path: Path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import vtc; print(vtc.parse('plugged', keep=2)[0])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "plugged(keep=2)"
+
+
+def test_every_method_is_known_before_it_is_imported() -> None:
+    root = registry.__package__
+    built_in = {name: registry.pruner_class(name).__module__ for name in registry.list_pruners()}
+    ours = {name: module.removeprefix(f"{root}.") for name, module in built_in.items() if module.startswith(f"{root}.")}
+    assert ours == HOME

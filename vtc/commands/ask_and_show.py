@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Device, Dtype, Import, Model, Overwrite, cell_of, import_all, output_file
+from .options import (
+    Device,
+    Dtype,
+    Import,
+    Model,
+    Overwrite,
+    cell_of,
+    heavy_imports,
+    import_all,
+    method_text,
+    output_file,
+    refuse_methods,
+)
 
 
 def ask(
@@ -28,10 +40,11 @@ def ask(
 
     picture = open_image(image)
     import_all(imports)
-    cell = cell_of(pruner, keep)
-    from vtc.eval.inspect.ask import ask as run
-    from vtc.eval.inspect.ask import saved_cell
-    from vtc.eval.vlm.loading import load_model
+    with heavy_imports():
+        cell = cell_of(pruner, keep)
+        from vtc.eval.inspect.ask import ask as run
+        from vtc.eval.inspect.ask import saved_cell
+        from vtc.eval.vlm.loading import load_model
 
     cell = cell or saved_cell(model)
     reply = run(load_model(model, device, dtype), cell, picture, question, max_new_tokens)
@@ -85,7 +98,7 @@ def show(
     if weights is not None and "predicted" not in (signal or ()):
         raise ValueError("--weights goes with --signal predicted")
     if signal:
-        from vtc.eval.inspect.heat_maps import check_signals, find_signals
+        from vtc.eval.inspect.signal_names import check_signals
 
         check_signals(signal)
     usual = "-".join(dict.fromkeys([*(signal or ()), *(["kept"] if pruner else [])]))
@@ -93,11 +106,13 @@ def show(
     if keep is not None and not pruner:
         raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
     import_all(imports)
-    cells = [cell for text in pruner or () if (cell := cell_of(text, keep))]
     picture = open_image(image) if image is not None else None
-    from vtc.eval.example_question import example
-    from vtc.eval.inspect.kept_tokens import show_kept
-    from vtc.eval.vlm.loading import load_model
+    refuse_methods(map(method_text, pruner or ()))
+    cells = [cell for text in pruner or () if (cell := cell_of(text, keep))]
+    with heavy_imports():
+        from vtc.eval.example_question import example
+        from vtc.eval.inspect.kept_tokens import show_kept
+        from vtc.eval.vlm.loading import load_model
 
     if picture is None:
         picture, asked = example()
@@ -105,6 +120,8 @@ def show(
     question, loaded = question or "What is in the image?", load_model(model, device, dtype)
     heats: Any = []
     if signal:
+        from vtc.eval.inspect.heat_maps import find_signals
+
         heats = find_signals(loaded, signal, picture, question, str(weights) if weights else None)
     found = show_kept(loaded, cells, picture, question, file, beside=heats)
     for name, (heat, _) in zip(signal or (), heats, strict=True):

@@ -21,9 +21,12 @@ from .options import (
     OnError,
     Workers,
     folders,
+    heavy_imports,
     import_all,
+    known_model,
     not_bundled,
     refuse_given,
+    refuse_methods,
     was_given,
 )
 from .pruners_and_recipes import recipes
@@ -164,14 +167,17 @@ def bench(
         recipes()
         return
     classifier = model if is_classifier(model) else None
-    if classifier is not None:
+    if classifier is None:
+        known_model(model)
+    else:
         refuse_given(context, NOT_OF_CLASSIFIERS, f"--model {classifier} is a classifier")
     methods, keeps = _settings(pruners, keep, recipe)
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     import_all(imports)
-    from vtc.eval.sweep.options import BenchOptions
+    refuse_methods(methods, "all", "unpruned", "none")
+    from vtc.eval.sweep.options import BenchOptions, check_options
     from vtc.eval.sweep.paper_recipes import load_recipe
 
     asked = BenchOptions(
@@ -204,10 +210,12 @@ def bench(
         emit=emit,
         arguments=context.obj,
     )
+    check_options(asked)
     if classifier is not None:
         _bench_classifier(context, classifier, asked)
         return
-    from vtc.eval.bench import run_bench
+    with heavy_imports():
+        from vtc.eval.bench import run_bench
 
     run_bench(asked)
 

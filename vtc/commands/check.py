@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, cell_of, import_all
+from .options import Import, cell_of, heavy_imports, import_all
 
 
 def check(
@@ -44,22 +44,21 @@ def check(
     Exit code 0: all that vtc does not refuse is exact. 1: something is WRONG or failed. 2: bad input. 3: nowhere was
     pruning exact, vtc does not support the model.
     """
-    from vtc.eval.check.check_job import ATTENTIONS, STAGES, CheckOptions, run_check
-    from vtc.eval.check.console_report import progress_bar, show
+    from vtc.eval.check.names import ATTENTIONS, STAGES
     from vtc.eval.vlm.pruning_settings import parse_keep
 
     if pruner is not None and stage is not None:
         raise ValueError("--stage does not apply with --pruner, which says itself where it prunes")
+    attentions, stages = _chosen("--attn", attn, ATTENTIONS), _chosen("--stage", stage, STAGES)
+    modules = _parts(parts)
     import_all(imports)
     cell_of(pruner, keep)
+    with heavy_imports():
+        from vtc.eval.check.check_job import CheckOptions, run_check
+        from vtc.eval.check.console_report import progress_bar, show
+
     options = CheckOptions(
-        model,
-        _chosen("--attn", attn, ATTENTIONS),
-        _chosen("--stage", stage, STAGES),
-        pruner,
-        None if keep is None else parse_keep(keep),
-        tokens,
-        _parts(parts),
+        model, attentions, stages, pruner, None if keep is None else parse_keep(keep), tokens, modules
     )
     with progress_bar() as progress:
         result = run_check(options, progress)

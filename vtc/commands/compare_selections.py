@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, Model, Overwrite, cell_of, folders, import_all, output_file
+from .options import (
+    Device,
+    Dtype,
+    Import,
+    Model,
+    Overwrite,
+    cell_of,
+    folders,
+    import_all,
+    method_text,
+    output_file,
+    refuse_methods,
+)
 
 
 def compare_selections(
@@ -37,12 +49,14 @@ def compare_selections(
     if images is not None and images < 1:
         raise ValueError(f"--images {images} is out of range: at least 1")
     import_all(imports)
-    from vtc.eval.inspect.compare_job import SelectionOptions, check_cells, run_selections
     from vtc.eval.tasks.media.images import open_image
 
-    cells = [cell for text in pruner if (cell := cell_of(text, keep))]
-    check_cells(cells)
     picture = open_image(image) if image is not None else None
+    refuse_methods(map(method_text, pruner))
+    cells = [cell for text in pruner if (cell := cell_of(text, keep))]
+    from vtc.eval.inspect.compare_job import SelectionOptions, check_cells, run_selections
+
+    check_cells(cells)
     run_selections(
         SelectionOptions(
             cells, file, picture, 1 if images is None else images, data, question, as_json, model, device, dtype

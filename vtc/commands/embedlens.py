@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, Overwrite, output_file
+from .options import Device, Dtype, Model, Overwrite, folders, output_file
 
 
 def embedlens(
@@ -41,6 +41,7 @@ def embedlens(
     dtype: Dtype = "auto",
 ) -> None:
     """Find a model's sink and dead visual tokens, which are the same in every image, or draw them over one."""
+    folders(("--data", data))
     if image is None:
         if classes is not None:
             raise ValueError("--classes goes with --image, over which they are drawn")

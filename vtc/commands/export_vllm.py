@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Import, import_all, method_text
+from .options import Import, import_all, method_text, refuse_methods
 
 
 def export_vllm(
@@ -29,14 +29,18 @@ def export_vllm(
     gets what --hf-overrides needs. The server needs vllm 0.32 or 0.33 and vtc (docs/vllm.md).
     """
     from vtc.eval.vlm.pruning_settings import parse_keep
-    from vtc.integrations.vllm.export import export, settings_of
     from vtc.model_sources import find_source
 
-    import_all(imports)
+    kept = None if keep is None else parse_keep(keep)
     source = find_source(model)
+    import_all(imports)
+    method = method_text(pruner)
+    refuse_methods([method])
+    from vtc.integrations.vllm.export import export, settings_of
+
     settings = settings_of(
-        method_text(pruner),
-        None if keep is None else parse_keep(keep),
+        method,
+        kept,
         choices or (),
         [str(path.resolve()) if path.is_file() else str(path) for path in imports or ()],
     )

@@ -22,10 +22,9 @@ from .embedlens import embedlens
 from .export_vllm import export_vllm
 from .horizon import horizon
 from .load_test import load_test
-from .plan import plan
+from .plan_and_speed import plan, speed
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
-from .speed import speed
 from .stability import stability
 from .train_explainer import train_explainer
 from .tune import tune

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +17,26 @@ def not_bundled(model: str | None) -> str | None:
     return None if model == "bundled" else model
 
 
+def known_model(model: str | None) -> str | None:
+    """The same, and a name that can be no model is refused before torch is imported."""
+    from vtc.model_sources import find_source
+
+    if model is not None:
+        find_source(model)
+    return not_bundled(model)
+
+
+def known_dtype(dtype: str) -> str:
+    """A dtype's name that is one."""
+    from vtc.eval.terminal.option_checks import DTYPES, check_choice
+
+    check_choice("dtype", dtype, DTYPES)
+    return dtype
+
+
 Model = Annotated[
     str | None,
-    typer.Option(callback=not_bundled, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
+    typer.Option(callback=known_model, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
 ]
 Import = Annotated[
     list[Path] | None,
@@ -27,7 +47,10 @@ Import = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else the checkpoint's.")
+    str,
+    typer.Option(
+        callback=known_dtype, help="float32, bfloat16, float16; auto is float32 on the CPU, else the checkpoint's."
+    ),
 ]
 
 DataDir = Annotated[
@@ -51,6 +74,17 @@ def folders(*given: tuple[str, Path | None]) -> None:
     for option, folder in given:
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{option}: no such folder: {folder}")
+
+
+@contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Without the garbage collector, which costs a seventh of importing torch and transformers and frees nothing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def import_all(files: list[Path] | None) -> None:
@@ -109,6 +143,15 @@ def method_text(pruner: str) -> str:
     return pruner if found is None else saved_setting(found)
 
 
+def refuse_methods(texts: Iterable[str], *not_methods: str) -> None:
+    """Refuse methods that nobody knows, before torch is imported; `not_methods` are words that stand for others."""
+    from vtc.pipeline_text import refuse_text
+
+    for text in texts:
+        if text not in not_methods:
+            refuse_text(text)
+
+
 def cell_of(pruner: str | None, keep: str | None) -> Any:
     """The setting that --pruner and --keep ask for; None without --pruner."""
     from vtc.eval.vlm.pruning_settings import make_cell, needs_keep, parse_keep
@@ -120,6 +163,7 @@ def cell_of(pruner: str | None, keep: str | None) -> Any:
     from vtc.pipeline_text import parse
 
     pruner, value = method_text(pruner), parse_keep(keep) if keep is not None else None
+    refuse_methods([pruner])
     if value is None and any(map(needs_keep, parse(pruner))):
         raise ValueError(f"{pruner!r} needs --keep, for example --keep 0.25 or --keep 64")
     return make_cell(pruner, value)

@@ -68,10 +68,11 @@ def serve(
 
     Exit code 0: stopped by Ctrl-C or SIGTERM. 2: bad input, or it could not start.
     """
+    import_all(imports)
+    cell = cell_of(pruner, keep)
     from vtc.serve.run_server import check_extra
 
     check_extra()
-    import_all(imports)
     from vtc.eval.inspect.ask import saved_cell
     from vtc.eval.vlm.loading import load_model
     from vtc.eval.vlm.pruning_settings import DEFAULT_PRUNERS, parse_keep, split_list
@@ -81,7 +82,7 @@ def serve(
     from vtc.serve.run_server import run
     from vtc.serve.settings import ServerSettings, served_name
 
-    cell = cell_of(pruner, keep) or saved_cell(model)
+    cell = cell or saved_cell(model)
     spec = None if cell.spec == UNPRUNED else cell.spec
     wanted = None if allow is None else split_list(allow)
     usual = [UNPRUNED] if spec else [*DEFAULT_PRUNERS, UNPRUNED]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, import_all
+from .options import Import, import_all, refuse_methods
 
 
 def stability(
@@ -26,15 +26,17 @@ def stability(
 
     The exit code is 1 if a method keeps less than it promises, or can't be measured.
     """
-    from vtc.eval.vlm.pruning_settings import parse_keep
+    from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
     import_all(imports)
+    kept = parse_keep(keep)
+    refuse_methods(split_list(pruners), "all")
     if output is not None and not output.resolve().parent.is_dir():
         raise ValueError(f"--output: no such folder: {output.resolve().parent}")
     from vtc.eval.stability.stability_job import StabilityOptions, as_rows, run_stability, screen_table, write_page
     from vtc.eval.terminal.console import make_console
 
-    options = StabilityOptions(pruners, tokens, parse_keep(keep), draws)
+    options = StabilityOptions(pruners, tokens, kept, draws)
     console = make_console()
     rows = run_stability(options, console, quiet=as_json)
     if as_json:

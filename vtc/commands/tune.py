@@ -21,7 +21,9 @@ from .options import (
     OnError,
     Workers,
     folders,
+    heavy_imports,
     import_all,
+    refuse_methods,
 )
 
 Target = Annotated[float, typer.Option(help="Share of the unpruned accuracy that has to be kept.")]
@@ -127,7 +129,9 @@ def tune(
     )
     check_options(asked)
     import_all(imports)
-    from vtc.eval.tune.tune_job import run_tune
+    refuse_methods(asked.pruners, "all")
+    with heavy_imports():
+        from vtc.eval.tune.tune_job import run_tune
 
     if run_tune(asked).winner is None:
         raise typer.Exit(1)  # nothing qualifies

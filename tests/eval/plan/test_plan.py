@@ -58,7 +58,7 @@ def test_a_large_decoder_gains(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def test_dear_selection_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = bundled_config(tmp_path, **BIG)
-    asked = ("--model", folder, "--batch", "8", "--gpu", "a100", "--keep", "0.11", "--pruner")
+    asked = ("--model", folder, "--batch", "8", "--gpu", "a100", "--keep", "0.11", "--pruners")
     plan = planned(capsys, *asked, "uniform,divprune,dart(layer=3),vtw(layer=4)")
     by_name = {row["method"]: row for row in plan["rows"]}
     assert by_name["divprune"]["seconds"]["selection"] > by_name["uniform"]["seconds"]["selection"]
@@ -71,7 +71,7 @@ def test_dear_selection_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_inside_the_tower(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--model", "bundled", "--batch", "1", "--keep", "0.25", "--pruner", "random(at=vision, layer=2)")
+    asked = ("--model", "bundled", "--batch", "1", "--keep", "0.25", "--pruners", "random(at=vision, layer=2)")
     found = rows(planned(capsys, *asked), 1)
     assert found[0.25]["flops"]["tower"] < found[None]["flops"]["tower"]
     assert found[0.25]["visual_tokens"] == 144
@@ -104,9 +104,9 @@ def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
         (["--batch", "0"], "--batch '0' must be numbers of requests >= 1"),
         (["--image", "big"], "--image 'big' must be WIDTHxHEIGHT in pixels"),
         (["--dtype", "int8"], "--dtype 'int8' is unknown: allowed are auto, float32, bfloat16, float16"),
-        (["--pruner", "dartt"], "unknown pruner 'dartt'. Did you mean 'dart'"),
-        (["--pruner", "dart + random(layer=3)"], "the methods of a pipeline say themselves what they keep"),
-        (["--pruner", "dart(layer=99)"], "layer=99 is out of range"),
+        (["--pruners", "dartt"], "unknown pruner 'dartt'. Did you mean 'dart'"),
+        (["--pruners", "dart + random(layer=3)"], "the methods of a pipeline say themselves what they keep"),
+        (["--pruners", "dart(layer=99)"], "layer=99 is out of range"),
         (["--model", "llava"], "'llava' has a configuration but no processor"),
         (["--model", "no/such/folder"], "no such model: 'no/such/folder'"),
     ],

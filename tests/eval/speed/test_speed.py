@@ -155,7 +155,7 @@ def test_memory_decides_how_many_layers(config_only: Path, monkeypatch: pytest.M
 
 
 def test_a_run_is_written_whole_and_read_again(model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    given = ("speed", model, "--pruners", "random", "--keeps", "4", "--rounds", "3", "--image", "56x56")
+    given = ("speed", model, "--pruners", "random", "--keep", "4", "--rounds", "3", "--image", "56x56")
     code, out, _ = run(capsys, *given, "--output", tmp_path / "old.json")
     assert code == 0
     assert "speed-up" in out
@@ -176,7 +176,7 @@ def test_a_run_is_written_whole_and_read_again(model: Path, capsys: pytest.Captu
 
 
 def test_the_table_says_what_is_extrapolated(config_only: Path, capsys: pytest.CaptureFixture[str]):
-    given = ("--layers", 2, "--pruners", "random", "--keeps", 4, "--rounds", 3, "--image", "56x56")
+    given = ("--layers", 2, "--pruners", "random", "--keep", 4, "--rounds", 3, "--image", "56x56")
     code, out, _ = run(capsys, "speed", config_only, *given)
     assert code == 0
     assert "EXTRAPOLATED" in out
@@ -200,7 +200,7 @@ def test_interrupted_nothing_is_written(model: Path, tmp_path: Path, monkeypatch
         (("--rounds", "1"), "--rounds 1 is too few"),
         (("--batch", "0"), "--batch must be an int >= 1, got 0"),
         (("--layers", "0"), "--layers must be an int >= 1, got 0"),
-        (("--keeps", "0"), "must be"),
+        (("--keep", "0"), "must be"),
         (("--pruners", "nonsense"), "nonsense"),
         (("--compare", "none.json"), "can't read none.json"),
         (("--output", "x.txt"), "--output must end in .json"),

@@ -1,4 +1,4 @@
-"""``vtc speed`` says where the time of a prefill goes, pruned and not: its options and exit codes."""
+"""``vtc plan`` and ``vtc speed``, reckoned and measured: where a prefill's time goes and what pruning is worth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,66 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, Overwrite, folders, import_all, method_text, not_bundled, output_file
+from .options import (
+    Device,
+    Dtype,
+    Import,
+    Overwrite,
+    folders,
+    heavy_imports,
+    import_all,
+    method_text,
+    not_bundled,
+    output_file,
+    refuse_methods,
+)
+
+
+def plan(
+    model: Annotated[
+        str, typer.Option(help="Folder, hub id, config.json, model_type such as qwen2_5_vl, or bundled; no weights.")
+    ],
+    image: Annotated[str, typer.Option(help="Size of the picture in pixels, WIDTHxHEIGHT.")] = "1280x960",
+    keep: Annotated[str, typer.Option(help="What is kept, comma-separated: 0.25 or 64.")] = "0.25,0.11",
+    batch: Annotated[str, typer.Option(help="Requests at once, comma-separated.")] = "1,8,32",
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100, l4, or cpu: this machine, measured in seconds.")] = "h100",
+    pruners: Annotated[
+        str | None,
+        typer.Option(help="Methods, comma-separated (default: any one behind the tower whose choice costs nothing)."),
+    ] = None,
+    text_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the prompt beside the picture (default: a short question's).")
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer.")] = 128,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else bfloat16.")
+    ] = "auto",
+    processor: Annotated[
+        str | None, typer.Option(help="Folder or hub id with the processor, where --model has none.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    imports: Import = None,
+) -> None:
+    """Say what pruning will be worth: tokens, FLOPs, memory and times from the configuration alone, in seconds."""
+    from vtc.eval.vlm.pruning_settings import parse_keep, split_list
+
+    import_all(imports)
+    for part in split_list(keep):
+        parse_keep(part)
+    refuse_methods(split_list(pruners or ""))
+    from vtc.eval.plan.find_device import check_device
+
+    check_device(gpu)
+    from vtc.eval.plan.plan_job import PlanOptions, make_plan
+    from vtc.eval.plan.show_plan import as_json as values
+    from vtc.eval.plan.show_plan import screen_plan
+    from vtc.eval.terminal.console import make_console
+
+    made = make_plan(PlanOptions(model, image, keep, batch, gpu, pruners, text_tokens, answer_tokens, dtype, processor))
+    if as_json:
+        typer.echo(json.dumps(values(made), indent=1))
+    else:
+        make_console().print(screen_plan(made))
 
 
 def speed(
@@ -23,7 +82,7 @@ def speed(
     pruners: Annotated[
         str, typer.Option(help="Methods, comma-separated, with or without parameters; all is every method.")
     ] = "random,uniform,pool,dart,fastv",
-    keeps: Annotated[str, typer.Option(help="What is kept, comma-separated: 0.25 or 64.")] = "0.25,0.11",
+    keep: Annotated[str, typer.Option(help="What is kept, comma-separated: 0.25 or 64.")] = "0.25,0.11",
     image: Annotated[str, typer.Option(help="The picture's size in pixels, WIDTHxHEIGHT.")] = "640x480",
     batch: Annotated[int, typer.Option(help="Samples of a batch, all with the same picture and question.")] = 1,
     rounds: Annotated[
@@ -61,7 +120,7 @@ def speed(
     asked = SpeedOptions(
         model=model,
         pruners=[method_text(name) for name in split_list(pruners)],
-        keeps=[parse_keep(part) for part in keeps.split(",")],
+        keeps=[parse_keep(part) for part in keep.split(",")],
         image=parse_image(image),
         batch=batch,
         rounds=rounds,
@@ -72,7 +131,9 @@ def speed(
         tower_layers=tower_layers,
         data=data,
     )
-    from vtc.eval.speed.speed_job import run_speed
+    refuse_methods(asked.pruners, "all")
+    with heavy_imports():
+        from vtc.eval.speed.speed_job import run_speed
     from vtc.eval.terminal.console import make_console
 
     result = run_speed(asked, make_console(), output, compare, quiet=as_json)
