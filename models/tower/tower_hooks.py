@@ -27,6 +27,7 @@ from vtc.models.stock.per_thread import ThreadState
 from vtc.models.stock.spread_over_processes import every_head
 from vtc.models.stock.transformers_api import call_of, features_in
 from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.layout import Layout
 from vtc.pruners.signals import EncoderSignal, Signal
 
 from .aligned_signals import AlignedSignals
@@ -202,7 +203,8 @@ class VisionSide:
             asked.lengths = lengths = self.family.fed(asked)
         found = AlignedSignals(run, {s: layer_of(s, self.last, len(self.layers)) for s in self.signals})
         small = partial(small_crops, asked.given("image"))
-        return VisionRecord(modality, lengths, run.layouts, found, run.steps, self.family.newlines, small, run.seconds)
+        layouts = partial(_layouts, run)  # a method of a new object is none that torch.compile can make behind a graph
+        return VisionRecord(modality, lengths, layouts, found, run.steps, self.family.newlines, small, run.seconds)
 
     # ------------------------------------------------------------------ hooks
 
@@ -272,6 +274,10 @@ class VisionSide:
         if run is None or run.present is None:
             return None
         return run.restore_units(output, self.family.unit(self.parts.config))
+
+
+def _layouts(run: VisionRun) -> list[Layout]:
+    return run.layouts()
 
 
 def item_lengths(parts: Parts, output: Any) -> list[int]:

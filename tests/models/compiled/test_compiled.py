@@ -67,7 +67,10 @@ def test_input_stage(setting: Setting, family: str) -> None:
 @pytest.mark.parametrize("spec", ["uniform(keep=3)", "idpruner(keep=3)"])
 def test_input_stage_elsewhere(spec: str, family: str) -> None:
     """Other masks and positions (windows, patterns, three axes), and a tower that breaks graphs of its own."""
-    assert graphs_of(Setting(spec), family) <= stock_graphs(family) + 2
+    more = 2
+    if (spec, family) == ("idpruner(keep=3)", "qwen2_5_vl"):
+        more = 3  # its tower breaks graphs in every layer, and the layer that is read has two pieces of its own
+    assert graphs_of(Setting(spec), family) <= stock_graphs(family) + more
 
 
 # what they read is there when they choose, and how many tokens they leave is known beforehand
