@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+
+from vtc.eval.cost.clocks import wall_clock, work_clock
 
 from .devices import CPU, FLOAT32, MEMORY_USED, Device
 
@@ -16,20 +17,14 @@ HEADS, HEAD_DIM = 16, 64
 TURNS = 3
 
 
-def _clock() -> float:
-    """CPU time where one thread does all, so that other load does not count; else the wall's."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
 def seconds_of(call: Callable[[], object], turns: int = TURNS) -> float:
-    """Median of `turns`, behind one that is not measured."""
+    """Median of `turns`, behind one that is not measured.
+
+    CPU time where one thread does all, so that other load does not count; else the wall's.
+    """
+    clock = (work_clock if torch.get_num_threads() == 1 else wall_clock)(torch.device(CPU))
     call()
-    found = []
-    for _ in range(turns):
-        start = _clock()
-        call()
-        found.append(_clock() - start)
-    return max(statistics.median(found), 1e-9)
+    return max(statistics.median(clock.measure(call)[0] for _ in range(turns)), 1e-9)
 
 
 def _products(dtype: torch.dtype) -> float:

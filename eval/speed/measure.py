@@ -22,8 +22,6 @@ from .layer_match import spread_over
 from .layer_times import ModuleTimes
 from .subject import Subject
 
-PARTS = ("prefill", "tower", "selection", "decode")
-
 
 @dataclass
 class Rounds:

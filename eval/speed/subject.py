@@ -23,7 +23,7 @@ from vtc.models.tower.refusals import vision_layers
 from .inputs import picture_and_question, row_of_processor, row_without_processor
 from .layer_match import Layers
 from .options import SpeedOptions
-from .true_shape import build, plan_shape
+from .true_shape import build, plan_shape, tower_layers_of
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
@@ -134,10 +134,8 @@ def load_subject(options: SpeedOptions) -> Subject:
 
 
 def _tower(parts: Parts) -> Layers | None:
-    try:
-        return Layers.all(len(vision_layers(parts.tower))) if parts.tower is not None else None
-    except NotImplementedError:
-        return None
+    layers = tower_layers_of(parts)
+    return Layers.all(len(layers)) if layers else None
 
 
 def _processor(name: str) -> Any:

@@ -80,7 +80,7 @@ def plan_shape(
     itemsize = torch.empty((), dtype=dtype).element_size()
     sizes = [_bytes(layer, itemsize) for layer in parts.layers]
     tower_field = next((name for name in DEPTHS if name in (given.get(TOWER) or {})), None)
-    tower_sizes = [] if tower_field is None else [_bytes(layer, itemsize) for layer in _tower_layers(parts)]
+    tower_sizes = [] if tower_field is None else [_bytes(layer, itemsize) for layer in tower_layers_of(parts)]
     if tower_field is not None and len(tower_sizes) != given[TOWER][tower_field]:
         tower_field, tower_sizes = None, []
     text_kinds = tuple(kinds_of(given[TEXT], len(sizes)))
@@ -109,7 +109,8 @@ def plan_shape(
     return Shape(type(config).from_dict(given), full, text, tower, sum(sizes) + sum(tower_sizes) - kept)
 
 
-def _tower_layers(parts: Any) -> Sequence[nn.Module]:
+def tower_layers_of(parts: Any) -> Sequence[nn.Module]:
+    """The layers of a tower; empty where there is none, or they are not found."""
     try:
         return vision_layers(parts.tower) if parts.tower is not None else ()
     except NotImplementedError:
