@@ -11,23 +11,23 @@ import argparse
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers as tf
 from true_shape_model import TEMPLATE, byte_tokenizer
 from true_shape_model import write as write_qwen
 
+from vtc.eval.cost.clocks import work_clock
+from vtc.eval.cost.timed_prompt import TimedPrompt
 from vtc.eval.plan.picture import QUESTION, blank, parse_size
 from vtc.eval.plan.plan_job import PlanOptions, make_plan
 from vtc.eval.tasks.questions import Question
-from vtc.eval.vlm.encode_once import encode, to_device
+from vtc.eval.vlm.encode_once import encode
 from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.loading import load_model
-from vtc.eval.vlm.prompts import Row, make_row
+from vtc.eval.vlm.prompts import make_row
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell, make_cell
 
 KEEPS = (0.5, 0.25, 0.11)
@@ -70,27 +70,18 @@ def measured(folder: Path, picture: str, cells: list[Cell], turns: int) -> dict[
     loaded = load_model(str(folder), "cpu", "float32")
     question = Question("q", "t", "i", QUESTION, "")
     row = make_row(loaded.processor, loaded.model.config, blank(parse_size(picture)), question)
+    prompt = TimedPrompt(loaded.model, row, clock=work_clock(torch.device("cpu")))
     found: dict[str, dict[str, list[float]]] = {c.spec: {"tower": [], "prefill": []} for c in cells}
     for turn in range(turns + 1):
         for cell in random.Random(turn).sample(cells, len(cells)):
             with pruned(loaded.model, cell) as model:
-                taken = {"tower": spent(lambda: encode(model, row)), "prefill": spent(lambda: forward(model, row))}
-            for part, seconds in taken.items() if turn else ():
+                taken = {
+                    "tower": prompt.clock.measure(lambda: encode(model, row)),
+                    "prefill": prompt.clock.measure(lambda: prompt.forward(model)),
+                }
+            for part, (seconds, _) in taken.items() if turn else ():
                 found[cell.spec][part].append(seconds)
     return {spec: {part: statistics.median(s) for part, s in parts.items()} for spec, parts in found.items()}
-
-
-def forward(model: Any, row: Row) -> None:
-    """A prefill."""
-    text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
-    model(**{n: to_device(v, model) for n, v in {**text, **row.vision}.items()}, use_cache=True, logits_to_keep=1)
-
-
-def spent(call: Callable[[], object]) -> float:
-    """CPU seconds."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def compare(name: str, turns: int, pruner: str) -> None:
@@ -123,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(MODELS), choices=[*MODELS, []])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--pruners", default="uniform", help="at the input stage")
+    parser.add_argument("--pruner", default="uniform", help="at the input stage")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.models:
