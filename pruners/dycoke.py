@@ -83,7 +83,7 @@ class DyCoke(Pruner):
             compared[row, : frames.sizes[row]] = torch.tensor(self._compared(frames, row))
         later = compared.to(device).gather(1, frames.frame)
         reference = [t - 1 if t % 2 else t - 2 if t % 4 == 2 else t for t in range(count)]
-        likeness = frames.collect(similarity(frames.spread(tokens.features), reference, frames.there))
+        likeness = frames.collect(similarity(tokens.features, reference, frames))
         place = torch.where(later, rank_in_part(-likeness, frames.frame, count), frames.turn)
         if self.official:
             quota = torch.tensor([int((1 - self.ratio) * p) for p in frames.places], device=device)[:, None]

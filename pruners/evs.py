@@ -57,7 +57,7 @@ class Evs(ScorePruner):
         frames = frames_of(tokens)
         count, places = frames.there.shape[1:]
         before = [max(t - 1, 0) for t in range(count)]
-        found = 1 - similarity(frames.spread(tokens.features), before, frames.there)
+        found = 1 - similarity(tokens.features, before, frames)
         known = torch.nn.functional.pad(frames.there[:, 1:] & frames.there[:, :-1], (0, 0, 1, 0))
         return torch.where(frames.collect(known), frames.collect(rankable(found)), 2.0 + places - frames.turn)
 

@@ -30,7 +30,7 @@ from .signals import EncoderAttention, PreProjector, Signal
 from .visual_tokens import VisualTokens
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
-ROWS = BLOCK // 2  # of the distances within a frame at a time, in float64
+ROWS = 64, BLOCK // 2  # of the distances within a frame at a time, in float64: from and to, an eighth of the features
 
 
 @register_pruner("fastvid")
@@ -170,10 +170,11 @@ class FastVid(Pruner):
     def _peaks(self, tokens: VisualTokens, frames: Frames, salient: Tensor) -> Tensor:
         """Rank of each token as a density peak among its frame's tokens that are not salient, `[B, N]`."""
         free = frames.there & ~frames.spread(salient[..., None])[..., 0]
-        x = frames.spread(tokens.features.detach())
-        block = max(1, BLOCK // free.shape[2])  # some frames at a time: no float32 copy of the whole video
-        parts = zip(x.split(block, 1), free.split(block, 1), strict=True)
-        scores = [peaks(part.flatten(0, 1), mask.flatten(0, 1)).view(mask.shape) for part, mask in parts]
+        block = max(1, BLOCK // (len(free) * free.shape[2]))  # some frames at a time: no copy of the whole video
+        scores = []
+        for columns, mask in zip(frames.column.split(block, 1), free.split(block, 1), strict=True):
+            x = take(tokens.features.detach(), columns.flatten(1)).view(*mask.shape, -1)
+            scores.append(peaks(x.flatten(0, 1), mask.flatten(0, 1)).view(mask.shape))
         return rank_in_part(frames.collect(torch.cat(scores, 1)), frames.frame, free.shape[1])
 
     def _merge(self, tokens: VisualTokens, columns: Tensor, used: Tensor, others: Tensor, segment: Tensor) -> Tensor:
@@ -201,9 +202,10 @@ def peaks(x: Tensor, free: Tensor) -> Tensor:
         distance = squared_distances(x[:, some], x[:, first:], longest)
         return distance.masked_fill_(~(free[:, some, None] & free[:, None, first:]), float("inf"))
 
+    size = max(ROWS[0], min(ROWS[1], x.shape[2] * x.element_size() // 64))
     near, most = _Nearest(free), x.new_zeros(len(x), dtype=longest.dtype)
-    for start in range(0, x.shape[1], ROWS):
-        stop = min(start + ROWS, x.shape[1])
+    for start in range(0, x.shape[1], size):
+        stop = min(start + size, x.shape[1])
         distance = distances(slice(start, stop), start)  # what is left of them they are to earlier ones
         distance.diagonal(0, 1, 2).masked_fill_(free[:, start:stop], 0)
         near.add(slice(start, stop), distance, start)
@@ -217,7 +219,7 @@ def peaks(x: Tensor, free: Tensor) -> Tensor:
     rest = torch.arange(x.shape[1], device=x.device)
     if decides_on_host(x):
         rest = (free & separation.isinf()).any(0).nonzero()[:, 0]
-    for some in rest.split(ROWS):
+    for some in rest.split(size):
         distance = distances(some, 0)
         separation[:, some] = distance.masked_fill_(density[:, None] <= density[:, some, None], float("inf")).amin(2)
     # the densest: as far as any two of the frame

@@ -19,7 +19,7 @@ from vtc.pruners.primitives.best_per_part import (
     per_token,
     rank_in_part,
 )
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import rankable
 
 from .base import Pruner, Stop
@@ -93,10 +93,11 @@ class TokenCorr(Pruner):
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Columns in ascending order."""
-        keys, deep, shallow = (wide(tokens.read(s)) for s in self.signals)
+        keys = tokens.read(self.signals[0])
+        deep, shallow = (wide(tokens.read(s)) for s in self.signals[1:])
         part, count = parts_of(tokens)
         sizes = part_sizes(part, count)
-        fresh = sizes - part_sums(self.redundant(keys.mean(2), part, sizes).long(), part, count)
+        fresh = sizes - part_sums(self.redundant(keys.mean(2, dtype=wide_dtype(keys)), part, sizes).long(), part, count)
         far = outliers(rankable(deep.mean(1), tokens.valid), part, sizes)
         rank = rank_in_part(deep.mean(1), part, count)
         local = rank_in_part(shallow.mean(1), part, count)

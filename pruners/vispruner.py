@@ -160,12 +160,16 @@ class Lookalikes:
 
     def _size(self) -> int:
         """Tokens at a time."""
-        return min(BLOCK, max(64, len(self.seen) // 4))
+        return min(BLOCK, max(64, len(self.seen) // (4 if self.seen.dim() == 2 else 8)))
 
     def between(self, a: Tensor, b: Tensor) -> Tensor:
         """Cosines of the tokens `a` with the tokens `b`, float64, not settled yet."""
         left = self._units(a)
-        return torch.cat([left @ self._units(some).T for some in b.split(self._size())], 1)
+        found = left.new_empty(len(left), len(b))
+        for start in range(0, len(b), self._size()):
+            some = slice(start, start + self._size())
+            torch.mm(left, self._units(b[some]).T, out=found[:, some])
+        return found
 
     def _units(self, some: Tensor) -> Tensor:
         return self.seen[some] if self.seen.dim() == 2 else _unit(self.seen[some])

@@ -20,8 +20,8 @@ from vtc.pruners.primitives.best_per_part import (
     within_budgets,
 )
 from vtc.pruners.primitives.budget_over_stops import scaled_layer
-from vtc.pruners.primitives.merging import cosine, membership, nearest, take
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.merging import channel_blocks, cosine, membership, nearest, take
+from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Merged, Pruner, Stop
@@ -146,10 +146,12 @@ class VScan(Pruner):
         real = index >= 0
         index_ = index.clamp(min=0)
         _, owner = nearest(cosine(tokens.features, take(tokens.features, index_)), real)
-        x = wide(tokens.features)
-        joined = membership(owner, k, tokens.valid & ~chosen).to(x)
-        merged = (take(x, index_) + joined @ x) / (1 + joined.sum(2, keepdim=True))
-        return Merged(index, merged.to(tokens.features.dtype))
+        joined = membership(owner, k, tokens.valid & ~chosen).to(wide_dtype(tokens.features))
+        merged = tokens.features.new_empty(*index.shape, tokens.features.shape[-1])
+        for c in channel_blocks(merged.shape[-1]):
+            x = wide(tokens.features[..., c])
+            merged[..., c] = (take(x, index_) + joined @ x) / (1 + joined.sum(2, keepdim=True))
+        return Merged(index, merged)
 
     def _scan(self, tokens: VisualTokens) -> Tensor:
         """`[B, N]` bool: what the local and the global scan choose."""

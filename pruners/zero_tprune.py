@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,8 @@ from torch.nn.functional import pad
 
 from vtc.pruners.primitives.best_per_part import best, budgets_of, parts_of
 from vtc.pruners.primitives.merging import cosine
-from vtc.pruners.primitives.precision import decides_on_host, wide
+from vtc.pruners.primitives.page_rank import Attention, over_heads, page_rank
+from vtc.pruners.primitives.precision import decides_on_host, wide, wide_dtype
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Pruner, Stop
@@ -19,54 +21,10 @@ from .registry import register_pruner
 from .signals import EncoderKeys, EncoderQueries, EncoderSegments, EncoderSpecial, Signal
 from .visual_tokens import VisualTokens
 
-VARIANCE = 0.01, 0.7  # of a head's importance over its mean: heads in this range are heard
-AT_A_TIME = 1 << 23  # entries of attention matrices held at once, unless one has more
+AT_A_TIME = 1 << 18, 1 << 23  # entries of a matrix made at once: in the processor's cache, on a device
 
 QUERIES, KEYS, METRIC, SEGMENTS = EncoderQueries(), EncoderKeys(), EncoderKeys(heads="mean"), EncoderSegments()
 SPECIAL_QUERIES, SPECIAL_KEYS = EncoderSpecial(of="queries"), EncoderSpecial(of="keys")
-
-
-def page_rank(
-    attention: Tensor, start: Tensor, votes: int, total: Tensor | float = 1.0, size: Tensor | float = 1.0
-) -> Tensor:
-    """Weighted page rank: `votes` times ``s_j <- sum_i A_ij s_i``, so that who is looked at gets what looks at it.
-
-    Parameters
-    ----------
-    attention : Tensor
-        `[..., M, M]`, A: row i is the attention of query i.
-    start : Tensor
-        `[..., M]`, s at first.
-    votes : int
-        How often.
-    total, size : Tensor, optional
-        `[..., 1, M]`: A is `attention` with row i over `total` and column j times `size`, which is never made.
-
-    Returns
-    -------
-    Tensor
-        `[..., M]`, of the same sum where the rows of A sum to 1.
-    """
-    rank = start[..., None, :]
-    for _ in range(votes):
-        rank = (rank / total) @ attention * size
-    return rank[..., 0, :]
-
-
-def head_variance(rank: Tensor, present: Tensor) -> Tensor:
-    """Sample variance of `rank [B, H, M]` over its mean, among the tokens `present [B, M]` bool: `[B, H]`."""
-    n, inside = present.sum(-1)[:, None], present[:, None]
-    mean = (rank * inside).sum(-1) / n
-    relative = rank / mean.clamp(min=torch.finfo(rank.dtype).tiny)[..., None]
-    return ((relative - 1).square() * inside).sum(-1) / (n - 1).clamp(min=1)
-
-
-def over_heads(rank: Tensor, present: Tensor) -> Tensor:
-    """Root mean square of `rank [B, H, M]` over the heads whose variance is in range, else over all: `[B, M]`."""
-    variance = head_variance(rank, present)
-    heard = (variance >= VARIANCE[0]) & (variance <= VARIANCE[1])
-    heard = (heard | ~heard.any(1, keepdim=True))[..., None]
-    return ((rank.square() * heard).sum(1) / heard.sum(1)).sqrt()
 
 
 @dataclass
@@ -75,25 +33,30 @@ class Graph:
 
     Attributes
     ----------
-    queries, keys : Tensor
-        `[B, H, M, d]` float32, the queries scaled.
+    queries, keys : (Tensor, Tensor)
+        Of special nodes and patches, heads side by side, `[B, S, H*d]` and `[B, P, H*d]`.
+    width : int
+        d.
     segment : Tensor
         `[B, M]` int64: only nodes of one segment see each other.
     size : Tensor
         `[B, M]` float32: how many patches a node stands for, as the layer weighs it; 0 for padding.
-    special, stride : int
-        Special nodes, of which every `stride`-th is a class token.
+    stride : int
+        Of special nodes every so many-th is a class token.
     unit : int
         Patches of a token.
+    room : int
+        Bytes that matrices may take.
     """
 
-    queries: Tensor
-    keys: Tensor
+    queries: tuple[Tensor, Tensor]
+    keys: tuple[Tensor, Tensor]
+    width: int
     segment: Tensor
     size: Tensor
-    special: int
     stride: int
     unit: int
+    room: int
 
     @classmethod
     def read(cls, tokens: VisualTokens, width: int) -> Graph:
@@ -105,58 +68,64 @@ class Graph:
         # a row that nobody is left in, or that pads the batch, takes no part
         used = ((of_row[:, :, None] == own[:, None, :, 0]) & valid[:, None]).any(-1)
         size = valid.float() if tokens.size is None else tokens.size
+        queries = tokens.read(SPECIAL_QUERIES), tokens.read(QUERIES)
         return cls(
-            _heads(tokens.read(SPECIAL_QUERIES), tokens.read(QUERIES), width).mul_(width**-0.5),
-            _heads(special, keys, width),
+            (queries[0].detach().flatten(1, 2), queries[1].detach().flatten(1, 2)),
+            (special.detach().flatten(1, 2), keys.detach().flatten(1, 2)),
+            width,
             torch.cat([of_row.repeat_interleave(stride, 1), own.flatten(1)], 1),
             torch.cat([used.float().repeat_interleave(stride, 1), size.repeat_interleave(own.shape[2], 1)], 1),
-            rows * stride,
             stride,
             own.shape[2],
+            2 * tokens.features.numel() * tokens.features.element_size(),
         )
 
     def importance(self, left: Tensor, votes: int, uniform: bool) -> Tensor:
         """Importance of the tokens `left [B, N]` bool in the graph of these alone, `[B, N]` float32."""
-        left = pad(left.repeat_interleave(self.unit, 1), (self.special, 0), value=True) & (self.size > 0)
-        seen = (self.segment[:, :, None] == self.segment[:, None]) & left[:, None]
+        special = self.queries[0].shape[1]
+        left = pad(left.repeat_interleave(self.unit, 1), (special, 0), value=True) & (self.size > 0)
         start = left.float()
-        if self.special and not uniform:
-            start[:, : self.special : self.stride] *= seen[:, : self.special : self.stride].sum(-1).sqrt()
-        start = (start / start.sum(1, keepdim=True))[:, None]
-        start = start.to(self.queries.dtype)
-        apart = self._apart()
-        if len(apart) < 2:
-            rank = self._voted(slice(None), start, seen, votes)
-        else:
-            rank = torch.cat([self._voted(some, start, seen, votes) for some in apart], 2)
-            rank = rank[:, :, torch.cat(apart).argsort()]
-        return over_heads(rank, left)[:, self.special :].unflatten(1, (-1, self.unit)).mean(2)
+        if special and not uniform:
+            classes = self.segment[:, : special : self.stride, None]
+            start[:, : special : self.stride] *= ((classes == self.segment[:, None]) & left[:, None]).sum(-1).sqrt()
+        start = start / start.sum(1, keepdim=True) / self.size.clamp(min=torch.finfo(start.dtype).tiny)
+        start = start.to(wide_dtype(self.queries[1]))
+        if not decides_on_host(self.segment):
 
-    def _apart(self) -> list[Tensor]:
-        """Nodes that can be looked at by themselves, `[m]` int64 each: a segment's where rows have the same ones."""
-        if not decides_on_host(self.segment) or bool((self.segment != self.segment[:1]).any()):
-            return []
-        return [(self.segment[0] == number).nonzero()[:, 0] for number in self.segment[0].unique()]
+            def hidden(rows: slice) -> Tensor:
+                return (self.segment[:, rows, None] != self.segment[:, None]) | ~left[:, None]
 
-    def _voted(self, some: Tensor | slice, start: Tensor, seen: Tensor, votes: int) -> Tensor:
-        """Ranks `[B, H, m]` of `some` nodes, which only see one another."""
-        start, size = start[..., some], self.size[:, None, None, some].to(start.dtype)
-        hidden = ~seen[:, None, some][..., some]
-        step = max(1, AT_A_TIME // hidden.numel())
-        queries, keys = (x[:, :, some].split(step, 1) for x in (self.queries, self.keys))
+            rank = self._voted(slice(None), slice(None), hidden, start, votes)
+        else:  # picture by picture and segment by segment, of those that are left
+            rank = start.new_zeros(len(left), self.queries[0].shape[2] // self.width, left.shape[1])
+            for row in range(len(left)):
+                for number in self.segment[row, left[row]].unique():
+                    some = (left[row] & (self.segment[row] == number)).nonzero()[:, 0]
+                    rank[row, :, some] = self._voted(slice(row, row + 1), some, None, start, votes)[0]
+        rank *= self.size[:, None].to(rank.dtype)
+        return over_heads(rank, left)[:, special:].unflatten(1, (-1, self.unit)).mean(2)
+
+    def _voted(
+        self, rows: slice, some: Tensor | slice, hidden: Callable[[slice], Tensor] | None, start: Tensor, votes: int
+    ) -> Tensor:
+        """Ranks `[B, H, m]` over sizes of `some` nodes of `rows`, which only see one another."""
+        start, size = start[rows, some], self.size[rows, some]
+        most, matrix = AT_A_TIME[hidden is not None], start.shape[0] * start.shape[1] ** 2
+        most = min(most, self.room // (8 * start.element_size()))
+        step = self.width * max(1, most // matrix)
+        holds = votes > 1 and step // self.width * matrix * start.element_size() <= self.room
         found = []
-        for q, k in zip(queries, keys, strict=True):
-            seen_by = self._exponents(q, k, hidden)
-            total = (seen_by @ size.mT).mT.clamp_(min=torch.finfo(start.dtype).tiny)
-            found.append(page_rank(seen_by, start, votes, total, size))
-            del seen_by  # before the next ones are made
+        for channel in range(0, self.queries[0].shape[2], step):
+            wanted = slice(channel, channel + step)
+            queries, keys = (self._heads(x, rows, some, wanted) for x in (self.queries, self.keys))
+            attention = Attention(queries.mul_(self.width**-0.5), keys, size, hidden, most, holds)
+            found.append(page_rank(attention, start[:, None].expand(-1, queries.shape[1], -1), votes))
         return torch.cat(found, 1)
 
-    def _exponents(self, queries: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-        """A softmax's numerators of some heads, `[B, h, M, M]`, to nodes that aren't `hidden [B, 1, M, M]` bool."""
-        x = (queries @ keys.transpose(2, 3)).masked_fill_(hidden, float("-inf"))
-        x.sub_(x.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min))  # padding sees nobody
-        return x.exp_()
+    def _heads(self, x: tuple[Tensor, Tensor], rows: slice, some: Tensor | slice, channels: slice) -> Tensor:
+        """Some heads of some nodes, `[B, h, m, d]` float32."""
+        nodes = torch.cat([part[rows, :, channels] for part in x], 1)[:, some]
+        return wide(nodes).nan_to_num(0, 0, 0).unflatten(2, (-1, self.width)).transpose(1, 2).contiguous()
 
 
 def _crops(tokens: VisualTokens, unit: int) -> Tensor:
@@ -165,10 +134,18 @@ def _crops(tokens: VisualTokens, unit: int) -> Tensor:
     return part[..., None].expand(-1, -1, unit)
 
 
-def _heads(special: Tensor, patches: Tensor, width: int) -> Tensor:
-    """Heads side by side, `[B, R, P, H*d]` and `[B, N, U, H*d]`, as `[B, H, R*P + N*U, d]` float32."""
-    rows = torch.cat([wide(special.detach().flatten(1, 2)), wide(patches.detach().flatten(1, 2))], 1)
-    return rows.nan_to_num_(0, 0, 0).unflatten(2, (-1, width)).transpose(1, 2)
+def _likeness(metric: Tensor, strong: Tensor, room: int) -> Tensor:
+    """Largest cosine of each token's `metric [B, N, d]` with one of the `strong [B, N]` bool others, `[B, N]`."""
+    if decides_on_host(metric):
+        found = metric.new_full(strong.shape, -2.0)
+        for row, mine in enumerate(strong):
+            weak, others = metric[row : row + 1, ~mine], metric[row : row + 1, mine]
+            parts = weak.split(max(1, AT_A_TIME[0] // max(1, others.shape[1])), 1)
+            found[row, ~mine] = torch.cat([cosine(part, others).amax(2)[0] for part in parts])
+        return found
+    step = max(1, room // (8 * metric.element_size() * strong.numel()))
+    parts = metric.split(step, 1)
+    return torch.cat([cosine(part, metric).masked_fill_(~strong[:, None], -2).amax(2) for part in parts], 1)
 
 
 @register_pruner("zero_tprune")
@@ -216,8 +193,9 @@ class ZeroTPrune(Pruner):
     together; look-alikes are sought in all of them. Where a token is U patches (Qwen-VL, Gemma3), these vote and a
     token has the mean of their importance. Padding patches of crops are no tokens and take no part.
 
-    O(H N^2 (d + votes)) a step, N counting patches. One head's N x N matrix is held at a time (of small pictures
-    several), made from queries and keys: the model's own attention kernel stays. No official code exists.
+    O(H N^2 (d + votes)) a step, N counting patches. Matrices are made from queries and keys in blocks, and one head's
+    is held at a time where tokens vote more than once and it takes no more than twice the features (else it is made
+    again for each vote): the model's own attention kernel stays. No official code exists.
     """
 
     at: str = "vision"
@@ -288,7 +266,7 @@ class ZeroTPrune(Pruner):
             counts = valid.sum(1, keepdim=True)
             half = counts // 2
             strong = best(importance, counts - half, valid)
-            likeness = cosine(metric, metric).masked_fill_(~strong[:, None], -2).amax(2)
+            likeness = _likeness(metric, strong, graph.room)
             gone = best(likeness, torch.minimum(self._similar(tokens), half), valid & ~strong)
             left = valid & ~gone
         return top_k(graph.importance(left, self._votes(tokens), self.uniform), k, left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -168,3 +169,14 @@ def peak_bytes(prepare: Callable[[], Any], run: Callable[[Any], Any], fake: bool
         with _Watch() as watch:
             run(given)
     return watch.peak
+
+
+def allocated_bytes(run: Callable[[], Any]) -> int:
+    """Most bytes that `run` held at a time on the CPU by the allocator's own record: inside operators, too."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0)

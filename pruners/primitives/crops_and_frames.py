@@ -18,7 +18,7 @@ from torch import Tensor
 from vtc.pruners.layout import Layout
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .merging import channel_blocks
+from .merging import channel_blocks, take
 from .precision import exact_dtype, settled
 
 BLOCK = 1024  # tokens of a video at a time in float32
@@ -152,8 +152,7 @@ class Frames:
 
     def spread(self, x: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, T, P, D]`; places without a token hold a copy of the row's first."""
-        index = self.column.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
-        return x.gather(1, index).unflatten(1, self.column.shape[1:])
+        return take(x, self.column.flatten(1)).unflatten(1, self.column.shape[1:])
 
     def collect(self, y: Tensor) -> Tensor:
         """`[B, T, P]` to `[B, N]`: the value at each token's place; padding holds anything."""
@@ -182,17 +181,17 @@ def frames_of(tokens: VisualTokens) -> Frames:
     return Frames(frame, place, turn, column[:, :-1].view(shape), there[:, :-1].view(shape), sizes, places)
 
 
-def similarity(x: Tensor, reference: Sequence[int], there: Tensor) -> Tensor:
+def similarity(x: Tensor, reference: Sequence[int], frames: Frames) -> Tensor:
     """Cosine of each place of frame `t` and the same place of frame ``reference[t]``.
 
     Parameters
     ----------
     x : Tensor
-        `[B, T, P, D]`, any dtype.
+        `[B, N, D]`, any dtype.
     reference : sequence of int
         `T` frames; a frame with itself stands for no comparison.
-    there : Tensor
-        `[B, T, P]` bool.
+    frames : Frames
+        Where the tokens are.
 
     Returns
     -------
@@ -202,17 +201,19 @@ def similarity(x: Tensor, reference: Sequence[int], there: Tensor) -> Tensor:
     """
     compared = [t for t, r in enumerate(reference) if r != t]
     dtype = exact_dtype(x.device)
+    there, column = frames.there, frames.column
     found = x.new_full(there.shape, -1.0, dtype=dtype)
-    some = max(1, BLOCK // there.shape[2])  # frames at a time: no float32 copy of the whole video
+    some = max(1, BLOCK // (len(x) * there.shape[2]))  # frames at a time: no copy of the whole video
     for start in range(0, len(compared), some):
         here = torch.tensor(compared[start : start + some], device=x.device)
         other = torch.tensor([reference[t] for t in compared[start : start + some]], device=x.device)
+        here_x, other_x = (take(x.detach(), column[:, at].flatten(1)) for at in (here, other))
         product = left = right = x.new_zeros((), dtype=dtype)
         for c in channel_blocks(x.shape[-1], dtype):
-            a, b = (x.detach()[..., c].index_select(1, at).to(dtype) for at in (here, other))
+            a, b = here_x[..., c].to(dtype), other_x[..., c].to(dtype)
             product = product + (a * b).sum(-1)
             left, right = left + a.square().sum(-1), right + b.square().sum(-1)
-        cosine = settled(product / (left.sqrt() * right.sqrt()).clamp(min=1e-12))
+        cosine = settled(product / (left.sqrt() * right.sqrt()).clamp(min=1e-12)).unflatten(1, (-1, there.shape[2]))
         both = there.index_select(1, here) & there.index_select(1, other)
         found.index_copy_(1, here, torch.where(both, cosine, -1.0))
     return found

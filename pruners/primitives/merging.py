@@ -24,7 +24,8 @@ CHANNELS = 1024  # at a time in float32, so that half precision needs no second 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index [B, K]` of `x [B, N, D]`, `[B, K, D]`."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+    # not a gather: on the CPU that widens half precision as a whole
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 def channel_blocks(width: int, dtype: torch.dtype = torch.float32) -> list[slice]:

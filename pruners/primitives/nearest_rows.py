@@ -42,8 +42,8 @@ def nearest_ids(x: Tensor, table: Tensor, k: int) -> Tensor:
     exist. A row's norm is taken along the way, which costs 1/T of its products; nothing can get stale.
     """
     flat = x.reshape(-1, x.shape[-1])
-    norm = vector_norm(flat, dim=-1, keepdim=True, dtype=wide_dtype(flat))
-    unit = (flat / norm.clamp(min=TINY)).masked_fill_(~norm.isfinite(), 0)
+    unit, norm = _unit(flat)
+    unit.masked_fill_(~norm.isfinite(), 0)
     best = unit.new_full((len(unit), 0), 0)
     ids = torch.zeros_like(best, dtype=torch.int64)
     size = max(LEAST_CHUNK, unit.shape[-1] // 4)
@@ -108,8 +108,7 @@ class _Scan:
 
     def __init__(self, x: Tensor, table: Tensor, k: int, classes: Sequence[Tensor]):
         self.table, self.k, self.classes = table, k, classes
-        norm = vector_norm(x, dim=-1, dtype=wide_dtype(x), keepdim=True)
-        self.unit = x / norm.clamp(min=TINY)
+        self.unit, norm = _unit(x)
         self.nearest = torch.stack([_cosines(self.unit, table[ids]).amax(-1) for ids in classes])
         self.surely = torch.zeros_like(self.nearest, dtype=torch.int64)
         self.maybe = torch.zeros_like(self.surely)
@@ -150,7 +149,7 @@ class _Scan:
             rows, length, numbers = rows[pick], length[pick], numbers[pick]
         if not len(left) or not len(rows):
             return
-        similar = (self.unit[left] @ rows.T).div_(length)
+        similar = self._products(left, rows).div_(length)
         for j, ids in enumerate(self.classes):
             own = torch.isin(numbers, ids)
             others = similar.masked_fill(own, -2.0) if bool(own.any()) else similar
@@ -159,12 +158,18 @@ class _Scan:
             self.surely[j, left] += (others > bar + MARGIN).sum(-1)
             self.maybe[j, left] += (others > bar - MARGIN).sum(-1)
 
+    def _products(self, left: Tensor, rows: Tensor) -> Tensor:
+        """Of the vectors `left` with some rows; no copy of all vectors."""
+        if len(left) == len(self.unit):
+            return self.unit @ rows.T
+        return torch.cat([self.unit[some] @ rows.T for some in left.split(LEAST_CHUNK)])
+
     def _could_be_nearer(self, left: Tensor, rows: Tensor, length: Tensor) -> Tensor:
         """`[T, rows]` bool, False where a cosine is surely below what matters: within the basis it is known, outside
         it is at most the product of what either has left there."""
         assert self.basis is not None
         bound = (
-            _with_rest(self.unit[left] @ self.basis.mT) @ _with_rest((rows @ self.basis.mT).div_(length[:, None])).mT
+            _with_rest(self._products(left, self.basis)) @ _with_rest((rows @ self.basis.mT).div_(length[:, None])).mT
         )
         open_ = self.surely[:, left] < self.k
         bar = torch.where(open_, self.nearest[:, left], float("inf")).amin(0) - 2 * MARGIN
@@ -174,6 +179,16 @@ class _Scan:
 def _with_rest(inside: Tensor) -> Tensor:
     """Unit vectors' coordinates in a basis `[n, q]`, and the length of what lies outside: `[n, q + 1]`."""
     return torch.cat([inside, (1 - inside.square().sum(-1, keepdim=True)).clamp_(min=0).sqrt_()], -1)
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors over their lengths, `[T, D]`, and these, `[T, 1]`; some at a time, or half precision is widened twice."""
+    unit, norms = x.new_empty(x.shape, dtype=wide_dtype(x)), []
+    for start in range(0, len(x), LEAST_CHUNK):
+        part = x[start : start + LEAST_CHUNK].to(unit.dtype)
+        norms.append(vector_norm(part, dim=-1, keepdim=True))
+        unit[start : start + LEAST_CHUNK] = part / norms[-1].clamp(min=TINY)
+    return unit, torch.cat(norms) if norms else unit[:, :1]
 
 
 def _cosines(unit: Tensor, rows: Tensor) -> Tensor:

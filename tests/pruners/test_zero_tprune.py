@@ -19,9 +19,10 @@ from vtc.models.layout.model_parts import locate
 from vtc.models.tower.bare_vit import VitAdapter
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
+from vtc.pruners.primitives.page_rank import over_heads, page_rank
 from vtc.pruners.signals import EncoderKeys, EncoderSegments, EncoderSpecial
 from vtc.pruners.visual_tokens import VisualTokens
-from vtc.pruners.zero_tprune import Graph, over_heads, page_rank
+from vtc.pruners.zero_tprune import Graph
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -377,15 +378,15 @@ def test_votes_go_where_one_looks_and_not_to_who_looks() -> None:
     attention /= attention.sum(-1, keepdim=True)
     start = torch.full((2, 6), 1 / 6, dtype=torch.float64)
     for votes in (1, 50):
-        rank = page_rank(attention, start, votes)
+        rank = page_rank([(attention, 1.0)], start, votes)
         assert rank.argmax(-1).tolist() == [4, 4]
         assert torch.allclose(rank.sum(-1), torch.ones(2, dtype=torch.float64))
         assert (rank.std(-1) > 0.05).all()
-    wrong = page_rank(attention.transpose(1, 2), torch.rand(2, 6, generator=g, dtype=torch.float64), 50)
+    wrong = page_rank([(attention.mT, 1.0)], torch.rand(2, 6, generator=g, dtype=torch.float64), 50)
     assert (wrong.std(-1) < 1e-9).all()
     values, vectors = np.linalg.eig(attention[0].numpy().T)  # page rank's fixed point
     steady = np.real(vectors[:, np.argmax(np.real(values))])
-    np.testing.assert_allclose(page_rank(attention, start, 200)[0], steady / steady.sum(), atol=1e-9)
+    np.testing.assert_allclose(page_rank([(attention, 1.0)], start, 200)[0], steady / steady.sum(), atol=1e-9)
 
 
 def test_the_choice_is_not_the_index_order() -> None:
@@ -403,7 +404,9 @@ def test_merged_tokens_weigh_what_they_stand_for() -> None:
     g = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 3, 7, 8, generator=g)
     size = torch.tensor([[1.0, 1, 4, 1, 2, 1, 1]])
-    graph = Graph(q * 8**-0.5, k, torch.zeros(1, 7, dtype=torch.long), size, special=1, stride=1, unit=1)
+    queries, keys = (x.transpose(1, 2).flatten(2) for x in (q, k))
+    sides = [(x[:, :1], x[:, 1:]) for x in (queries, keys)]
+    graph = Graph(*sides, 8, torch.zeros(1, 7, dtype=torch.long), size, stride=1, unit=1, room=1 << 20)
     found = graph.importance(torch.ones(1, 6, dtype=torch.bool), 3, uniform=False)[0]
     logits = (q @ k.transpose(2, 3) * 8**-0.5 + size.log())[0].double().numpy()
     want = importance(logits, np.zeros(7, int), np.arange(7), {0}, 3)[1:]

@@ -1,0 +1,47 @@
+"""What choosing holds on the CPU, with numbers: of every registered method at most three times the features' bytes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from made_up import Place, Sizes, made_up, places_of
+from methods import Setting, setting
+from properties import allocated_bytes
+
+import vtc
+from vtc.pruners.layout import Grid, Layout
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # nothing from the profiler that counts bytes
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+KEEP = 0.11
+PARAMS = {"zoo_prune": {"directions": 4}}  # its cost is projector passes
+NEXT = Layout((Grid(24, 24, "base"), Grid(48, 48, "mosaic", cuts=((24,), (24,)))))
+LLAVA = Sizes(heads=16, unit=1, encoder=1024, decoder=2048, head=64, text=16, vocabulary=500)
+# half precision is widened once as a whole, and cosines lie beside it
+MORE = {("embedlens", torch.bfloat16): 3.5, ("zoo_prune", torch.bfloat16): 3.1}
+
+
+def _setting(name: str) -> Setting:
+    return Setting(name, KEEP, PARAMS[name]) if name in PARAMS else setting(name, KEEP)
+
+
+PLACES = [place for name in vtc.list_pruners() for place in places_of(_setting(name))]
+
+
+def test_every_method_that_chooses_is_here() -> None:
+    asked = {place.setting.pruner for place in PLACES}
+    assert [name for name in vtc.list_pruners() if name not in asked] == ["vtw"], "it only takes all tokens away"
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_three_times_the_features(place: Place, dtype: torch.dtype) -> None:
+    """2,880 tokens of width 2,048."""
+    pruner, stop = place.at(KEEP)
+    tokens = made_up(pruner, stop, [NEXT], dtype=dtype, sizes=LLAVA).tokens()
+    held = allocated_bytes(lambda: pruner.select(tokens, max(tokens.budgets)))
+    limit = MORE.get((place.setting.pruner, dtype), 3)
+    assert held <= limit * NEXT.tokens * LLAVA.decoder * dtype.itemsize
