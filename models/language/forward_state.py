@@ -109,7 +109,9 @@ class Run:
     came_padded : bool
         ``padded`` as the forward began.
     as_stock : bool
-        Whether each layer was given what the text model would have given it without a mask.
+        Whether all layers are plain causal ones, of which no window is exceeded.
+    masked : bool
+        Whether any of them was given a mask.
     masks_made : bool
         Whether the text model made masks for its layers.
     renumbered : bool
@@ -152,6 +154,7 @@ class Run:
     narrowed: bool = False
     came_padded: bool = False
     as_stock: bool = True
+    masked: bool = False
     masks_made: bool = False
     renumbered: bool = False
     rope_moved: bool = False

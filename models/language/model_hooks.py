@@ -13,6 +13,7 @@ from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
 from vtc.models.stock.attention_api import attention_kind
+from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.thread_gate import Traffic
 from vtc.models.stock.transformers_api import (
     Cache,
@@ -70,6 +71,8 @@ class Forward:
         The tokenizer, for methods that read the question.
     traffic : Traffic
         Who is inside the model.
+    hooks : SleepingHooks
+        What is set on the layers.
     """
 
     def __init__(
@@ -82,8 +85,9 @@ class Forward:
         local: Local,
         words: Words,
         traffic: Traffic,
+        hooks: SleepingHooks,
     ):
-        self.traffic = traffic
+        self.traffic, self.hooks = traffic, hooks
         self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
@@ -203,9 +207,21 @@ class Forward:
 
     # ------------------------------------------------------------------ the text model
     def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Open the run, prune at the input stage, and slice what goes with the embeddings."""
+        """Open the run, and see to it that the layers' hooks are there if it needs them."""
         local = self.local
         local.run = local.planned = None
+        changed = self._begin(lm, args, kwargs)
+        if local.run is None:
+            if self.hooks.awake and self.traffic.alone():
+                self.hooks.sleep()
+        elif not local.awake:
+            local.awake = True
+            self.hooks.wake()
+        return changed
+
+    def _begin(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prune at the input stage, and slice what goes with the embeddings."""
+        local = self.local
         call = call_of(lm, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
         steady = steady_of(cache)
@@ -350,6 +366,9 @@ class Forward:
         local = self.local
         if local.end_steady():
             return None
+        if local.awake:
+            local.awake = False
+            self.hooks.leave()
         run, local.run = local.run, None
         if run is None or output is None:
             return None

@@ -27,6 +27,7 @@ class Local(ThreadState):
         self.token_ids: Tensor | None = None
         self.run: Run | None = None
         self.steady: Steady | None = None  # instead of a run, in a step that needs none
+        self.awake = False  # whether this thread's forward needs the layers' hooks
         self.planned: dict[int, Any] | None = None  # by layer what it is given, in a forward that torch.compile traces
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns

@@ -326,6 +326,11 @@ def new_cache(config: Any) -> Cache:
     return DynamicCache(config=config)
 
 
+def plain_cache(cache: Any) -> bool:
+    """Whether a cache does nothing beside its layers."""
+    return type(cache) in (Cache, DynamicCache)
+
+
 def keeps_state(config: Any) -> bool:
     """Whether any layer of the text model of `config` is recurrent, and keeps a state of all tokens."""
     return any(type(layer) is STATE for layer in new_cache(config).layers)
