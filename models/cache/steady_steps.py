@@ -1,10 +1,10 @@
 """Decoding steps that need nothing of vtc but another mask, so that they cost what the stock model's cost.
 
-One new token a row in plain causal layers: each layer then sees all that its cache holds but padding, as the stock model
-does that was given so many tokens. So within such a step the cache shows stock layers, on the same keys and values,
-and the text model is given the padding of the columns that are held, or no mask. The first step behind a prefill takes
-the long way, which finds out whether those behind it are such; they need no hook of any layer, and which tokens the new
-columns are is written down only when somebody asks.
+One new token a row in plain causal layers: each layer then sees all that its cache holds but padding, as the stock
+model does that was given so many tokens. So within such a step the cache shows stock layers, on the same keys and
+values, and the text model is given the padding of the columns that are held, or no mask. The first step behind a
+prefill takes the long way, which finds out whether those behind it are such; they need no hook of any layer, and which
+tokens the new columns are is written down only when somebody asks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.attention_api import attention_kind
+from vtc.models.stock.attention_api import additive, attention_kind
 from vtc.models.stock.transformers_api import Call, asks_attentions, plain_cache
 from vtc.models.stock.tripwire import held
 
@@ -29,7 +29,7 @@ AHEAD = 64  # columns that a mask is made for at once
 
 
 class Steady:
-    """What is known of the steps on one cache; a copy of the cache starts without.
+    """What is known of the steps on one cache; a deep copy of the cache starts without.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ class Steady:
     """
 
     def __init__(self, cache: Any, kind: str, limit: int | None):
-        self.cache, self.kind, self.limit = cache, kind, limit
+        self.kind, self.limit = kind, limit
+        self.cache: Any = None  # within a step only: a cache is let go as soon as nobody else holds it
         self.guard = Guard()  # opened within a step: the first layer takes a column that nobody announced
         self.layers, first = cache.layers, first_columns(cache)
         self.first = cache.layers[first]
@@ -65,34 +66,42 @@ class Steady:
         """`[B]`, how far positions go back (compact positions), or None where they do not."""
         return getattr(self.first, "shift", None)
 
-    def serves(self, lm: Any, call: Call) -> bool:
-        """Whether this call of the text model is such a step."""
-        embeds, mask = call.get("embeds"), call.get("mask")
+    def serves(self, lm: Any, cache: Any, call: Call, asked: Any) -> bool:
+        """Whether this call of the text model is such a step; `asked` is the mask that the caller gave."""
+        embeds = call.get("embeds")
         return (
             isinstance(embeds, Tensor)
             and embeds.shape[1] == 1
-            and (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
+            and of_padding(asked)
             and call.get("use cache") is not False
             and (self.shift is None or call.get("positions") is not None)
             and not lm.training
-            and self.cache.layers is self.layers
+            and cache.layers is self.layers
             and getattr(self.first, "guard", self.guard) is self.guard  # else it was reset
             and (self.limit is None or self.first.get_seq_length() < self.limit)
             and attention_kind(lm.config) == self.kind
             and not asks_attentions(lm, call)
         )
 
-    def begin(self, call: Call) -> None:
+    def begin(self, cache: Any, call: Call) -> None:
         """Prepare the call."""
-        shift, device = self.shift, call.get("embeds").device
-        call.put("mask", self._mask(device) if getattr(self.first, "padded", False) else None)
+        shift, embeds, given = self.shift, call.get("embeds"), call.get("mask")
+        mask = self._mask(embeds.device) if getattr(self.first, "padded", False) else None
+        if isinstance(given, dict):  # the composite model made them already: by kind of layer, and in full
+            if mask is not None:
+                mask = mask[:, None, None]
+                mask = additive(mask, embeds.dtype) if self.kind == "eager" else mask
+            mask = dict.fromkeys(given, mask)
+        call.put("mask", mask)
         if shift is not None:  # the caller counts on from the original ones
-            call.put("positions", call.get("positions") - shift[:, None].to(device))
-        self.guard.open, self.cache.layers = True, self.stock
+            call.put("positions", call.get("positions") - shift[:, None].to(embeds.device))
+        self.cache, self.guard.open = cache, True
+        cache.layers = self.stock
 
     def end(self) -> None:
         """The step is over, or has failed."""
-        self.guard.open, self.cache.layers = False, self.layers
+        self.cache.layers = self.layers
+        self.cache, self.guard.open = None, False
 
     def _mask(self, device: torch.device) -> Tensor:
         """`[B, K]` bool: which of the columns that are held, and the new one, are no padding."""
@@ -101,6 +110,11 @@ class Steady:
             real = (self.first.held_slots() >= 0).to(device)
             self.padding = self.first.source, torch.nn.functional.pad(real, (0, AHEAD), value=True)
         return self.padding[1][:, :columns]
+
+
+def of_padding(mask: Any) -> bool:
+    """Whether a caller's mask tells padding only, if there is one."""
+    return mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
 
 
 def steady_of(cache: Any) -> Steady | None:
@@ -128,7 +142,7 @@ def note_steady(lm: Any, run: Any) -> None:
     widths = {held(cache, i) for i in range(len(cache.layers))}
     kind = attention_kind(lm.config)
     if run.masked:
-        if len(widths) > 1 or kind not in MASKS or not run.mask_hidden or not _all_alike(cache.layers):
+        if len(widths) > 1 or kind not in MASKS or not run.padding_only or not _all_alike(cache.layers):
             return
     # layers that nothing was pruned before tell nothing of padding, where a text model gets the caller's mask
     elif getattr(cache, PADDED, True) or (run.masks_made and len(widths) > 1):

@@ -77,6 +77,8 @@ class Run:
         The spans, and what is present of each.
     mask_hidden : bool
         Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
+    padding_only : bool
+        Whether the caller gave no mask, or one of padding, whatever the composite model made of it.
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
     end : int
@@ -135,6 +137,7 @@ class Run:
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
     mask_hidden: bool = False
+    padding_only: bool = False
     prompt: int | None = None
     end: int = 0
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)

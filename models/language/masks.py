@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.models.layout.spans import readable
-from vtc.models.stock.attention_api import attention_kind, interface_mask
+from vtc.models.stock.attention_api import additive, attention_kind, interface_mask
 
 
 def slot_mask(
@@ -87,11 +87,6 @@ def keeps_pattern(mask: Any, length: int) -> bool:
     if isinstance(mask, Tensor):
         return mask.dim() == 4 and mask.shape[-2:] == (length, length)
     return hasattr(mask, "mask_mod")
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bool mask as the additive one of eager attention."""
-    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor) -> Any:

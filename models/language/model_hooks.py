@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_layers, refuse_unsupported
-from vtc.models.cache.steady_steps import forget_steady, note_steady, steady_of
+from vtc.models.cache.steady_steps import forget_steady, note_steady, of_padding, steady_of
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
@@ -224,10 +224,12 @@ class Forward:
         local = self.local
         call = call_of(lm, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
+        # Gemma3's composite model makes masks of its own, also where it was given none
+        asked = local.attention_mask if local.inside else call.get("mask")
         steady = steady_of(cache)
         if steady is not None:
-            if local.fed is None and not local.records and steady.serves(lm, call):
-                steady.begin(call)
+            if local.fed is None and not local.records and steady.serves(lm, cache, call, asked):
+                steady.begin(cache, call)
                 local.steady, local.prompted = steady, None
                 return call.args, call.kwargs
             forget_steady(cache)
@@ -259,13 +261,13 @@ class Forward:
         elif cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)
-        # Gemma3's composite model makes masks of its own, also where it was given none
         refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
         keep = call.get("logits to keep")
         # Gemma 4: its last layers run on so many columns, dropped ones among them
         if isinstance(keep, int) and keep > 1:
             call.put("logits to keep", 0)
         run = self._open(embeds, cache, call, masks, fed)
+        run.padding_only = of_padding(asked)
         if run.batch.spans:
             self.steps.open_report(run)
             run.deepstack = Deepstack.taken(call, run.columns.device)

@@ -62,7 +62,7 @@ class SleepingHooks:
                 tap.pause()
 
     def stay(self) -> None:
-        """Set them for good: before they are removed, and where ``torch.compile`` has a graph for the layers with them."""
+        """Set them for good: before they are removed, and where ``torch.compile`` has a graph that knows them."""
         with self._lock:
             self._stays = True
             self._set()
