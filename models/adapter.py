@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.compiled.planned_layers import Planner
+from vtc.models.compiled.static_prompts import StaticPrompts
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.model_hooks import Forward
@@ -77,6 +78,7 @@ class Adapter:
         )
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
         self.planner = Planner(self.decoder, self.hooks)
+        self.forward.static = StaticPrompts(self.decoder, [s for _, s in self.stops], positions)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
         )

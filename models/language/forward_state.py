@@ -116,6 +116,8 @@ class Run:
         Whether any of them was given a mask.
     masks_made : bool
         Whether the text model made masks for its layers.
+    static : object, optional
+        The phase of a static cache, within which its layers need nothing.
     renumbered : bool
         Whether positions are compact, and some token is gone or went before.
     """
@@ -161,6 +163,7 @@ class Run:
     masks_made: bool = False
     renumbered: bool = False
     rope_moved: bool = False
+    static: Any = None
 
     @property
     def key_slots(self) -> Tensor:
