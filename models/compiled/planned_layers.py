@@ -172,7 +172,7 @@ class Planner:
         run.trail[i] = (run.columns, None)
         run.attending.append(i)
         run.masks_made = True  # perhaps; nobody has seen it
-        narrowed = run.pruned or is_pruned(run.cache, i)
+        narrowed = run.static is None and (run.pruned or is_pruned(run.cache, i))
         mask = None
         if narrowed:
             mask = self.calls.mask(run, i, hidden, None)

@@ -45,6 +45,8 @@ class Local(ThreadState):
 
     def clear(self) -> None:
         """Forget everything but the report."""
+        if self.run is not None and self.run.static is not None:  # it was interrupted
+            self.run.static.open = False
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
         self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
         self.planned = None

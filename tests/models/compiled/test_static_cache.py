@@ -151,3 +151,12 @@ def test_a_short_cache_is_refused_unwrapped() -> None:
     vtc.restore(model)
     with pytest.raises(RuntimeError, match="pruned visual tokens"):
         model(torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_the_bundled_model() -> None:
+    model = vtc.load("bundled", "uniform", keep=64)
+    ids = torch.tensor([[1, *[model.config.image_token_id] * 576, 5, 6, 7]])
+    pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    wanted = model.generate(**inputs, **GREEDY).tolist()
+    assert model.generate(**inputs, **GREEDY, cache_implementation="static").tolist() == wanted
