@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.compiled.planned_layers import Planner
+from vtc.models.compiled.static_prompts import StaticPrompts
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.model_hooks import Forward
@@ -29,6 +30,7 @@ from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import refuse_copy
+from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.thread_gate import Traffic, traffic
 from vtc.models.stock.transformers_api import Call, Signature, configured, takes
 from vtc.models.stock.tripwire import check_features
@@ -70,9 +72,13 @@ class Adapter:
         signals: set[Signal] = {resolve(s, stop.layer) for p, stop in behind for s in p.signals_at(stop)}
         self.local, self.words, self.traffic = Local(), Words(parts.model), traffic()
         self.steps = Steps(parts, self.local)
-        self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic)
+        self.hooks = SleepingHooks()
+        self.forward = Forward(
+            parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic, self.hooks
+        )
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
-        self.planner = Planner(self.decoder)
+        self.planner = Planner(self.decoder, self.hooks)
+        self.forward.static = StaticPrompts(self.decoder, [s for _, s in self.stops], positions)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
         )
@@ -126,19 +132,22 @@ class Adapter:
             for i, layer in enumerate(layers)
         ]
         self._undo += [h.detach for h in hooks]
+        self.hooks.add(*(handle for h in hooks for handle in h.handles))
         if any(h.movable for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for i in d.tapped_layers():
             tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
+            self.hooks.tap(tap)
         for i in d.watched_layers():
             mixer = d.calls.mixers[i]
             if mixer is not None:
                 hook = _uncompiled(functools.partial(d.watch, i))
-                self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True))
+                self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True), sleeps=True)
         for place, module in d.sublayers():
             hook = eager(functools.partial(d.transition, place))
-            self._hook(module.register_forward_hook(hook, with_kwargs=True))
+            self._hook(module.register_forward_hook(hook, with_kwargs=True), sleeps=True)
+        self._undo.append(self.hooks.stay)  # what is off is not removed
         videos = VideosAsImages(core)
         self._undo.append(videos.detach)
         for modality in ("image", "video"):
@@ -184,8 +193,10 @@ class Adapter:
     def timing(self, on: Timing) -> None:
         self.steps.timing = self.vision.timing = on
 
-    def _hook(self, handle: Any) -> None:
+    def _hook(self, handle: Any, sleeps: bool = False) -> None:
         self._undo.append(handle.remove)
+        if sleeps:
+            self.hooks.add(handle)
 
     def _shadow(self, owner: nn.Module, name: str, wrap: Callable[[Any], Any]) -> None:
         """Shadow the method `name` by an instance attribute, which keeps signature and class untouched."""
@@ -281,6 +292,7 @@ def _guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
         finally:
             local.prompt, local.encoded = before
             local.pending = False
+            local.end_steady()  # torch runs no hooks where it was interrupted
             traffic.leave()
 
     return guarded

@@ -32,6 +32,7 @@ class PrunedSlidingLayer(SlotLayer, DynamicSlidingWindowLayer):
 
 
 TWINS: dict[type, type] = {DynamicLayer: PrunedDynamicLayer, DynamicSlidingWindowLayer: PrunedSlidingLayer}
+STOCK = frozenset(TWINS)
 
 
 def _twin(layer: type) -> Any:
@@ -105,6 +106,8 @@ def is_pruned(cache: Any, layer: int | None = None) -> bool:
     if not isinstance(cache, Cache):
         return False
     layers = cache.layers if layer is None else cache.layers[layer : layer + 1]
+    if STOCK.issuperset(map(type, layers)):  # every step of an unpruned prompt asks
+        return False
     return any(isinstance(one, SlotLayer) and one.has_slots for one in layers)
 
 
@@ -121,6 +124,16 @@ def slot_layer(cache: Cache, index: int) -> Any:
     new.__dict__.update(layer.__dict__)
     cache.layers[index] = new
     return new
+
+
+def as_stock(layer: Any) -> Any:
+    """A layer's keys and values as a stock layer holds them: whatever happens to the one happens to the other."""
+    stock = next((stock for stock, twin in TWINS.items() if type(layer) is twin), None)
+    if stock is None:
+        return layer
+    found = stock.__new__(stock)
+    found.__dict__ = layer.__dict__
+    return found
 
 
 def note_padding(cache: Cache, valid: Tensor) -> None:

@@ -15,7 +15,7 @@ from vtc.models.stock.tripwire import check_update
 
 
 class Guard:
-    """Of one cache: whether each of its layers may now be given a column that nobody announced.
+    """Of one cache: whether its first layer may now be given a column that nobody announced.
 
     That is so within a step that vtc sees and that needs nothing of it (``steady_steps``).
     """
@@ -77,6 +77,11 @@ class SlotLayer:
         self._slots = slots
 
     @property
+    def source(self) -> Tensor | None:
+        """What is written down of the slots, another object whenever rows or columns were moved."""
+        return self._slots
+
+    @property
     def has_slots(self) -> bool:
         """Whether it has any."""
         return self._slots is not None
@@ -122,6 +127,8 @@ class SlotLayer:
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Physical key length and the offset that makes it end at the logical length."""
         n = self.physical()
+        if self.guard is not None and self.guard.open:  # the mask is one over the columns that are held
+            return n + query_length, 0
         return n + query_length, (self.get_seq_length() - n if n else 0)
 
     def _rows(self, move: Any) -> None:

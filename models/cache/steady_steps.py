@@ -1,78 +1,120 @@
-"""Decoding steps that need nothing of vtc but a hidden mask, so that they cost what the stock model's cost.
+"""Decoding steps that need nothing of vtc but another mask, so that they cost what the stock model's cost.
 
-One new token a row, no padding, plain causal layers: each layer then sees all that its cache holds, which is what the
-stock model does where it is given no mask. The first step behind a prefill takes the long way, where the masks that the
-text model made by itself are compared with those that vtc makes. If they are the same, the steps behind it are steady:
-no hook of a layer does anything, and which tokens the new columns are is written down only when somebody asks.
+One new token a row in plain causal layers: each layer then sees all that its cache holds but padding, as the stock
+model does that was given so many tokens. So within such a step the cache shows stock layers, on the same keys and
+values, and the text model is given the padding of the columns that are held, or no mask. The first step behind a
+prefill takes the long way, which finds out whether those behind it are such; they need no hook of any layer, and which
+tokens the new columns are is written down only when somebody asks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vtc.models.stock.attention_api import attention_kind
-from vtc.models.stock.transformers_api import Cache, Call, asks_attentions
+from vtc.models.stock.attention_api import additive, attention_kind
+from vtc.models.stock.transformers_api import Call, asks_attentions, plain_cache
 from vtc.models.stock.tripwire import held
 
-from .kv_cache import first_columns
+from .kv_cache import as_stock, first_columns
 from .slot_layer import Guard, SlotLayer
 
 # of a cache
 STEADY = "_vtc_steady"
 PADDED = "_vtc_padded"  # whether any forward of several columns brought padding
+MASKS = ("sdpa", "eager")  # implementations whose masks are made of a padding mask in the way that is known
+AHEAD = 64  # columns that a mask is made for at once
 
 
-@dataclass
 class Steady:
-    """What is known of the steps on one cache.
+    """What is known of the steps on one cache; a deep copy of the cache starts without.
+
+    Parameters
+    ----------
+    cache : Cache
+        The cache.
+    kind : str
+        The attention implementation under which its steps were found to be such.
+    limit : int or None
+        The number of tokens up to which no window is exceeded.
 
     Attributes
     ----------
-    kind : str
-        The attention implementation under which masks were compared.
-    guard : Guard
-        Opened within a step: the cache's layers then take a column that nobody announced.
-    first : Any
-        The cache's layer that notes how far positions go back (compact positions).
+    first : SlotLayer or DynamicLayer
+        The cache's first layer with columns, which text models ask how long the past is.
     """
 
-    kind: str
-    guard: Guard
-    first: Any
+    def __init__(self, cache: Any, kind: str, limit: int | None):
+        self.kind, self.limit = kind, limit
+        self.cache: Any = None  # within a step only: a cache is let go as soon as nobody else holds it
+        self.guard = Guard()  # opened within a step: the first layer takes a column that nobody announced
+        self.layers, first = cache.layers, first_columns(cache)
+        self.first = cache.layers[first]
+        self.stock = [layer if i == first else as_stock(layer) for i, layer in enumerate(cache.layers)]
+        for layer in cache.layers:
+            if isinstance(layer, SlotLayer):
+                layer.guard = self.guard
+        self.padding: tuple[Any, Tensor] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(None), ()
 
     @property
     def shift(self) -> Tensor | None:
-        """`[B]`, or None where they do not."""
+        """`[B]`, how far positions go back (compact positions), or None where they do not."""
         return getattr(self.first, "shift", None)
 
-    def serves(self, lm: Any, call: Call) -> bool:
-        """Whether this call of the text model is such a step."""
-        embeds, mask = call.get("embeds"), call.get("mask")
+    def serves(self, lm: Any, cache: Any, call: Call, asked: Any) -> bool:
+        """Whether this call of the text model is such a step; `asked` is the mask that the caller gave."""
+        embeds = call.get("embeds")
         return (
             isinstance(embeds, Tensor)
             and embeds.shape[1] == 1
-            and (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
+            and of_padding(asked)
             and call.get("use cache") is not False
             and (self.shift is None or call.get("positions") is not None)
             and not lm.training
+            and cache.layers is self.layers
+            and getattr(self.first, "guard", self.guard) is self.guard  # else it was reset
+            and (self.limit is None or self.first.get_seq_length() < self.limit)
             and attention_kind(lm.config) == self.kind
             and not asks_attentions(lm, call)
         )
 
-    def begin(self, call: Call) -> None:
+    def begin(self, cache: Any, call: Call) -> None:
         """Prepare the call."""
-        call.put("mask", None)  # ours would be none, and so is the one that the text model then makes
-        shift = self.shift
+        shift, embeds, given = self.shift, call.get("embeds"), call.get("mask")
+        mask = self._mask(embeds.device) if getattr(self.first, "padded", False) else None
+        if isinstance(given, dict):  # the composite model made them already: by kind of layer, and in full
+            if mask is not None:
+                mask = mask[:, None, None]
+                mask = additive(mask, embeds.dtype) if self.kind == "eager" else mask
+            mask = dict.fromkeys(given, mask)
+        call.put("mask", mask)
         if shift is not None:  # the caller counts on from the original ones
-            call.put("positions", call.get("positions") - shift[:, None].to(call.get("embeds").device))
-        self.guard.open = True
+            call.put("positions", call.get("positions") - shift[:, None].to(embeds.device))
+        self.cache, self.guard.open = cache, True
+        cache.layers = self.stock
 
     def end(self) -> None:
         """The step is over, or has failed."""
-        self.guard.open = False
+        self.cache.layers = self.layers
+        self.cache, self.guard.open = None, False
+
+    def _mask(self, device: torch.device) -> Tensor:
+        """`[B, K]` bool: which of the columns that are held, and the new one, are no padding."""
+        columns, source = self.first.physical() + 1, self.first.source
+        if self.padding is None or self.padding[0] is not source or self.padding[1].shape[1] < columns:
+            real = (self.first.held_slots() >= 0).to(device)
+            self.padding = self.first.source, torch.nn.functional.pad(real, (0, AHEAD), value=True)
+        return self.padding[1][:, :columns]
+
+
+def of_padding(mask: Any) -> bool:
+    """Whether a caller's mask tells padding only, if there is one."""
+    return mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
 
 
 def steady_of(cache: Any) -> Steady | None:
@@ -88,21 +130,31 @@ def forget_steady(cache: Any) -> None:
 def note_steady(lm: Any, run: Any) -> None:
     """Mark the cache of a forward that is over, if the steps behind it are steady."""
     cache = run.cache
-    if not isinstance(cache, Cache):
+    if not plain_cache(cache):
         return
     if run.full > 1:
         setattr(cache, PADDED, getattr(cache, PADDED, False) or run.came_padded)
         return
     if run.batch.spans or run.padded or not run.as_stock or run.deepstack is not None:
         return
-    # layers that nothing was pruned before tell nothing of padding, where a text model gets the caller's mask
-    if getattr(cache, PADDED, True) or len(run.attending) != len(cache.layers):
+    if len(run.attending) != len(cache.layers):
         return
     widths = {held(cache, i) for i in range(len(cache.layers))}
-    if None in widths or (run.masks_made and len(widths) > 1):
+    kind = attention_kind(lm.config)
+    if run.masked:
+        if len(widths) > 1 or kind not in MASKS or not run.padding_only or not _all_alike(cache.layers):
+            return
+    # layers that nothing was pruned before tell nothing of padding, where a text model gets the caller's mask
+    elif getattr(cache, PADDED, True) or (run.masks_made and len(widths) > 1):
         return
-    guard = Guard()
-    for layer in cache.layers:
-        if isinstance(layer, SlotLayer):
-            layer.guard = guard
-    setattr(cache, STEADY, Steady(attention_kind(lm.config), guard, cache.layers[first_columns(cache)]))
+    if None in widths:
+        return
+    windows = [window for window in run.windows or () if window is not None]
+    # one less than the window, where a text model begins to make masks
+    setattr(cache, STEADY, Steady(cache, kind, min(windows) - 1 if windows else None))
+
+
+def _all_alike(layers: list[Any]) -> bool:
+    """Whether all layers of a cache hold the same tokens, and know which."""
+    pruned = all(isinstance(layer, SlotLayer) and layer.has_slots for layer in layers)
+    return pruned and len({(layer.history, layer.padded) for layer in layers}) == 1

@@ -23,6 +23,7 @@ from vtc.models.language.masks import gather_mask, keeps_pattern
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import ATTENTION
 from vtc.models.stock.hooks_outside_checkpoint import LATER
+from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.transformers_api import Cache, Call, call_of, signature_of, takes
 
 from .traced_stops import TracedStops
@@ -72,10 +73,12 @@ class Planner:
     ----------
     side : DecoderSide
         The hooks of the layers; what they leave to be planned is planned here.
+    hooks : SleepingHooks
+        What is set on the layers: a graph holds them, or is traced anew.
     """
 
-    def __init__(self, side: DecoderSide):
-        parts = side.parts
+    def __init__(self, side: DecoderSide, hooks: SleepingHooks):
+        parts, self.hooks = side.parts, hooks
         self.lm, self.windows, self.sources, self.calls, self.local = (
             parts.lm,
             side.windows,
@@ -101,6 +104,7 @@ class Planner:
         """`hook` of the text model, and the plan of its first layers: what runs where ``torch.compile`` traces."""
 
         def run(lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self.hooks.stay()
             changed = hook(lm, args, kwargs)
             call = call_of(lm, *(changed or (args, kwargs)))
             self.plan(0, call.get("embeds"), call.get("mask"))
@@ -168,7 +172,7 @@ class Planner:
         run.trail[i] = (run.columns, None)
         run.attending.append(i)
         run.masks_made = True  # perhaps; nobody has seen it
-        narrowed = run.pruned or is_pruned(run.cache, i)
+        narrowed = run.static is None and (run.pruned or is_pruned(run.cache, i))
         mask = None
         if narrowed:
             mask = self.calls.mask(run, i, hidden, None)

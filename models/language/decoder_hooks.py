@@ -188,7 +188,7 @@ class DecoderSide:
             return call.args, call.kwargs
         run.attending.append(i)
         run.masks_made |= call.get("mask") is not None
-        if not run.pruned and not is_pruned(run.cache, self.sources[i]):
+        if run.static is not None or (not run.pruned and not is_pruned(run.cache, self.sources[i])):
             return call.args, call.kwargs
         self.calls.narrow(run, i, call)
         if run.checks is not None:

@@ -77,6 +77,8 @@ class Run:
         The spans, and what is present of each.
     mask_hidden : bool
         Whether the text model did not get the caller's mask, so that the one it makes itself means nothing.
+    padding_only : bool
+        Whether the caller gave no mask, or one of padding, whatever the composite model made of it.
     prompt : int, optional
         Slots from here on are candidates of assisted decoding, not the prompt.
     end : int
@@ -109,9 +111,13 @@ class Run:
     came_padded : bool
         ``padded`` as the forward began.
     as_stock : bool
-        Whether each layer was given what the text model would have given it without a mask.
+        Whether all layers are plain causal ones, of which no window is exceeded.
+    masked : bool
+        Whether any of them was given a mask.
     masks_made : bool
         Whether the text model made masks for its layers.
+    static : object, optional
+        The phase of a static cache, within which its layers need nothing.
     renumbered : bool
         Whether positions are compact, and some token is gone or went before.
     """
@@ -133,6 +139,7 @@ class Run:
     memo: dict[Any, Any] = field(default_factory=dict)
     stage_count: int = 0
     mask_hidden: bool = False
+    padding_only: bool = False
     prompt: int | None = None
     end: int = 0
     captured: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -152,9 +159,11 @@ class Run:
     narrowed: bool = False
     came_padded: bool = False
     as_stock: bool = True
+    masked: bool = False
     masks_made: bool = False
     renumbered: bool = False
     rope_moved: bool = False
+    static: Any = None
 
     @property
     def key_slots(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.models.layout.spans import readable
-from vtc.models.stock.attention_api import attention_kind, interface_mask
+from vtc.models.stock.attention_api import additive, attention_kind, interface_mask
 
 
 def slot_mask(
@@ -89,11 +89,6 @@ def keeps_pattern(mask: Any, length: int) -> bool:
     return hasattr(mask, "mask_mod")
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bool mask as the additive one of eager attention."""
-    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
 def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor) -> Any:
     """Rows `columns` `[B, n]` (-1: padding) and columns `keys` `[B, m]` of a mask `[B, H, L, K]` or flex ``BlockMask``.
 
@@ -123,14 +118,19 @@ def gather_mask(mask: Any, columns: Tensor, config: Any, keys: Tensor) -> Any:
     return mask.masked_fill(off, torch.finfo(mask.dtype).min).masked_fill(own, 0.0)
 
 
-def valid_columns(mask: Any, batch: int, length: int, device: torch.device) -> Tensor | None:
-    """`[B, length]` bool: columns that are no padding, from whatever mask a text model was given; None: all."""
+def valid_columns(mask: Any, batch: int, length: int, device: torch.device, past: int | None = None) -> Tensor | None:
+    """`[B, length]` bool: columns that are no padding, from whatever mask a text model was given; None: all.
+
+    Of a mask over all that a static cache may hold, the columns behind `past` are meant.
+    """
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         return None
     if mask.dim() == 2:
         return mask[:, -length:].bool().to(device)
+    if past is not None:
+        mask = mask[..., past : past + length]
     mask = mask.expand(batch, -1, -1, -1)[:, 0, -length:, -length:]
     # a padding key is masked even for itself
     return torch.diagonal(mask if mask.dtype == torch.bool else mask == 0, dim1=1, dim2=2).to(device)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_layers, refuse_unsupported
-from vtc.models.cache.steady_steps import forget_steady, note_steady, steady_of
+from vtc.models.cache.static_layers import is_short, is_static
+from vtc.models.cache.steady_steps import forget_steady, note_steady, of_padding, steady_of
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
 from vtc.models.stock.attention_api import attention_kind
+from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.thread_gate import Traffic
 from vtc.models.stock.transformers_api import (
     Cache,
@@ -70,6 +72,8 @@ class Forward:
         The tokenizer, for methods that read the question.
     traffic : Traffic
         Who is inside the model.
+    hooks : SleepingHooks
+        What is set on the layers.
     """
 
     def __init__(
@@ -82,8 +86,10 @@ class Forward:
         local: Local,
         words: Words,
         traffic: Traffic,
+        hooks: SleepingHooks,
     ):
-        self.traffic = traffic
+        self.traffic, self.hooks = traffic, hooks
+        self.static: Any = None  # set by the adapter: static caches
         self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
@@ -203,18 +209,37 @@ class Forward:
 
     # ------------------------------------------------------------------ the text model
     def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Open the run, prune at the input stage, and slice what goes with the embeddings."""
+        """Open the run, and see to it that the layers' hooks are there if it needs them."""
         local = self.local
         local.run = local.planned = None
+        changed = self._begin(lm, args, kwargs)
+        if local.run is None:
+            if self.hooks.awake and self.traffic.alone():
+                self.hooks.sleep()
+        elif not local.awake:
+            local.awake = True
+            self.hooks.wake()
+        return changed
+
+    def _begin(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prune at the input stage, and slice what goes with the embeddings."""
+        local = self.local
         call = call_of(lm, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
+        # Gemma3's composite model makes masks of its own, also where it was given none
+        asked = local.attention_mask if local.inside else call.get("mask")
         steady = steady_of(cache)
         if steady is not None:
-            if local.fed is None and not local.records and steady.serves(lm, call):
-                steady.begin(call)
+            if local.fed is None and not local.records and steady.serves(lm, cache, call, asked):
+                steady.begin(cache, call)
                 local.steady, local.prompted = steady, None
                 return call.args, call.kwargs
             forget_steady(cache)
+        if is_short(cache) and local.fed is None and not local.records:
+            step = self.static.step()
+            step.begin(cache, call, asked)
+            local.steady, local.prompted = step, None
+            return call.args, call.kwargs
         if not local.inside:  # called by itself
             self._without_pictures(call, False)
             if embeds is None and is_pruned(cache):
@@ -232,7 +257,8 @@ class Forward:
             return None
         if masks:
             refuse_fewer_columns(self.parts, next(iter(masks.values())).shape[1], embeds.shape[1])
-        if isinstance(cache, Cache):
+        static = self.static.takes(cache, bool(fed))
+        if isinstance(cache, Cache) and not static:
             refuse_unsupported(cache)
         use_cache = call.get("use cache")
         if use_cache is None:
@@ -243,13 +269,13 @@ class Forward:
         elif cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)
-        # Gemma3's composite model makes masks of its own, also where it was given none
         refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
         keep = call.get("logits to keep")
         # Gemma 4: its last layers run on so many columns, dropped ones among them
         if isinstance(keep, int) and keep > 1:
             call.put("logits to keep", 0)
         run = self._open(embeds, cache, call, masks, fed)
+        run.padding_only = of_padding(asked)
         if run.batch.spans:
             self.steps.open_report(run)
             run.deepstack = Deepstack.taken(call, run.columns.device)
@@ -268,7 +294,10 @@ class Forward:
                 hidden = gather_columns(embeds, run.columns, -2) if run.pruned else embeds
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, call, hidden, shift)
-        if run.pruned or is_pruned(cache, first):
+        if static:
+            if run.pruned:
+                run.static = self.static.begin(run, call, self._before(run, call) if run.past else None)
+        elif run.pruned or is_pruned(cache, first):
             self._hide_mask(run, call)
         run.renumbered = self.positions == "compact" and (run.pruned or shift is not None)
         local.run = run
@@ -285,9 +314,9 @@ class Forward:
     ) -> Run:
         rows, length = embeds.shape[:2]
         device, past = embeds.device, _length(cache)
-        mask = self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else call.get("mask")
+        mask = self._asked(call)
         # a single new token is never padding: decoding needs no look at the mask
-        valid = valid_columns(mask, rows, length, device) if length > 1 else None
+        valid = valid_columns(mask, rows, length, device, past if is_static(cache) else None) if length > 1 else None
         columns = torch.arange(length, device=device).expand(rows, length)
         masks = {m: x.to(device) for m, x in masks.items()}
         prompt = self.local.prompt
@@ -297,7 +326,7 @@ class Forward:
         else:
             batch = Batch.without_spans(rows, device)
             padded = valid is not None and (not readable(valid) or not bool(valid.all()))
-        if past and batch.spans and not is_pruned(cache):
+        if past and batch.spans and not is_pruned(cache) and not is_static(cache):
             before = past_columns(mask, past, length, device)
             if before is not None:
                 note_padding(cache, before)
@@ -314,6 +343,16 @@ class Forward:
             run.asking = self._asking(batch, valid, end, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run
+
+    def _asked(self, call: Call) -> Any:
+        """The mask that the composite model was given, else the text model's."""
+        return self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else call.get("mask")
+
+    def _before(self, run: Run, call: Call) -> Tensor | None:
+        """``past_columns`` in front of this forward, in a static cache that nothing was pruned from."""
+        if is_short(run.cache):
+            return None
+        return past_columns(self._asked(call), run.past, run.full, run.columns.device)
 
     def _asking(self, batch: Batch, valid: Tensor | None, end: int, device: torch.device) -> Tensor:
         """`[B]`: a prompt's last column where that is a visual one, which the next token is asked of; else -2."""
@@ -350,7 +389,12 @@ class Forward:
         local = self.local
         if local.end_steady():
             return None
+        if local.awake:
+            local.awake = False
+            self.hooks.leave()
         run, local.run = local.run, None
+        if run is not None and run.static is not None:
+            run.static.open = False
         if run is None or output is None:
             return None
         check_output(lm, len(self.parts.layers), run, output)

@@ -93,7 +93,7 @@ class LayerCalls:
         slots = run.slots.to(hidden.device)
         new = run.key_slots.to(hidden.device)
         source = self.sources[i]
-        run.as_stock &= window is None and source == i and (given is None or isinstance(given, Tensor))
+        run.as_stock &= source == i and (given is None or isinstance(given, Tensor))
         if source != i:  # the keys are those that the source has just attended to
             keys = run.trail[source][1]
             assert keys is not None
@@ -110,6 +110,8 @@ class LayerCalls:
             history = (*held.history, run.stage_count) if run.batch.spans else held.history
             if held.prompt is not None:
                 window, prompt = held.sliding_window, held.prompt
+            elif window is not None and run.past + run.full <= window:
+                window = None  # nothing is as far back yet
             key = ("mask", window, past, history)
             if not peek:
                 held.padded, held.history = padded, history
@@ -117,7 +119,8 @@ class LayerCalls:
             run.trail[i] = (run.columns, keys)
         if key not in run.memo:
             run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
-        run.as_stock &= run.memo[key] is None
+        run.as_stock &= window is None
+        run.masked |= run.memo[key] is not None
         return run.memo[key]
 
     def _build_mask(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from vtc.models.cache.steady_steps import Steady
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.selection.report import Report
 from vtc.models.stock.per_thread import ThreadState
 from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run
+
+
+class Step(Protocol):
+    """A forward of the text model for which no run is opened."""
+
+    def end(self) -> None:
+        """It is over, or has failed."""
 
 
 class Local(ThreadState):
@@ -26,7 +32,8 @@ class Local(ThreadState):
         self.video_tokens: Any = None  # which of the videos' features the composite model feeds, where it is told
         self.token_ids: Tensor | None = None
         self.run: Run | None = None
-        self.steady: Steady | None = None  # instead of a run, in a step that needs none
+        self.steady: Step | None = None  # instead of a run, in a step that needs none
+        self.awake = False  # whether this thread's forward needs the layers' hooks
         self.planned: dict[int, Any] | None = None  # by layer what it is given, in a forward that torch.compile traces
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
@@ -38,6 +45,8 @@ class Local(ThreadState):
 
     def clear(self) -> None:
         """Forget everything but the report."""
+        if self.run is not None and self.run.static is not None:  # it was interrupted
+            self.run.static.open = False
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
         self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
         self.planned = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
@@ -45,6 +46,11 @@ def interface_mask(
         use_vmap=False,
         device=device,
     )
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool mask as the additive one of eager attention."""
+    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class Rule(NamedTuple):

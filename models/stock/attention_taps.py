@@ -64,6 +64,15 @@ class AttentionTap:
         self.attention.__dict__["_vtc_tap"] = self
         return self
 
+    def pause(self) -> None:
+        """Give the module its own config object back until ``resume``."""
+        self.attention.config = self.config
+
+    def resume(self) -> None:
+        """Listen again, under the config that the module has by now."""
+        self.config = self.attention.config
+        self.attention.config = ConfigView(self.config, PREFIX, _tapped)
+
     def detach(self) -> None:
         """Stop listening; the module has its own config object again."""
         self.attention.config = self.config

@@ -53,16 +53,16 @@ class LayerHooks:
         layers = (c for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
         self.movable = any("__call__" in vars(c) for c in layers)
         self._checkpoint: Any = None  # the layer's own checkpointing function
-        self._handles: list[Any] = []
+        self.handles: list[Any] = []
 
     def attach(self) -> LayerHooks:
         """Set the hooks."""
         if self.before is not None:
-            self._handles.append(
+            self.handles.append(
                 self.layer.register_forward_pre_hook(self._eager(self._pre, self.traced_before), with_kwargs=True)
             )
         if self.after is not None:
-            self._handles.append(self.layer.register_forward_hook(self._eager(self._post, self.traced_after)))
+            self.handles.append(self.layer.register_forward_hook(self._eager(self._post, self.traced_after)))
         return self
 
     def _eager(self, hook: Callable[..., Any], traced: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -83,9 +83,9 @@ class LayerHooks:
 
     def detach(self) -> None:
         """Remove them."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
-        self._handles = []
+        self.handles = []
         if self._checkpoint is not None and vars(self.layer).get(FUNCTION) == self._around:
             setattr(self.layer, FUNCTION, self._checkpoint)
 

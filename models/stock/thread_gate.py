@@ -57,6 +57,10 @@ class Traffic(ThreadState):
                 self._gate.inside -= 1
                 self._gate.changed.notify_all()
 
+    def alone(self) -> bool:
+        """Whether no other thread is inside."""
+        return self._gate.inside <= (self.depth > 0)
+
     def shut(self) -> None:
         """Wait until nobody is inside, and let nobody in.
 

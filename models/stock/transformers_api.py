@@ -23,14 +23,26 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
+    StaticCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-__all__ = ["Cache", "DynamicLayer", "DynamicSlidingWindowLayer"]
+__all__ = [
+    "Cache",
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "StaticCache",
+    "StaticLayer",
+    "StaticSlidingWindowLayer",
+]
 
 TESTED = ("5.5.0", "5.23.0", "5.24.0")
 # cache layers without columns: a state that every token goes into, and nothing (not in every version)
 STATE = LinearAttentionLayer
+# whether a static layer counts its tokens itself, and is not told where new ones go
+STATIC_COUNTS = hasattr(StaticLayer(max_cache_len=1), "cumulative_length")
 NOTHING: type | None = getattr(transformers.cache_utils, "DummyLayer", None)
 FEATURES = ("get_image_features", "get_video_features")
 
@@ -324,6 +336,11 @@ def checkpointed(module: nn.Module) -> bool:
 def new_cache(config: Any) -> Cache:
     """An empty cache as the text model of `config` would make it."""
     return DynamicCache(config=config)
+
+
+def plain_cache(cache: Any) -> bool:
+    """Whether a cache does nothing beside its layers."""
+    return type(cache) in (Cache, DynamicCache)
 
 
 def keeps_state(config: Any) -> bool:

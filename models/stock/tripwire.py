@@ -11,7 +11,18 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .transformers_api import STATE, Cache, Call, cache_of, call_of, has_state, hidden_of, holds_columns, versions
+from .transformers_api import (
+    STATE,
+    Cache,
+    Call,
+    StaticLayer,
+    cache_of,
+    call_of,
+    has_state,
+    hidden_of,
+    holds_columns,
+    versions,
+)
 
 CHECKED = "_vtc_checked"  # of a cache: a step behind its prefill was found right
 
@@ -58,10 +69,10 @@ def trip(what: str) -> NoReturn:
 
 
 def held(cache: Any, layer: int) -> int | None:
-    """Columns that a layer of the cache holds; None: it is of a kind that holds none."""
+    """Columns that a layer of the cache holds; None: it is of a kind that holds none, or always as many."""
     if not isinstance(cache, Cache) or layer >= len(cache.layers):
         return 0
-    if not holds_columns(cache.layers[layer]):
+    if not holds_columns(cache.layers[layer]) or isinstance(cache.layers[layer], StaticLayer):
         return None
     keys = getattr(cache.layers[layer], "keys", None)
     return 0 if keys is None or not keys.numel() else int(keys.shape[-2])
