@@ -93,7 +93,10 @@ def qwen(layers: int, tower_layers: int, words: int) -> tuple[Any, Any]:
         tie_word_embeddings=True,
     )
     side = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    pixels = {"shortest_edge": 4 * 28**2, "longest_edge": 16384 * 28**2}
+    pixels = {
+        "shortest_edge": 4 * 28**2,
+        "longest_edge": (1280 if words == WORDS else 16384) * 28**2,
+    }  # servers encode one at start
     processor = tf.Qwen2_5_VLProcessor(
         image_processor=tf.Qwen2VLImageProcessor(**side, size=pixels),
         tokenizer=t,
