@@ -106,7 +106,7 @@ def compare(plan: dict[str, Any], measured: dict[str, Any]) -> int:
 def main() -> None:
     """Measure, plan, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(MODELS), choices=[*MODELS, []])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(MODELS)}; default: both")
     parser.add_argument("--pruners", default=METHODS)
     parser.add_argument("--keep", default="0.5,0.25,0.11")
     parser.add_argument("--image", help="default: one that suits the model")
@@ -117,12 +117,14 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="a file of vtc speed --output, of --folder")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
+    if unknown := [name for name in options.models if name not in MODELS]:
+        parser.error(f"unknown: {', '.join(unknown)}")
     torch.set_num_threads(1)
     if options.measured is not None:
         measured = json.loads(options.measured.read_text())
         told(str(options.folder), compare(planned(options.folder, measured), measured))
         return
-    for name in options.models:
+    for name in options.models or MODELS:
         layers, tower_layers, image = MEASURED[name]
         with tempfile.TemporaryDirectory() as folder:
             write_config(Path(folder), name)
