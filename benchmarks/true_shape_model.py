@@ -1,16 +1,18 @@
-"""A model of true layer shapes, few layers and random weights: ``python benchmarks/true_shape_model.py DIR``.
+"""A model of true layer shapes and random weights: ``python benchmarks/true_shape_model.py DIR [--model llava]``.
 
 What a prefill costs is decided by the shapes of the layers, not by the weights. This writes a folder that transformers,
-``vtc serve`` and vLLM load: as many layers of Qwen2.5-VL-3B as asked for, its processor (pictures of any size), and a
-tokenizer of single bytes. Its answers mean nothing; it is there for ``vtc load-test``.
+``vtc serve`` and vLLM load: as many layers of Qwen2.5-VL-3B (or LLaVA-1.5-7B) as asked for, its processor, and a
+tokenizer of single bytes. Its answers mean nothing; it is there for ``vtc load-test``. With ``--config-only`` there are
+no weights but all layers: what ``vtc plan`` and ``vtc speed`` need of the published model.
 
 By default there are four layers of the language model and one of the tower: of a picture of 672 x 672 pixels (576
-visual tokens) the language model has about two thirds of the prefill.
+visual tokens) Qwen's language model has about two thirds of the prefill.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ SPECIAL = (
     "<|video_pad|>",
 )
 PATCH, MERGE = 14, 2
+WORDS = 320  # of the vocabulary, where there are weights
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
     "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
@@ -51,8 +54,8 @@ def byte_tokenizer() -> Any:
     return t
 
 
-def write(folder: Path, layers: int, tower_layers: int, seed: int) -> None:
-    """Write model and processor."""
+def qwen(layers: int, tower_layers: int, words: int) -> tuple[Any, Any]:
+    """Configuration and processor of Qwen2.5-VL-3B; pictures of any size."""
     t = byte_tokenizer()
     text = {
         "hidden_size": 2048,
@@ -60,7 +63,7 @@ def write(folder: Path, layers: int, tower_layers: int, seed: int) -> None:
         "num_attention_heads": 16,
         "num_key_value_heads": 2,
         "num_hidden_layers": layers,
-        "vocab_size": 320,
+        "vocab_size": words,
         "max_position_embeddings": 32768,
         "tie_word_embeddings": True,
         "bos_token_id": 0,
@@ -76,7 +79,7 @@ def write(folder: Path, layers: int, tower_layers: int, seed: int) -> None:
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
         "window_size": 112,
-        "fullatt_block_indexes": [tower_layers - 1],
+        "fullatt_block_indexes": [7, 15, 23, 31] if tower_layers == 32 else [tower_layers - 1],
     }
     names = ("vision_start", "vision_end", "image_pad", "video_pad")
     start, end, image, video = (t.convert_tokens_to_ids(f"<|{name}|>") for name in names)
@@ -89,16 +92,75 @@ def write(folder: Path, layers: int, tower_layers: int, seed: int) -> None:
         video_token_id=video,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
     side = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    pixels = {"shortest_edge": 4 * 28**2, "longest_edge": 1280 * 28**2}  # encoded at start
+    pixels = {
+        "shortest_edge": 4 * 28**2,
+        "longest_edge": (1280 if words == WORDS else 16384) * 28**2,
+    }  # servers encode one at start
     processor = tf.Qwen2_5_VLProcessor(
         image_processor=tf.Qwen2VLImageProcessor(**side, size=pixels),
         tokenizer=t,
         video_processor=tf.Qwen2VLVideoProcessor(**side),
         chat_template=TEMPLATE,
     )
-    model = tf.Qwen2_5_VLForConditionalGeneration(config)
+    return config, processor
+
+
+def llava(layers: int, tower_layers: int, words: int) -> tuple[Any, Any]:
+    """Configuration and processor of LLaVA-1.5-7B."""
+    t = byte_tokenizer()
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "image_size": 336,
+        "num_hidden_layers": tower_layers,
+        "num_attention_heads": 16,
+        "patch_size": PATCH,
+        "projection_dim": 768,
+    }
+    text = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_hidden_layers": layers,
+        "vocab_size": words,
+        "max_position_embeddings": 4096,
+    }
+    image = t.convert_tokens_to_ids("<|image_pad|>")
+    config = tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image)
+    processor = tf.LlavaProcessor(
+        tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
+        t,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<|image_pad|>",
+        chat_template=TEMPLATE,
+    )
+    return config, processor
+
+
+# what makes it, and the published layers of language model and tower, and vocabulary
+MODELS: dict[str, tuple[Callable[[int, int, int], tuple[Any, Any]], tuple[int, int, int]]] = {
+    "qwen": (qwen, (36, 32, 151936)),
+    "llava": (llava, (32, 24, 32064)),
+}
+
+
+def write_config(folder: Path, name: str) -> None:
+    """Configuration and processor with all layers, no weights."""
+    make, published = MODELS[name]
+    for part in make(*published):
+        part.save_pretrained(folder)
+
+
+def write(folder: Path, layers: int, tower_layers: int, seed: int, name: str = "qwen") -> None:
+    """Model and processor."""
+    config, processor = MODELS[name][0](layers, tower_layers, WORDS)
+    torch.manual_seed(seed)
+    model = tf.AutoModelForImageTextToText.from_config(config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     count = sum(p.numel() for p in model.parameters())
@@ -109,11 +171,16 @@ def main() -> None:
     """Read the options and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=4, help="of the language model; the published one has 36")
-    parser.add_argument("--tower-layers", type=int, default=1, help="the published one has 32")
+    parser.add_argument("--model", choices=MODELS, default="qwen")
+    parser.add_argument("--layers", type=int, default=4, help="of the language model; the published one has 36 (32)")
+    parser.add_argument("--tower-layers", type=int, default=1, help="the published one has 32 (24)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config-only", action="store_true", help="all layers, no weights")
     options = parser.parse_args()
-    write(options.folder, options.layers, options.tower_layers, options.seed)
+    if options.config_only:
+        write_config(options.folder, options.model)
+    else:
+        write(options.folder, options.layers, options.tower_layers, options.seed, options.model)
 
 
 if __name__ == "__main__":

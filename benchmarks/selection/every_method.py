@@ -18,7 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from measuring import exponent
-from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from vtc.eval.stability.made_up_spans import Made, Sizes, picture, unchanged, video
+from vtc.eval.stability.made_up_spans import Made, MadeOnce, Sizes, picture, unchanged, video
 from vtc.eval.stability.rounding_overlap import DEPTH, SIZES, setting, stops_of, walk
 from vtc.pruners import list_pruners
 from vtc.pruners.base import Pruner
@@ -46,42 +45,13 @@ LIMIT = 0.03  # of the prefill
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass
-class Ready(Made):
-    """A made-up span that draws everything once, the decoder's heads as wide as LLaVA's."""
+class Ready(MadeOnce):
+    """A span of LLaVA's widths: the decoder's heads are wider and more than the tower's."""
 
-    known: dict[Any, Any] = field(default_factory=dict)
-
-    def _once(self, key: Any, make: Any) -> Any:
-        if key not in self.known:
-            self.known[key] = make()
-        return self.known[key]
-
-    def _at(self, signal: Signal) -> Made:
+    def at(self, signal: Signal) -> Made:
+        """With the heads of where `signal` is from."""
         wide = isinstance(signal, DecoderSignal) and self.sizes.decoder == LLAVA.decoder
         return Made(self.layout, replace(self.sizes, heads=32, head=128) if wide else self.sizes, vary=self.vary)
-
-    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
-        """As ``Made.read``, the same tensor every time."""
-        return self._once((signal, tokens.layer, tokens.ids.shape[1]), lambda: self._at(signal).read(signal, tokens))
-
-    def text(self, signal: Signal) -> Tensor:
-        """As ``Made.text``."""
-        return self._once(("text", signal), lambda: self._at(signal).text(signal))
-
-    def features(self, stage: str, layer: int | None) -> Tensor:
-        """As ``Made.features``, the same in all layers."""
-        return self._once(("features", stage), lambda: Made.features(self, stage, None))
-
-    @property
-    def projector(self) -> nn.Module:
-        """As ``Made.projector``."""
-        return self._once("projector", lambda: super(Ready, self).projector)
-
-    @property
-    def embeddings(self) -> Tensor:
-        """As ``Made.embeddings``."""
-        return self._once("table", lambda: super(Ready, self).embeddings)
 
 
 def clocked(pruner: Pruner) -> list[float]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_flatten
 
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import FEATURES, cache_of, given, new_cache, takes
 from vtc.models.tower.refusals import vision_layers
 from vtc.models.tower.tower_hooks import item_lengths
 
+from .decoder_work import DecoderWork, LengthCurve
 from .flops import fake_weights
-from .operators import ATTENTION, CAUSAL, MATMUL, Operator, recording
-
-Operators = tuple[Operator, ...]
+from .operators import ATTENTION, CAUSAL, MATMUL, Operator, Operators, Recording, recording
 
 
 @dataclass(frozen=True)
@@ -47,30 +49,6 @@ class TowerWork:
         return (*self.rest, *layers)
 
 
-@dataclass(frozen=True)
-class DecoderWork:
-    """What the decoder does on one prompt whose every layer sees `length` tokens.
-
-    Attributes
-    ----------
-    layers : tuple
-        Operators of each layer.
-    rest : tuple
-        Of what is beside them: embeddings, rotary angles, the last norm.
-    kv : tuple of int
-        Bytes that each layer's cache holds behind it; a recurrent layer's state is one, whatever the length.
-    """
-
-    length: int
-    layers: tuple[Operators, ...]
-    rest: Operators
-    kv: tuple[int, ...]
-
-    def attention(self, layer: int) -> float:
-        """FLOPs of attention that the last token needs in a layer."""
-        return sum(o.flops for o in self.layers[layer] if o.kind in (ATTENTION, CAUSAL)) / self.length
-
-
 class ModelWork:
     """Counts the parts of a model without weights (``model_without_weights``), or of one with them.
 
@@ -84,7 +62,10 @@ class ModelWork:
         self.parts = parts
         self.depth = len(parts.layers)
         self._known: dict[int, DecoderWork] = {}
-        self._kinds = [_kind(layer, parts.lm, i) for i, layer in enumerate(parts.layers)]
+        self._lengths = LengthCurve()
+        types = getattr(parts.lm.config.get_text_config(), "layer_types", None) or ()
+        self._kinds = [(_kind(layer), types[i] if i < len(types) else None) for i, layer in enumerate(parts.layers)]
+        self._steps: dict[tuple[int, int], Operators] = {}
 
     @torch.no_grad()
     def tower(self, inputs: dict[str, Any]) -> TowerWork:
@@ -104,7 +85,7 @@ class ModelWork:
         for name, value in wanted.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 wanted[name] = value.to(dtype)
-        with self._fake(), recording(self.parts.model, [*layers, *projector]) as found:
+        with self._fake(), recording(self.parts.model, [*layers, *projector]) as found, _replayed(layers, found):
             try:
                 output = get(**wanted, return_dict=True)
             except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -118,14 +99,25 @@ class ModelWork:
     def decoder(self, length: int) -> DecoderWork:
         """The decoder on `length` tokens; layers of one kind are run once.
 
+        Where the lengths that were run before tell one another exactly, so do they tell this one, and nothing is run.
+
         Raises
         ------
         NotImplementedError
             If its layers look at values.
         """
         if length not in self._known:
-            self._known[length] = self._decoder(length)
+            told = self._lengths.at(length) if length > 1 else None
+            self._known[length] = self._decoder(length) if told is None else told
         return self._known[length]
+
+    def run(self, lengths: Sequence[int]) -> None:
+        """Run the decoder on these lengths: what others are told by (``LengthCurve``)."""
+        for length in dict.fromkeys(lengths):
+            if length not in self._known:
+                self._known[length] = self._decoder(length)
+            if length > 1:  # a single token goes other ways
+                self._lengths.add(self._known[length])
 
     @torch.no_grad()
     def _decoder(self, length: int) -> DecoderWork:
@@ -144,17 +136,21 @@ class ModelWork:
                 raise _uncounted(self.parts, "language model", error) from error
             held = [_held(layer) for layer in cache_of(out).layers]
         held += [0] * (self.depth - len(held))  # layers that read the keys of others
+        made = {i: tuple(found.inside(i)) for i in set(first)}
         return DecoderWork(
             length,
-            tuple(tuple(found.inside(i)) for i in first),
+            tuple(made[i] for i in first),
             tuple(found.outside()),
             tuple(held[i] for i in first),
         )
 
     def prefill(self, lengths: Sequence[int]) -> Operators:
         """A prefill whose layer `l` sees ``lengths[l]`` tokens."""
-        layers = (o for i, n in enumerate(lengths) for o in self.decoder(n).layers[i])
-        return (*self.decoder(lengths[0]).rest, *layers)
+        return tuple(chain.from_iterable(self.prefill_parts(lengths)))
+
+    def prefill_parts(self, lengths: Sequence[int]) -> list[Operators]:
+        """The same by what is beside the layers, and each layer; equal ones are the same object."""
+        return [self.decoder(lengths[0]).rest, *(self.decoder(n).layers[i] for i, n in enumerate(lengths))]
 
     def kv_bytes(self, lengths: Sequence[int]) -> int:
         """Bytes of the cache behind such a prefill."""
@@ -162,13 +158,19 @@ class ModelWork:
 
     def step(self, lengths: Sequence[int]) -> Operators:
         """One more token behind such a prefill."""
-        one = self.decoder(1)
-        found = [*one.rest]
-        for i, n in enumerate(lengths):
-            found += [o for o in one.layers[i] if o.kind not in (ATTENTION, CAUSAL)]
-            behind = self.decoder(n)
-            found.append(Operator(ATTENTION, behind.attention(i), 0, behind.kv[i]))
-        return tuple(found)
+        return tuple(chain.from_iterable(self.step_parts(lengths)))
+
+    def step_parts(self, lengths: Sequence[int]) -> list[Operators]:
+        """The same by what is beside the layers, and each layer; equal ones are the same object."""
+        return [self.decoder(1).rest, *(self._step(i, n) for i, n in enumerate(lengths))]
+
+    def _step(self, layer: int, length: int) -> Operators:
+        key = self._kinds.index(self._kinds[layer]), length
+        if key not in self._steps:
+            behind = self.decoder(length)
+            own = (o for o in self.decoder(1).layers[layer] if o.kind not in (ATTENTION, CAUSAL))
+            self._steps[key] = (*own, Operator(ATTENTION, behind.attention(layer), 0, behind.kv[layer]))
+        return self._steps[key]
 
     def head(self) -> Operators:
         """The output layer on one token."""
@@ -206,9 +208,8 @@ def _uncounted(parts: Parts, what: str, error: Exception) -> NotImplementedError
     )
 
 
-def _kind(layer: nn.Module, lm: Any, i: int) -> Any:
+def _kind(layer: nn.Module) -> Any:
     """What tells a layer from others: modules, shapes, settings."""
-    types = getattr(lm.config.get_text_config(), "layer_types", None)
     settings = [
         (name, attribute, value)
         for name, module in layer.named_modules()
@@ -216,7 +217,7 @@ def _kind(layer: nn.Module, lm: Any, i: int) -> Any:
         if isinstance(value, (bool, int, float, str)) and attribute not in ("layer_idx", "layer_number", "training")
     ]
     shapes = [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
-    return type(layer), settings, shapes, types[i] if types and i < len(types) else None
+    return type(layer), settings, shapes
 
 
 @contextmanager
@@ -236,6 +237,43 @@ def _once(layers: Any, first: Sequence[int]) -> Iterator[None]:
             handle.remove()
         for i in passed:
             del layers[i].forward
+
+
+@contextmanager
+def _replayed(layers: Sequence[nn.Module], found: Recording) -> Iterator[None]:
+    """A layer that is called as an equal one was gives that one's output, and its operators count again."""
+    kinds = [_kind(layer) for layer in layers]
+    known: dict[Any, Any] = {}
+    for layer, kind in zip(layers, kinds, strict=True):
+        layer.forward = _replaying(layer.forward, kinds.index(kind), known, found)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _replaying(plain: Any, kind: int, known: dict[Any, Any], found: Recording) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = tree_flatten((args, kwargs))
+        key = kind, repr(tree), tuple(map(_as_called, leaves))
+        if key not in known:
+            start = len(found.found)
+            out = plain(*args, **kwargs)
+            known[key] = out, found.found[start:], leaves  # which are held, so that no other has the same id
+            return out
+        out, operators, _ = known[key]
+        found.found.extend(operators)
+        return out
+
+    return forward
+
+
+def _as_called(value: Any) -> Any:
+    """What of an argument decides which operators run: without values a tensor's shape, with values all of it."""
+    if isinstance(value, FakeTensor):
+        return tuple(value.shape), value.dtype
+    return value if value is None or isinstance(value, (bool, int, float, str)) else id(value)
 
 
 def _handing_on(outputs: dict[int, Any], like: int) -> Any:

@@ -61,6 +61,9 @@ class Operator:
         return replace(self, flops=self.flops * both, moved=self.moved * share, experts=experts)
 
 
+Operators = tuple[Operator, ...]
+
+
 def flops_of(operators: Sequence[Operator]) -> int:
     """Of all together."""
     return round(sum(o.flops for o in operators))

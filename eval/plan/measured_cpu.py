@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from vtc.eval.cost.clocks import wall_clock, work_clock
+from vtc.eval.cost.clocks import Clock, wall_clock, work_clock
 
 from .devices import CPU, FLOAT32, MEMORY_USED, Device
 
@@ -17,12 +17,14 @@ HEADS, HEAD_DIM = 16, 64
 TURNS = 3
 
 
-def seconds_of(call: Callable[[], object], turns: int = TURNS) -> float:
-    """Median of `turns`, behind one that is not measured.
+def cpu_clock() -> Clock:
+    """CPU time where one thread does all, so that other load does not count; else the wall's."""
+    return (work_clock if torch.get_num_threads() == 1 else wall_clock)(torch.device(CPU))
 
-    CPU time where one thread does all, so that other load does not count; else the wall's.
-    """
-    clock = (work_clock if torch.get_num_threads() == 1 else wall_clock)(torch.device(CPU))
+
+def seconds_of(call: Callable[[], object], turns: int = TURNS) -> float:
+    """Median of `turns`, behind one that is not measured."""
+    clock = cpu_clock()
     call()
     return max(statistics.median(clock.measure(call)[0] for _ in range(turns)), 1e-9)
 

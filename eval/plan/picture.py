@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,21 +33,6 @@ class Picture:
     tokens: int
     text: int
     inputs: dict[str, Any]
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of ``"1280x960"``.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
-    size = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not all(1 <= side <= 65500 for side in size):
-        raise ValueError(f"--image {text!r} must be WIDTHxHEIGHT in pixels from 1 to 65500, such as 1280x960")
-    return size
 
 
 def blank(size: tuple[int, int]) -> Image.Image:

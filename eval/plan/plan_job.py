@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc.eval.cost.model_work import ModelWork
-from vtc.eval.terminal.option_checks import check_choice
+from vtc.eval.terminal.option_checks import check_choice, picture_size
+from vtc.eval.vlm.model_source import configuration, has_processor, read_processor
 from vtc.eval.vlm.pruning_settings import needs_keep, parse_keep, split_list, takes_keep
 from vtc.models.stock.transformers_api import keeps_state
 from vtc.pipeline_text import parse
@@ -16,8 +17,8 @@ from vtc.pruners.base import Pruner
 from .devices import CPU, FLOAT32, HALF
 from .find_device import check_device, device_named
 from .kept_tokens import Kept, kept_by, unpruned
-from .model_source import configuration, parts_of, processor_of
-from .picture import Picture, blank, inputs_of, parse_size, read_picture, smaller
+from .parts_without_weights import parts_of
+from .picture import Picture, blank, inputs_of, read_picture, smaller
 from .reckon import GRID, Reckoning, Times, Turning, turning_points
 from .selection_cost import SelectionCost, selection_cost
 
@@ -124,10 +125,17 @@ def make_plan(options: PlanOptions) -> Plan:
     """
     check_device(options.gpu)
     check_choice("--dtype", options.dtype, DTYPES)
-    size, batches = parse_size(options.image), _batches(options.batch)
+    size, batches = picture_size(options.image), _batches(options.batch)
     methods = _methods(options)
-    config, folder = configuration(options.model)
-    processor = processor_of(options.model, options.processor or folder)
+    config, place = configuration(options.model)
+    place = options.processor or place
+    if place is None or not has_processor(place):
+        raise OSError(
+            f"{options.model!r} has a configuration but no processor, so how many tokens a picture has is not known: "
+            "--processor names a folder or hub id that has one (processor_config.json or preprocessor_config.json, and "
+            "a tokenizer)"
+        )
+    processor = read_processor(options.model, place)
     dtype = options.dtype if options.dtype != "auto" else FLOAT32 if options.gpu == CPU else HALF[0]
 
     def picture_of(size: tuple[int, int]) -> Picture:
@@ -142,8 +150,10 @@ def make_plan(options: PlanOptions) -> Plan:
     reckoning = Reckoning(work, tower, picture.text, options.answer_tokens, device, dtype)
     base = Setting("", None, unpruned(lengths, work.depth), SelectionCost())
     settings = tuple(
-        _setting(parts, method, keep, pipeline, lengths, picture.text) for method, keep, pipeline in methods
+        _setting(parts, method, keep, pipeline, lengths, picture.text, device.measured)
+        for method, keep, pipeline in methods
     )
+    reckoning.run([base.kept, *(s.kept for s in settings)])
     plain = {b: reckoning.times(base.kept, b) for b in batches}
     cells = [Cell(s, b, reckoning.times(s.kept, b, s.selection), plain[b]) for s in settings for b in batches]
     turning = {}
@@ -192,10 +202,16 @@ def _pipeline(name: str, keep: int | float | None = None) -> tuple[Pruner, ...]:
 
 
 def _setting(
-    parts: Any, method: str, keep: int | float | None, pipeline: Sequence[Pruner], lengths: Sequence[int], text: int
+    parts: Any,
+    method: str,
+    keep: int | float | None,
+    pipeline: Sequence[Pruner],
+    lengths: Sequence[int],
+    text: int,
+    measured: bool,
 ) -> Setting:
     kept = kept_by(parts, pipeline, lengths)
-    cost = SelectionCost() if method == ANY else selection_cost(parts, kept, text)
+    cost = SelectionCost() if method == ANY else selection_cost(parts, kept, text, measured)
     return Setting(method, keep, kept, cost)
 
 

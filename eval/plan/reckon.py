@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from vtc.eval.cost.model_work import ModelWork, Operators, TowerWork
-from vtc.eval.cost.operators import flops_of
+from vtc.eval.cost.model_work import ModelWork, TowerWork
+from vtc.eval.cost.operators import Operators, flops_of
 
 from .devices import Device
 from .kept_tokens import Kept
@@ -59,6 +59,8 @@ class Reckoning:
     answer: int
     device: Device
     dtype: str
+    _known: dict[tuple[int, int], tuple[Operators, float]] = field(default_factory=dict)
+    _towers: dict[tuple[tuple[float, ...], int], float] = field(default_factory=dict)
 
     def lengths(self, per_layer: Sequence[int]) -> list[int]:
         """Tokens that each decoder layer sees."""
@@ -68,17 +70,40 @@ class Reckoning:
         """Seconds of the parts; decoding in the middle of the answer."""
         lengths = self.lengths(kept.per_layer)
         later = [n + self.answer // 2 for n in lengths]
+        head = self._seconds([self.head], batch)
         return Times(
-            self._seconds(self.tower_work.tower(kept.tower_shares), batch),
-            self._seconds(self.tower_work.projector, batch),
+            self._tower(kept.tower_shares, batch),
+            self._seconds([self.tower_work.projector], batch),
             selection.on(self.device, batch) if selection else 0.0,
-            self._seconds(self.work.prefill(lengths), batch),
-            self._seconds(self.work.head(), batch),
-            self._seconds((*self.work.step(later), *self.work.head()), batch),
+            self._seconds(self.work.prefill_parts(lengths), batch),
+            head,
+            self._seconds(self.work.step_parts(later), batch) + head,
         )
 
-    def _seconds(self, operators: Operators, batch: int) -> float:
-        return self.device.seconds(operators, self.dtype, batch)
+    def run(self, kept: Sequence[Kept]) -> None:
+        """Run the decoder on these numbers of tokens, and at the end of the longest answer: the others follow."""
+        lengths = sorted({n for one in kept for n in self.lengths(one.per_layer)})
+        self.work.run([1, *lengths, lengths[-1] + self.answer])
+
+    @cached_property
+    def head(self) -> Operators:
+        """The output layer on one token."""
+        return self.work.head()
+
+    def _tower(self, shares: tuple[float, ...], batch: int) -> float:
+        if (shares, batch) not in self._towers:
+            self._towers[shares, batch] = self._seconds([self.tower_work.tower(shares)], batch)
+        return self._towers[shares, batch]
+
+    def _seconds(self, parts: Sequence[Operators], batch: int) -> float:
+        """Of parts of which many are the same object."""
+        found = 0.0
+        for part in parts:
+            key = id(part), batch
+            if key not in self._known:  # the part is held, so that no other gets its id
+                self._known[key] = part, self.device.seconds(part, self.dtype, batch)
+            found += self._known[key][1]
+        return found
 
     def flops(self, kept: Kept) -> dict[str, int]:
         """FLOPs of one prompt by part."""
@@ -86,7 +111,7 @@ class Reckoning:
             "tower": flops_of(self.tower_work.tower(kept.tower_shares)),
             "projector": flops_of(self.tower_work.projector),
             "decoder": flops_of(self.work.prefill(self.lengths(kept.per_layer))),
-            "head": flops_of(self.work.head()),
+            "head": flops_of(self.head),
         }
 
     def kv_bytes(self, kept: Kept, answer: bool = False) -> int:

@@ -11,13 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from vtc.eval.cost.operators import MATMUL, Operator, flops_of, recording
-from vtc.eval.stability.made_up_spans import Made, Sizes, picture
+from vtc.eval.stability.made_up_spans import MadeOnce, Sizes, picture
 from vtc.eval.stability.rounding_overlap import PARAMS, walk
 from vtc.models.layout.model_parts import Parts
 from vtc.pruners import make_pruner
@@ -25,10 +24,10 @@ from vtc.pruners.base import Pruner, Stop
 
 from .devices import FLOAT32, Device
 from .kept_tokens import Kept
-from .measured_cpu import seconds_of
+from .measured_cpu import cpu_clock
 
 SHARES = (0.125, 0.25)  # of the tokens, tried first
-LONGEST = 0.7  # seconds that choosing among all may take
+LONGEST = 0.3  # seconds that choosing among all may take
 VOCABULARY = 16384  # rows of the largest table that is made up; what is read of more is in proportion
 FAILURES = (NotImplementedError, TypeError, ValueError, RuntimeError, OSError, AttributeError, AssertionError)
 
@@ -40,9 +39,9 @@ class SelectionCost:
     Attributes
     ----------
     seconds : float
-        On this CPU.
+        On this CPU; where operators are written down, with what that takes.
     flops, moved : float
-        Of its products, and bytes that it reads and writes.
+        Of its products, and bytes that it reads and writes; nothing where seconds are measured.
     operators : float
         How many there are.
     extrapolated : bool
@@ -65,15 +64,18 @@ class SelectionCost:
         return max(device.seconds([whole], FLOAT32), self.operators * device.launch)
 
 
-def selection_cost(parts: Parts, kept: Kept, text: int) -> SelectionCost | None:
-    """What choosing costs; None where it can't be known, as of methods that need what no made-up token has."""
+def selection_cost(parts: Parts, kept: Kept, text: int, measured: bool = False) -> SelectionCost | None:
+    """What choosing costs, in seconds of this CPU (`measured`) or in operators.
+
+    None where it can't be known, as of methods that need what no made-up token has.
+    """
     whole = SelectionCost()
     sizes = _sizes(parts, text)
     for pruner, stop, before, after in kept.stops:
         if stop.keep == 0 or after == before:
             continue
         for (n, k), count in Counter(zip(before, after, strict=True)).items():
-            one = _one(pruner, stop, n, k, sizes, parts)
+            one = _one(pruner, stop, n, k, sizes, parts, measured)
             if one is None:
                 return None
             whole = _sum(whole, one, count)
@@ -90,14 +92,16 @@ def _sum(a: SelectionCost, b: SelectionCost, times: int) -> SelectionCost:
     )
 
 
-def _one(pruner: Pruner, stop: Stop, n: int, k: int, sizes: Sizes, parts: Parts) -> SelectionCost | None:
+def _one(
+    pruner: Pruner, stop: Stop, n: int, k: int, sizes: Sizes, parts: Parts, measured: bool
+) -> SelectionCost | None:
     if not any(pruner.params().keys() - {"keep"}) and pruner.name in PARAMS and pruner.reads_vocabulary:
         pruner = make_pruner(pruner.name, keep=pruner.keep, **PARAMS[pruner.name])
     table = max(1.0, parts.lm.config.get_text_config().vocab_size / VOCABULARY) if pruner.reads_vocabulary else 1.0
     try:
-        tried = [_tried(pruner, stop, max(4, round(n * s)), k / n, sizes) for s in SHARES if n * s >= 16]
+        tried = [_tried(pruner, stop, max(4, round(n * s)), k / n, sizes, measured) for s in SHARES if n * s >= 16]
         if not tried or _power(tried, n).seconds < LONGEST:
-            found = _tried(pruner, stop, n, k / n, sizes)[1]
+            found = _tried(pruner, stop, n, k / n, sizes, measured)[1]
         else:
             found = _power(tried, n)
     except FAILURES:
@@ -125,34 +129,17 @@ def _power(tried: Sequence[tuple[int, SelectionCost]], n: int) -> SelectionCost:
 
 
 @torch.no_grad()
-def _tried(pruner: Pruner, stop: Stop, n: int, share: float, sizes: Sizes) -> tuple[int, SelectionCost]:
-    made = _Drawn(picture(n), sizes)
+def _tried(pruner: Pruner, stop: Stop, n: int, share: float, sizes: Sizes, measured: bool) -> tuple[int, SelectionCost]:
+    made = MadeOnce(picture(n), sizes)
     here = stop._replace(keep=max(1, min(n - 1, round(n * share))))
-    walk(pruner, made, [here])  # draws what is read
+    walk(pruner, made, [here])  # makes what is read
+    clock = cpu_clock()
+    if measured:
+        return n, SelectionCost(clock.measure(lambda: walk(pruner, made, [here]))[0], operators=1)
     with recording(nn.Identity()) as found:
-        walk(pruner, made, [here])
-    seconds = seconds_of(lambda: walk(pruner, made, [here]), 1)
+        seconds, _ = clock.measure(lambda: walk(pruner, made, [here]))
     moved = sum(o.moved for o in found.found)
     return n, SelectionCost(seconds, flops_of(found.found), moved, len(found.found))
-
-
-class _Drawn(Made):
-    """Made-up tokens that draw everything once: only what the method does is timed."""
-
-    def draw(self, name: str, *shape: int) -> torch.Tensor:
-        """Kept by name."""
-        held: dict[Any, torch.Tensor] = self.__dict__.setdefault("_held", {})
-        key = (name, shape)
-        if key not in held:
-            held[key] = super().draw(name, *shape)
-        return held[key]
-
-    @property
-    def projector(self) -> nn.Module:
-        """Made once, as a model's is."""
-        if "_projector" not in self.__dict__:
-            self.__dict__["_projector"] = super().projector
-        return self.__dict__["_projector"]
 
 
 def _sizes(parts: Parts, text: int) -> Sizes:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SIZE = re.compile(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})")
 LEAST = 3  # rounds: of fewer, no interval
 
 
@@ -67,17 +65,3 @@ class SpeedOptions:
         """What makes times comparable, beside the model and the machine."""
         width, height = self.image
         return {"image": f"{width}x{height}", "batch": self.batch, "dtype": self.dtype}
-
-
-def parse_image(text: str) -> tuple[int, int]:
-    """Read ``WIDTHxHEIGHT``.
-
-    Raises
-    ------
-    ValueError
-        For anything else.
-    """
-    found = SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"--image must be WIDTHxHEIGHT in pixels, such as 1280x960, got {text!r}")
-    return int(found[1]), int(found[2])

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from vtc.eval.check.prompts.build_prompts import kind_of
-from vtc.eval.check.tiny_model.config_source import config_of
 from vtc.eval.check.tiny_model.shrink import completed
 from vtc.eval.terminal.option_checks import check_choice, device_of
 from vtc.eval.vlm.loading import config_hash, load_model, quiet_transformers
+from vtc.eval.vlm.model_source import configuration, has_processor, read_processor
 from vtc.eval.vlm.prompts import Row
-from vtc.model_sources import PROCESSORS, explained
 from vtc.models.layout.model_parts import Parts, locate
 from vtc.models.tower.refusals import vision_layers
 
@@ -113,21 +112,20 @@ def load_subject(options: SpeedOptions) -> Subject:
         return Subject(
             loaded.model, row, loaded.name, loaded.identity, Layers.all(len(parts.layers)), tower, loaded.model
         )
-    quiet_transformers()
     check_choice("dtype", options.dtype, ("auto", "float32", "bfloat16", "float16"))
     device = device_of(options.device)
+    quiet_transformers()
     name = options.model or "bundled"
-    config = config_of(name)
+    config, place = configuration(name)
     config = completed(config, kind_of(config).defaults)
     usual = "float32" if device.type == "cpu" else "bfloat16"
     dtype: torch.dtype = getattr(torch, usual if options.dtype == "auto" else options.dtype)
     shape = plan_shape(config, device, dtype, options.layers, options.tower_layers)
     model = build(shape, device, dtype, options.seed)
-    processor = _processor(name)
-    if processor is None:
+    if place is None or not has_processor(place):
         row = row_without_processor(model, config, picture, question, options.batch)
     else:
-        row = row_of_processor(processor, config, picture, question, options.batch)
+        row = row_of_processor(read_processor(name, place), config, picture, question, options.batch)
     identity = config_hash({"config": config.to_dict()})
     tower = shape.tower or _tower(locate(model))
     return Subject(model, row, name, identity, shape.text, tower, shape.full, shape.missing, True)
@@ -136,24 +134,3 @@ def load_subject(options: SpeedOptions) -> Subject:
 def _tower(parts: Parts) -> Layers | None:
     layers = tower_layers_of(parts)
     return Layers.all(len(layers)) if layers else None
-
-
-def _processor(name: str) -> Any:
-    """The processor beside a configuration; None where there is none."""
-    import transformers
-
-    from vtc.bundled_files import bundled_model_path
-
-    path = bundled_model_path() if name == "bundled" else Path(name).expanduser()
-    folder = path.parent if path.is_file() else path
-    if not folder.is_dir():  # a model type or a hub id
-        if "/" not in name:
-            return None
-        try:
-            return transformers.AutoProcessor.from_pretrained(name, local_files_only=True)
-        except (OSError, ValueError):
-            return None
-    if not any((folder / file).is_file() for file in PROCESSORS):
-        return None
-    with explained(name, str(folder), processor=True):
-        return transformers.AutoProcessor.from_pretrained(folder)

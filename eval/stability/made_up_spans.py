@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -231,3 +232,42 @@ class Made(SignalSource):
     def questions(self) -> list[str]:
         """One question."""
         return ["what is it?"]
+
+
+@dataclass
+class MadeOnce(Made):
+    """A made-up span that makes everything once, as it lies there in a model: for what is timed."""
+
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave the first time."""
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
+
+    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        """As ``Made.read``, the same tensor every time."""
+        return self.once((signal, tokens.layer, tokens.ids.shape[1]), lambda: self.at(signal).read(signal, tokens))
+
+    def text(self, signal: Signal) -> Tensor:
+        """As ``Made.text``."""
+        return self.once(("text", signal), lambda: self.at(signal).text(signal))
+
+    def at(self, signal: Signal) -> Made:
+        """The span that `signal` is read of."""
+        return Made(self.layout, self.sizes, vary=self.vary)
+
+    def features(self, stage: str, layer: int | None) -> Tensor:
+        """As ``Made.features``, the same in all layers."""
+        return self.once(("features", stage), lambda: Made.features(self, stage, None))
+
+    @property
+    def projector(self) -> nn.Module:
+        """As ``Made.projector``."""
+        return self.once("projector", lambda: super(MadeOnce, self).projector)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """As ``Made.embeddings``."""
+        return self.once("table", lambda: super(MadeOnce, self).embeddings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
+LARGEST = 65500  # pixels of a side
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -23,6 +25,21 @@ def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
     choices = list(allowed)
     if value not in choices:
         raise ValueError(f"{option} {value!r} is unknown: allowed are {', '.join(choices)}")
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Width and height of ``--image 1280x960``.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    found = re.fullmatch(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not all(1 <= side <= LARGEST for side in size):
+        raise ValueError(f"--image {text!r} must be WIDTHxHEIGHT in pixels from 1 to {LARGEST}, such as 1280x960")
+    return size
 
 
 def device_of(name: str) -> torch.device:

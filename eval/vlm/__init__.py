@@ -2,5 +2,5 @@
 
 In: a model's name, questions.
 Out: rows of model inputs, features by picture.
-Uses: eval.tasks, eval.tasks.media, eval.terminal, models.layout, pruners, vtc.
+Uses: eval.check.tiny_model, eval.tasks, eval.tasks.media, eval.terminal, models.layout, pruners, vtc.
 """

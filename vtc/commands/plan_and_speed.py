@@ -110,7 +110,8 @@ def speed(
     Exit code 0: measured. 1: with --compare, something became slower or larger beyond noise. 2: bad input, or an older
     run of another model, setting or machine.
     """
-    from vtc.eval.speed.options import SpeedOptions, parse_image
+    from vtc.eval.speed.options import SpeedOptions
+    from vtc.eval.terminal.option_checks import picture_size
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
     folders(("--data", data))
@@ -121,7 +122,7 @@ def speed(
         model=model,
         pruners=[method_text(name) for name in split_list(pruners)],
         keeps=[parse_keep(part) for part in keep.split(",")],
-        image=parse_image(image),
+        image=picture_size(image),
         batch=batch,
         rounds=rounds,
         device=device,

@@ -196,7 +196,7 @@ def test_interrupted_nothing_is_written(model: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--image", "big"), "--image must be WIDTHxHEIGHT in pixels, such as 1280x960, got 'big'"),
+        (("--image", "big"), "--image 'big' must be WIDTHxHEIGHT in pixels from 1 to 65500, such as 1280x960"),
         (("--rounds", "1"), "--rounds 1 is too few"),
         (("--batch", "0"), "--batch must be an int >= 1, got 0"),
         (("--layers", "0"), "--layers must be an int >= 1, got 0"),
