@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# what torch.device takes, known before torch is imported
+DEVICES = (
+    *("auto", "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia", "xla"),
+    *("lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone"),
+)
 
 
 def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
@@ -23,6 +29,18 @@ def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
     choices = list(allowed)
     if value not in choices:
         raise ValueError(f"{option} {value!r} is unknown: allowed are {', '.join(choices)}")
+
+
+def check_device_name(name: str) -> None:
+    """Refuse a word that is no kind of device; others than torch's own may be a backend's that is installed.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+    """
+    if name.partition(":")[0] not in DEVICES and not entry_points(group="torch.backends"):
+        raise ValueError(f"device {name!r} is unknown: try cpu or cuda")
 
 
 def device_of(name: str) -> torch.device:
