@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from .base import Pruner, check_keep
 from .method_modules import HOME
+from .parameter_names import parameter_names
 from .plugins import import_source, load_plugins, plugins, refuse_source
 
 _REGISTRY: dict[str, type[Pruner]] = {}
@@ -117,7 +118,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def refuse_call(name: str, params: Mapping[str, Any]) -> None:
-    """Refuse an unknown method or a ``keep`` out of range; for that no method of vtc's, and no torch, is imported.
+    """Refuse an unknown method or parameter, or a ``keep`` out of range; no torch is imported for vtc's own methods.
 
     Raises
     ------
@@ -126,8 +127,17 @@ def refuse_call(name: str, params: Mapping[str, Any]) -> None:
     """
     if name not in HOME:
         pruner_class(name)
-    elif params.get("keep") is not None:
+        return
+    if params.get("keep") is not None:
         check_keep(params["keep"], f"{name}.keep")
+    if known := parameter_names(name):
+        _refuse_unknown(name, params, known)
+
+
+def _refuse_unknown(name: str, params: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in params:
+        if key not in known:
+            raise ValueError(f"{name} has no parameter {key!r}. {nearest(key, list(known))}")
 
 
 def pruner_class(name: str) -> type[Pruner]:
@@ -157,8 +167,5 @@ def make_pruner(name: str, /, **params: Any) -> Pruner:
     """
     refuse_call(name, params)
     cls = pruner_class(name)
-    known = [f.name for f in fields(cls) if f.init]
-    for key in params:
-        if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r}. {nearest(key, known)}")
+    _refuse_unknown(name, params, [f.name for f in fields(cls) if f.init])
     return cls(**params)

@@ -48,6 +48,7 @@ class TimedPrompt:
     def read(self, cell: Cell) -> dict[str, float]:
         """One turn of a cell: seconds by part."""
         found: dict[str, float] = {}
+        given = None
         with pruned(self.model, cell) as model:
             handle = getattr(model, "vtc", None)
             if reuses_encoder(self.model):
@@ -57,7 +58,7 @@ class TimedPrompt:
             found["prefill"], out = self.clock.measure(lambda: self.forward(model))
             found["decode"] = self.clock.measure(lambda: self.decode(model, out))[0] / DECODED
             if handle is not None:
-                found["selection"] = self.choosing(model)
+                found["selection"] = self.choosing(model, None if cell.vision_stage else given)
         return found
 
     def selection(self, cell: Cell) -> float:
@@ -72,10 +73,10 @@ class TimedPrompt:
         tower, _ = self.clock.measure(lambda: encode(self.model, self.row))
         return tower, self.clock.measure(lambda: self.forward(self.model))[0]
 
-    def choosing(self, model: Any) -> float:
-        """Of a wrapped model, in a forward of its own, as it synchronises inside."""
+    def choosing(self, model: Any, vision: dict[str, Any] | None = None) -> float:
+        """Of a wrapped model, in a forward of its own (see ``forward``), as it synchronises inside."""
         model.vtc.timing = True
-        self.forward(model)
+        self.forward(model, vision)
         model.vtc.timing = False
         return model.vtc.report.selection_seconds or 0.0
 

@@ -98,5 +98,3 @@ SHEETS: dict[str, Sheet] = {
     "a100": Sheet("NVIDIA A100 data sheet (80 GB, SXM)", 312, 19.5, 2039, 80),
     "l4": Sheet("NVIDIA L4 data sheet", 121, 30.3, 300, 24),
 }
-CPU = "cpu"
-NAMES = (*SHEETS, CPU)

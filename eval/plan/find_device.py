@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from .devices import CPU, NAMES, SHEETS, Device
+from .device_names import CPU, check_device
+from .devices import SHEETS, Device
 from .measured_cpu import this_machine
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not known.
-
-    Raises
-    ------
-    ValueError
-        Naming those that are.
-    """
-    if name not in NAMES:
-        raise ValueError(f"--gpu {name!r} is unknown: allowed are {', '.join(NAMES)}")
 
 
 def device_named(name: str, dtype: str) -> Device:

@@ -10,7 +10,8 @@ import torch
 
 from vtc.eval.cost.clocks import Clock, wall_clock, work_clock
 
-from .devices import CPU, FLOAT32, MEMORY_USED, Device
+from .device_names import CPU
+from .devices import FLOAT32, MEMORY_USED, Device
 
 TOKENS, WIDTH, WIDER = 512, 2048, 4096
 HEADS, HEAD_DIM = 16, 64

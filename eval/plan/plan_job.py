@@ -14,8 +14,9 @@ from vtc.models.stock.transformers_api import keeps_state
 from vtc.pipeline_text import parse
 from vtc.pruners.base import Pruner
 
-from .devices import CPU, FLOAT32, HALF
-from .find_device import check_device, device_named
+from .device_names import CPU, check_device
+from .devices import FLOAT32, HALF
+from .find_device import device_named
 from .kept_tokens import Kept, kept_by, unpruned
 from .parts_without_weights import parts_of
 from .picture import Picture, blank, inputs_of, read_picture, smaller

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from vtc.eval.cost.prefill_cost import Measured
 from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
 from vtc.eval.vlm.prompts import Row, pad_id, pad_rows
 from vtc.models.stock.transformers_api import cache_of, given
+
+from .chunks_and_batches import batches
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,13 @@ def shares_prefix(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def answer_shared(
-    model: nn.Module, processor: Any, groups: Sequence[Sequence[Row]], encoded: Sequence[Any], max_new_tokens: int
-) -> list[list[Answer]]:
+    model: nn.Module,
+    processor: Any,
+    groups: Sequence[Sequence[Row]],
+    encoded: Sequence[Any],
+    max_new_tokens: int,
+    batch_size: int = 16,
+) -> Iterator[list[tuple[Row, Answer]]]:
     """One prefill per IMAGE; every question is a second turn on a copy of its cache.
 
     The same answers as ``answer_plain`` for methods that don't look at the question, because a causal model's visual
@@ -116,6 +124,13 @@ def answer_shared(
         The questions of each image; all prefixes are equally long.
     encoded : sequence
         The vision output of each image.
+    batch_size : int
+        Questions at once, of whichever of the images.
+
+    Yields
+    ------
+    list of (Row, Answer)
+        Batch by batch.
     """
     pad = pad_id(processor)
     firsts = [group[0] for group in groups]
@@ -128,15 +143,21 @@ def answer_shared(
         logits_to_keep=1,
     )
     per_image = _measure(model, range(len(groups)), firsts)
-    rows = [(i, row) for i, group in enumerate(groups) for row in group]
-    texts: dict[str, str] = {}
-    for length in sorted({len(row.ids) for _, row in rows}):  # equally long rows need no padding behind the prefix
-        same = [(i, row) for i, row in rows if len(row.ids) == length]
-        batch = pad_rows([row.ids for _, row in same], [row.tokens for _, row in same], pad)
-        cache = select_cache(cache_of(output), [i for i, _ in same])
-        found = _generate(model, processor, batch, max_new_tokens, **given(core_of(model), cache=cache))
-        texts |= {row.question.question_id: text for (_, row), text in zip(same, found, strict=True)}
-    return [[Answer(texts[r.question.question_id], per_image[i]) for r in group] for i, group in enumerate(groups)]
+    for same in by_length([(i, row) for i, group in enumerate(groups) for row in group]):
+        for batch in batches(same, batch_size):
+            rows = [row for _, row in batch]
+            inputs = pad_rows([row.ids for row in rows], [row.tokens for row in rows], pad)
+            cache = select_cache(cache_of(output), [i for i, _ in batch])
+            texts = _generate(model, processor, inputs, max_new_tokens, **given(core_of(model), cache=cache))
+            yield [(row, Answer(text, per_image[i])) for (i, row), text in zip(batch, texts, strict=True)]
+
+
+def by_length(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
+    """Numbered rows by their length: equally long ones need no padding behind their prefix."""
+    found: dict[int, list[tuple[int, Row]]] = defaultdict(list)
+    for i, row in rows:
+        found[len(row.ids)].append((i, row))
+    return [found[length] for length in sorted(found)]
 
 
 def select_cache(cache: Any, rows: Sequence[int]) -> Any:

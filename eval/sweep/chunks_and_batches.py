@@ -10,7 +10,7 @@ from typing import TypeVar
 from vtc.eval.tasks.questions import Question
 from vtc.eval.vlm.prompts import Row
 
-IMAGES_PER_CHUNK, CHUNKS, BATCHES = 16, 20, 3  # at most, about, at least
+IMAGES_PER_CHUNK, CHUNKS, BATCHES = 16, 20, 6  # at most, about, at least
 T = TypeVar("T")
 
 
@@ -49,16 +49,10 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def packs(groups: Sequence[list[Row]], size: int) -> Iterator[list[list[Row]]]:
-    """Images with equally long prefixes, together up to `size` questions; an image with more is cut."""
+def packs(groups: Sequence[list[Row]], size: int) -> Iterator[Sequence[list[Row]]]:
+    """Images with equally long prefixes, up to `size`: as many prefills at once as a batch has questions."""
     by_prefix: dict[int, list[list[Row]]] = defaultdict(list)
     for group in groups:
-        by_prefix[group[0].prefix] += [list(part) for part in batches(group, size)]
+        by_prefix[group[0].prefix].append(group)
     for same in by_prefix.values():
-        pack: list[list[Row]] = []
-        for group in same:
-            if pack and sum(map(len, pack)) + len(group) > size:
-                yield pack
-                pack = []
-            pack.append(group)
-        yield pack
+        yield from batches(same, size)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vtc.eval.tasks.questions import TaskSet
-from vtc.eval.vlm.feature_cache import pruned
+from vtc.eval.vlm.encode_once import reuses_encoder
+from vtc.eval.vlm.feature_cache import Features, pruned
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import DEPTH, RANDOM, UNPRUNED, Cell, first_of_lines, is_random, make_seeds
@@ -25,10 +26,17 @@ CLOSE = 0.05  # as a share of the budget: no further baseline for less
 NOTHING = 0.97  # of all tokens: hardly pruned at all
 
 
-def measured_budget(loaded: Loaded, cell: Cell, rows: Sequence[Row]) -> float:
+def measured_budget(loaded: Loaded, cell: Cell, rows: Sequence[Row], features: Features) -> float:
     """Visual tokens per decoder layer under a cell, as a share of the unpruned model's, averaged over `rows`."""
+    with pruned(loaded.model, cell):
+        pass  # a method that can't run says so itself, before pictures are encoded for all of them
+    reuse = reuses_encoder(loaded.model)
+    encoded = [[features.get(cell, row)] if reuse else None for row in rows]
     with pruned(loaded.model, cell) as model:
-        found = [answer_plain(model, loaded.processor, [row], None, 1)[0].measured for row in rows]
+        found = [
+            answer_plain(model, loaded.processor, [row], vision, 1)[0].measured
+            for row, vision in zip(rows, encoded, strict=True)
+        ]
     return statistics.fmean(m.mean / m.total for m in found)
 
 
@@ -62,10 +70,11 @@ def add_baselines(plan: Plan, loaded: Loaded, tasks: TaskSet, seeds: Sequence[in
         return plan
     firsts = [group[0] for group in tasks.groups()[:IMAGES]]
     rows = [make_row(loaded.processor, loaded.model.config, tasks.visuals(q), q) for q in firsts]
-    budgets = [measured_budget(loaded, cell, rows) for cell in randoms]
+    features = Features(loaded.model, [*randoms, *unknown])
+    budgets = [measured_budget(loaded, cell, rows, features) for cell in randoms]
     added: list[Cell] = []
     for cell in unknown:
-        here = measured_budget(loaded, cell, rows)
+        here = measured_budget(loaded, cell, rows, features)
         if here <= NOTHING and all(abs(here - there) > CLOSE * here for there in budgets):
             budgets.append(keep := round(here, 3) or here)
             added += make_seeds(RANDOM, keep, seeds)

@@ -179,8 +179,7 @@ def _answers(
         for (limit, _), same in _alike(sweep, groups).items():
             for pack in packs(same, sweep.batch_size) if share else ():
                 vision = [encoded[id(g[0])] for g in pack]
-                found = answer_shared(wrapped, processor, pack, vision, limit)
-                yield [pair for g, a in zip(pack, found, strict=True) for pair in zip(g, a, strict=True)]
+                yield from answer_shared(wrapped, processor, pack, vision, limit, sweep.batch_size)
             rows = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
             for batch in batches(rows, sweep.batch_size):
                 outputs = [encoded[id(r)] for r in batch] if reuse else None

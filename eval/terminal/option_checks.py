@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 
 LARGEST = 65500  # pixels of a side
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# what torch.device takes, known before torch is imported
+DEVICES = (
+    *("auto", "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia", "xla"),
+    *("lazy", "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone"),
+)
 
 
 def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
@@ -40,6 +46,18 @@ def picture_size(text: str) -> tuple[int, int]:
     if not all(1 <= side <= LARGEST for side in size):
         raise ValueError(f"--image {text!r} must be WIDTHxHEIGHT in pixels from 1 to {LARGEST}, such as 1280x960")
     return size
+
+
+def check_device_name(name: str) -> None:
+    """Refuse a word that is no kind of device; others than torch's own may be a backend's that is installed.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+    """
+    if name.partition(":")[0] not in DEVICES and not entry_points(group="torch.backends"):
+        raise ValueError(f"device {name!r} is unknown: try cpu or cuda")
 
 
 def device_of(name: str) -> torch.device:

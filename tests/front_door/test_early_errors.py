@@ -30,6 +30,8 @@ BAD = {
         "--pruners dart(keep=2.0)",
         "--keep 2.0",
         "--recipe nope",
+        "--pruners dart(nope=1)",
+        "--device nope",
         "--match nope",
         "--dtype nope",
         "--on-error nope",
@@ -43,6 +45,7 @@ BAD = {
         "--image PICTURE --question hi --pruner dart --keep 2.0",
         "--image MISSING --question hi",
         "--image PICTURE --question hi --dtype nope",
+        "--image PICTURE --question hi --device nope",
         "--image PICTURE --question hi --model ./missing",
     ],
     "show": [
@@ -52,9 +55,9 @@ BAD = {
         "--pruner dart --keep 0.5 --image MISSING",
         "--pruner dart --keep 0.5 --dtype nope",
     ],
-    "serve": ["--pruner nope --keep 0.5", "--pruner dart --keep 2.0", "--dtype nope"],
+    "serve": ["--pruner nope --keep 0.5", "--device nope", "--pruner dart --keep 2.0", "--dtype nope"],
     "load-test": ["--target x", "--data MISSING", "--dtype nope"],
-    "plan": ["--model bundled --keep 2.0", "--model bundled --pruners nope"],
+    "plan": ["--model bundled --keep 2.0", "--model bundled --pruners nope", "--model bundled --gpu nope"],
     "speed": ["--pruners nope", "--keep 2.0", "--image nope", "--dtype nope", "--data MISSING"],
     "check": [
         "bundled --attn nope",

@@ -34,6 +34,14 @@ def known_dtype(dtype: str) -> str:
     return dtype
 
 
+def known_device(device: str) -> str:
+    """A device's name that may be one."""
+    from vtc.eval.terminal.option_checks import check_device_name
+
+    check_device_name(device)
+    return device
+
+
 Model = Annotated[
     str | None,
     typer.Option(callback=known_model, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
@@ -45,7 +53,9 @@ Import = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+Device = Annotated[
+    str, typer.Option(callback=known_device, help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+]
 Dtype = Annotated[
     str,
     typer.Option(

@@ -55,7 +55,7 @@ def plan(
     for part in split_list(keep):
         parse_keep(part)
     refuse_methods(split_list(pruners or ""))
-    from vtc.eval.plan.find_device import check_device
+    from vtc.eval.plan.device_names import check_device
 
     check_device(gpu)
     from vtc.eval.plan.plan_job import PlanOptions, make_plan

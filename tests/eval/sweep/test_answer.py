@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from bench_world import TOKENS, world
 from versions import TAKES_FEATURES
 
-from vtc.eval.sweep.answer import answer_plain, answer_shared, select_cache, shares_prefix
+from vtc.eval.sweep.answer import Answer, answer_plain, answer_shared, select_cache, shares_prefix
 from vtc.eval.sweep.sweep_run import pruned
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.vlm.encode_once import encode
 from vtc.eval.vlm.loading import load_model
-from vtc.eval.vlm.prompts import make_row
+from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import make_cell
 
 TEXT_FREE = [
@@ -36,6 +38,11 @@ def groups():
     return loaded, rows
 
 
+def told(answered: Iterator[list[tuple[Row, Answer]]]) -> dict[str, Answer]:
+    """Answers by question."""
+    return {row.question.question_id: answer for batch in answered for row, answer in batch}
+
+
 # where they don't, the benchmark asks every question by itself
 encodes_once = pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
 
@@ -49,12 +56,12 @@ def test_shared_prefix_equals_plain(groups, spec: str | None):
     assert shares_prefix(loaded.model)
     with pruned(loaded.model, cell) as model:
         encoded = [encode(model, group[0]) for group in rows]
-        shared = answer_shared(model, loaded.processor, rows, encoded, 4)
+        shared = told(answer_shared(model, loaded.processor, rows, encoded, 4))
         flat = [row for group in rows for row in group]
         each = [vision for group, vision in zip(rows, encoded, strict=True) for _ in group]
         plain = answer_plain(model, loaded.processor, flat, each, 4)
         alone = [answer_plain(model, loaded.processor, [row], None, 4)[0] for row in flat]
-    assert [a for group in shared for a in group] == plain == alone
+    assert [shared[row.question.question_id] for row in flat] == plain == alone
     assert len({a.text for a in plain}) > 3, "answers that are all the same would prove nothing"
 
 
@@ -62,9 +69,10 @@ def test_shared_prefix_equals_plain(groups, spec: str | None):
 def test_unwrapped_model(groups):
     loaded, rows = groups
     encoded = [encode(loaded.model, group[0]) for group in rows]
-    shared = answer_shared(loaded.model, loaded.processor, rows, encoded, 4)
-    alone = [answer_plain(loaded.model, loaded.processor, [row], None, 4)[0] for group in rows for row in group]
-    assert [a for group in shared for a in group] == alone
+    shared = told(answer_shared(loaded.model, loaded.processor, rows, encoded, 4))
+    flat = [row for group in rows for row in group]
+    alone = [answer_plain(loaded.model, loaded.processor, [row], None, 4)[0] for row in flat]
+    assert [shared[row.question.question_id] for row in flat] == alone
     assert {a.measured.kept for a in alone} == {TOKENS}
 
 

@@ -9,9 +9,10 @@ from vtc.eval.sweep.plan import Plan, plan_cells
 from vtc.eval.sweep.random_baselines import add_baselines, measured_budget
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.vlm.feature_cache import Features
 from vtc.eval.vlm.loading import Loaded, load_model
-from vtc.eval.vlm.prompts import make_row
-from vtc.eval.vlm.pruning_settings import UNPRUNED, make_cell
+from vtc.eval.vlm.prompts import Row, make_row
+from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell, make_cell
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,10 @@ def tasks() -> TaskSet:
     return load_tasks(bundled_data()).subset(None, 4)
 
 
+def budget(loaded: Loaded, cell: Cell, rows: list[Row]) -> float:
+    return measured_budget(loaded, cell, rows, Features(loaded.model, [cell]))
+
+
 def randoms(plan: Plan) -> list[tuple[int | float | None, int | None]]:
     return [(cell.keep, cell.seed) for cell in plan.cells if cell.method == "random"]
 
@@ -33,9 +38,9 @@ def test_budgets_are_measured(loaded: Loaded, tasks: TaskSet):
     rows = [make_row(loaded.processor, loaded.model.config, tasks.visuals(q), q)]
     total, depth = rows[0].visual, loaded.model.config.get_text_config().num_hidden_layers
     quarter = round(total / 4)
-    assert measured_budget(loaded, UNPRUNED, rows) == 1.0
-    assert measured_budget(loaded, make_cell("uniform", 0.25), rows) == pytest.approx(quarter / total)
-    late = measured_budget(loaded, make_cell("fastv", 0.25), rows)
+    assert budget(loaded, UNPRUNED, rows) == 1.0
+    assert budget(loaded, make_cell("uniform", 0.25), rows) == pytest.approx(quarter / total)
+    late = budget(loaded, make_cell("fastv", 0.25), rows)
     assert late == pytest.approx((2 * total + (depth - 2) * quarter) / depth / total)
     assert not hasattr(loaded.model, "vtc")
 
@@ -48,7 +53,7 @@ def test_methods_that_prune_late_get_a_baseline_of_their_own(loaded: Loaded, tas
     assert plan.cells[0] == UNPRUNED
     q = tasks.questions[0]
     rows = [make_row(loaded.processor, loaded.model.config, tasks.visuals(q), q)]
-    late = measured_budget(loaded, make_cell("pyramiddrop", 0.25), rows)
+    late = budget(loaded, make_cell("pyramiddrop", 0.25), rows)
     assert late > 0.3
     wanted = [round(late, 3)] * 3 + [round(40 / rows[0].visual, 3)] * 3
     assert [k for k, _ in randoms(plan) if k != 0.25] == pytest.approx(wanted, abs=0.002)

@@ -13,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from versions import TAKES_FEATURES
 
 from vtc.eval import bench
+from vtc.eval.sweep import answer
+from vtc.eval.sweep.chunks_and_batches import deal
 from vtc.eval.sweep.options import BenchOptions
+from vtc.eval.tasks.reading.load import load_tasks
 
 IMAGES = 5
 INPUT = ["uniform", "pool", "norm", "divprune", "tome"]
@@ -71,6 +74,26 @@ def test_the_tower_runs_once_per_image_for_all_cells_behind_it(
     # cells that prune inside the tower run it themselves, each once per image
     run(data, tmp_path / "out", [*INPUT, *OTHER, TOWER])
     assert (watch.loads, watch.pictures) == (3, 3 * IMAGES)
+
+
+@pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
+def test_equally_long_questions_of_a_chunk_are_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data, batches = save_data(tmp_path / "data", IMAGES), []
+    generate = answer._generate
+
+    def counted(model: Any, processor: Any, batch: Any, *more: Any, **options: Any) -> list[str]:
+        batches.append(len(batch["input_ids"]))
+        return generate(model, processor, batch, *more, **options)
+
+    monkeypatch.setattr(answer, "_generate", counted)
+    monkeypatch.setattr(bench, "write_files", lambda *_: None)
+    run(data, tmp_path / "out", INPUT[:2])
+    rows = read_all(tmp_path / "out" / "results.jsonl")
+    lengths = {row["question_id"]: row["prompt_tokens"] for row in rows}
+    chunks = [[lengths[q.question_id] for group in c for q in group] for c in deal(load_tasks(data).groups(), 16)]
+    each = [n for chunk in chunks for n in Counter(chunk).values()]
+    assert max(each) > 1
+    assert sorted(batches) == sorted(each * len({row["cell"] for row in rows}))
 
 
 @pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
