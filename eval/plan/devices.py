@@ -34,6 +34,8 @@ class Device:
         The same of attention of which half may be skipped.
     bandwidth, functions : float
         Attained bytes a second: of copies, and of functions such as GELU.
+    reading : float
+        The same of weights that a product reads.
     launch : float
         Seconds that an operator takes at least.
     memory : float
@@ -49,6 +51,7 @@ class Device:
     causal: Mapping[str, float]
     bandwidth: float
     functions: float
+    reading: float
     launch: float
     memory: float
     assumed: str = ""
@@ -62,7 +65,7 @@ class Device:
         table = {ATTENTION: self.attention, CAUSAL: self.causal}.get(o.kind, self.rates)
         speed = self.functions if o.kind == FUNCTION else self.bandwidth
         products = o.flops / table[dtype] if o.kind in (MATMUL, ATTENTION, CAUSAL) else 0.0
-        return max(products, (o.weights + o.moved) / speed, self.launch)
+        return max(products, o.weights / self.reading + o.moved / speed, self.launch)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Sheet:
         )
         causal = {d: 2 * rate for d, rate in attention.items()}
         memory = MEMORY_USED * self.memory * GIGA
-        return Device(name, self.title, rates, attention, causal, speed, speed, LAUNCH, memory, said)
+        return Device(name, self.title, rates, attention, causal, speed, speed, speed, LAUNCH, memory, said)
 
 
 # float32 is that of the plain cores: PyTorch multiplies float32 there unless told otherwise

@@ -35,6 +35,11 @@ def _products(dtype: torch.dtype) -> float:
     return 2 * TOKENS * WIDTH * WIDER / seconds_of(lambda: torch.nn.functional.linear(x, weight))
 
 
+def _reading(dtype: torch.dtype) -> float:
+    row, weight = torch.randn(1, 2 * WIDER).to(dtype), torch.randn(2 * WIDTH, 2 * WIDER).to(dtype)
+    return weight.numel() * weight.element_size() / seconds_of(lambda: torch.nn.functional.linear(row, weight))
+
+
 def _attention(dtype: torch.dtype, causal: bool) -> float:
     query, key, value = (torch.randn(1, HEADS, TOKENS, HEAD_DIM).to(dtype) for _ in range(3))
     flops = 4 * HEADS * TOKENS * TOKENS * HEAD_DIM
@@ -47,7 +52,7 @@ def this_machine(dtype: str = FLOAT32) -> Device:
     """The CPU here, in `dtype` and in float32, in which methods compute.
 
     Products and attention are measured by themselves, the bandwidth by an addition over arrays beyond the caches,
-    functions by GELU.
+    reading by the product of one row with weights beyond them, functions by GELU.
     """
     kinds = {name: getattr(torch, name) for name in dict.fromkeys((FLOAT32, dtype))}
     rates = {name: _products(kind) for name, kind in kinds.items()}
@@ -56,6 +61,7 @@ def this_machine(dtype: str = FLOAT32) -> Device:
     large = torch.randn(TOKENS, 4 * WIDER)
     moved = large.numel() * large.element_size()
     bandwidth = 3 * moved / seconds_of(lambda: large + large)
+    reading = _reading(kinds[dtype])
     functions = 2 * moved / seconds_of(lambda: torch.nn.functional.gelu(large))
     small = torch.randn(8)
     launch = seconds_of(lambda: [small + small for _ in range(1000)]) / 1000
@@ -63,10 +69,22 @@ def this_machine(dtype: str = FLOAT32) -> Device:
     said = (
         f"measured here with {threads} thread{'s' * (threads > 1)}: {rates[dtype] / 1e9:.0f} GFLOPS in "
         f"{dtype}, {attention[dtype] / 1e9:.0f} in attention, "
-        f"{bandwidth / 1e9:.1f} GB/s, {launch * 1e6:.1f} us an operator; {MEMORY_USED:g} of the machine's memory"
+        f"{bandwidth / 1e9:.1f} GB/s, {reading / 1e9:.1f} of weights, {launch * 1e6:.1f} us an operator; "
+        f"{MEMORY_USED:g} of the machine's memory"
     )
     return Device(
-        CPU, "this machine", rates, attention, causal, bandwidth, functions, launch, _memory(), said, measured=True
+        CPU,
+        "this machine",
+        rates,
+        attention,
+        causal,
+        bandwidth,
+        functions,
+        reading,
+        launch,
+        _memory(),
+        said,
+        measured=True,
     )
 
 
