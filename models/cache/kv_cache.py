@@ -128,7 +128,7 @@ def slot_layer(cache: Cache, index: int) -> Any:
 
 def as_stock(layer: Any) -> Any:
     """A layer's keys and values as a stock layer holds them: whatever happens to the one happens to the other."""
-    stock = next((stock for stock, twin in TWINS.items() if type(layer) is twin), None)
+    stock: Any = next((stock for stock, twin in TWINS.items() if type(layer) is twin), None)
     if stock is None:
         return layer
     found = stock.__new__(stock)

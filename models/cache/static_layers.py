@@ -82,15 +82,15 @@ class ShortLayer:
         self.dropped, self.real = 0, None
 
 
-class ShortStaticLayer(ShortLayer, StaticLayer):
+class ShortStaticLayer(ShortLayer, StaticLayer):  # type: ignore[override]
     """``StaticLayer`` of a pruned sequence."""
 
 
-class ShortSlidingLayer(ShortLayer, StaticSlidingWindowLayer):
+class ShortSlidingLayer(ShortLayer, StaticSlidingWindowLayer):  # type: ignore[override]
     """``StaticSlidingWindowLayer`` of one that its window is longer than."""
 
 
-SHORT: dict[type, type] = {StaticLayer: ShortStaticLayer, StaticSlidingWindowLayer: ShortSlidingLayer}
+SHORT: dict[type, Any] = {StaticLayer: ShortStaticLayer, StaticSlidingWindowLayer: ShortSlidingLayer}
 
 
 def is_static(cache: Any) -> bool:

@@ -86,7 +86,7 @@ class Steady:
     def begin(self, cache: Any, call: Call) -> None:
         """Prepare the call."""
         shift, embeds, given = self.shift, call.get("embeds"), call.get("mask")
-        mask = self._mask(embeds.device) if getattr(self.first, "padded", False) else None
+        mask: Any = self._mask(embeds.device) if getattr(self.first, "padded", False) else None
         if isinstance(given, dict):  # the composite model made them already: by kind of layer, and in full
             if mask is not None:
                 mask = mask[:, None, None]
