@@ -24,6 +24,7 @@ from vtc.models.language.run_and_report_step import Steps
 from vtc.models.language.thread_state import Local
 from vtc.models.language.tokenizer import Words
 from vtc.models.layout.model_parts import Parts
+from vtc.models.loans.loan_hooks import Loans
 from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
@@ -72,6 +73,7 @@ class Adapter:
         self.steps = Steps(parts, self.local)
         self.forward = Forward(parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
+        self.loans = Loans(parts, self.stops, self.decoder)
         self.planner = Planner(self.decoder)
         self.vision = VisionSide(
             parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
@@ -109,11 +111,11 @@ class Adapter:
         eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
         self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
-        self._hook(
-            lm.register_forward_pre_hook(_by_compiling(f.lm_pre, self.planner.behind(f.lm_pre)), with_kwargs=True)
-        )
+        compiled = self.loans.refuse_compiled if self.loans.at else self.planner.behind(f.lm_pre)
+        self._hook(lm.register_forward_pre_hook(_by_compiling(f.lm_pre, compiled), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
-        after = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
+        behind = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
+        after = [self.loans.after(i, hook) for i, hook in enumerate(behind)]
         hooks = [
             LayerHooks(
                 layer,
@@ -122,12 +124,15 @@ class Adapter:
                 after[i],
                 functools.partial(self.planner.before, i),
                 after[i] and self.planner.after,
+                self.loans.carry if i in self.loans.at else None,
             ).attach()
             for i, layer in enumerate(layers)
         ]
         self._undo += [h.detach for h in hooks]
-        if any(h.movable for h in hooks):
+        if any(h.stands_in for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
+        for module in self.loans.ends:
+            self._hook(module.register_forward_hook(_uncompiled(self.loans.scale)))
         for i in d.tapped_layers():
             tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
@@ -231,12 +236,11 @@ class Adapter:
         self._shadow(self.parts.core, name, wrap)
 
 
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     """`hook`, but nothing where torch.compile traces: it must not break a graph that goes on behind it."""
 
-    def run(*args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            hook(*args)
+    def run(*args: Any) -> Any:
+        return None if torch.compiler.is_compiling() else hook(*args)
 
     return run
 

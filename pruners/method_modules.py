@@ -20,6 +20,7 @@ HOME = {
     "hired": "hired",
     "holov": "holov",
     "idpruner": "idpruner",
+    "pmod": "pmod",
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
     "pyramiddrop": "pyramiddrop",
