@@ -1,5 +1,8 @@
 """What pruning must be equal to: the untouched model on the full sequence, no cache, dropped tokens hidden by masks.
 
+Tokens that go round one layer are hidden from it too, and behind it they are as they were, times their gates; what the
+layer's MLP adds to the others is gated likewise.
+
 Nothing of vtc is used here. Which tokens are hidden from which layers on is read from the public report (``spans`` and
 ``steps``); positions are those that the untouched model itself uses for this prompt; the greedy tokens of the pruned
 model are appended, and ONE causal forward over everything gives the logits that each of them must have come from. (If
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -106,17 +110,24 @@ def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
     hidden = torch.zeros(depth, batch, width, dtype=torch.bool)
     for step in report.steps:
         first = step.layer if step.stage == "decoder" else 0
+        end = first + 1 if getattr(step, "loan", False) else depth
         for span, kept in zip(report.spans, step.kept, strict=True):
             gone = torch.ones(len(span.columns), dtype=torch.bool)
             gone[kept.cpu()] = False
-            hidden[first:, span.sample, span.columns[gone]] = True
+            hidden[first:end, span.sample, span.columns[gone]] = True
     return hidden
 
 
 def kept_at_end(report: Any, attention_mask: Tensor, depth: int) -> Tensor:
-    """`[B, L]` bool: the columns that reach the last layer."""
+    """`[B, L]` bool: the columns that leave the last layer."""
     batch, width = attention_mask.shape
-    return attention_mask.bool() & ~hidden_per_layer(report, batch, width, depth)[-1]
+    stays = SimpleNamespace(spans=report.spans, steps=[s for s in report.steps if not getattr(s, "loan", False)])
+    return attention_mask.bool() & ~hidden_per_layer(stays, batch, width, depth)[-1]
+
+
+def loans_of(report: Any) -> list[int]:
+    """The layers that some tokens go round."""
+    return [step.layer for step in report.steps if getattr(step, "loan", False)]
 
 
 @contextmanager
@@ -178,6 +189,44 @@ def injected(model: nn.Module, vectors: dict[int, tuple[Tensor, Tensor]]) -> Ite
             handle.remove()
 
 
+# behind its MLP, a layer may have a norm of what that adds
+BRANCH_ENDS = ("post_feedforward_layernorm", "mlp")
+
+
+@contextmanager
+def going_round(model: nn.Module, hidden: Tensor, gates: dict[int, Tensor]) -> Iterator[None]:
+    """Let tokens go round the layers of `gates` `[B, T]`: those that are ``hidden[layer]`` `[B, T]` from it."""
+
+    def hooks(i: int, gate: Tensor) -> list[Any]:
+        layer = text_model(model).layers[i]
+        entered: list[Tensor] = []
+
+        def pre(_: nn.Module, args: tuple) -> None:
+            entered[:] = [args[0]]
+
+        def post(_: nn.Module, __: tuple, out: Any) -> Any:
+            states = out[0] if isinstance(out, tuple) else out
+            states = torch.where(hidden[i][..., None], (entered[0] * gate[..., None]).to(states), states)
+            return (states, *out[1:]) if isinstance(out, tuple) else states
+
+        def scale(_: nn.Module, __: tuple, added: Tensor) -> Tensor:
+            return added * gate[..., None]
+
+        end = next(getattr(layer, name) for name in BRANCH_ENDS if hasattr(layer, name))
+        return [
+            layer.register_forward_pre_hook(pre),
+            layer.register_forward_hook(post),
+            end.register_forward_hook(scale),
+        ]
+
+    handles = [handle for i, gate in gates.items() for handle in hooks(i, gate)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextmanager
 def features_given(model: nn.Module, outputs: dict[str, Any]) -> Iterator[None]:
     """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`."""
@@ -198,8 +247,11 @@ def reference(
     positions: Tensor,
     tokens: Tensor,
     vectors: dict[int, tuple[Tensor, Tensor]] | None = None,
+    gates: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
+
+    `gates` are those `[B, L]` of layers that tokens go round, else 1.
 
     ``[:, :L]`` are the prefill logits, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -218,7 +270,12 @@ def reference(
         i: (torch.cat([where, where.new_zeros(batch, extra)], 1), values)
         for i, (where, values) in (vectors or {}).items()
     }
-    with masked(model, hidden, valid.bool()), injected(model, vectors):
+    ones = hidden.new_ones(batch, width + extra).to(next(lm.parameters()).dtype)
+    gated = {
+        i: ones if gates is None or i not in gates else torch.cat([gates[i], ones[:, width:]], 1)
+        for i in loans_of(report)
+    }
+    with masked(model, hidden, valid.bool()), injected(model, vectors), going_round(model, hidden, gated):
         out = model(
             input_ids=torch.cat([ids, tokens[:, :extra]], 1),
             attention_mask=valid,
