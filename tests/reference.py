@@ -11,7 +11,7 @@ the reference's arg-max agrees at every step, greedy decoding of the reference g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -191,26 +191,35 @@ def injected(model: nn.Module, vectors: dict[int, tuple[Tensor, Tensor]]) -> Ite
 
 # behind its MLP, a layer may have a norm of what that adds
 BRANCH_ENDS = ("post_feedforward_layernorm", "mlp")
+Routers = Callable[[int, Tensor], Tensor]  # gates `[B, T]` of the states `[B, T, D]` that enter a layer
 
 
 @contextmanager
-def going_round(model: nn.Module, hidden: Tensor, gates: dict[int, Tensor]) -> Iterator[None]:
-    """Let tokens go round the layers of `gates` `[B, T]`: those that are ``hidden[layer]`` `[B, T]` from it."""
+def going_round(
+    model: nn.Module, hidden: Tensor, visual: Tensor, layers: list[int], routers: Routers | None
+) -> Iterator[dict[int, Tensor]]:
+    """Let tokens go round `layers`: those that are ``hidden[layer]`` `[B, T]`; gates are of what is `visual` `[B, T]`.
 
-    def hooks(i: int, gate: Tensor) -> list[Any]:
+    Gives the gates by layer, once the model has run.
+    """
+    gates: dict[int, Tensor] = {}
+
+    def hooks(i: int) -> list[Any]:
         layer = text_model(model).layers[i]
         entered: list[Tensor] = []
 
         def pre(_: nn.Module, args: tuple) -> None:
             entered[:] = [args[0]]
+            ones = torch.ones_like(args[0][..., 0])
+            gates[i] = ones if routers is None else torch.where(visual, routers(i, args[0]), ones)
 
         def post(_: nn.Module, __: tuple, out: Any) -> Any:
             states = out[0] if isinstance(out, tuple) else out
-            states = torch.where(hidden[i][..., None], (entered[0] * gate[..., None]).to(states), states)
+            states = torch.where(hidden[i][..., None], entered[0] * gates[i][..., None], states)
             return (states, *out[1:]) if isinstance(out, tuple) else states
 
         def scale(_: nn.Module, __: tuple, added: Tensor) -> Tensor:
-            return added * gate[..., None]
+            return added * gates[i][..., None]
 
         end = next(getattr(layer, name) for name in BRANCH_ENDS if hasattr(layer, name))
         return [
@@ -219,12 +228,30 @@ def going_round(model: nn.Module, hidden: Tensor, gates: dict[int, Tensor]) -> I
             end.register_forward_hook(scale),
         ]
 
-    handles = [handle for i, gate in gates.items() for handle in hooks(i, gate)]
+    handles = [handle for i in layers for handle in hooks(i)]
     try:
-        yield
+        yield gates
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_choice(report: Any, gates: dict[int, Tensor], ratios: dict[int, float]) -> None:
+    """The report's tokens are those of the largest gates of each sample, as many as float32 makes of the ratio."""
+    for step in report.steps:
+        if step.layer not in gates:
+            continue
+        samples = {span.sample for span in report.spans}
+        for sample in samples:
+            own = [i for i, span in enumerate(report.spans) if span.sample == sample]
+            columns = torch.cat([report.spans[i].columns for i in own])
+            kept = torch.cat([report.spans[i].columns[step.kept[i]] for i in own])
+            count = int(torch.tensor(float(len(columns))) * torch.tensor(ratios[step.layer]))
+            assert len(kept) == count
+            gate = gates[step.layer][sample]
+            rest = columns[~torch.isin(columns, kept)]
+            if count and len(rest):
+                assert gate[kept].min() >= gate[rest].max() - 1e-5, "the largest gates go through"
 
 
 @contextmanager
@@ -247,11 +274,12 @@ def reference(
     positions: Tensor,
     tokens: Tensor,
     vectors: dict[int, tuple[Tensor, Tensor]] | None = None,
-    gates: dict[int, Tensor] | None = None,
+    routers: Routers | None = None,
+    seen: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    `gates` are those `[B, L]` of layers that tokens go round, else 1.
+    Where tokens go round layers, `routers` gate them, else 1; `seen` takes the gates.
 
     ``[:, :L]`` are the prefill logits, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -270,12 +298,11 @@ def reference(
         i: (torch.cat([where, where.new_zeros(batch, extra)], 1), values)
         for i, (where, values) in (vectors or {}).items()
     }
-    ones = hidden.new_ones(batch, width + extra).to(next(lm.parameters()).dtype)
-    gated = {
-        i: ones if gates is None or i not in gates else torch.cat([gates[i], ones[:, width:]], 1)
-        for i in loans_of(report)
-    }
-    with masked(model, hidden, valid.bool()), injected(model, vectors), going_round(model, hidden, gated):
+    visual = torch.zeros(batch, width + extra, dtype=torch.bool)
+    for span in report.spans:
+        visual[span.sample, span.columns] = True
+    round_ = going_round(model, hidden, visual, loans_of(report), routers)
+    with masked(model, hidden, valid.bool()), injected(model, vectors), round_ as gates:
         out = model(
             input_ids=torch.cat([ids, tokens[:, :extra]], 1),
             attention_mask=valid,
@@ -283,4 +310,6 @@ def reference(
             use_cache=False,
             **inputs,
         )
+    if seen is not None:
+        seen.update(gates)
     return out.logits

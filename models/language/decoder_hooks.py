@@ -192,7 +192,9 @@ class DecoderSide:
             return call.args, call.kwargs
         run.attending.append(i)
         run.masks_made |= call.get("mask") is not None
-        if not run.pruned and not is_pruned(run.cache, self.sources[i]):
+        # where the first layer holds fewer, decoding knows of padding only by what the others have noted
+        notes = 0 in self.lends and bool(run.batch.spans)
+        if not run.pruned and not notes and not is_pruned(run.cache, self.sources[i]):
             return call.args, call.kwargs
         self.calls.narrow(run, i, call)
         if run.checks is not None:
