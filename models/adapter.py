@@ -23,6 +23,7 @@ from vtc.models.language.refused_arguments import continuous_methods, refuse_con
 from vtc.models.language.run_and_report_step import Steps
 from vtc.models.language.thread_state import Local
 from vtc.models.language.tokenizer import Words
+from vtc.models.layout.facts_of_model import facts_of
 from vtc.models.layout.model_parts import Parts
 from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
@@ -63,6 +64,10 @@ class Adapter:
         if positions == "compact" and several_axes(parts.lm.config):
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
+        pruners = tuple(pruners)
+        facts = facts_of(parts)
+        for pruner in pruners:
+            pruner.check_model(facts)
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)
         # what is read inside the encoder is served there
