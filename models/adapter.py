@@ -23,7 +23,6 @@ from vtc.models.language.refused_arguments import continuous_methods, refuse_con
 from vtc.models.language.run_and_report_step import Steps
 from vtc.models.language.thread_state import Local
 from vtc.models.language.tokenizer import Words
-from vtc.models.layout.facts_of_model import facts_of
 from vtc.models.layout.model_parts import Parts
 from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
@@ -38,6 +37,7 @@ from vtc.models.tower.videos_as_images import VideosAsImages
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 
+from .facts_of_model import facts_of
 from .pipeline_stops import plan
 from .refused_beams import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 

@@ -40,8 +40,8 @@ class TrainedCompressor(Pruner):
     Notes
     -----
     A subclass says in ``sizes_for`` what a new network for given tokens is built from, in ``build`` builds it, and
-    calls ``run`` in ``select``. The network belongs to the method and never to the model, so that ``vtc.restore`` leaves the
-    stock model. It computes in float32 (in float64 on float64 tokens), whatever the model's dtype.
+    calls ``run`` in ``select``. The network belongs to the method and never to the model, so that ``vtc.restore``
+    leaves the stock model. It computes in float32 (in float64 on float64 tokens), whatever the model's dtype.
     """
 
     weights: str | None = None

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.layout.model_parts import Parts
+from vtc.models.layout.run_projector import projector_of
 from vtc.pruners.model_facts import ModelFacts, Sketch
-
-from .model_parts import Parts
-from .run_projector import projector_of
 
 VALUES = 16  # of each weight
 
