@@ -38,6 +38,7 @@ from vtc.models.tower.videos_as_images import VideosAsImages
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 
+from .facts_of_model import facts_of
 from .pipeline_stops import plan
 from .refused_beams import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 
@@ -64,6 +65,10 @@ class Adapter:
         if positions == "compact" and several_axes(parts.lm.config):
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
+        pruners = tuple(pruners)
+        facts = facts_of(parts)
+        for pruner in pruners:
+            pruner.check_model(facts)
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)
         # what is read inside the encoder is served there

@@ -14,6 +14,8 @@ from .visual_tokens import VisualTokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .model_facts import ModelFacts
+
 STAGES = ("vision", "input", "decoder")
 # what a method may say of itself, see ``Pruner``
 FLAGS = (
@@ -27,6 +29,7 @@ FLAGS = (
     "ragged",
     "joins_crops",
     "cascades",
+    "trained",
 )
 
 
@@ -161,7 +164,9 @@ class Pruner:
     with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
     that counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
     after it, so that features that differ by rounding end in another set; the docstring says why. All others keep at
-    least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``).
+    least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``), ``trained`` (works
+    with a network of its own that was trained, ``TrainedCompressor``). ``files`` names the parameters that are files to
+    go with a saved model.
     """
 
     keep: int | float | None = None
@@ -180,6 +185,8 @@ class Pruner:
     ragged: ClassVar[bool] = False
     joins_crops: ClassVar[bool] = False
     cascades: ClassVar[bool] = False
+    trained: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -247,6 +254,15 @@ class Pruner:
         ------
         OSError, ValueError
             If a file is not there, or not what it should be.
+        """
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Refuse a model that this method was not made for; to be overridden by methods trained for one.
+
+        Raises
+        ------
+        ValueError
+            Saying what the method was made for, what `model` is, and what to do.
         """
 
     def params(self) -> dict[str, Any]:

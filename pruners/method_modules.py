@@ -30,6 +30,7 @@ HOME = {
     "todre_removal": "todre",
     "todre": "todre",
     "tokencorr": "tokencorr",
+    "tokenflex": "tokenflex",
     "tome": "tome",
     "transprune": "transprune",
     "uniform": "uniform",
