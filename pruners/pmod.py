@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.ranking import top_k
+from vtc.pruners.trained.compressor import TrainedCompressor
 
-from .base import Lent, Loan, Pruner, Stop
+from .base import Lent, Loan, Stop
+from .model_facts import ModelFacts
 from .registry import register_pruner
 from .visual_tokens import VisualTokens
 
@@ -62,7 +63,7 @@ def schedule(depth: int, kind: str, last: int, shift: float = SHIFT, least: floa
 
 @register_pruner("pmod")
 @dataclass(kw_only=True)
-class PMoD(Pruner):
+class PMoD(TrainedCompressor):
     """p-MoD (Zhang et al., ICCV 2025, arXiv 2412.04449): mixture of depths for visual tokens, progressively fewer.
 
     Parameters
@@ -71,6 +72,8 @@ class PMoD(Pruner):
         Visual tokens that a layer processes, as a fraction on average over the layers, about 0.54 by default: the
         paper's schedule. Another value moves the schedule up or down as a whole, to the largest mean that is not above it;
         routers are not trained for that, and it is OURS. A count means nothing here.
+    weights : str, optional
+        See ``TrainedCompressor``; ``"untrained"`` are routers of zeros.
     target : {"shiftedcos", "shiftedlinear"}
         How ratios fall with depth.
     official : bool
@@ -89,8 +92,8 @@ class PMoD(Pruner):
     Chosen are the tokens with the largest g, ties by the lowest index. O(n D) a layer. Keys and values of a layer are
     those of its chosen tokens and the text. Means over the layers are about 0.537 of the tokens at any depth.
 
-    The method is trained: without trained routers all gates are 1, and each layer processes the first tokens of the
-    picture, which is no method to use. Training starts there, with all other weights of the language model.
+    Untrained routers are zeros: all gates are 1, and each layer processes the first tokens of the picture, which is no
+    method to use. Training starts there, together with the projector and the language model (``vtc train pmod``).
 
     Where we deviate: the authors set the logits of text to -inf BEFORE tanh, so that a visual token of a saturated gate
     can lose to a text token, of which then nothing more is told; here text is no candidate. ``torch.topk`` leaves open
@@ -106,7 +109,7 @@ class PMoD(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.routers: PModRouters | None = None
+        self._depth = 0
         if self.keep is not None and not isinstance(self.keep, float):
             raise ValueError(f"pmod.keep={self.keep} must be a fraction, the mean over the layers of what they process")
         if self.target not in SCHEDULES:
@@ -128,17 +131,24 @@ class PMoD(Pruner):
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """The MoD layers with their ratios."""
+        self._depth = self._depth or depth
         return tuple(Loan(layer, ratio) for layer, ratio in enumerate(self.ratios(depth)) if ratio < 1)
 
-    def gate(self, tokens: VisualTokens) -> Tensor:
-        """Gates of the tokens, `[B, N]` float32."""
-        features = wide(tokens.features)
-        if self.routers is None:
-            return torch.ones_like(features[..., 0])
-        found: Tensor = self.routers(features, tokens.layer)
-        return found
+    def check_model(self, model: ModelFacts) -> None:
+        """See ``TrainedCompressor``; a new network has a router for each layer of this model."""
+        self._depth = model.layers
+        super().check_model(model)
 
-    def select(self, tokens: VisualTokens, k: int) -> Lent:
-        """The tokens with the largest gates, and all gates."""
-        gate = self.gate(tokens)
+    def sizes_for(self, tokens: VisualTokens) -> dict[str, Any]:
+        """Width and depth of the language model."""
+        return {"width": tokens.features.shape[-1], "layers": self._depth}
+
+    @classmethod
+    def build(cls, sizes: Mapping[str, Any]) -> nn.Module:
+        """``PModRouters``."""
+        return PModRouters(sizes["width"], sizes["layers"])
+
+    def select(self, tokens: VisualTokens, k: int) -> Lent:  # type: ignore[override]
+        """The tokens with the largest gates, and all gates `[B, N]` float32."""
+        gate: Tensor = self.run(tokens, tokens.features, layer=tokens.layer)
         return Lent(top_k(gate.detach(), k, tokens.valid), gate)

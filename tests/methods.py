@@ -39,6 +39,7 @@ def tiny_explainer() -> str:
 EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "embedlens": ({"sink": tuple(range(5, 20)), "dead": tuple(range(20, 60))}, "ids that random tokens come near"),
     "explainer": ({"weights": tiny_explainer()}, "the shipped network belongs to the bundled model alone"),
+    "pmod": ({"weights": "untrained"}, "no network of such sizes is shipped"),
     "tokenflex": ({"weights": "untrained"}, "no network of such sizes is shipped"),
     "vscan": ({"window": 2, "ratio": 1.5}, "small grids, and some tokens left for the decoder"),
 }
@@ -134,7 +135,7 @@ VARIANTS = [
         "idpruner(importance=uniform, parallel=3)",
         "idpruner(importance=zoo)",
         "norm(shortest=True)",
-        "pmod(target=shiftedlinear)",
+        "pmod(target=shiftedlinear, weights=untrained)",
         "pool(layer=2)",
         "prumerge(adaptive=True)",
         "prumerge(official=True)",

@@ -9,9 +9,10 @@ import torch
 from methods import Setting
 from torch import Tensor
 
-import vtc
 from vtc.pruners.base import Loan, Stop
+from vtc.pruners.model_facts import ModelFacts
 from vtc.pruners.pmod import PModRouters, PMoD
+from vtc.pruners.trained.compressor import UNTRAINED
 
 LAYERS = 6
 
@@ -22,6 +23,7 @@ class Routed(PMoD):
 
     name: ClassVar[str] = "routed"
     lent: tuple[tuple[int, float], ...] = ()
+    weights: str | None = UNTRAINED
     __hash__ = object.__hash__  # settings are cached
 
     def __str__(self) -> str:
@@ -30,23 +32,25 @@ class Routed(PMoD):
     def stops(self, depth: int) -> tuple[Stop, ...]:
         return tuple(Loan(*one) for one in self.lent) if self.lent else super().stops(depth)
 
-    def network(self, width: int) -> PModRouters:
+    def routers(self, width: int) -> PModRouters:
         """Routers of this width, made once."""
-        if self.routers is None or self.routers.routers[0].in_features != width:
+        if self.sizes.get("width") != width:
             with torch.random.fork_rng(), torch.inference_mode(False):
                 torch.manual_seed(0)
-                self.routers = PModRouters(width, LAYERS)
-                for parameter in self.routers.parameters():
+                network = PModRouters(width, LAYERS)
+                for parameter in network.parameters():
                     parameter.data.normal_(0, 0.6 / width**0.5)
-        return self.routers
+            self.use(network, {"width": width, "layers": LAYERS})
+        assert isinstance(self._network, PModRouters)
+        return self._network
 
-    def gate(self, tokens: vtc.VisualTokens) -> Tensor:
-        self.network(tokens.features.shape[-1])
-        return super().gate(tokens)
+    def check_model(self, model: ModelFacts) -> None:
+        """It is made for whatever it meets."""
+        self.routers(model.width)
 
     def gates_of(self, layer: int, states: Tensor) -> Tensor:
         """The formula, written out: what the reference gates by."""
-        router = self.network(states.shape[-1]).routers[layer]
+        router = self.routers(states.shape[-1]).routers[layer]
         return 1 + 0.2 * torch.tanh((states * router.weight[0]).sum(-1) + router.bias)
 
 

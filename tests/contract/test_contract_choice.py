@@ -21,7 +21,7 @@ everywhere = pytest.mark.parametrize("place", PLACES, ids=str)
 
 # what the index must decide, since two tokens are each other's nearest, or all are worth the same
 TIED = ("divprune", "embedlens", "idpruner(importance=uniform, parallel=3)", "cdpruner(relevance=none)", "deep_random")
-UNTRAINED = ("pmod", "pmod(target=shiftedlinear)")  # all gates are 1
+UNTRAINED = ("pmod", "pmod(target=shiftedlinear, weights=untrained)")  # all gates are 1
 
 layouts = st.builds(
     layout_of, st.sampled_from(["line", "image", "frames", "crops"]), st.integers(1, 5), st.integers(1, 5)

@@ -131,7 +131,7 @@ def check(vector: Golden) -> None:
     pictures = [torch.from_numpy(e[v]) for e, v in zip(embeds, visual, strict=True) if v.any()]
     model.model.get_image_features = lambda *_, **__: SimpleNamespace(pooler_output=pictures, values=lambda: [pictures])
     pruner = method_of(vector)
-    pruner.routers = routers_of(meta, weights)
+    pruner.use(routers_of(meta, weights), {"width": meta["width"], "layers": meta["layers"]})
     mask = torch.from_numpy(valid).long()
     with vtc.compressed(model, pruner), watched(model, pruner) as seen:
         out = model.model(input_ids=ids, attention_mask=mask, pixel_values=torch.zeros(len(pictures), 3, 2, 2), use_cache=True)
