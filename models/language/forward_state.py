@@ -116,6 +116,8 @@ class Run:
         Whether positions are compact, and some token is gone or went before.
     away : Away, optional
         Within a layer that some tokens go round: what comes back behind it.
+    lent : dict
+        By such a layer what would have entered it; of the first layer only, else None.
     """
 
     full: int
@@ -158,6 +160,7 @@ class Run:
     renumbered: bool = False
     rope_moved: bool = False
     away: Any = None
+    lent: dict[int, Tensor | None] = field(default_factory=dict)
 
     @property
     def key_slots(self) -> Tensor:

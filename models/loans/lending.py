@@ -91,6 +91,7 @@ def lend(run: Run, pruner: Pruner, stop: Loan, hidden: Tensor) -> tuple[Tensor, 
     run.padded, run.stage_count = padded, -1 - (stop.layer or 0)  # no other layer of this forward holds the same
     scale = gather_columns(gate[..., None], order, -2).masked_fill((order < 0).to(gate.device)[..., None], 1)
     run.away = Away(hidden, gate, order, scale, before)
+    run.lent[stop.layer or 0] = None if stop.layer else hidden
     return gather_columns(hidden, order, -2), ids, sum(budgets)
 
 

@@ -37,15 +37,25 @@ def test_batch_equals_one_by_one(setting: Of, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl"])
-@pytest.mark.parametrize("impl", ["eager", "flex_attention"])
-def test_other_attention_implementations_give_the_same(family: str, impl: str) -> None:
-    found, plain = outcome(ROUTED, family, "text_row", impl), baseline(family, "text_row", "eager")
+def test_eager_attention_gives_the_same(family: str) -> None:
+    found, plain = outcome(ROUTED, family, "text_row", "eager"), baseline(family, "text_row", "eager")
     model, given = tiny(family, "eager"), prompt(family, "text_row").inputs
     routers = ROUTED.pruner.gates_of  # type: ignore[attr-defined]
     truth = reference(model, given, found.report, plain.positions, found.generated.tokens, routers=routers)
     width = given["input_ids"].shape[1]
     assert (found.generated.logits - truth[:, width - 1 :]).abs().max() < TOLERANCE
     assert torch.equal(allowed(truth[:, width - 1 :]).argmax(-1), found.generated.tokens)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_flex_attention_gives_the_same(family: str) -> None:
+    """Uncompiled it is slow, and its masks are all that could be wrong: two layers are lent."""
+    inputs, lender = prompt(family, "text_row").inputs, Routed(lent=((2, 0.5), (5, 0.2)))
+    found = []
+    for impl in ("sdpa", "flex_attention"):
+        with vtc.compressed(tiny(family, impl), lender) as model:
+            found.append(model(**inputs).logits[inputs["attention_mask"].bool()])
+    assert (found[0] - found[1]).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,6 +112,8 @@ def test_layers_give_whole_sequences_and_what_goes_round_is_gated(family: str) -
         report, states = model.vtc.report, out.hidden_states
     assert [x.shape[1] for x in states] == [width] * (len(text_model(model).layers) + 1)
     for step in report.steps:
+        if family == "qwen3_vl" and step.layer < 4:
+            continue  # what is added behind these layers is not among what they give
         for span, kept in zip(report.spans, step.kept, strict=True):
             gone = torch.ones(len(span.columns), dtype=torch.bool)
             gone[kept] = False
