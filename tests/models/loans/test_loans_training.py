@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
-from contextlib import ExitStack
 from gradients_of import gradients, labelled, same
 from reference import baseline, going_round, hidden_per_layer, loans_of, masked
 from routed import Routed
@@ -15,6 +15,7 @@ from zoo import FAMILIES, tiny
 
 import vtc
 
+LEARN = {0, 2, 3}  # a gate of the last layer changes visual states alone, behind which no text reads them
 LENT = ((0, 0.6), (2, 0.7), (3, 0.3), (5, 0.2))
 
 
@@ -44,7 +45,7 @@ def test_loss_and_gradients_equal_those_of_the_masked_model(family: str) -> None
         loss, found = gradients(model, asked)
         report = model.vtc.report
     ours = of_routers(parameters)
-    assert {int(n.split(".")[1]) for n, g in ours.items() if g.any()} == {layer for layer, _ in LENT}
+    assert {int(n.split(".")[1]) for n, g in ours.items() if g.any()} == LEARN
     visual = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for span in report.spans:
         visual[span.sample, span.columns] = True
@@ -100,4 +101,4 @@ def test_steps_lower_the_loss_and_move_the_routers() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     moved = {int(n.split(".")[1]) for n, p in parameters.items() if not torch.equal(p, before[n])}
-    assert moved == {layer for layer, _ in LENT}
+    assert moved == LEARN
