@@ -70,8 +70,8 @@ class PMoD(TrainedCompressor):
     ----------
     keep : float, optional
         Visual tokens that a layer processes, as a fraction on average over the layers, about 0.54 by default: the
-        paper's schedule. Another value moves the schedule up or down as a whole, to the largest mean that is not above it;
-        routers are not trained for that, and it is OURS. A count means nothing here.
+        paper's schedule. Another value moves the schedule up or down as a whole, to the largest mean that is not above
+        it; routers are not trained for that, and it is OURS. A count means nothing here.
     weights : str, optional
         See ``TrainedCompressor``; ``"untrained"`` are routers of zeros.
     target : {"shiftedcos", "shiftedlinear"}
@@ -81,8 +81,8 @@ class PMoD(TrainedCompressor):
 
     Notes
     -----
-    Stage: decoder, a ``Loan`` at each MoD layer. Nothing is dropped for good: a token that goes round a layer may run the
-    next. Layer l of L has the ratio ``r_l = cos(pi l / (L - 1)) / 2 + 0.5``; where it is at most 0.85, ``max(r_l,
+    Stage: decoder, a ``Loan`` at each MoD layer. Nothing is dropped for good: a token that goes round a layer may run
+    the next. Layer l of L has the ratio ``r_l = cos(pi l / (L - 1)) / 2 + 0.5``; where it is at most 0.85, ``max(r_l,
     0.15)`` of a sample's n visual tokens (all its pictures, newlines as well), rounded down, go through the layer, the
     others round it. With h the states that enter, `[n, D]`::
 

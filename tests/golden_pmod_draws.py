@@ -35,7 +35,7 @@ def norm_weight(r: np.random.Generator, width: int) -> np.ndarray:
 
 
 def llama_layers(seed: int, layers: int, width: int, inner: int, router: float) -> dict[str, np.ndarray]:
-    """Weights of Llama layers by their names in transformers' ``LlamaModel``, of a router each, and of the last norm."""
+    """Weights of Llama layers by their names in ``LlamaModel``, of a router each, and of the last norm."""
     r = np.random.default_rng(seed)
     w: dict[str, np.ndarray] = {}
     for i in range(layers):

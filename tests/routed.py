@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtc.pruners.base import Loan, Stop
 from vtc.pruners.model_facts import ModelFacts
-from vtc.pruners.pmod import PModRouters, PMoD
+from vtc.pruners.pmod import PMoD, PModRouters
 from vtc.pruners.trained.compressor import UNTRAINED
 
 LAYERS = 6

@@ -280,7 +280,7 @@ class Run:
         return gather_columns(hidden, order.to(device), -2)
 
     def narrow(self, keep: Tensor, width: int) -> Tensor:
-        """Leave only the columns `keep` `[B, L]`, right-aligned to `width`; which these are, `[B, width]`, -1: padding."""
+        """Leave only the columns `keep` `[B, L]`, right-aligned; which these are, `[B, width]`, -1 is padding."""
         length = keep.shape[1]
         order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
 

@@ -50,13 +50,13 @@ def restore_output(run: Run, output: Any) -> Any:
 
 
 def _between(run: Run, i: int, x: Tensor) -> Tensor:
-    """What enters layer `i` where tokens go round layers: all that are left are there, before and behind each of them."""
+    """What enters layer `i` where tokens go round layers: between these all that are left are there."""
     if i == 0 and run.lent.get(0) is not None:  # collected as the layer was given it
         x = run.lent[0]  # type: ignore[assignment]
     if x.shape[-2] != run.columns.shape[1]:
         raise NotImplementedError(
-            "this version of transformers collects what a layer gives before the tokens that go round it are back: leave "
-            f"output_hidden_states out. {versions()}"
+            "this version of transformers collects what a layer gives before the tokens that go round it are back: "
+            f"leave output_hidden_states out. {versions()}"
         )
     return _pick(x, run.current()[:, : run.full]) if run.pruned else x
 

@@ -139,7 +139,9 @@ def _checked(pruner: Pruner, found: Any, tokens: VisualTokens, k: int) -> tuple[
     if found.index.dim() != 2 or found.index.shape[0] != rows or found.index.shape[1] < k:
         raise ValueError(f"{name} must return an index [{rows}, {k}], got {list(found.index.shape)}")
     if found.gate.shape != tokens.ids.shape:
-        raise ValueError(f"{name} must return a gate for each token, {list(tokens.ids.shape)}, got {list(found.gate.shape)}")
+        raise ValueError(
+            f"{name} must return a gate for each token, {list(tokens.ids.shape)}, got {list(found.gate.shape)}"
+        )
     return found.index[:, :k], found.gate
 
 

@@ -61,8 +61,8 @@ class Loans:
         name, lm = next(iter(self.at.values()))[0].spoken_name, type(parts.lm).__name__
         if side.windows.streams > 1:
             raise NotImplementedError(
-                f"{name} gates what a layer does to a token's hidden state, and {lm} has {side.windows.streams} of them "
-                "for each token between its layers"
+                f"{name} gates what a layer does to a token's hidden state, and {lm} has {side.windows.streams} of "
+                "them for each token between its layers"
             )
         if any(source != i for i, source in enumerate(side.sources)):
             raise NotImplementedError(

@@ -1,7 +1,7 @@
 """Finds where a decoder layer's MLP branch ends, in front of the sum with the residual.
 
-That is its ``mlp`` in most layers, and a norm behind it in others (Gemma, OLMo 2). Names don't say which, so the layer's
-own forward runs once on two made-up tokens, with stand-ins in the place of its modules that bend what they are given:
+That is its ``mlp`` in most layers, and a norm behind it in others (Gemma, OLMo 2). Names don't say which, so the
+layer's own forward runs on two made-up tokens, with stand-ins in the place of its modules that bend what they are given:
 no weight is touched. Where the branch ends, twice as much adds twice as much to what the layer gives.
 """
 
@@ -67,8 +67,8 @@ def branch_end(layer: Any, mixer: Any, width: int, method: str) -> nn.Module:
         _, order = run({name: added})
         names = [n for n, _ in order]
         for end in dict.fromkeys(names[names.index(name) :]):
-            if end != name and not _behind(run, end, {name: added}, {name: 2 * added}):
-                continue
+            if names.count(end) > 1 or not (end == name or _behind(run, end, {name: added}, {name: 2 * added})):
+                continue  # of another branch, or of both
             none, once, twice = (run({end: times * added})[0] for times in (0, 1, 2))
             share = (once - none) / added
             linear = torch.allclose(twice - none, 2 * (once - none)) and torch.allclose(share, share.flatten()[0])
@@ -102,11 +102,16 @@ def _run(layer: Any, mixer: Any, x: Tensor, fixed: dict[str, Tensor]) -> tuple[T
             gives = fixed[name].clone
         elif module is mixer:
             gives = _nothing(x)
+        elif isinstance(module, (nn.Dropout, nn.Identity)):
+            parts[name] = nn.Identity()
+            continue
         parts[name] = None if module is None else _Bending(name, module, seen, gives)
     stand_in = object.__new__(type(layer))
     stand_in.__dict__.update(layer.__dict__)
-    whole = {kind: {n: None if p is None else torch.ones(p.shape) for n, p in getattr(layer, kind).items()} for kind in
-             ("_parameters", "_buffers")}
+    whole = {
+        kind: {n: None if p is None else torch.ones(p.shape) for n, p in getattr(layer, kind).items()}
+        for kind in ("_parameters", "_buffers")
+    }
     stand_in.__dict__.update(_modules=parts, training=False, **whole)
     with torch.no_grad():
         output = undecorated(layer)(stand_in, **given(layer, hidden=x, mask=None, rotary=None))

@@ -74,7 +74,9 @@ def test_numbers_that_are_not_finite_cost_neither_count_nor_uniqueness(place: Pl
 
 
 @pytest.mark.parametrize(
-    "place", [p for p in PLACES if not p.at()[0].order_dependent and p.setting.pruner not in (*TIED, *UNTRAINED)], ids=str
+    "place",
+    [p for p in PLACES if not p.at()[0].order_dependent and p.setting.pruner not in (*TIED, *UNTRAINED)],
+    ids=str,
 )
 @given(st.integers(2, 24), st.integers(0, 999))
 @settings(max_examples=10)

@@ -119,7 +119,9 @@ def test_the_asked_counts_are_kept_and_nothing_else_is_held(setting: Setting, fa
         for kept in step.kept:
             assert torch.equal(kept, kept.unique()), "sorted and unique"
     for earlier, later in zip(report.steps, report.steps[1:], strict=False):
-        assert later.loan or all(set(b.tolist()) <= set(a.tolist()) for a, b in zip(earlier.kept, later.kept, strict=True))
+        assert later.loan or all(
+            set(b.tolist()) <= set(a.tolist()) for a, b in zip(earlier.kept, later.kept, strict=True)
+        )
     assert report.tokens_kept == (sum(len(k) for k in lasting[-1].kept) if lasting else report.tokens_total)
 
     hidden = hidden_per_layer(report, *ids.shape, len(layers))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import vtc
 from vtc.pruners.base import Loan, Stop
-from vtc.pruners.pmod import OFFICIAL, PModRouters, PMoD
+from vtc.pruners.pmod import OFFICIAL, PMoD, PModRouters
 
 IMAGE, PAD, FIRST = 0, 1, 2  # ids; those from FIRST on are the text tokens as drawn
 
@@ -50,7 +50,9 @@ def text_config(meta: dict[str, Any], vocabulary: int) -> tf.LlamaConfig:
 def model_of(meta: dict[str, Any], words: np.ndarray, weights: dict[str, np.ndarray]) -> nn.Module:
     """A LLaVA of the drawn text model, whose table holds the text tokens `words` `[n, D]`."""
     tower = tf.CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    config = tf.LlavaConfig(vision_config=tower, text_config=text_config(meta, FIRST + len(words)), image_token_id=IMAGE)
+    config = tf.LlavaConfig(
+        vision_config=tower, text_config=text_config(meta, FIRST + len(words)), image_token_id=IMAGE
+    )
     with torch.device("meta"):
         model: Any = tf.LlavaForConditionalGeneration(config)
     lm = model.model.language_model
@@ -134,7 +136,9 @@ def check(vector: Golden) -> None:
     pruner.use(routers_of(meta, weights), {"width": meta["width"], "layers": meta["layers"]})
     mask = torch.from_numpy(valid).long()
     with vtc.compressed(model, pruner), watched(model, pruner) as seen:
-        out = model.model(input_ids=ids, attention_mask=mask, pixel_values=torch.zeros(len(pictures), 3, 2, 2), use_cache=True)
+        out = model.model(
+            input_ids=ids, attention_mask=mask, pixel_values=torch.zeros(len(pictures), 3, 2, 2), use_cache=True
+        )
         report, cache, layers = model.vtc.report, out.past_key_values, list(seen.layers)
         check_prefill(vector, report, seen.gates, layers, out.last_hidden_state, valid)
         if "kv_after_prefill" in vector.arrays:
