@@ -118,11 +118,15 @@ def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
     return hidden
 
 
+def dropped(report: Any, batch: int, width: int, depth: int) -> Tensor:
+    """`[B, L]` bool: the columns that never come back."""
+    stays = SimpleNamespace(spans=report.spans, steps=[s for s in report.steps if not getattr(s, "loan", False)])
+    return hidden_per_layer(stays, batch, width, depth)[-1]
+
+
 def kept_at_end(report: Any, attention_mask: Tensor, depth: int) -> Tensor:
     """`[B, L]` bool: the columns that leave the last layer."""
-    batch, width = attention_mask.shape
-    stays = SimpleNamespace(spans=report.spans, steps=[s for s in report.steps if not getattr(s, "loan", False)])
-    return attention_mask.bool() & ~hidden_per_layer(stays, batch, width, depth)[-1]
+    return attention_mask.bool() & ~dropped(report, *attention_mask.shape, depth)
 
 
 def loans_of(report: Any) -> list[int]:
@@ -301,7 +305,9 @@ def reference(
     visual = torch.zeros(batch, width + extra, dtype=torch.bool)
     for span in report.spans:
         visual[span.sample, span.columns] = True
-    round_ = going_round(model, hidden, visual, loans_of(report), routers)
+    # what went before stays a query at most, which is no candidate
+    visual &= ~dropped(report, batch, width + extra, len(lm.layers))
+    round_ = going_round(model, hidden & visual, visual, loans_of(report), routers)
     with masked(model, hidden, valid.bool()), injected(model, vectors), round_ as gates:
         out = model(
             input_ids=torch.cat([ids, tokens[:, :extra]], 1),

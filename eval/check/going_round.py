@@ -18,7 +18,8 @@ from vtc.models.stock.transformers_api import call_of
 from vtc.pruners.base import Lent, Pruner
 
 ENDS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp")  # of an MLP branch
-Gates = Mapping[int, Tensor]
+# by layer what goes round it `[B, L]` bool, and the gates `[B, L]`
+Round = Mapping[int, tuple[Tensor, Tensor]]
 
 
 @contextmanager
@@ -48,24 +49,28 @@ def _spied(pruner: Pruner, seen: dict[int, tuple[Any, Tensor]]) -> Iterator[None
         del pruner.__dict__["select"]
 
 
-def gates_by_column(seen: Mapping[int, tuple[Any, Tensor]], visual: Tensor) -> dict[int, Tensor]:
-    """By layer `[B, L]`: the gate of each column, 1 where none of the tokens `visual` `[B, L]` bool stands."""
+def rounds(seen: Mapping[int, tuple[Any, Tensor]], hidden: Tensor, visual: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """What goes round which layer, and all gates, of what was recorded.
+
+    `visual` `[B, L]` bool are the candidates, of which ``hidden[layer]`` went round it; others have a gate of 1.
+    """
     found = {}
     for layer, (tokens, gate) in seen.items():
-        found[layer] = torch.ones(visual.shape, dtype=gate.dtype)
+        gates = torch.ones(visual.shape, dtype=gate.dtype)
         for row, count, one in zip(tokens.sample.tolist(), tokens.counts, gate, strict=True):
-            found[layer][row, visual[row]] = one[:count]
+            gates[row, visual[row]] = one[:count]
+        found[layer] = hidden[layer] & visual, gates
     return found
 
 
 @contextmanager
-def going_round(parts: Parts, hidden: Tensor, gates: Gates) -> Iterator[None]:
-    """Let what is ``hidden[layer]`` `[B, T]` go round the layers of `gates` `[B, T]`."""
+def going_round(parts: Parts, taken: Round) -> Iterator[None]:
+    """Let tokens go round layers of the untouched model."""
     handles: list[Any] = []
-    for i, gate in gates.items():
+    for i, (around, gate) in taken.items():
         layer = parts.layers[i]
         end = next(getattr(layer, name) for name in ENDS if hasattr(layer, name))
-        handles += _hooks(layer, end, hidden[i], gate)
+        handles += _hooks(layer, end, around, gate)
     try:
         yield
     finally:
@@ -73,7 +78,7 @@ def going_round(parts: Parts, hidden: Tensor, gates: Gates) -> Iterator[None]:
             handle.remove()
 
 
-def _hooks(layer: nn.Module, end: nn.Module, hidden: Tensor, gate: Tensor) -> list[Any]:
+def _hooks(layer: nn.Module, end: nn.Module, around: Tensor, gate: Tensor) -> list[Any]:
     entered: list[Tensor] = []
 
     def pre(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -81,7 +86,7 @@ def _hooks(layer: nn.Module, end: nn.Module, hidden: Tensor, gate: Tensor) -> li
 
     def post(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
         states = out[0] if isinstance(out, tuple) else out
-        states = torch.where(hidden[..., None], (entered[0] * gate[..., None]).to(states), states)
+        states = torch.where(around[..., None], (entered[0] * gate[..., None]).to(states), states)
         return (states, *out[1:]) if isinstance(out, tuple) else states
 
     def scale(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import call_of, takes
 
-from .going_round import Gates, going_round
+from .going_round import Round, going_round
 
 TYPE_INPUTS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 Vectors = Mapping[int, tuple[Tensor, Tensor]]
@@ -189,11 +189,11 @@ def reference(
     vectors: Vectors | None = None,
     features: Mapping[str, list[Any]] | None = None,
     answered: int = 0,
-    gates: Gates | None = None,
+    taken: Round | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    `answered` is the token type of those. Tokens go round the layers of `gates` `[B, L]`.
+    `answered` is the token type of those. `taken`: what goes round layers.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -202,8 +202,8 @@ def reference(
     with ExitStack() as stack:
         stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
         stack.enter_context(features_given(parts.core, features or {}))
-        gated = {i: longer(gate, extra, 1) for i, gate in (gates or {}).items()}
-        stack.enter_context(going_round(parts, longer(hidden, extra), gated))
+        further = {i: (longer(x, extra), longer(gate, extra, 1)) for i, (x, gate) in (taken or {}).items()}
+        stack.enter_context(going_round(parts, further))
         if EMBEDDED in moved:
             stack.enter_context(embedded(parts, *moved[EMBEDDED]))
         return parts.model(**continued(inputs, tokens, positions, answered), use_cache=False).logits

@@ -18,7 +18,7 @@ from vtc.models.stock.transformers_api import FEATURES, cache_of, call_of, keeps
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
-from .going_round import gates_by_column, recorded_gates
+from .going_round import recorded_gates, rounds
 from .masked_reference import (
     EMBEDDED,
     Generated,
@@ -68,12 +68,12 @@ class Pruned:
     columns: dict[int, tuple[int, int | None]]  # by layer with keys: how many after the prefill, and its window
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    gates: dict[int, Tensor] = field(default_factory=dict)  # [B, L] of layers that tokens go round
+    taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # what goes round which layer, and gates
 
     @property
     def left(self) -> Tensor:
         """`[B, L]` bool: columns that leave the last layer, padding among them; those that went round it do."""
-        before = [i for i in range(len(self.hidden)) if i not in self.gates]
+        before = [i for i in range(len(self.hidden)) if i not in self.taken]
         return ~self.hidden[before[-1]] if before else torch.ones_like(self.hidden[0])
 
 
@@ -172,7 +172,7 @@ class Subject:
             },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
-            gates_by_column(gates, visual_columns(report, batch, width)),
+            rounds(gates, hidden, visual_columns(report, batch, width)),
         )
 
     def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -180,7 +180,7 @@ class Subject:
         inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
         positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
         given = self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered
-        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.gates)
+        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.taken)
 
 
 def visual_columns(report: Any, batch: int, width: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Finds where a decoder layer's MLP branch ends, in front of the sum with the residual.
 
 That is its ``mlp`` in most layers, and a norm behind it in others (Gemma, OLMo 2). Names don't say which, so the
-layer's own forward runs on two made-up tokens, with stand-ins in the place of its modules that bend what they are given:
-no weight is touched. Where the branch ends, twice as much adds twice as much to what the layer gives.
+layer's own forward runs on two made-up tokens, with stand-ins in the place of its modules that bend what they are
+given: no weight is touched. Where the branch ends, twice as much adds twice as much to what the layer gives.
 """
 
 from __future__ import annotations
