@@ -25,6 +25,7 @@ from vtc.models.language.run_and_report_step import Steps
 from vtc.models.language.thread_state import Local
 from vtc.models.language.tokenizer import Words
 from vtc.models.layout.model_parts import Parts
+from vtc.models.loans.loan_hooks import Loans
 from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
@@ -39,6 +40,7 @@ from vtc.models.tower.videos_as_images import VideosAsImages
 from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 
+from .facts_of_model import facts_of
 from .pipeline_stops import plan
 from .refused_beams import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 
@@ -65,6 +67,10 @@ class Adapter:
         if positions == "compact" and several_axes(parts.lm.config):
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
+        pruners = tuple(pruners)
+        facts = facts_of(parts)
+        for pruner in pruners:
+            pruner.check_model(facts)
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)
         # what is read inside the encoder is served there
@@ -77,6 +83,7 @@ class Adapter:
             parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic, self.hooks
         )
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
+        self.loans = Loans(parts, self.stops, self.decoder)
         self.planner = Planner(self.decoder, self.hooks)
         self.forward.static = StaticPrompts(self.decoder, [s for _, s in self.stops], positions)
         self.vision = VisionSide(
@@ -115,11 +122,11 @@ class Adapter:
         eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
         self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
-        self._hook(
-            lm.register_forward_pre_hook(_by_compiling(f.lm_pre, self.planner.behind(f.lm_pre)), with_kwargs=True)
-        )
+        compiled = self.loans.refuse_compiled if self.loans.at else self.planner.behind(f.lm_pre)
+        self._hook(lm.register_forward_pre_hook(_by_compiling(f.lm_pre, compiled), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
-        after = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
+        behind = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
+        after = [self.loans.after(i, hook) for i, hook in enumerate(behind)]
         hooks = [
             LayerHooks(
                 layer,
@@ -128,13 +135,18 @@ class Adapter:
                 after[i],
                 functools.partial(self.planner.before, i),
                 after[i] and self.planner.after,
+                self.loans.carry if i in self.loans.at else None,
             ).attach()
             for i, layer in enumerate(layers)
         ]
         self._undo += [h.detach for h in hooks]
         self.hooks.add(*(handle for h in hooks for handle in h.handles))
-        if any(h.movable for h in hooks):
+        if any(h.stands_in for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
+        for module in self.loans.ends:
+            handle = module.register_forward_hook(_uncompiled(self.loans.scale))
+            self._hook(handle)
+            self.hooks.add(handle)
         for i in d.tapped_layers():
             tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
@@ -242,12 +254,11 @@ class Adapter:
         self._shadow(self.parts.core, name, wrap)
 
 
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     """`hook`, but nothing where torch.compile traces: it must not break a graph that goes on behind it."""
 
-    def run(*args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            hook(*args)
+    def run(*args: Any) -> Any:
+        return None if torch.compiler.is_compiling() else hook(*args)
 
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vtc.models.language.decoder_signals import resolve
-from vtc.pruners.base import STAGES, Pruner, Stop, check_keep, check_layer
+from vtc.pruners.base import STAGES, Loan, Pruner, Stop, check_keep, check_layer
 from vtc.pruners.signals import AttentionAhead, DecoderSignal
 
 
@@ -18,6 +18,8 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
         If a layer is no number.
     ValueError
         If a pruner lacks `keep`, or a decoder layer does not exist or can't have the signals asked for.
+    NotImplementedError
+        If one method lends layers' tokens, and another of the decoder stage would find them gone.
     """
     stops = [(p, stop) for p in pruners for stop in p.stops(depth)]
     for pruner, stop in stops:
@@ -53,8 +55,29 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
                 "(a method with stops at several stages says in signals_at(stop) what it reads where)"
             )
 
+    _check_loans(stops)
+
     def place(entry: tuple[Pruner, Stop]) -> tuple[int, bool, int]:
         layer = entry[1].layer or 0
         return STAGES.index(entry[1].stage), layer < 0, layer  # an encoder's layers may count from the end
 
     return sorted(stops, key=place)
+
+
+def _check_loans(stops: list[tuple[Pruner, Stop]]) -> None:
+    lends = [(pruner, stop) for pruner, stop in stops if isinstance(stop, Loan)]
+    for pruner, stop in lends:
+        if pruner.signals_at(stop):
+            raise ValueError(
+                f"{pruner.name} lends at layer {stop.layer} and reads {pruner.signals_at(stop)[0]}: nothing but the "
+                "states that enter the layer is there"
+            )
+    others = [p for p, stop in stops if stop.stage == "decoder" and lends and p is not lends[0][0]]
+    layers = [stop.layer for _, stop in stops if stop.stage == "decoder"]
+    if others:
+        raise NotImplementedError(
+            f"{lends[0][0].name} gives decoder layers their tokens back, so {others[0].name} can't drop any between "
+            "them as well: use it with methods of the vision and input stages"
+        )
+    if lends and len(set(layers)) < len(layers):
+        raise ValueError(f"{lends[0][0].name} has two stops at one decoder layer")

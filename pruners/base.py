@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import struct
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -12,6 +13,8 @@ from .visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .model_facts import ModelFacts
 
 STAGES = ("vision", "input", "decoder")
 # what a method may say of itself, see ``Pruner``
@@ -26,6 +29,7 @@ FLAGS = (
     "ragged",
     "joins_crops",
     "cascades",
+    "trained",
 )
 
 
@@ -40,6 +44,47 @@ class Stop(NamedTuple):
     layer: int | None
     keep: int | float | None
     reads: tuple[Signal, ...] | None = None
+
+
+class Loan(Stop):
+    """A stop whose tokens are back behind its layer: decoder layer `layer` is run by `ratio` of them.
+
+    ``Pruner.select`` is given all visual tokens of a SAMPLE as one row, of all its pictures and what stands between
+    their rows (newlines), as a line; nothing but ``features``, the states that enter the layer, is there to be read. It
+    chooses ``count(n)`` of `n` and gives each of them a gate (``Lent``). Text goes through the layer as always. What is
+    not chosen goes round it: its state times its gate. What is chosen comes out with the layer's MLP branch times its
+    gate. Places and masks are as if the layer had been given the shorter sequence at the original positions, and its KV
+    cache holds no more than that.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, layer: int, ratio: float) -> Loan:  # noqa: D102
+        return super().__new__(cls, "decoder", layer, ratio)  # type: ignore[arg-type, return-value]
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.layer, self.keep
+
+    def count(self, n: int) -> int:
+        """How many of a sample's `n` tokens run the layer: the product in float32, rounded down; it may be 0."""
+        return int(_single(_single(n) * _single(self.keep or 0)))
+
+
+def _single(x: float) -> float:
+    """`x` as the nearest float32; of a product of two of them that is float32's own."""
+    found: float = struct.unpack("f", struct.pack("f", x))[0]
+    return found
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Result of a method at a ``Loan``: the chosen columns `index [B, k]` as for ``Pruner.select``, and `gate [B, N]`.
+
+    Gates are of all tokens, chosen or not; gradients go through them.
+    """
+
+    index: Tensor
+    gate: Tensor
 
 
 @dataclass(frozen=True)
@@ -119,7 +164,9 @@ class Pruner:
     with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
     that counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
     after it, so that features that differ by rounding end in another set; the docstring says why. All others keep at
-    least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``).
+    least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``), ``trained`` (works
+    with a network of its own that was trained, ``TrainedCompressor``). ``files`` names the parameters that are files to
+    go with a saved model.
     """
 
     keep: int | float | None = None
@@ -138,6 +185,8 @@ class Pruner:
     ragged: ClassVar[bool] = False
     joins_crops: ClassVar[bool] = False
     cascades: ClassVar[bool] = False
+    trained: ClassVar[bool] = False
+    files: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -175,7 +224,7 @@ class Pruner:
         """What is read at `stop`; to be overridden by a method that reads other signals at one stop than at another."""
         return () if stop.keep == 0 else self.signals if stop.reads is None else stop.reads
 
-    def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
+    def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged | Lent:
         """Choose what to keep.
 
         Parameters
@@ -190,7 +239,8 @@ class Pruner:
         Tensor
             `[B, k]` int64 columns of `tokens`, unique in each row, in any order; the host sorts. Of row `i` only the
             first ``tokens.budgets[i]`` entries are read. With ``adaptive_count`` `[B, any]`: all entries of row `i`
-            that are not -1, 1 (at the decoder stage 0) to ``tokens.counts[i]`` of them.
+            that are not -1, 1 (at the decoder stage 0) to ``tokens.counts[i]`` of them. ``Merged`` where it merges, and
+            ``Lent`` at a ``Loan``.
         """
         raise NotImplementedError
 
@@ -204,6 +254,15 @@ class Pruner:
         ------
         OSError, ValueError
             If a file is not there, or not what it should be.
+        """
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Refuse a model that this method was not made for; to be overridden by methods trained for one.
+
+        Raises
+        ------
+        ValueError
+            Saying what the method was made for, what `model` is, and what to do.
         """
 
     def params(self) -> dict[str, Any]:

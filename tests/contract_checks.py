@@ -12,6 +12,7 @@ from methods import (
 from reference import (
     allowed,
     baseline,
+    check_choice,
     features_given,
     greedy,
     kept_at_end,
@@ -49,7 +50,12 @@ def pruned_equals_masked(setting: Setting, family: str, shape: str) -> None:
     width = given["input_ids"].shape[1]
     tokens = pruned.generated.tokens if shape != "right" else torch.zeros(len(given["input_ids"]), 1, dtype=torch.long)
     with features_given(model, pruned.features):
-        logits = reference(model, given, pruned.report, plain.positions, tokens, pruned.vectors)
+        gates: dict[int, torch.Tensor] = {}
+        routers = getattr(setting.pruner, "gates_of", None)
+        logits = reference(model, given, pruned.report, plain.positions, tokens, pruned.vectors, routers, gates)
+    if routers is not None:
+        ratios = {stop.layer: stop.keep for stop in setting.pruner.stops(len(text_model(model).layers))}
+        check_choice(pruned.report, gates, ratios)
     kept = kept_at_end(pruned.report, given["attention_mask"], len(text_model(model).layers))
     assert (pruned.logits - logits[:, :width])[kept].abs().max() < TOLERANCE
     if shape != "right":

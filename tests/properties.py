@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vtc.pruners.base import Merged, Pruner
+from vtc.pruners.base import Lent, Merged, Pruner
 from vtc.pruners.layout import Layout
 from vtc.pruners.signals import Signal
 from vtc.pruners.visual_tokens import VisualTokens
@@ -94,7 +94,7 @@ def chosen(pruner: Pruner, tokens: VisualTokens) -> list[list[int]]:
     """The columns that `pruner` keeps of each row, in its order; the contract's form is checked."""
     k = max(tokens.budgets)
     found = pruner.select(tokens, k)
-    index = found.index if isinstance(found, Merged) else found
+    index = found.index if isinstance(found, (Merged, Lent)) else found
     assert index.dtype == torch.int64
     assert index.shape[0] == len(tokens.counts)
     assert index.shape[1] >= k

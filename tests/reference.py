@@ -1,5 +1,8 @@
 """What pruning must be equal to: the untouched model on the full sequence, no cache, dropped tokens hidden by masks.
 
+Tokens that go round one layer are hidden from it too, and behind it they are as they were, times their gates; what the
+layer's MLP adds to the others is gated likewise.
+
 Nothing of vtc is used here. Which tokens are hidden from which layers on is read from the public report (``spans`` and
 ``steps``); positions are those that the untouched model itself uses for this prompt; the greedy tokens of the pruned
 model are appended, and ONE causal forward over everything gives the logits that each of them must have come from. (If
@@ -8,10 +11,11 @@ the reference's arg-max agrees at every step, greedy decoding of the reference g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -106,17 +110,28 @@ def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
     hidden = torch.zeros(depth, batch, width, dtype=torch.bool)
     for step in report.steps:
         first = step.layer if step.stage == "decoder" else 0
+        end = first + 1 if getattr(step, "loan", False) else depth
         for span, kept in zip(report.spans, step.kept, strict=True):
             gone = torch.ones(len(span.columns), dtype=torch.bool)
             gone[kept.cpu()] = False
-            hidden[first:, span.sample, span.columns[gone]] = True
+            hidden[first:end, span.sample, span.columns[gone]] = True
     return hidden
 
 
+def dropped(report: Any, batch: int, width: int, depth: int) -> Tensor:
+    """`[B, L]` bool: the columns that never come back."""
+    stays = SimpleNamespace(spans=report.spans, steps=[s for s in report.steps if not getattr(s, "loan", False)])
+    return hidden_per_layer(stays, batch, width, depth)[-1]
+
+
 def kept_at_end(report: Any, attention_mask: Tensor, depth: int) -> Tensor:
-    """`[B, L]` bool: the columns that reach the last layer."""
-    batch, width = attention_mask.shape
-    return attention_mask.bool() & ~hidden_per_layer(report, batch, width, depth)[-1]
+    """`[B, L]` bool: the columns that leave the last layer."""
+    return attention_mask.bool() & ~dropped(report, *attention_mask.shape, depth)
+
+
+def loans_of(report: Any) -> list[int]:
+    """The layers that some tokens go round."""
+    return [step.layer for step in report.steps if getattr(step, "loan", False)]
 
 
 @contextmanager
@@ -178,6 +193,71 @@ def injected(model: nn.Module, vectors: dict[int, tuple[Tensor, Tensor]]) -> Ite
             handle.remove()
 
 
+# behind its MLP, a layer may have a norm of what that adds
+BRANCH_ENDS = ("post_feedforward_layernorm", "mlp")
+Routers = Callable[[int, Tensor], Tensor]  # gates `[B, T]` of the states `[B, T, D]` that enter a layer
+
+
+@contextmanager
+def going_round(
+    model: nn.Module, hidden: Tensor, visual: Tensor, layers: list[int], routers: Routers | None
+) -> Iterator[dict[int, Tensor]]:
+    """Let tokens go round `layers`: those that are ``hidden[layer]`` `[B, T]`; gates are of what is `visual` `[B, T]`.
+
+    Gives the gates by layer, once the model has run.
+    """
+    gates: dict[int, Tensor] = {}
+
+    def hooks(i: int) -> list[Any]:
+        layer = text_model(model).layers[i]
+        entered: list[Tensor] = []
+
+        def pre(_: nn.Module, args: tuple) -> None:
+            entered[:] = [args[0]]
+            ones = torch.ones_like(args[0][..., 0])
+            gates[i] = ones if routers is None else torch.where(visual, routers(i, args[0]), ones)
+
+        def post(_: nn.Module, __: tuple, out: Any) -> Any:
+            states = out[0] if isinstance(out, tuple) else out
+            states = torch.where(hidden[i][..., None], entered[0] * gates[i][..., None], states)
+            return (states, *out[1:]) if isinstance(out, tuple) else states
+
+        def scale(_: nn.Module, __: tuple, added: Tensor) -> Tensor:
+            return added * gates[i][..., None]
+
+        end = next(getattr(layer, name) for name in BRANCH_ENDS if hasattr(layer, name))
+        return [
+            layer.register_forward_pre_hook(pre),
+            layer.register_forward_hook(post),
+            end.register_forward_hook(scale),
+        ]
+
+    handles = [handle for i in layers for handle in hooks(i)]
+    try:
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_choice(report: Any, gates: dict[int, Tensor], ratios: dict[int, float]) -> None:
+    """The report's tokens are those of the largest gates of each sample, as many as float32 makes of the ratio."""
+    for step in report.steps:
+        if step.layer not in gates:
+            continue
+        samples = {span.sample for span in report.spans}
+        for sample in samples:
+            own = [i for i, span in enumerate(report.spans) if span.sample == sample]
+            columns = torch.cat([report.spans[i].columns for i in own])
+            kept = torch.cat([report.spans[i].columns[step.kept[i]] for i in own])
+            count = int(torch.tensor(float(len(columns))) * torch.tensor(ratios[step.layer]))
+            assert len(kept) == count
+            gate = gates[step.layer][sample]
+            rest = columns[~torch.isin(columns, kept)]
+            if count and len(rest):
+                assert gate[kept].min() >= gate[rest].max() - 1e-5, "the largest gates go through"
+
+
 @contextmanager
 def features_given(model: nn.Module, outputs: dict[str, Any]) -> Iterator[None]:
     """Let ``get_image_features`` / ``get_video_features`` of the untouched model return recorded `outputs`."""
@@ -198,8 +278,12 @@ def reference(
     positions: Tensor,
     tokens: Tensor,
     vectors: dict[int, tuple[Tensor, Tensor]] | None = None,
+    routers: Routers | None = None,
+    seen: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
+
+    Where tokens go round layers, `routers` gate them, else 1; `seen` takes the gates.
 
     ``[:, :L]`` are the prefill logits, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -218,7 +302,13 @@ def reference(
         i: (torch.cat([where, where.new_zeros(batch, extra)], 1), values)
         for i, (where, values) in (vectors or {}).items()
     }
-    with masked(model, hidden, valid.bool()), injected(model, vectors):
+    visual = torch.zeros(batch, width + extra, dtype=torch.bool)
+    for span in report.spans:
+        visual[span.sample, span.columns] = True
+    # what went before stays a query at most, which is no candidate
+    visual &= ~dropped(report, batch, width + extra, len(lm.layers))
+    round_ = going_round(model, hidden & visual, visual, loans_of(report), routers)
+    with masked(model, hidden, valid.bool()), injected(model, vectors), round_ as gates:
         out = model(
             input_ids=torch.cat([ids, tokens[:, :extra]], 1),
             attention_mask=valid,
@@ -226,4 +316,6 @@ def reference(
             use_cache=False,
             **inputs,
         )
+    if seen is not None:
+        seen.update(gates)
     return out.logits

@@ -50,7 +50,7 @@ def masked(shape: str) -> Callable[[Subject, Setting], float]:
         _dropped(pruned, plain.logits, valid)
         tokens = pruned.generated.tokens if pruned.generated is not None else valid.new_zeros(len(valid), 1).long()
         truth = subject.truth_of(pruned, shape, tokens)
-        left = valid & ~pruned.hidden[-1]
+        left = valid & pruned.left
         # a last token that the tower dropped never was, nor can a state be asked by one that it has not seen: the last
         # one left answers in its place
         if pruned.features or subject.recurrent:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.transformers_api import call_of, takes
 
+from .going_round import Round, going_round
+
 TYPE_INPUTS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 Vectors = Mapping[int, tuple[Tensor, Tensor]]
 EMBEDDED = -1  # the "layer" whose vectors are the text model's embeddings
@@ -76,10 +78,11 @@ def hidden_per_layer(report: Any, batch: int, width: int, depth: int) -> Tensor:
     hidden = torch.zeros(depth, batch, width, dtype=torch.bool)
     for step in report.steps:
         first = step.layer if step.stage == "decoder" else 0
+        end = first + 1 if step.loan else depth
         for span, kept in zip(report.spans, step.kept, strict=True):
             gone = torch.ones(len(span.columns), dtype=torch.bool)
             gone[kept.cpu()] = False
-            hidden[first:, span.sample, span.columns[gone]] = True
+            hidden[first:end, span.sample, span.columns[gone]] = True
     return hidden
 
 
@@ -186,10 +189,11 @@ def reference(
     vectors: Vectors | None = None,
     features: Mapping[str, list[Any]] | None = None,
     answered: int = 0,
+    taken: Round | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    `answered` is the token type of those.
+    `answered` is the token type of those. `taken`: what goes round layers.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -198,6 +202,8 @@ def reference(
     with ExitStack() as stack:
         stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
         stack.enter_context(features_given(parts.core, features or {}))
+        further = {i: (longer(x, extra), longer(gate, extra, 1)) for i, (x, gate) in (taken or {}).items()}
+        stack.enter_context(going_round(parts, further))
         if EMBEDDED in moved:
             stack.enter_context(embedded(parts, *moved[EMBEDDED]))
         return parts.model(**continued(inputs, tokens, positions, answered), use_cache=False).logits

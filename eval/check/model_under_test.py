@@ -18,6 +18,7 @@ from vtc.models.stock.transformers_api import FEATURES, cache_of, call_of, keeps
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 
+from .going_round import recorded_gates, rounds
 from .masked_reference import (
     EMBEDDED,
     Generated,
@@ -67,6 +68,13 @@ class Pruned:
     columns: dict[int, tuple[int, int | None]]  # by layer with keys: how many after the prefill, and its window
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # what goes round which layer, and gates
+
+    @property
+    def left(self) -> Tensor:
+        """`[B, L]` bool: columns that leave the last layer, padding among them; those that went round it do."""
+        before = [i for i in range(len(self.hidden)) if i not in self.taken]
+        return ~self.hidden[before[-1]] if before else torch.ones_like(self.hidden[0])
 
 
 class Subject:
@@ -141,7 +149,11 @@ class Subject:
         valid = inputs["attention_mask"]
         batch, width = valid.shape
         with setting.compressed(self.model):
-            with recorded_features(self.parts.core) as features, recorded_states(self.parts) as states:
+            with (
+                recorded_features(self.parts.core) as features,
+                recorded_states(self.parts) as states,
+                recorded_gates(setting.pipeline) as gates,
+            ):
                 out = self.model(**inputs, position_ids=plain.positions[..., :width], use_cache=True)
             generated = None if shape == "right" else self.generate(inputs, self.length(shape))
             report = self.model.vtc.report
@@ -160,14 +172,24 @@ class Subject:
             },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
+            rounds(gates, hidden, visual_columns(report, batch, width)),
         )
 
     def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of the reference on the prompt of `shape` and the `tokens` that followed."""
         inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
         positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
-        truth = shortened_reference if self.recurrent else reference
-        return truth(self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered)
+        given = self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered
+        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.taken)
+
+
+def visual_columns(report: Any, batch: int, width: int) -> Tensor:
+    """`[B, width]` bool: the visual tokens of a prefill that no step but a loan dropped."""
+    visual = torch.zeros(batch, width, dtype=torch.bool)
+    lasting = [step for step in report.steps if not step.loan]
+    for i, span in enumerate(report.spans):
+        visual[span.sample, span.columns[lasting[-1].kept[i]] if lasting else span.columns] = True
+    return visual
 
 
 @contextmanager

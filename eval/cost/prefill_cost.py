@@ -40,7 +40,11 @@ class Measured:
         total = sum(len(report.spans[i].columns) for i in spans)
         kept, per_layer = total, [total] * depth
         for step in report.steps:
-            kept = sum(len(step.kept[i]) for i in spans)
+            here = sum(len(step.kept[i]) for i in spans)
+            if step.loan:
+                per_layer[step.layer] = here
+                continue
+            kept = here
             start = step.layer if step.stage == "decoder" else 0
             per_layer[start:] = [kept] * (depth - start)
         return cls(total, kept, tuple(per_layer))

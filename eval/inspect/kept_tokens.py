@@ -176,6 +176,8 @@ def where_pruned(report: Any) -> str:
     if not report.steps:
         return ""
     last = report.steps[-1]
+    if last.loan:
+        return f" in decoder layer {last.layer} (the others go round it)"
     at = {"input": " before the language model", "vision": f" inside the vision encoder (layer {last.layer})"}
     return at.get(last.stage, f" from decoder layer {last.layer} on")
 

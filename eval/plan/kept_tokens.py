@@ -8,7 +8,7 @@ from typing import Any
 
 from vtc.models.adapter import Adapter
 from vtc.models.layout.model_parts import Parts
-from vtc.pruners.base import Pruner, Stop, resolve_keep
+from vtc.pruners.base import Loan, Pruner, Stop, resolve_keep
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,20 @@ class Kept:
     tower_shares : tuple of float
         Which part of its tokens each layer of the tower sees; empty: all.
     stops : tuple
-        Each method with its stop, the tokens there of each span and what it keeps of them.
+        Each method with its stop, the tokens there of each span (at a loan of the sample) and what it keeps of them.
+    last : int
+        What is left behind the last stop. What went round a layer is.
     """
 
     per_layer: tuple[int, ...]
     tower_shares: tuple[float, ...]
     stops: tuple[tuple[Pruner, Stop, tuple[int, ...], tuple[int, ...]], ...]
-
-    @property
-    def last(self) -> int:
-        """What is left behind the last stop."""
-        return self.per_layer[-1]
+    last: int
 
 
 def unpruned(lengths: Sequence[int], depth: int) -> Kept:
     """All tokens everywhere."""
-    return Kept((sum(lengths),) * depth, (), ())
+    return Kept((sum(lengths),) * depth, (), (), sum(lengths))
 
 
 def kept_by(parts: Parts, pipeline: Sequence[Pruner], lengths: Sequence[int]) -> Kept:
@@ -78,7 +76,11 @@ def kept_by(parts: Parts, pipeline: Sequence[Pruner], lengths: Sequence[int]) ->
     for pruner, stop in adapter.stops:
         if stop.stage == "vision":
             continue
+        if isinstance(stop, Loan):  # of a sample's tokens together, and only there
+            per_layer[stop.layer or 0] = stop.count(sum(left))
+            stops.append((pruner, stop, (sum(left),), (stop.count(sum(left)),)))
+            continue
         keep(pruner, stop)
         start = stop.layer or 0 if stop.stage == "decoder" else 0
         per_layer[start:] = [sum(left)] * (depth - start)
-    return Kept(tuple(per_layer), tuple(shares) if adapter.vision.stops else (), tuple(stops))
+    return Kept(tuple(per_layer), tuple(shares) if adapter.vision.stops else (), tuple(stops), sum(left))

@@ -17,7 +17,7 @@ from vtc.eval.vlm.pruning_settings import takes_keep
 from vtc.models.selection.select import select_tokens
 from vtc.pipeline_text import parse
 from vtc.pruners import make_pruner
-from vtc.pruners.base import Pruner, Stop, resolve_keep
+from vtc.pruners.base import Loan, Pruner, Stop, resolve_keep
 from vtc.pruners.visual_tokens import VisualTokens
 
 from .made_up_spans import Made, Sizes, Vary, picture, video
@@ -127,6 +127,7 @@ def walk(pruner: Pruner, made: Made, stops: Sequence[Stop] | None = None) -> lis
     state: dict[str, dict[str, Any]] = {}
     for stop in stops_of(pruner) if stops is None else stops:
         assert stop.keep is not None, f"{pruner.name} was given no keep"
+        loan, before = isinstance(stop, Loan), left
         budget = resolve_keep(stop.keep, n) if stop.keep != 0 else 0
         if budget == 0:
             left = left[:0]
@@ -150,6 +151,7 @@ def walk(pruner: Pruner, made: Made, stops: Sequence[Stop] | None = None) -> lis
             [columns], _, _ = select_tokens(pruner, tokens)
             left = left[columns]
         found.append(left)
+        left = before if loan else left  # they are back behind the layer
     return found
 
 

@@ -36,13 +36,17 @@ def _asked(cell: Cell, rows: Iterable[Mapping[str, Any]]) -> float:
 
 
 def last_keep(spec: str) -> int | float | None:
-    """The keep of a pipeline's last method; None for the unpruned model."""
+    """The keep of a pipeline's last method; None for the unpruned model, and where tokens go round layers only."""
     if spec == UNPRUNED.spec:
         return None
     from vtc.pipeline_text import parse
+    from vtc.pruners.base import Loan
 
     last = parse(spec)[-1]
-    return last.stops(DEPTH)[-1].keep if last.keep is None else last.keep
+    stop = last.stops(DEPTH)[-1]
+    if isinstance(stop, Loan):  # all come back
+        return None
+    return stop.keep if last.keep is None else last.keep
 
 
 def summarise(

@@ -18,7 +18,7 @@ from vtc.models.stock.shared_keys import key_sources
 from vtc.models.stock.spread_over_processes import every_head
 from vtc.models.stock.transformers_api import Call, call_of, keeps_state, need
 from vtc.models.stock.tripwire import check_attention, check_columns
-from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.base import Loan, Pruner, Stop
 from vtc.pruners.signals import (
     AttentionAhead,
     DecoderAttention,
@@ -66,10 +66,12 @@ class DecoderSide:
     ):
         self.parts, self.steps, self.local = parts, steps, local
         self.plan: Callable[[int, Tensor], None] = lambda first, hidden: None  # set by who plans layers ahead
+        self.lend: Callable[[Run, int, Tensor], Tensor] = lambda run, i, hidden: hidden  # set by who runs loans
         self.stops: dict[int, list[tuple[Pruner, Stop]]] = {}
         for entry in stops:
-            if entry[1].stage == "decoder":
+            if entry[1].stage == "decoder" and not isinstance(entry[1], Loan):
                 self.stops.setdefault(entry[1].layer or 0, []).append(entry)
+        self.lends = frozenset(stop.layer for _, stop in stops if isinstance(stop, Loan))
         # by the layer that gives them, sorted out once
         self.hidden: dict[int, list[DecoderHidden]] = {}
         self.attended: dict[int, list[DecoderSignal]] = {}
@@ -178,6 +180,8 @@ class DecoderSide:
             run.ahead = None
             for key in self.done.get(i, ()):  # else all columns of an earlier layer would stay in memory
                 run.captured.pop(key, None)
+            if i in self.lends:
+                hidden = self.lend(run, i, hidden)
         call.put("hidden", hidden)
         if run.checks is not None:
             run.checks.expect(i, run.cache, hidden.shape[-2])
@@ -188,7 +192,10 @@ class DecoderSide:
             return call.args, call.kwargs
         run.attending.append(i)
         run.masks_made |= call.get("mask") is not None
-        if run.static is not None or (not run.pruned and not is_pruned(run.cache, self.sources[i])):
+        # where the first layer holds fewer, decoding knows of padding only by what the others have noted
+        notes = 0 in self.lends and bool(run.batch.spans)
+        stock = not run.pruned and not notes and not is_pruned(run.cache, self.sources[i])
+        if run.static is not None or stock:
             return call.args, call.kwargs
         self.calls.narrow(run, i, call)
         if run.checks is not None:
@@ -215,7 +222,7 @@ class DecoderSide:
     def watched_layers(self) -> list[int]:
         """Layers whose mixer the tripwire looks at: the first of each kind, and wherever columns go."""
         kinds = self.windows.kinds
-        return sorted({*map(kinds.index, kinds), *self.stops})
+        return sorted({*map(kinds.index, kinds), *self.stops, *self.lends})
 
     def watch(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See whether the attention of layer `i` gets what its layer was given."""

@@ -120,6 +120,10 @@ class Run:
         The phase of a static cache, within which its layers need nothing.
     renumbered : bool
         Whether positions are compact, and some token is gone or went before.
+    away : Away, optional
+        Within a layer that some tokens go round: what comes back behind it.
+    lent : dict
+        By such a layer what would have entered it; of the first layer only, else None.
     """
 
     full: int
@@ -164,6 +168,8 @@ class Run:
     renumbered: bool = False
     rope_moved: bool = False
     static: Any = None
+    away: Any = None
+    lent: dict[int, Tensor | None] = field(default_factory=dict)
 
     @property
     def key_slots(self) -> Tensor:
@@ -265,8 +271,8 @@ class Run:
         if present == self.present:
             return hidden
         visual = torch.zeros(rows, length + 1, dtype=torch.bool, device=self.columns.device)
-        _mark(visual, self.batch.samples, self.token_columns(self.ids, spans), length, True)
-        _mark(visual, self.batch.samples, kept, length, False)
+        mark(visual, self.batch.samples, self.token_columns(self.ids, spans), length, True)
+        mark(visual, self.batch.samples, kept, length, False)
         keep = ~visual[:, :length]
         unseen = None
         if self.asking is not None:
@@ -276,24 +282,28 @@ class Run:
         if not self.batch.single or self.asking is not None:
             keep &= self.slots >= 0  # padding goes, and comes anew with the longest row
         width, padded = self.batch.width_after(self.full, present, self.padded, self.asking is not None)
-        width = min(width, length)  # of the longest row nothing went, nor its last token
+        self.unseen = unseen
+        order = self.narrow(keep, min(width, length))  # of the longest row nothing went, nor its last token
+        self.padded, self.ids, self.present = padded, ids, present
+        self.stage_count += 1
+        return gather_columns(hidden, order.to(device), -2)
+
+    def narrow(self, keep: Tensor, width: int) -> Tensor:
+        """Leave only the columns `keep` `[B, L]`, right-aligned; which these are, `[B, width]`, -1 is padding."""
+        length = keep.shape[1]
         order = torch.where(keep, torch.arange(length, device=keep.device), -1).sort(1).values[:, length - width :]
 
         def take(x: Tensor) -> Tensor:
             return torch.where(order < 0, -1, x.gather(1, order.clamp(min=0)))
 
         self.columns, self.slots, self.rope_columns = take(self.columns), take(self.slots), take(self.rope_columns)
-        if unseen is not None:
-            self.unseen = (order >= 0) & unseen.gather(1, order.clamp(min=0))
-        self.padded, self.ids, self.present = padded, ids, present
-        self.memo = {}
-        self.stage_count += 1
-        self.rope_moved = True
-        self.pruned = True
-        return gather_columns(hidden, order.to(device), -2)
+        if self.unseen is not None:
+            self.unseen = (order >= 0) & self.unseen.gather(1, order.clamp(min=0))
+        self.memo, self.rope_moved, self.pruned = {}, True, True
+        return order
 
 
-def _mark(mask: Tensor, samples: Tensor, columns: Tensor, length: int, value: bool) -> None:
+def mark(mask: Tensor, samples: Tensor, columns: Tensor, length: int, value: bool) -> None:
     """Set `mask[samples[s], columns[s, j]]`, padding to the dummy column `length`."""
     flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
     mask.view(-1).scatter_(0, flat.reshape(-1), value)

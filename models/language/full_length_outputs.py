@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import change_layers, hidden_of, with_hidden
+from vtc.models.stock.transformers_api import change_layers, hidden_of, versions, with_hidden
 
 from .forward_state import Run, gather_columns, places
 
@@ -34,6 +34,8 @@ def restore_output(run: Run, output: Any) -> Any:
     def states(i: int, x: Tensor) -> Tensor:
         if x is short:
             return last
+        if run.lent:
+            return _between(run, i, x)
         # what a layer gives has the columns that entered it
         return x if x.shape[-2] == run.full else _pick(x, places(run.trail[max(i - 1, 0)][0], run.full))
 
@@ -45,6 +47,18 @@ def restore_output(run: Run, output: Any) -> Any:
 
     output = change_layers(output, states, attention)
     return with_hidden(output, last) if run.pruned else output
+
+
+def _between(run: Run, i: int, x: Tensor) -> Tensor:
+    """What enters layer `i` where tokens go round layers: between these all that are left are there."""
+    if i == 0 and run.lent.get(0) is not None:  # collected as the layer was given it
+        x = run.lent[0]  # type: ignore[assignment]
+    if x.shape[-2] != run.columns.shape[1]:
+        raise NotImplementedError(
+            "this version of transformers collects what a layer gives before the tokens that go round it are back: "
+            f"leave output_hidden_states out. {versions()}"
+        )
+    return _pick(x, run.current()[:, : run.full]) if run.pruned else x
 
 
 def _answering(run: Run) -> Tensor:

@@ -44,11 +44,14 @@ class Step(NamedTuple):
         Encoder or decoder layer before which it pruned; None at the input stage.
     kept : list of LongTensor
         Per span the sorted original token ids (0-based inside the span) still present after the step.
+    loan : bool
+        Whether the others are back behind the layer: `kept` is what that one layer was given.
     """
 
     stage: str
     layer: int | None
     kept: list[LongTensor]
+    loan: bool = False
 
 
 @dataclass
@@ -67,10 +70,16 @@ class Report:
     batch: Batch | None = None
     selection_seconds: float | None = None
     _steps: list[tuple[str, int | None, Tensor, list[int]]] = field(default_factory=list, repr=False)
+    _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
 
     def add(self, stage: str, layer: int | None, ids: Tensor, present: list[int]) -> None:
         """Record a step: `ids` `[S, n]` padded with -1, of which span `i` has `present[i]`."""
         self._steps.append((stage, layer, ids, present))
+        self.__dict__.pop("steps", None)
+
+    def add_loan(self, layer: int, ids: Tensor, count: int) -> None:
+        """Record that `count` tokens of all spans entered a layer that the others went round: `ids` `[S, n]` or -1."""
+        self._loans.append((layer, ids, count))
         self.__dict__.pop("steps", None)
 
     @cached_property
@@ -91,6 +100,8 @@ class Report:
         for stage, layer, ids, present in self._steps:
             host = ids.cpu()
             found.append(Step(stage, layer, [host[i, :n].clone() for i, n in enumerate(present)]))  # type: ignore[misc]
+        for layer, ids, _ in self._loans:
+            found.append(Step("decoder", layer, [row[row >= 0] for row in ids.cpu()], loan=True))  # type: ignore[misc]
         return found
 
     @cached_property
@@ -111,7 +122,7 @@ class Report:
 
     @property
     def tokens_kept(self) -> int:
-        """Visual tokens left after the last step, over all spans."""
+        """Visual tokens left after the last step, over all spans; those that went round a layer are back."""
         return sum(self._steps[-1][3]) if self._steps else self.tokens_total
 
     @property
@@ -125,6 +136,8 @@ class Report:
                 if stage == "decoder" and at == layer:
                     now = sum(present)
             counts.append(now)
+        for layer, _, count in self._loans:
+            counts[layer] = count
         return counts
 
     @property
@@ -140,6 +153,9 @@ class Report:
             f"{stage}{'' if layer is None else f' layer {layer}'}: {sum(present)}"
             for stage, layer, _, present in self._steps
         )
+        if self._loans:
+            layers, counts = [str(layer) for layer, _, _ in self._loans], [str(n) for _, _, n in self._loans]
+            steps += f"{steps and ', '}decoder layers {', '.join(layers)} alone: {', '.join(counts)}"
         mean = f"; mean per decoder layer {self.mean_tokens_per_layer:.1f}" if self.depth else ""  # a bare ViT has none
         return (
             f"{spans} span{'' if spans == 1 else 's'}, {self.tokens_total} visual tokens -> {self.tokens_kept}"
@@ -150,4 +166,6 @@ class Report:
         """What a copy or a pickle holds: numbers on the CPU, and nothing of the model."""
         steps = [(stage, layer, ids.cpu(), present) for stage, layer, ids, present in self._steps]
         batch = None if self.batch is None else self.batch.alone()
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "batch": batch, "_steps": steps}
+        loans = [(layer, ids.cpu(), count) for layer, ids, count in self._loans]
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**own, "batch": batch, "_steps": steps, "_loans": loans}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vtc.pruners.base import Merged, Pruner
+from vtc.pruners.base import Lent, Merged, Pruner
 from vtc.pruners.check_returned_values import looked_at
 from vtc.pruners.visual_tokens import VisualTokens
 
@@ -47,7 +47,8 @@ def select_tokens(
         k = max(part.budgets)
         with torch.autocast(part.ids.device.type, enabled=False):  # methods say themselves what they compute in
             found = pruner.select(part, k)
-        index, merged = (found.index, found.features) if isinstance(found, Merged) else (found, None)
+        index = found.index if isinstance(found, (Merged, Lent)) else found
+        merged = found.features if isinstance(found, Merged) else None
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise TypeError(
                 f"{pruner.spoken_name}.select must return an int64 tensor, got {getattr(index, 'dtype', type(index))}"
@@ -87,7 +88,7 @@ def _check_columns(pruner: Pruner, columns: list[Tensor], tokens: VisualTokens) 
             raise ValueError(f"{pruner.spoken_name}.select must return different columns from 0 to {n - 1}, got {what}")
 
 
-def _check_merged(pruner: Pruner, found: Tensor | Merged, tokens: VisualTokens) -> None:
+def _check_merged(pruner: Pruner, found: Tensor | Merged | Lent, tokens: VisualTokens) -> None:
     """Refuse vectors or sizes that are not one for each column."""
     if not isinstance(found, Merged) or not isinstance(found.index, Tensor):
         return

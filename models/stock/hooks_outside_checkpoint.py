@@ -36,6 +36,9 @@ class LayerHooks:
         Gets layer, args and output; gives None or a new output.
     traced_before, traced_after : callable, optional
         The same in code that ``torch.compile`` can trace, or ``LATER`` where it can't be.
+    carry : callable, optional
+        Gets what is about to be checkpointed; gives it with further tensors that it takes behind its own arguments, so
+        that it has them again, and gradients reach them, when the backward pass runs it anew.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class LayerHooks:
         after: After | None = None,
         traced_before: Before | None = None,
         traced_after: After | None = None,
+        carry: Callable[[Any], tuple[Any, tuple[Any, ...]]] | None = None,
     ):
-        self.layer, self.state, self.before, self.after = layer, state, before, after
+        self.layer, self.state, self.before, self.after, self.carry = layer, state, before, after, carry
         self.traced_before, self.traced_after = traced_before, traced_after
         # this class checkpoints in ``__call__``, which runs the hooks, and not in ``forward``
         layers = (c for c in type(layer).__mro__ if c.__name__ == "GradientCheckpointingLayer")
         self.movable = any("__call__" in vars(c) for c in layers)
+        self.stands_in = self.movable or carry is not None  # for the layer's checkpointing function
         self._checkpoint: Any = None  # the layer's own checkpointing function
         self.handles: list[Any] = []
 
@@ -62,7 +67,9 @@ class LayerHooks:
                 self.layer.register_forward_pre_hook(self._eager(self._pre, self.traced_before), with_kwargs=True)
             )
         if self.after is not None:
-            self.handles.append(self.layer.register_forward_hook(self._eager(self._post, self.traced_after)))
+            after = self._eager(self._post, self.traced_after)
+            # before hooks of transformers, which collect what the layer gives
+            self.handles.append(self.layer.register_forward_hook(after, prepend=self.carry is not None))
         return self
 
     def _eager(self, hook: Callable[..., Any], traced: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -91,7 +98,7 @@ class LayerHooks:
 
     def arm(self) -> None:
         """To be called before the layer runs: checkpointing may have been switched on since."""
-        given = vars(self.layer).get(FUNCTION) if self.movable else None
+        given = vars(self.layer).get(FUNCTION) if self.stands_in else None
         if given is not None and given != self._around:
             self._checkpoint = given
             setattr(self.layer, FUNCTION, self._around)
@@ -107,14 +114,20 @@ class LayerHooks:
         return None if self._outside() or self.after is None else self.after(layer, args, output)
 
     def _around(self, call: Any, *args: Any) -> Any:
-        """The layer's checkpointing function, which gets the rest of ``__call__`` as a ``functools.partial``."""
+        """The layer's checkpointing function, which gets the rest of the call as a ``functools.partial``."""
+        if not self.movable:
+            return self._checkpointed(call, args)
         kwargs = call.keywords
         changed = None if self.before is None else self.before(self.layer, args, dict(kwargs))
         if changed is not None:
             args, kwargs = changed
-        output = self._checkpoint(functools.partial(call.func, **kwargs), *args)
+        output = self._checkpointed(functools.partial(call.func, **kwargs), args)
         changed = None if self.after is None else self.after(self.layer, args, output)
         return output if changed is None else changed
+
+    def _checkpointed(self, call: Any, args: tuple[Any, ...]) -> Any:
+        call, more = (call, ()) if self.carry is None else self.carry(call)
+        return self._checkpoint(call, *args, *more)
 
 
 def arm(hooks: Sequence[LayerHooks], *_: Any) -> None:

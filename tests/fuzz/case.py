@@ -129,9 +129,17 @@ class Case:
             for i, kept in enumerate(step.kept):
                 if not torch.equal(kept, kept.unique()) or not set(kept.tolist()) <= left[i]:
                     raise Disagreement(f"span {i} keeps {kept.tolist()} of {sorted(left[i])}")
+                if step.loan:
+                    continue
                 left[i] = set(kept.tolist())
         pipeline = self.model.vtc.pipeline
-        if not report.steps or len(pipeline) > 1 or pipeline[0].adaptive_count or pipeline[0].joins_crops:
+        if (
+            not report.steps
+            or report.steps[-1].loan
+            or len(pipeline) > 1
+            or pipeline[0].adaptive_count
+            or pipeline[0].joins_crops
+        ):
             return
         name, params = self.draw.methods[0]
         setting = Setting(name, None, params)

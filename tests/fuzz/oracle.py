@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from reference import features_given, hidden_per_layer, reference, text_model
+from reference import features_given, hidden_per_layer, kept_at_end, reference, text_model
 from torch import Tensor, nn
 
 
@@ -29,12 +29,17 @@ class Seen:
         return any(step.stage == "vision" for step in self.report.steps)
 
 
+def parts_of(step: Any) -> dict[str, Any]:
+    """A step but for what it keeps."""
+    return {"stage": step.stage, "layer": step.layer, "loan": step.loan}
+
+
 def rows_of(report: Any, rows: Sequence[int]) -> SimpleNamespace:
     """The part of a report that tells of `rows`, which become rows 0, 1, ..."""
     place = {row: i for i, row in enumerate(rows)}
     chosen = [i for i, span in enumerate(report.spans) if span.sample in place]
     spans = [SimpleNamespace(sample=place[report.spans[i].sample], columns=report.spans[i].columns) for i in chosen]
-    steps = [SimpleNamespace(stage=s.stage, layer=s.layer, kept=[s.kept[i] for i in chosen]) for s in report.steps]
+    steps = [SimpleNamespace(**parts_of(s), kept=[s.kept[i] for i in chosen]) for s in report.steps]
     return SimpleNamespace(spans=spans, steps=steps)
 
 
@@ -42,8 +47,8 @@ def joined(first: Any, second: Any, offset: int) -> SimpleNamespace:
     """The reports of two turns as one over the whole dialogue; the second begins at column `offset`."""
     spans = [SimpleNamespace(sample=s.sample, columns=s.columns + offset) for s in second.spans]
     whole = [[torch.arange(len(s.columns)) for s in report.spans] for report in (first, second)]
-    steps = [SimpleNamespace(stage=s.stage, layer=s.layer, kept=[*s.kept, *whole[1]]) for s in first.steps]
-    steps += [SimpleNamespace(stage=s.stage, layer=s.layer, kept=[*whole[0], *s.kept]) for s in second.steps]
+    steps = [SimpleNamespace(**parts_of(s), kept=[*s.kept, *whole[1]]) for s in first.steps]
+    steps += [SimpleNamespace(**parts_of(s), kept=[*whole[0], *s.kept]) for s in second.steps]
     return SimpleNamespace(spans=[*first.spans, *spans], steps=steps)
 
 
@@ -86,7 +91,7 @@ class Truth:
 
 def who_answers(report: Any, valid: Tensor, positions: str, depth: int) -> Truth:
     """From the report of a forward over `valid` `[B, L]`."""
-    kept = valid & ~hidden_per_layer(report, *valid.shape, depth)[-1]
+    kept = kept_at_end(report, valid, depth)
     asking = asks(report, valid, positions, valid.shape[1])
     for row in (asking >= 0).nonzero()[:, 0].tolist():
         kept[row, asking[row]] = True
@@ -123,6 +128,8 @@ def merged(seen: Seen, valid: Tensor, asking: Tensor, rows: Sequence[int]) -> di
     report, out = seen.report, {}
     visual = visual_columns(report, batch, width)
     for step in report.steps:
+        if step.loan:
+            continue
         layer = step.layer if step.stage == "decoder" else 0
         gone = hidden_per_layer(report, batch, width, layer + 1)[layer]
         states, values, places = seen.states[layer], [], []

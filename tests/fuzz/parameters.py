@@ -86,6 +86,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "parallel": SMALL,
     },
     "norm": {"shortest": FLAG},
+    "pmod": {"target": st.sampled_from(["shiftedcos", "shiftedlinear"]), **OFFICIAL},
     "pool": {"layer": LAYER},
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
@@ -153,12 +154,14 @@ LEFT_OUT = {
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
     "idpruner.scorer": "a file",
+    "pmod.weights": "a file, always untrained",
 }
 # given always: without them the method can't run on tiny models, or takes long
 NEEDED: dict[str, dict[str, Any]] = {
     "embedlens": {"sink": (5, 6, 7, 8, 9, 10), "dead": (20, 21, 22, 23, 24)},
     "explainer": {"weights": tiny_explainer()},
     "fastv": {"layer": 2},
+    "pmod": {"weights": "untrained"},
     "vscan": {"window": 2, "ratio": 1.5},
     "zoo_prune": {"directions": 8},
 }

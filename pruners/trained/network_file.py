@@ -1,0 +1,108 @@
+"""A trained network as a safetensors file: weights, and metadata that say what they are. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.pruners.untrusted_json import parse_json
+
+NAME = "compressor.safetensors"  # in a model's folder, beside vtc_config.json
+
+
+def format_of(method: str) -> str:
+    """What the metadata of a network of `method` call their format."""
+    return f"vtc-{method}-1"
+
+
+def hint(method: str) -> str:
+    """How a network of `method` is had."""
+    return f"train one: vtc train {method} --model ..., then weights=FILE"
+
+
+@dataclass
+class NetworkFile:
+    """What a file holds.
+
+    Attributes
+    ----------
+    weights : dict of Tensor
+        By the names of the network's parameters, as stored.
+    about : dict of str
+        All metadata.
+    sizes : dict
+        What the network is built from.
+    """
+
+    weights: dict[str, Tensor]
+    about: dict[str, str]
+    sizes: dict[str, Any]
+
+
+def write_network(
+    path: str | Path,
+    method: str,
+    network: nn.Module,
+    sizes: Mapping[str, Any],
+    about: Mapping[str, str],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write `network` whole or not at all; floating-point weights become `dtype`.
+
+    Parameters
+    ----------
+    sizes : mapping
+        Plain values that the method's ``build`` makes the same network from.
+    about : mapping of str
+        Further metadata: the model, recipe, seed, figures.
+    """
+    from safetensors.torch import save
+
+    weights = {
+        name: (x.to(dtype) if x.is_floating_point() else x).detach().cpu().contiguous()
+        for name, x in network.state_dict().items()
+    }
+    metadata = {**about, "format": format_of(method), "sizes": json.dumps(dict(sizes), sort_keys=True)}
+    draft = Path(path).with_suffix(".part")
+    draft.write_bytes(save(weights, metadata=metadata))
+    draft.replace(path)
+
+
+def read_network(path: str | Path, method: str) -> NetworkFile:
+    """Read what ``write_network`` wrote for `method`; a folder means the ``compressor.safetensors`` in it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it holds no network of this method.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file, called = Path(path), f"{method}.weights={str(path)!r}"
+    file = file / NAME if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{called} is no file here; {hint(method)}")
+    try:
+        stored = safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{called} is no safetensors file ({error})") from error
+    with stored:
+        about = stored.metadata() or {}
+        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    found = about.get("format")
+    if found != format_of(method):
+        is_one = f"its format is {found!r}" if found else "its metadata name no format"
+        raise ValueError(f"{called} holds no network of {method} ({is_one}, not {format_of(method)!r}); {hint(method)}")
+    try:
+        sizes = parse_json(about["sizes"])
+        if not isinstance(sizes, dict):
+            raise ValueError("sizes is no mapping")
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{called}: its metadata say no sizes ({error}); {hint(method)}") from error
+    return NetworkFile(weights, about, sizes)
