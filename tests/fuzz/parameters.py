@@ -103,6 +103,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "todre_diversity": DIVERSE,
     "todre_removal": REMOVAL,
     "tokencorr": {"adaptive": FLAG, "tau": UNIT, "limit": UNIT, "shallow": st.one_of(TOWER, SHARE)},
+    "tokenflex": {},
     "tome": {
         "layer": LAYER,
         "at": st.sampled_from(["vision", "input", "decoder"]),
@@ -153,12 +154,14 @@ LEFT_OUT = {
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
     "idpruner.scorer": "a file",
+    "tokenflex.weights": "a file, always an untrained network",
 }
 # given always: without them the method can't run on tiny models, or takes long
 NEEDED: dict[str, dict[str, Any]] = {
     "embedlens": {"sink": (5, 6, 7, 8, 9, 10), "dead": (20, 21, 22, 23, 24)},
     "explainer": {"weights": tiny_explainer()},
     "fastv": {"layer": 2},
+    "tokenflex": {"weights": "untrained"},
     "vscan": {"window": 2, "ratio": 1.5},
     "zoo_prune": {"directions": 8},
 }
