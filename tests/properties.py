@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from vtc.pruners.base import Merged, Pruner
 from vtc.pruners.layout import Layout
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import QuestionState, Signal
 from vtc.pruners.visual_tokens import VisualTokens
 
 
@@ -69,7 +69,9 @@ class Spans:
                 read_of[signal] = pad_sequence([values[i] for i in rows], batch_first=True)
         text_of = {s: pad_sequence([v[i] for i in rows], batch_first=True) for s, v in self.texts.items()}
         behind = None
-        for values in self.texts.values():
+        for signal, values in self.texts.items():
+            if isinstance(signal, QuestionState):  # one of a sample
+                continue
             lengths = [len(values[i]) for i in rows]
             behind = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         asked = [self.questions[i] for i in rows] if self.questions else []

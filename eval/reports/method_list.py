@@ -34,6 +34,7 @@ WORDS = {
     "PreProjector": "encoder output",
     "Projected": "projected features",
     "TextEmbeddings": "text",
+    "QuestionState": "a pass over the question",
     "DecoderAttention": "decoder attention",
     "AttentionAhead": "decoder attention",
     "DecoderKeys": "decoder keys",

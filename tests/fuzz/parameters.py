@@ -90,6 +90,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
+    "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
     "sparsevlm": {
         "budget": st.sampled_from([192, 128, 64]),
@@ -154,6 +155,9 @@ LEFT_OUT = {
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
     "idpruner.scorer": "a file",
+    "quecc.exact": "always off: its counts are its windows'",
+    "quecc.question": "there is no tokenizer",
+    "quecc.weights": "a file, always an untrained network",
     "tokenflex.weights": "a file, always an untrained network",
 }
 # given always: without them the method can't run on tiny models, or takes long
@@ -161,6 +165,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "embedlens": {"sink": (5, 6, 7, 8, 9, 10), "dead": (20, 21, 22, 23, 24)},
     "explainer": {"weights": tiny_explainer()},
     "fastv": {"layer": 2},
+    "quecc": {"weights": "untrained", "kernel": 2, "exact": False, "question": "ids"},
     "tokenflex": {"weights": "untrained"},
     "vscan": {"window": 2, "ratio": 1.5},
     "zoo_prune": {"directions": 8},

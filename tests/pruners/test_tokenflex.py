@@ -161,7 +161,7 @@ def test_what_is_no_file_of_it_is_refused_in_words(tmp_path: Path) -> None:
     refused(stored("nosizes", format="vtc-tokenflex-1"), ValueError, "say no sizes", MODEL)
     refused(stored("broken", format="vtc-tokenflex-1", sizes="{"), ValueError, "say no sizes", MODEL)
     refused(stored("list", format="vtc-tokenflex-1", sizes="[1]"), ValueError, "say no sizes", MODEL)
-    with pytest.raises(ValueError, match="no trained network of tokenflex comes with vtc|was made for bundled"):
+    with pytest.raises(ValueError, match=r"no trained network of tokenflex comes with vtc|was made for bundled"):
         vtc.compress(tiny("llava"), "tokenflex", keep=4)
     with pytest.raises(TypeError, match=r"tokenflex\.weights=3"):
         vtc.parse("tokenflex(keep=4, weights=3)")
