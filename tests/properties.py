@@ -98,7 +98,7 @@ def chosen(pruner: Pruner, tokens: VisualTokens) -> list[list[int]]:
     index = found.index if isinstance(found, Merged) else found
     assert index.dtype == torch.int64
     assert index.shape[0] == len(tokens.counts)
-    assert index.shape[1] >= k
+    assert index.shape[1] >= (1 if pruner.adaptive_count else k)
     if isinstance(found, Merged):
         assert found.features.shape == (*index.shape, tokens.features.shape[-1])
         assert found.features.dtype == tokens.features.dtype
