@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from vtc.pruners.trained.compressor import UNTRAINED, TrainedCompressor
+from vtc.pruners.trained.windows import present_grids, tokens_of, windows
 
 from .base import Merged, Stop
 from .layout import Layout
@@ -98,26 +99,6 @@ class QueryCompressor(nn.Module):
         return logits.masked_fill(~there[:, None], float("-inf")).softmax(-1)
 
 
-def tokens_of(layout: Layout, kernel: int) -> int:
-    """How many windows of this size cover the grids of a span."""
-    return sum(-(-g.rows // kernel) * -(-g.cols // kernel) for g in layout.grids)
-
-
-def windows(layout: Layout, kernel: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of each window, row by row, `[k, kernel^2]`, -1 where the grid has ended; and the middle ones `[k]`."""
-    found, centres, start = [], [], 0
-    for grid in layout.grids:
-        down, across = (-(-n // kernel) for n in (grid.rows, grid.cols))
-        place = np.full((down * kernel, across * kernel), -1)
-        place[: grid.rows, : grid.cols] = start + np.arange(grid.rows * grid.cols).reshape(grid.rows, grid.cols)
-        found.append(place.reshape(down, kernel, across, kernel).swapaxes(1, 2).reshape(-1, kernel**2))
-        ends = ((np.minimum((np.arange(m) + 1) * kernel, n)) for m, n in ((down, grid.rows), (across, grid.cols)))
-        row, col = ((np.arange(len(end)) * kernel + end - 1) // 2 for end in ends)
-        centres.append(place[row[:, None], col].reshape(-1))
-        start += grid.rows * grid.cols
-    return np.concatenate(found), np.concatenate(centres)
-
-
 @register_pruner("quecc")
 @dataclass(kw_only=True)
 class QueCC(TrainedCompressor):
@@ -200,7 +181,7 @@ class QueCC(TrainedCompressor):
     def sizes_for(self, tokens: VisualTokens) -> dict[str, Any]:
         """Channels of what is read, and the window that gives the first span's budget."""
         x, levels = self._patches(tokens)
-        layout, k = _present(tokens, 0), tokens.budgets[0]
+        layout, k = present_grids(tokens, 0), tokens.budgets[0]
         sides = range(1, max(max(g.rows, g.cols) for g in layout.grids) + 1)
         near = min(sides, key=lambda s: (abs(tokens_of(layout, s) - k), s))
         heads = next(h for h in (HEADS, 4, 2, 1) if x.shape[-1] % h == 0)
@@ -226,7 +207,7 @@ class QueCC(TrainedCompressor):
         """One token a window, at its middle."""
         self.network(tokens)
         side = self.sizes["kernel"]
-        layouts = [_present(tokens, i) for i in range(len(tokens.counts))]
+        layouts = [present_grids(tokens, i) for i in range(len(tokens.counts))]
         if self.exact:
             for layout, budget in zip(layouts, tokens.budgets, strict=True):
                 self._check(layout, budget, side)
@@ -269,9 +250,3 @@ class QueCC(TrainedCompressor):
             f"{self._called()} makes {count} tokens of {shape} patches (windows of {side}x{side}), not {budget}: ask "
             f"for keep={count}, take exact=False, or {self._hint()}"
         )
-
-
-def _present(tokens: VisualTokens, row: int) -> Layout:
-    """A span's grids; a line where tokens are gone."""
-    layout, count = tokens.layouts[row], tokens.counts[row]
-    return layout if layout.content == count else Layout.line(count)

@@ -9,8 +9,9 @@ from golden_support import Golden, Served, golden, tokens_of
 from torch import Tensor
 
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.quecc import QueCC, QueryCompressor, windows
+from vtc.pruners.quecc import QueCC, QueryCompressor
 from vtc.pruners.signals import QuestionState
+from vtc.pruners.trained.windows import windows
 
 
 def close(found: Tensor, expected: np.ndarray) -> None:

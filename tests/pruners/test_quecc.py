@@ -17,7 +17,8 @@ from vtc.models.facts_of_model import facts_of
 from vtc.models.layout.model_parts import locate
 from vtc.pruners import make_pruner
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.quecc import QueryCompressor, tokens_of, windows
+from vtc.pruners.quecc import QueryCompressor
+from vtc.pruners.trained.windows import tokens_of, windows
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 FREE = {"weights": "untrained", "question": "ids"}
