@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vtc.models.language.decoder_signals import resolve
 from vtc.pruners.base import STAGES, Loan, Pruner, Stop, check_keep, check_layer
-from vtc.pruners.signals import AttentionAhead, DecoderSignal
+from vtc.pruners.signals import AttentionAhead, DecoderSignal, QuestionState
 
 
 def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
@@ -34,6 +34,10 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
             )
         if stop.keep != 0:
             check_keep(stop.keep, f"{pruner.name}.keep")
+        if stop.stage != "input" and any(isinstance(s, QuestionState) for s in pruner.signals_at(stop)):
+            raise ValueError(
+                f"{pruner.name} reads QuestionState and can't prune at the {stop.stage} stage: it is made at the input"
+            )
         if stop.stage == "decoder":
             if stop.layer is None or not 0 <= stop.layer < depth:
                 raise ValueError(

@@ -24,6 +24,7 @@ HOME = {
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
     "pyramiddrop": "pyramiddrop",
+    "quecc": "quecc",
     "random": "random",
     "sparsevlm": "sparsevlm",
     "todre_diversity": "todre",

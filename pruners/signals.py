@@ -214,6 +214,26 @@ class TextEmbeddings(Signal):
 
 
 @dataclass(frozen=True)
+class QuestionState(Signal):
+    """What the language model makes of each sample's question ALONE: `tokens.text(QuestionState())` is `[S, D]`.
+
+    Its last layer, behind the final norm, at the last token of: the tokenizer's BOS token if it has one, and the
+    question. No template, no picture, no gradient; one pass over the questions of a batch, at the input stage only. A
+    sample without pictures has zeros.
+
+    ``of="words"`` takes the text behind the sample's last picture, up to ``ASSISTANT`` or the tokenizer's end token,
+    and ``"image"`` where there is none; it needs the tokenizer. ``of="ids"`` takes the prompt's own ids behind that
+    picture as they are, the template's among them, and needs none.
+    """
+
+    part: ClassVar[str] = "question"
+    of: str = "words"
+
+    def __post_init__(self) -> None:
+        _check_one_of(self, "of", ("words", "ids"))
+
+
+@dataclass(frozen=True)
 class DecoderSignal(Signal):
     """A signal of one decoder layer before the pruning layer."""
 

@@ -67,7 +67,7 @@ def recorded_states(model: nn.Module) -> Iterator[dict[int, Tensor]]:
 
     def hook(i: int) -> Any:
         def pre(_: nn.Module, args: tuple) -> None:
-            seen.setdefault(i, args[0])
+            seen[i] = args[0]  # the prompt comes last, behind what a method has the model read
 
         return pre
 

@@ -15,7 +15,7 @@ import vtc
 from vtc.eval.stability.made_up_spans import Sizes, kind_of_numbers, segments, shape_of
 from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.signals import DecoderSignal, EncoderSegments, EncoderSpecial, Signal, TextEmbeddings
+from vtc.pruners.signals import DecoderSignal, EncoderSegments, EncoderSpecial, QuestionState, Signal, TextEmbeddings
 
 LAST = 4  # the tower's layer that the projector reads
 
@@ -88,7 +88,7 @@ def made_up(
         x = make(*shape_of(signal, n, sizes))
         return (kind_of_numbers(signal, x) if draw is None else x).to(dtype)
 
-    signals = [s for s in pruner.signals_at(stop) if not isinstance(s, TextEmbeddings)]
+    signals = [s for s in pruner.signals_at(stop) if not isinstance(s, (QuestionState, TextEmbeddings))]
     features = [make(n, sizes.decoder).to(dtype) for n in counts]
     reads = {s: [per_token(s, n) for n in counts] for s in signals}
     if copies:
@@ -101,6 +101,7 @@ def made_up(
                 rows[i] = rows[i][..., twin] if s.is_attention else rows[i][twin]
     said = [s for s in pruner.signals_at(stop) if isinstance(s, (DecoderSignal, TextEmbeddings))]
     said = [s for s in said if not s.is_attention] or [TextEmbeddings()]
+    said += [s for s in pruner.signals_at(stop) if isinstance(s, QuestionState)]
     width = sizes.unit * sizes.encoder
     inner, outer = nn.Linear(width, 7, dtype=dtype), nn.Linear(7, sizes.decoder, dtype=dtype)
     return Spans(

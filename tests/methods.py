@@ -40,6 +40,10 @@ EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "embedlens": ({"sink": tuple(range(5, 20)), "dead": tuple(range(20, 60))}, "ids that random tokens come near"),
     "explainer": ({"weights": tiny_explainer()}, "the shipped network belongs to the bundled model alone"),
     "pmod": ({"weights": "untrained"}, "no network of such sizes is shipped"),
+    "quecc": (
+        {"weights": "untrained", "kernel": 2, "exact": False, "question": "ids"},
+        "no network of such sizes is shipped, its counts are those of its windows, and there is no tokenizer",
+    ),
     "tokenflex": ({"weights": "untrained"}, "no network of such sizes is shipped"),
     "vscan": ({"window": 2, "ratio": 1.5}, "small grids, and some tokens left for the decoder"),
 }
@@ -141,6 +145,7 @@ VARIANTS = [
         "prumerge(official=True)",
         "prumerge_plus(adaptive=True)",
         "prumerge_plus(official=True)",
+        "quecc(weights=untrained, kernel=3, exact=False, no_text=True)",
         "random(layer=2)",
         "random(official=True)",
         "sparsevlm(official=True)",
@@ -184,6 +189,7 @@ WITH_CLASS_TOKEN = ("llava", "llava_sliding", "llava_next", "internvl")
 LACKING: dict[str, tuple[str, ...]] = {
     "prumerge": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
     "prumerge_plus": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
+    "quecc": ("llava_onevision",),
     "visionzip": ("llava_onevision",),
 }
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from vtc.pruners.base import Lent, Merged, Pruner
 from vtc.pruners.layout import Layout
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import QuestionState, Signal
 from vtc.pruners.visual_tokens import VisualTokens
 
 
@@ -70,7 +70,9 @@ class Spans:
                 read_of[signal] = pad_sequence([values[i] for i in rows], batch_first=True)
         text_of = {s: pad_sequence([v[i] for i in rows], batch_first=True) for s, v in self.texts.items()}
         behind = None
-        for values in self.texts.values():
+        for signal, values in self.texts.items():
+            if isinstance(signal, QuestionState):  # one of a sample
+                continue
             lengths = [len(values[i]) for i in rows]
             behind = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         asked = [self.questions[i] for i in rows] if self.questions else []
@@ -97,7 +99,7 @@ def chosen(pruner: Pruner, tokens: VisualTokens) -> list[list[int]]:
     index = found.index if isinstance(found, (Merged, Lent)) else found
     assert index.dtype == torch.int64
     assert index.shape[0] == len(tokens.counts)
-    assert index.shape[1] >= k
+    assert index.shape[1] >= (1 if pruner.adaptive_count else k)
     if isinstance(found, Merged):
         assert found.features.shape == (*index.shape, tokens.features.shape[-1])
         assert found.features.dtype == tokens.features.dtype

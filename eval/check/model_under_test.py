@@ -229,7 +229,7 @@ def recorded_states(parts: Parts) -> Iterator[dict[int, Tensor]]:
     def hook(i: int) -> Any:
         def pre(_: nn.Module, args: tuple[Any, ...]) -> None:
             if args:
-                seen.setdefault(i, args[0])
+                seen[i] = args[0]
 
         return pre
 

@@ -173,13 +173,20 @@ class LMFlops:
                 ) from None
         return self._known[length]
 
-    def prefill(self, lengths: Sequence[int]) -> int:
-        """FLOPs of a prefill whose layer `l` sees ``lengths[l]`` tokens."""
-        return sum(self.of_layers(n)[i] for i, n in enumerate(lengths))
+    def prefill(self, lengths: Sequence[int], asked: int = 0) -> int:
+        """FLOPs of a prefill whose layer `l` sees ``lengths[l]`` tokens, after `asked` tokens of a question alone."""
+        alone = sum(self.of_layers(asked)) if asked else 0
+        return alone + sum(self.of_layers(n)[i] for i, n in enumerate(lengths))
 
 
 def count_flops(
-    model: nn.Module, cell: Cell, row: Row, lengths: Sequence[int], lm: LMFlops | None = None, same: Flops | None = None
+    model: nn.Module,
+    cell: Cell,
+    row: Row,
+    lengths: Sequence[int],
+    lm: LMFlops | None = None,
+    same: Flops | None = None,
+    asked: int = 0,
 ) -> Flops:
     """FLOPs of a cell on one prompt.
 
@@ -197,10 +204,12 @@ def count_flops(
         Of the same model, so that lengths are counted once.
     same : Flops, optional
         Of another cell that runs the tower alike.
+    asked : int
+        Tokens of a question that the language model read alone before (``Measured.asked``).
     """
     lm = lm or LMFlops(model)
     if same is not None:
-        return replace(same, lm=lm.prefill(lengths))
+        return replace(same, lm=lm.prefill(lengths, asked))
     with pruned(model, cell) if cell.vision_stage else nullcontext(model) as wrapped:
         vision, projector = vision_flops(wrapped, row)
-    return Flops(vision, projector, lm.prefill(lengths), lm.head)
+    return Flops(vision, projector, lm.prefill(lengths, asked), lm.head)

@@ -16,12 +16,14 @@ from vtc.models.stock.transformers_api import holds_columns, keeps_state, new_ca
 class Measured:
     """Visual tokens of one sample, as ``model.vtc.report`` gives them.
 
-    ``per_layer`` has one count per decoder layer; ``kept`` is what is left behind the last step.
+    ``per_layer`` has one count per decoder layer; ``kept`` is what is left behind the last step. ``asked`` are the
+    tokens of a pass over the question alone, where a method reads ``QuestionState``.
     """
 
     total: int
     kept: int
     per_layer: tuple[int, ...]
+    asked: int = 0
 
     @property
     def mean(self) -> float:
@@ -47,7 +49,7 @@ class Measured:
             kept = here
             start = step.layer if step.stage == "decoder" else 0
             per_layer[start:] = [kept] * (depth - start)
-        return cls(total, kept, tuple(per_layer))
+        return cls(total, kept, tuple(per_layer), report.asked_alone.get(sample, 0))
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,19 @@ class LMCost:
         """Number of decoder layers."""
         return len(self.linear)
 
-    def flops(self, lengths: Sequence[int]) -> int:
+    def flops(self, lengths: Sequence[int], asked: int = 0) -> int:
         """FLOPs of a prefill whose layer `l` sees ``lengths[l]`` tokens, a multiply-add counted as two.
+
+        `asked` tokens go through all layers before that, of a question alone.
 
         Attention counts all ``L * L`` products, as ``torch.utils.flop_counter`` does: kernels that skip the upper
         triangle do half of that part. The output layer runs on the last token.
         """
-        per_layer = zip(self.linear, self.attention, lengths, strict=True)
+        per_layer = [
+            (linear, width, n)
+            for many in (lengths, [asked] * self.depth)
+            for linear, width, n in zip(self.linear, self.attention, many, strict=True)
+        ]
         return sum(2 * n * linear + 4 * n * n * width for linear, width, n in per_layer) + 2 * self.head
 
     def kv_bytes(self, lengths: Sequence[int]) -> int:

@@ -34,6 +34,7 @@ WORDS = {
     "PreProjector": "encoder output",
     "Projected": "projected features",
     "TextEmbeddings": "text",
+    "QuestionState": "a pass over the question",
     "DecoderAttention": "decoder attention",
     "AttentionAhead": "decoder attention",
     "DecoderKeys": "decoder keys",
@@ -140,7 +141,7 @@ def describe(pattern: str = "*") -> list[dict[str, Any]]:
 
 def remarks(row: dict[str, Any]) -> list[str]:
     """What is unusual about a method."""
-    said = {"merges": "merges", "adaptive_count": "adaptive count", "uses_text": "reads text"}
+    said = {"merges": "merges", "adaptive_count": "adaptive count", "uses_text": "reads text", "trained": "trained"}
     return [word for flag, word in said.items() if row[flag]]
 
 

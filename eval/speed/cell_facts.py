@@ -39,6 +39,8 @@ class Facts:
         Of the cache behind the prefill, whole batch, all layers; and of those layers that are left out.
     in_tower : bool
         Whether it prunes inside the tower.
+    asked : int
+        Tokens of a question that the language model reads alone before.
     """
 
     visual: tuple[int, ...]
@@ -48,6 +50,7 @@ class Facts:
     kv_bytes: int
     missing_kv: int
     in_tower: bool
+    asked: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -98,6 +101,7 @@ def facts_of(subject: Subject, prompt: TimedPrompt, cell: Cell) -> Facts:
         all_layers,
         all_layers - sum(held),
         cell.vision_stage,
+        measured.asked,
     )
 
 
@@ -124,8 +128,10 @@ class FlopRatios:
         self._tower: tuple[float, float] | None = None
 
     def _decoder(self, facts: Facts) -> float:
-        by_length = {n: spread_over(self.lm.of_layers(n), self.plain.text_match) for n in {*facts.lengths}}
-        return sum(by_length[n][i] for i, n in enumerate(facts.lengths))
+        lengths = {*facts.lengths, *([facts.asked] if facts.asked else [])}
+        by_length = {n: spread_over(self.lm.of_layers(n), self.plain.text_match) for n in lengths}
+        alone = sum(by_length[facts.asked]) if facts.asked else 0
+        return alone + sum(by_length[n][i] for i, n in enumerate(facts.lengths))
 
     def decoder(self, facts: Facts) -> float:
         """f: of the decoder layers."""

@@ -31,6 +31,7 @@ from vtc.pruners.signals import (
     EncoderValues,
     PreProjector,
     Projected,
+    QuestionState,
     Signal,
     TextEmbeddings,
 )
@@ -80,6 +81,8 @@ def shape_of(signal: Signal, n: int, sizes: Sizes) -> tuple[int, ...]:
         return (n, 2)
     if isinstance(signal, DecoderKeys):
         return (n, sizes.heads * sizes.head)
+    if isinstance(signal, QuestionState):  # of a sample
+        return (sizes.decoder,)
     if isinstance(signal, (DecoderHidden, Projected, TextEmbeddings)):
         return (n, sizes.decoder)
     raise NotImplementedError(f"vtc does not know what a made-up {signal} looks like")

@@ -15,7 +15,7 @@ from vtc.eval.vlm.pruning_settings import first_of_lines
 from .results_store import ResultStore
 from .sweep_run import Sweep
 
-PER_LAYER = "visual_per_layer"
+PER_LAYER, ASKED = "visual_per_layer", "asked_alone"
 
 
 def first_row(sweep: Sweep) -> Row:
@@ -71,8 +71,10 @@ def sweep_costs(
     try:
         lm, plain = LMFlops(sweep.model), None
         for cell in cells:
-            lengths = [len(row.ids) - row.visual + n for n in store.rows[cell.spec, first.question_id][PER_LAYER]]
-            found = count_flops(sweep.model, cell, row, lengths, lm, None if cell.vision_stage else plain)
+            answered = store.rows[cell.spec, first.question_id]
+            lengths = [len(row.ids) - row.visual + n for n in answered[PER_LAYER]]
+            same = None if cell.vision_stage else plain
+            found = count_flops(sweep.model, cell, row, lengths, lm, same, answered.get(ASKED, 0))
             plain = plain if cell.vision_stage else found
             costs[cell.spec] = replace(
                 costs[cell.spec],

@@ -26,13 +26,14 @@ from vtc.pruners.signals import (
     EncoderAttention,
     EncoderSpecial,
     Projected,
+    QuestionState,
     Signal,
     TextEmbeddings,
 )
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
 from .forward_state import Run, gather_columns
-from .question_words import questions
+from .question_words import question_states, questions
 
 EMBEDDINGS = "embeddings"
 ROWS = (DecoderAttention, AttentionAhead)  # attention rows: [B, H, R, L]
@@ -121,6 +122,8 @@ class HostSignals(SignalSource):
         """See ``VisualTokens.read``."""
         if signal.part == "encoder":
             return self._read_encoder(self._check(signal), tokens)
+        if isinstance(signal, QuestionState):
+            raise ValueError(f"{signal} has no value per visual token; tokens.text gives one of each sample")
         values, place = self._captured(signal)
         span = torch.tensor(list(tokens.span), device=tokens.ids.device)
         columns = self.run.token_columns(tokens.ids, span, place).to(values.device)
@@ -154,6 +157,9 @@ class HostSignals(SignalSource):
         """See ``VisualTokens.text``."""
         if isinstance(signal, ROWS):
             raise ValueError("attention rows have no value per text token; read them at the visual tokens")
+        if isinstance(signal, QuestionState):
+            self._check(signal)
+            return question_states(self.run, self.parts, signal)
         values, place = self._captured(signal)
         columns = place.gather(1, text_columns(self.run)[0]).to(values.device)
         return self._heads(signal, gather_columns(values, columns, -2))

@@ -87,6 +87,8 @@ class Run:
         The tokenizer, if any method reads the question.
     token_ids : Tensor, optional
         `[B, full]`, if any method reads the question or joins crops, unless the caller gave embeddings.
+    asked_alone : dict
+        By sample the tokens that were read for ``QuestionState``, once it was asked for.
     find_pictures : callable, optional
         ``Family.pictures``.
     ahead : callable, optional
@@ -151,6 +153,7 @@ class Run:
     words: Words | None = None
     token_ids: Tensor | None = None
     questions: list[str] | None = None
+    asked_alone: dict[int, int] = field(default_factory=dict)
     find_pictures: Callable[[Any], Any] | None = None
     ahead: Callable[[str], Tensor] | None = None
     looking: tuple[Tensor, list[Tensor]] | None = None

@@ -29,7 +29,7 @@ from vtc.models.stock.transformers_api import (
 )
 from vtc.models.stock.tripwire import check_features, check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import QuestionState, Signal
 
 from .column_arguments import cut_along, refuse_unknown
 from .decoder_signals import EMBEDDINGS
@@ -94,8 +94,9 @@ class Forward:
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
         self.encoder_signals = [s for s in signals if s.part == "encoder"]
-        self.words = words if any(p.uses_question for p, _ in stops) else None
-        self.keep_ids = any(p.uses_question or p.joins_crops for p, _ in stops)
+        asks = any(p.uses_question for p, _ in stops) or any(isinstance(s, QuestionState) for s in signals)
+        self.words = words if asks else None
+        self.keep_ids = asks or any(p.joins_crops for p, _ in stops)
         self.keep_embeddings = any(s.part == "input" for s in signals)
         self.takes_features = takes(parts.core, "features")
         self.warned = False

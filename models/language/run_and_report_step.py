@@ -43,6 +43,7 @@ class Steps:
         hidden = prune_step(run, pruner, stop, hidden, self.parts)
         if self.timing and report.selection_seconds is not None:
             report.selection_seconds += now(hidden, self.timing) - started
+        report.asked_alone = run.asked_alone
         report.add(stop.stage, stop.layer, run.ids, run.present)
         return hidden
 

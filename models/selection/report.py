@@ -64,11 +64,14 @@ class Report:
         Decoder layers; 0 for a bare ViT.
     selection_seconds : float or None
         Time spent on choosing and dropping, the device synchronised around it; None unless ``model.vtc.timing`` is on.
+    asked_alone : dict
+        By sample the tokens that the language model read before the prompt, where a method reads ``QuestionState``.
     """
 
     depth: int
     batch: Batch | None = None
     selection_seconds: float | None = None
+    asked_alone: dict[int, int] = field(default_factory=dict)
     _steps: list[tuple[str, int | None, Tensor, list[int]]] = field(default_factory=list, repr=False)
     _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
 

@@ -72,7 +72,14 @@ class Comparer:
         try:
             self._lm = self._lm or LMFlops(engine.model)
             before, after = (
-                count_flops(engine.model, cell, row, [text + n for n in found.measured.per_layer], self._lm)
+                count_flops(
+                    engine.model,
+                    cell,
+                    row,
+                    [text + n for n in found.measured.per_layer],
+                    self._lm,
+                    asked=found.measured.asked,
+                )
                 for cell, found in ((PLAIN, plain), (make_cell(choice.spec, None), pruned))
             )
         except NotImplementedError:

@@ -13,6 +13,7 @@ from properties import check_selection, chosen, peak_bytes
 import vtc
 from vtc.pruners.base import Loan
 from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.trained.compressor import TrainedCompressor
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -109,7 +110,10 @@ def test_memory_at_full_size(place: Place, dtype: torch.dtype) -> None:
 
     def prepare() -> vtc.VisualTokens:
         draw = torch.rand if pruner.adaptive_count else torch.empty
-        return made_up(pruner, stop, [layout], dtype=dtype, sizes=sizes, draw=draw).tokens()
+        tokens = made_up(pruner, stop, [layout], dtype=dtype, sizes=sizes, draw=draw).tokens()
+        if isinstance(pruner, TrainedCompressor):
+            pruner.network(tokens)  # it stays, whatever is chosen
+        return tokens
 
     # a count that depends on the values has to see some
     held = peak_bytes(prepare, lambda tokens: pruner.select(tokens, max(tokens.budgets)), not pruner.adaptive_count)

@@ -108,7 +108,7 @@ def test_the_asked_counts_are_kept_and_nothing_else_is_held(setting: Setting, fa
     assert sum(len(s.columns) for s in report.spans) == int((ids == 90).sum()) == report.tokens_total
     assert [(s.sample, s.item) for s in report.spans] == sorted((s.sample, s.item) for s in report.spans)
 
-    methods = list(vtc.parse(setting.pruner, keep=setting.keep))
+    methods = list(vtc.parse(setting.pruner, keep=setting.keep, **setting.params))
     lasting = [step for step in report.steps if not step.loan]
     if not any(m.adaptive_count for m in methods):
         media = [m for sample in prompt(family, "ragged").media for m in sample]

@@ -91,6 +91,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
+    "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
     "sparsevlm": {
         "budget": st.sampled_from([192, 128, 64]),
@@ -104,6 +105,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "todre_diversity": DIVERSE,
     "todre_removal": REMOVAL,
     "tokencorr": {"adaptive": FLAG, "tau": UNIT, "limit": UNIT, "shallow": st.one_of(TOWER, SHARE)},
+    "tokenflex": {},
     "tome": {
         "layer": LAYER,
         "at": st.sampled_from(["vision", "input", "decoder"]),
@@ -155,6 +157,10 @@ LEFT_OUT = {
     "explainer.weights": "a file, always the tiny one",
     "idpruner.scorer": "a file",
     "pmod.weights": "a file, always untrained",
+    "quecc.exact": "always off: its counts are its windows'",
+    "quecc.question": "there is no tokenizer",
+    "quecc.weights": "a file, always an untrained network",
+    "tokenflex.weights": "a file, always an untrained network",
 }
 # given always: without them the method can't run on tiny models, or takes long
 NEEDED: dict[str, dict[str, Any]] = {
@@ -162,6 +168,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "explainer": {"weights": tiny_explainer()},
     "fastv": {"layer": 2},
     "pmod": {"weights": "untrained"},
+    "quecc": {"weights": "untrained", "kernel": 2, "exact": False, "question": "ids"},
+    "tokenflex": {"weights": "untrained"},
     "vscan": {"window": 2, "ratio": 1.5},
     "zoo_prune": {"directions": 8},
 }
