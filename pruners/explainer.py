@@ -203,6 +203,7 @@ class Explainer(ScorePruner):
     signals: ClassVar[tuple[Signal, ...]] = (AttentionAhead(queries="text"),)
     uses_text: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {"weights": "explainer.safetensors"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from vtc.pruners.primitives.precision import wide_dtype
 from vtc.pruners.untrusted_json import parse_json
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .network_file import NetworkFile, hint, read_network, write_network
+from .network_file import NAME, NetworkFile, hint, network_bytes, read_network
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 UNTRAINED = "untrained"
@@ -47,7 +47,8 @@ class TrainedCompressor(Pruner):
     weights: str | None = None
 
     trained: ClassVar[bool] = True
-    files: ClassVar[tuple[str, ...]] = ("weights",)
+    files: ClassVar[Mapping[str, str]] = {"weights": NAME}
+    no_files: ClassVar[tuple[str, ...]] = (UNTRAINED,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +56,7 @@ class TrainedCompressor(Pruner):
         self._network: nn.Module | None = None
         self._live = False
         self._sizes: dict[str, Any] = {}
+        self.about: dict[str, str] = {}
         self._copies: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
     def sizes_for(self, tokens: VisualTokens) -> dict[str, Any]:
@@ -148,7 +150,10 @@ class TrainedCompressor(Pruner):
         return functional_call(network, self._copies[where], inputs, options)
 
     def use(self, network: nn.Module, sizes: Mapping[str, Any]) -> None:
-        """Work with `network` itself from now on, as it changes: what training does. It is not copied."""
+        """Work with `network` itself from now on, as it changes: what training does. It is not copied.
+
+        What ``about`` holds then goes into the metadata of its file: the recipe, seed, figures.
+        """
         self._network, self._sizes, self._live, self._copies = network, dict(sizes), True, {}
 
     @property
@@ -156,12 +161,17 @@ class TrainedCompressor(Pruner):
         """What the network was built from; empty before there is one."""
         return dict(self._sizes)
 
-    def save(self, path: str | Path, about: Mapping[str, str], model: ModelFacts | None = None) -> None:
-        """Write the network to `path`, with the sizes and the sketch of the model that it works on."""
-        if self._network is None:
-            raise ValueError(f"{self.spoken_name} has no network yet: run a picture through the model first")
+    def file_content(self, parameter: str, model: ModelFacts | None = None) -> bytes | None:
+        """The network as it is now, made to belong to `model`; none of an untrained one that is not being trained."""
+        if parameter != "weights":
+            return super().file_content(parameter, model)
         facts = {} if model is None else {"fits": json.dumps(_fits(model)), "sketch": json.dumps(dict(model.sketch()))}
-        write_network(path, self.name, self._network, self._sizes, {**about, **facts})
+        if self._live and self._network is not None:
+            return network_bytes(self.name, self._network.state_dict(), self._sizes, {**self.about, **facts})
+        if self.weights == UNTRAINED:
+            return None
+        file = self._read()
+        return network_bytes(self.name, file.weights, file.sizes, {**file.about, **self.about, **facts})
 
     def _read(self) -> NetworkFile:
         if self._file is None:
