@@ -126,8 +126,8 @@ class Pruner:
     that counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
     after it, so that features that differ by rounding end in another set; the docstring says why. All others keep at
     least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``), ``trained`` (works
-    with a network of its own that was trained, ``TrainedCompressor``). ``files`` are the parameters that are files, with
-    the names that these get in the folder of a saved model, and ``no_files`` the words there that are none.
+    with a network of its own that was trained, ``TrainedCompressor``). ``files`` are the parameters that are files,
+    with the names that these get in the folder of a saved model, and ``no_files`` the words there that are none.
     """
 
     keep: int | float | None = None

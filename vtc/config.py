@@ -150,8 +150,8 @@ class VTCConfig:
             raise ValueError(f"{path} is no valid JSON: {error}") from None
         if not isinstance(data, Mapping):
             return cls.from_dict(data)  # says what is wrong with it
-        local = Path(path_or_id).exists()
-        return cls.from_dict(locate(data, path.parent.joinpath if local else partial(_cached, path_or_id, **hub_kwargs)))
+        fetch = path.parent.joinpath if Path(path_or_id).exists() else partial(_cached, path_or_id, **hub_kwargs)
+        return cls.from_dict(locate(data, fetch))
 
 
 def _spoken(pipeline: Pipeline) -> dict[str, Any]:

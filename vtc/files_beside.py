@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,8 @@ def forget(config: Path, but: Pipeline = ()) -> None:
             (config.parent / name).unlink(missing_ok=True)
         return config
 
-    try:
+    with suppress(ValueError, TypeError, AttributeError, OSError):  # somebody else's: its files are not ours to remove
         locate(parse_json(config.read_text(encoding="utf-8")), drop)
-    except (ValueError, TypeError, AttributeError, OSError):  # somebody else's: its files are not ours to remove
-        pass
     config.unlink(missing_ok=True)
 
 

@@ -98,7 +98,7 @@ def test_the_network_belongs_to_the_model_as_it_was_saved(tmp_path: Path) -> Non
     before = logits(model)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(vtc.load(tmp_path)), before)
-    with pytest.raises(ValueError, match="has other values than this model's.*vtc train tokenflex"):
+    with pytest.raises(ValueError, match=r"has other values than this model's.*vtc train tokenflex"):
         vtc.compress(tiny("llava"), "tokenflex", keep=4, weights=str(tmp_path))
 
 
