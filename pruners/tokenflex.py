@@ -114,6 +114,7 @@ class TokenFLEX(TrainedCompressor):
     merges: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
+    training_counts: ClassVar[tuple[tuple[int, float], ...]] = ((64, 0.2), (144, 0.3), (256, 0.5))
 
     def sizes_for(self, tokens: VisualTokens) -> dict[str, Any]:
         """Widths of what is read and of the language model."""

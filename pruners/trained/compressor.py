@@ -48,6 +48,7 @@ class TrainedCompressor(Pruner):
 
     trained: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {"weights": NAME}
+    training_counts: ClassVar[tuple[tuple[int, float], ...]] = ()  # tokens of a step, and the share of such steps
     no_files: ClassVar[tuple[str, ...]] = (UNTRAINED,)
 
     def __post_init__(self) -> None:
@@ -155,6 +156,13 @@ class TrainedCompressor(Pruner):
         What ``about`` holds then goes into the metadata of its file: the recipe, seed, figures.
         """
         self._network, self._sizes, self._live, self._copies = network, dict(sizes), True, {}
+
+    @property
+    def built(self) -> nn.Module:
+        """The network that there is: behind the first picture one, which training then changes."""
+        if self._network is None:
+            raise ValueError(f"{self.spoken_name} has no network yet: run a picture through the model first")
+        return self._network.requires_grad_(True).train()
 
     @property
     def sizes(self) -> dict[str, Any]:
