@@ -6,15 +6,19 @@ in the shares that the model was trained with. The evaluation set is the bundled
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers import AutoProcessor
 
 from vtc.bundled_files import bundled_data
 from vtc.eval.tasks.reading.load import load_tasks
@@ -76,7 +80,7 @@ def encoded(model: torch.nn.Module, pixels: Sequence[np.ndarray], file: Path) ->
 class TrainingPictures:
     """Draws the steps of a run; data depend on the seed and the step alone."""
 
-    def __init__(self, model: torch.nn.Module, folder: Path, per_step: int = 3, asked: int = 24):
+    def __init__(self, model: torch.nn.Module, folder: Path, per_step: int = 2, asked: int = 16):
         self.per_step, self.asked = per_step, asked
         self.scenes = [training_scene(i) for i in range(SCENES)]
         self.easy = [training_image(SCENES + i).easy for i in range(EASY)]
@@ -108,11 +112,26 @@ class TrainingPictures:
         return order[n % SCENES]
 
 
+@functools.lru_cache(maxsize=1)
+def _processor() -> Any:
+    return AutoProcessor.from_pretrained(bundled_model_path()).image_processor
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """A picture in the size that the model's processor gives it, `[336, 336, 3]` uint8."""
+    found = _processor()(image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt")[
+        "pixel_values"
+    ]
+    return found[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+
+
 def evaluation(model: torch.nn.Module, folder: Path) -> Evaluation:
     """The whole bundled evaluation set."""
     tasks = load_tasks(bundled_data())
     groups = tasks.groups()
-    pixels = [np.asarray(tasks.image(group[0].image_id).convert("RGB")) for group in groups]
+    pixels = (
+        [] if (folder / "evaluation.pt").exists() else [_pixels(tasks.image(group[0].image_id)) for group in groups]
+    )
     return Evaluation(
         features=encoded(model, pixels, folder / "evaluation.pt"),
         questions=[[Question(q.task, q.question, q.answer) for q in group] for group in groups],

@@ -27,6 +27,7 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.tokenflex import FlexProjector, pooling
 
 COUNTS, SEEDS = (16, 36, 64, 144, 256), (0, 1, 2)
+FIRST = (64, 16, 256, 36, 144)  # the order in which counts are answered
 PATCHES, SIDE, WIDTH = 576, 24, 192
 RATE, LM_RATE = 1e-3, 4e-4
 PAPER = ((64, 0.2), (144, 0.3), (256, 0.5))
@@ -68,6 +69,11 @@ class Compressor:
         return found, places
 
 
+def named(cell: str) -> str:
+    """A cell in the name of a file."""
+    return cell.replace(" + ", "-and-").replace(" ", "-")
+
+
 def count_at(cell: Cell, seed: int, step: int) -> int:
     """The count of one step."""
     drawn = random.Random(f"trained-study/{seed}/{step}/count")
@@ -82,7 +88,7 @@ def load() -> nn.Module:
 
 def trained(folder: Path, name: str, seed: int, steps: int, pictures: TrainingPictures) -> Compressor:
     """The compressor of a cell, with its model; its folder is saved as ``vtc train`` would."""
-    cell, model, run = CELLS[name], load(), f"{name.replace(' ', '-')}-{seed}"
+    cell, model, run = CELLS[name], load(), f"{named(name)}-{seed}"
     torch.manual_seed(seed)
     network = FlexProjector(WIDTH, WIDTH, WIDTH) if cell.module else None
     compressor = Compressor(model, network)
@@ -113,7 +119,7 @@ def save(model: nn.Module, network: nn.Module | None, folder: Path, about: dict[
 
 def answer(folder: Path, run: str, compressor: Compressor, asked: Evaluation) -> None:
     """Answer the evaluation set at every count; what is there is not redone."""
-    for k in COUNTS:
+    for k in FIRST:
         file = folder / f"{run}-at-{k}.json"
         if not file.exists():
             scores = work.answered(compressor.model, asked, lambda x, _, k=k: compressor(x, k))
@@ -126,7 +132,7 @@ def table(folder: Path, asked: Evaluation) -> str:
     judge = Questions(asked.image_of, asked.task_of)
     names = [UNTRAINED, *CELLS]
     runs = {
-        (name, k): [json.loads(f.read_text()) for f in sorted(folder.glob(f"{name.replace(' ', '-')}-*-at-{k}.json"))]
+        (name, k): [json.loads(f.read_text()) for f in sorted(folder.glob(f"{named(name)}-[0-9]-at-{k}.json"))]
         for name in names
         for k in COUNTS
     }
@@ -156,7 +162,7 @@ def main() -> None:
     """Train, answer, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=220)
     parser.add_argument("--only", action="append", help="a cell as CELL:SEED, or 'pool'; default: all")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -172,7 +178,7 @@ def main() -> None:
             name, seed = one.rsplit(":", 1)
             compressor = trained(options.out, name, int(seed), options.steps, pictures)
             compressor.model.requires_grad_(False)
-            answer(options.out, f"{name.replace(' ', '-')}-{seed}", compressor, evaluation(stock, options.out))
+            answer(options.out, f"{named(name)}-{seed}", compressor, evaluation(stock, options.out))
     found = table(options.out, evaluation(stock, options.out))
     write_atomic(options.out / "table.md", found)
     print(found)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vtc.eval.tasks.questions import Question, TaskSet
-from vtc.eval.vlm.prompts import one_turn
+from vtc.eval.vlm.prompts import TOKEN_INPUTS, message_inputs, one_turn, pad_id
 
 IGNORED = -100
 
@@ -31,9 +31,10 @@ class Questions(Dataset):  # type: ignore[type-arg]
 
 
 class Collator:
-    """Makes a batch of questions: padded on the left, so that every row ends with its answer.
+    """Makes a batch of questions: prompts padded on the left as they are answered, behind them the answers.
 
-    ``labels [B, L]`` are the answer's tokens up to the first that ends it, ``IGNORED`` everywhere else.
+    So all prompts end at one column, and a method that reads the question reads no answer (``prompt_width``).
+    ``labels [B, L]`` are the answers' tokens, each up to the first that ends it, ``IGNORED`` everywhere else.
     """
 
     def __init__(self, processor: Any, tasks: TaskSet):
@@ -45,37 +46,26 @@ class Collator:
     def __call__(self, questions: Sequence[Question]) -> dict[str, Any]:
         """The inputs of one batch."""
         chats = [self.chat(q) for q in questions]
-        given = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
-        batch = dict(
-            self.processor.apply_chat_template(
-                chats, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=given
-            )
-        )
+        batch = message_inputs(self.processor, chats, padding=True, padding_side="left")
+        answers = [self.answer_ids(q) for q in questions]
+        longest = max(map(len, answers))
+        ids = torch.tensor([[*answer, *[pad_id(self.processor)] * (longest - len(answer))] for answer in answers])
+        real = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
         labels = torch.full_like(batch["input_ids"], IGNORED)
-        for row, question in enumerate(questions):
-            answer = self.answer_ids(question)
-            found = batch["input_ids"][row, -len(answer) :].tolist()
-            if found != answer:
-                raise ValueError(
-                    f"the chat template of this model writes the answer {question.answer!r} otherwise in a batch than "
-                    "by itself, so vtc can't tell which tokens to train on"
-                )
-            end = next((i + 1 for i, token in enumerate(answer) if token in self.ends), len(answer))
-            start = labels.shape[1] - len(answer)
-            labels[row, start : start + end] = torch.tensor(answer[:end])
-        return {**batch, "labels": labels}
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        given = {name: torch.zeros_like(ids) for name in TOKEN_INPUTS if name in batch}
+        for name, behind in {**given, "input_ids": ids, "attention_mask": real}.items():
+            before = mask if name == "attention_mask" else batch[name]
+            batch[name] = torch.cat([before, behind.to(before)], dim=1)
+        return {**batch, "labels": torch.cat([labels, ids.masked_fill(real == 0, IGNORED)], dim=1)}
 
     def chat(self, question: Question) -> list[dict[str, Any]]:
-        """Pictures, question and answer as messages."""
+        """Pictures and question as messages."""
         pictures = [{"type": "image", "image": picture} for picture in self.tasks.visuals(question)]
-        return self._with_answer(one_turn(self.processor, question.question, pictures), question)
-
-    @staticmethod
-    def _with_answer(turn: list[dict[str, Any]], question: Question) -> list[dict[str, Any]]:
-        return [*turn, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}]
+        return one_turn(self.processor, question.question, pictures)
 
     def answer_ids(self, question: Question) -> list[int]:
-        """Tokens behind the prompt that the model is asked with.
+        """Tokens behind the prompt that the model is asked with, up to the first that ends the answer.
 
         Raises
         ------
@@ -84,10 +74,18 @@ class Collator:
         """
         turn = one_turn(self.processor, question.question, [{"type": "image"} for _ in question.media])
         write = self.processor.apply_chat_template
-        prompt, whole = write(turn, add_generation_prompt=True), write(self._with_answer(turn, question))
+        answered = [*turn, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}]
+        prompt, whole = write(turn, add_generation_prompt=True), write(answered)
         if not whole.startswith(prompt):
             raise ValueError(
                 "the chat template of this model writes an answered question otherwise than one that is to be "
                 "answered, so vtc can't tell the answer's tokens"
             )
-        return list(self.tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"])
+        found = list(self.tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"])
+        end = next((i + 1 for i, token in enumerate(found) if token in self.ends), len(found))
+        return found[:end]
+
+
+def prompt_width(labels: torch.Tensor) -> int:
+    """The column at which the answers of a batch begin."""
+    return int((labels != IGNORED).any(0).nonzero()[0])

@@ -17,6 +17,7 @@ from vtc.models.layout.run_projector import projector_of
 from vtc.pruners.registry import make_pruner, pruner_class
 from vtc.pruners.trained.compressor import UNTRAINED, TrainedCompressor
 
+from .answered_questions import prompt_width
 from .options import CompressorOptions
 
 NETWORK = "vtc_compressor"
@@ -45,7 +46,7 @@ class Subject:
         The method that works on it now.
     """
 
-    def __init__(self, model: nn.Module, options: CompressorOptions, batch: Mapping[str, Any]):
+    def __init__(self, model: nn.Module, options: CompressorOptions, batch: Mapping[str, Any], tokenizer: Any = None):
         self.model, self.counts, self.seed = model, counts_of(options), options.seed
         self.core = unwrap(model)
         self.fresh: list[nn.Parameter] = []
@@ -53,8 +54,8 @@ class Subject:
         made = make_pruner(options.method, keep=self.count_at(0), weights=options.weights or UNTRAINED)
         assert isinstance(made, TrainedCompressor)
         self.pruner = made
-        compress(model, made)
-        with torch.no_grad():
+        compress(model, made, tokenizer=tokenizer)
+        with torch.no_grad(), self.asked(prompt_width(batch["labels"])):
             model(**{k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "labels"})
         self.network = made.built
         self.core.add_module(NETWORK, self.network)
@@ -66,6 +67,16 @@ class Subject:
             return None
         rng = random.Random(f"vtc-train/{self.seed}/{step}")
         return rng.choices([k for k, _ in self.counts], [share for _, share in self.counts])[0]
+
+    @contextmanager
+    def asked(self, width: int) -> Iterator[None]:
+        """Prompts end before column `width`: what stands behind is no part of the question that methods read."""
+        local = self.core.vtc.adapter.local
+        before, local.prompt = local.prompt, width
+        try:
+            yield
+        finally:
+            local.prompt = before
 
     def keep(self, count: int | None) -> None:
         """Work with `count` tokens from now on."""
@@ -104,7 +115,9 @@ class Subject:
 
 
 @contextmanager
-def training(model: nn.Module, options: CompressorOptions, batch: Mapping[str, Any]) -> Iterator[Subject]:
+def training(
+    model: nn.Module, options: CompressorOptions, batch: Mapping[str, Any], tokenizer: Any = None
+) -> Iterator[Subject]:
     """A ``Subject`` for the length of a run."""
     if "lora" in options.parts:
         from peft import LoraConfig, get_peft_model
@@ -112,7 +125,7 @@ def training(model: nn.Module, options: CompressorOptions, batch: Mapping[str, A
         torch.manual_seed(options.seed)
         prefix = next(name for name, module in model.named_modules() if module is locate(model).lm)
         model = get_peft_model(model, LoraConfig(target_modules=rf"{prefix}\..*\.{LORA}", r=16, lora_alpha=32))
-    subject = Subject(model, options, batch)
+    subject = Subject(model, options, batch, tokenizer)
     try:
         yield subject
     finally:

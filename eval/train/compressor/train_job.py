@@ -87,7 +87,7 @@ def run_training(options: CompressorOptions, console: Console | None = None) -> 
     folder = results_folder(options.output, loaded, tasks, digest, f"train-{options.method}")
     place = folder / RUN / digest[:8]
     collator = Collator(loaded.processor, tasks)
-    with writing_to(folder), training(loaded.model, options, collator([data[0]])) as subject:
+    with writing_to(folder), training(loaded.model, options, collator([data[0]]), loaded.processor) as subject:
         trainer, history = _trainer(subject, options, place, data, collator, console)
         first = trainer.is_world_process_zero()
         if first:

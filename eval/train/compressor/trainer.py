@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vtc.eval.train.compressor.live_network import Subject
 
+from .answered_questions import prompt_width
 from .options import CompressorOptions
 
 WARMUP = 0.03
@@ -89,10 +90,11 @@ class CompressorTrainer(Trainer):  # type: ignore[misc]
             self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
         return self.optimizer
 
-    def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> torch.Tensor:
         """One batch."""
         self.subject.keep(self.subject.count_at(self.state.global_step))
-        loss: torch.Tensor = super().training_step(*given, **named)
+        with self.subject.asked(prompt_width(inputs["labels"])):
+            loss: torch.Tensor = super().training_step(model, inputs, *given, **named)
         return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

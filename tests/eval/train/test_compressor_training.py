@@ -26,6 +26,7 @@ from vtc.eval.vlm.loading import load_model
 from vtc.eval.vlm.prompts import make_row
 from vtc.pruners.method_modules import TRAINED
 from vtc.pruners.registry import list_pruners, pruner_class
+from vtc.pruners.tokenflex import TokenFLEX
 from vtc.pruners.trained.compressor import TrainedCompressor
 
 QUIET = Console(quiet=True)
@@ -65,6 +66,22 @@ def test_a_batch_ends_with_its_answers_and_only_they_count() -> None:
     assert out.logits.shape[:2] == batch["labels"].shape
     shifted = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert torch.allclose(out.loss, shifted, atol=1e-5)
+
+
+def test_a_method_that_reads_the_question_reads_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    select = TokenFLEX.select
+
+    def spy(self: TokenFLEX, tokens: vtc.VisualTokens, k: int) -> Any:
+        read.extend(tokens.questions())
+        return select(self, tokens, k)
+
+    monkeypatch.setattr(TokenFLEX, "uses_question", True)
+    monkeypatch.setattr(TokenFLEX, "select", spy)
+    run_training(options(tmp_path, stage="align", steps=3), QUIET)
+    asked = {q.question for q in load_tasks(world()[1]).questions}
+    assert len(read) == 1 + 3 * 2
+    assert {text.removesuffix("ASSISTANT:").strip() for text in read} <= asked
 
 
 def test_counts_are_drawn_by_the_step_alone() -> None:
