@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
-from vtc.bundled_files import bundled_data
+from vtc.bundled_files import bundled_data, bundled_model_path
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.train.basics.images import TrainingImage, draw_easy, draw_scene
 from vtc.eval.train.language.llava import bare_tower
@@ -133,7 +133,7 @@ def evaluation(model: torch.nn.Module, folder: Path) -> Evaluation:
         [] if (folder / "evaluation.pt").exists() else [_pixels(tasks.image(group[0].image_id)) for group in groups]
     )
     return Evaluation(
-        features=encoded(model, pixels, folder / "evaluation.pt"),
+        features=encoded(model, pixels, file),
         questions=[[Question(q.task, q.question, q.answer) for q in group] for group in groups],
         ids=[[q.question_id for q in group] for group in groups],
         image_of={q.question_id: q.image_id for q in tasks.questions},
