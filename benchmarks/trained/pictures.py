@@ -129,9 +129,8 @@ def evaluation(model: torch.nn.Module, folder: Path) -> Evaluation:
     """The whole bundled evaluation set."""
     tasks = load_tasks(bundled_data())
     groups = tasks.groups()
-    pixels = (
-        [] if (folder / "evaluation.pt").exists() else [_pixels(tasks.image(group[0].image_id)) for group in groups]
-    )
+    file = folder / "evaluation.pt"
+    pixels = [] if file.exists() else [_pixels(tasks.image(group[0].image_id)) for group in groups]
     return Evaluation(
         features=encoded(model, pixels, file),
         questions=[[Question(q.task, q.question, q.answer) for q in group] for group in groups],
