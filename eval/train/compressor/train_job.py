@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import TextColumn
+from transformers import PrinterCallback
 
 from vtc.eval.files.output_folder import writing_to
 from vtc.eval.sweep.results_store import results_folder
@@ -137,6 +138,7 @@ def _train(
             recent = smoothed([row["loss"] for row in history])[-1]
             progress.update(bar, completed=step, said=f"loss {recent:.3f}")
 
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Watch(trainer.subject.model, told, options.stop_after))
         trainer.train(resume_from_checkpoint=before)
 
