@@ -2,7 +2,8 @@
 
 Every cell is a training from the bundled weights with equal steps and the same pictures and questions, or none; all
 answer the whole bundled evaluation set at every count. A killed run goes on. ``--only`` does some cells, so that
-several processes can share the work; ``--table`` writes the tables of what is there.
+several processes can share the work; ``--table`` writes the tables of what is there, ``--page`` into docs/trained.md
+too, with the logs of the trainings beside this file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,9 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.tokenflex import FlexProjector, pooling
 
 COUNTS, SEEDS = (16, 36, 64, 144, 256), (0, 1, 2)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "trained.md"
+MARK, END = "<!-- tokenflex tables -->", "<!-- /tokenflex tables -->"
+LOGS = Path(__file__).resolve().parent / "logs"
 FIRST = (64, 16, 256, 36, 144)  # the order in which counts are answered
 PATCHES, SIDE, WIDTH = 576, 24, 192
 RATE, LM_RATE = 1e-3, 4e-4
@@ -158,6 +163,15 @@ def table(folder: Path, asked: Evaluation) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
+def publish(folder: Path, tables: str) -> None:
+    """Put the tables into the page, and the logs of the trainings beside this file."""
+    head, _, rest = PAGE.read_text().partition(MARK)
+    write_atomic(PAGE, f"{head}{MARK}\n\n{tables}\n{END}{rest.partition(END)[2]}")
+    LOGS.mkdir(exist_ok=True)
+    for log in folder.glob("*.jsonl"):
+        shutil.copy(log, LOGS / log.name)
+
+
 def main() -> None:
     """Train, answer, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -165,10 +179,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=220)
     parser.add_argument("--only", action="append", help="a cell as CELL:SEED, or 'pool'; default: all")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     stock = load()
-    if not options.table:
+    if not (options.table or options.page):
         wanted = options.only or [UNTRAINED, *(f"{name}:{seed}" for seed in SEEDS for name in CELLS)]
         pictures = TrainingPictures(stock, options.out) if wanted != [UNTRAINED] else None
         for one in wanted:
@@ -182,6 +197,8 @@ def main() -> None:
     found = table(options.out, evaluation(stock, options.out))
     write_atomic(options.out / "table.md", found)
     print(found)
+    if options.page:
+        publish(options.out, found)
 
 
 if __name__ == "__main__":
