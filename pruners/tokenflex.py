@@ -126,7 +126,7 @@ class TokenFLEX(TrainedCompressor):
         """A ``FlexProjector``."""
         return FlexProjector(sizes["source"], sizes["width"], sizes["hidden"])
 
-    def select(self, tokens: VisualTokens, k: int) -> Merged:  # type: ignore[override]
+    def select(self, tokens: VisualTokens, k: int) -> Merged:
         """Pooled tokens, at their windows' centres."""
         rows, n = tokens.ids.shape
         weights, centres = np.zeros((rows, k, n)), np.zeros((rows, k), dtype=np.int64)

@@ -69,7 +69,8 @@ def _named(pruner: Pruner, folder: Path, names: Mapping[str, str]) -> Pruner:
     """A copy that says bare `names`; it is built with whole paths, as a method may read its file at once."""
     if not names:
         return pruner
-    copy = replace(pruner, **{parameter: str(folder / name) for parameter, name in names.items()})
+    whole: dict[str, Any] = {parameter: str(folder / name) for parameter, name in names.items()}
+    copy = replace(pruner, **whole)
     for parameter, name in names.items():
         setattr(copy, parameter, name)
     return copy

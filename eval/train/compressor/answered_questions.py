@@ -14,7 +14,7 @@ from vtc.eval.vlm.prompts import TOKEN_INPUTS, message_inputs, one_turn, pad_id
 IGNORED = -100
 
 
-class Questions(Dataset):  # type: ignore[type-arg]
+class Questions(Dataset):
     """The questions of a set, one a sample."""
 
     def __init__(self, tasks: TaskSet):

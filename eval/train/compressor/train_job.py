@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import TextColumn
 from transformers import PrinterCallback
@@ -82,7 +84,7 @@ def run_training(options: CompressorOptions, console: Console | None = None) -> 
     tasks = questions_of(options)
     data = Questions(tasks)
     make_pruner(options.method, weights=options.weights or UNTRAINED).check_files()
-    loaded = load_model(options.model, options.device, "float32")
+    loaded = load_model(options.model, _own_device(options.device), "float32")
     described = describe(options, loaded, tasks)
     digest = config_hash(described)
     folder = results_folder(options.output, loaded, tasks, digest, f"train-{options.method}")
@@ -102,6 +104,12 @@ def run_training(options: CompressorOptions, console: Console | None = None) -> 
             say(console, f"{report['seconds']:.0f} s. {_use(options, loaded, folder)}")
         trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _own_device(device: str) -> str:
+    """The GPU of this process, where torchrun has started one for each."""
+    mine = os.environ.get("LOCAL_RANK")
+    return f"cuda:{mine}" if device in ("auto", "cuda") and mine is not None and torch.cuda.is_available() else device
 
 
 def _trainer(
