@@ -9,6 +9,7 @@ too, with the logs of the trainings beside this file.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import random
 import shutil
@@ -191,9 +192,15 @@ def main() -> None:
                 answer(options.out, f"{UNTRAINED}-0", Compressor(stock, None), evaluation(stock, options.out))
                 continue
             name, seed = one.rsplit(":", 1)
-            compressor = trained(options.out, name, int(seed), options.steps, pictures)
-            compressor.model.requires_grad_(False)
-            answer(options.out, f"{named(name)}-{seed}", compressor, evaluation(stock, options.out))
+            with (options.out / f"{named(name)}-{seed}.lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    print(f"{one} is being done by another process", flush=True)
+                    continue
+                compressor = trained(options.out, name, int(seed), options.steps, pictures)
+                compressor.model.requires_grad_(False)
+                answer(options.out, f"{named(name)}-{seed}", compressor, evaluation(stock, options.out))
     found = table(options.out, evaluation(stock, options.out))
     write_atomic(options.out / "table.md", found)
     print(found)

@@ -160,9 +160,12 @@ class TrainedCompressor(Pruner):
     @property
     def built(self) -> nn.Module:
         """The network that there is: behind the first picture one, which training then changes."""
+        return self._there().requires_grad_(True).train()
+
+    def _there(self) -> nn.Module:
         if self._network is None:
             raise ValueError(f"{self.spoken_name} has no network yet: run a picture through the model first")
-        return self._network.requires_grad_(True).train()
+        return self._network
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -173,13 +176,19 @@ class TrainedCompressor(Pruner):
         """The network as it is now, made to belong to `model`; none of an untrained one that is not being trained."""
         if parameter != "weights":
             return super().file_content(parameter, model)
-        facts = {} if model is None else {"fits": json.dumps(_fits(model)), "sketch": json.dumps(dict(model.sketch()))}
         if self._live and self._network is not None:
-            return network_bytes(self.name, self._network.state_dict(), self._sizes, {**self.about, **facts})
+            return network_bytes(self.name, self._network.state_dict(), self._sizes, {**self.about, **_facts(model)})
         if self.weights == UNTRAINED:
             return None
         file = self._read()
-        return network_bytes(self.name, file.weights, file.sizes, {**file.about, **self.about, **facts})
+        return network_bytes(self.name, file.weights, file.sizes, {**file.about, **self.about, **_facts(model)})
+
+    def save(self, path: str | Path, about: Mapping[str, str], model: ModelFacts | None = None) -> None:
+        """Write the network that there is to `path`, whole or not at all, with what it is and the model it is for."""
+        found = {**about, **_facts(model)}
+        draft = Path(path).with_suffix(".part")
+        draft.write_bytes(network_bytes(self.name, self._there().state_dict(), self._sizes, found))
+        draft.replace(path)
 
     def _read(self) -> NetworkFile:
         if self._file is None:
@@ -201,6 +210,11 @@ class TrainedCompressor(Pruner):
 
     def _hint(self) -> str:
         return hint(self.name)
+
+
+def _facts(model: ModelFacts | None) -> dict[str, str]:
+    """What a file says of the model that its network belongs to."""
+    return {} if model is None else {"fits": json.dumps(_fits(model)), "sketch": json.dumps(dict(model.sketch()))}
 
 
 def _fits(model: ModelFacts) -> dict[str, Any]:

@@ -199,10 +199,7 @@ def _save(subject: Subject, loaded: Loaded, options: CompressorOptions, report: 
         subject.model.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)
     else:
-        content = pruner.file_content("weights", facts_of(locate(subject.core)))
-        assert content is not None
-        (folder / f"{NAME}.part").write_bytes(content)
-        (folder / f"{NAME}.part").replace(folder / NAME)
+        pruner.save(folder / NAME, pruner.about, facts_of(locate(subject.core)))
     write_files(folder, report, whole)
 
 
