@@ -20,7 +20,7 @@ import packed as work
 import torch
 from pictures import Evaluation, TrainingPictures, evaluation
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
 from vtc.bundled_files import bundled_model_path
@@ -121,6 +121,7 @@ def save(model: nn.Module, network: nn.Module | None, folder: Path, about: dict[
             pruner.use(network, {"source": WIDTH, "width": WIDTH, "hidden": WIDTH})
             pruner.about = about
         model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(bundled_model_path()).save_pretrained(folder)
 
 
 def answer(folder: Path, run: str, compressor: Compressor, asked: Evaluation) -> None:
