@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numbers
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .check_parameter_kinds import check_parameters, is_int
@@ -165,8 +168,8 @@ class Pruner:
     that counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
     after it, so that features that differ by rounding end in another set; the docstring says why. All others keep at
     least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``), ``trained`` (works
-    with a network of its own that was trained, ``TrainedCompressor``). ``files`` names the parameters that are files to
-    go with a saved model.
+    with a network of its own that was trained, ``TrainedCompressor``). ``files`` are the parameters that are files,
+    with the names that these get in the folder of a saved model, and ``no_files`` the words there that are none.
     """
 
     keep: int | float | None = None
@@ -186,7 +189,8 @@ class Pruner:
     joins_crops: ClassVar[bool] = False
     cascades: ClassVar[bool] = False
     trained: ClassVar[bool] = False
-    files: ClassVar[tuple[str, ...]] = ()
+    files: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    no_files: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -255,6 +259,19 @@ class Pruner:
         OSError, ValueError
             If a file is not there, or not what it should be.
         """
+
+    def file_content(self, parameter: str, model: ModelFacts | None = None) -> bytes | None:
+        """What the file that `parameter` names holds, to go with a saved model; None where it names none.
+
+        Parameters
+        ----------
+        parameter : str
+            One of ``files``.
+        model : ModelFacts, optional
+            The model that it goes with.
+        """
+        value = getattr(self, parameter)
+        return None if value is None or value in self.no_files else Path(value).read_bytes()
 
     def check_model(self, model: ModelFacts) -> None:
         """Refuse a model that this method was not made for; to be overridden by methods trained for one.

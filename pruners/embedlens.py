@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,6 +72,7 @@ class EmbedLens(Pruner):
 
     paper: ClassVar[str] = "arXiv 2603.00510"
     ragged: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {"classes": "embedlens.json"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

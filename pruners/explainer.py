@@ -24,7 +24,7 @@ KERNEL = 3
 LEAST = 1e-3  # of the average attention: less is not told apart
 FORMAT = "vtc-explainer-1"
 SHIPPED = Path(__file__).resolve().parent / "weights" / "explainer-bundled.safetensors"
-HINT = "train one: vtc train-explainer --model ..., then weights=FILE"
+HINT = "train one: vtc train explainer --model ..., then weights=FILE"
 
 
 class RelevanceNetwork(nn.Module):
@@ -170,7 +170,7 @@ class Explainer(ScorePruner):
     keep : int or float
         Tokens kept per span, exactly.
     weights : str, optional
-        A network of ``vtc train-explainer``, a safetensors file. By default the one that is shipped, which was trained
+        A network of ``vtc train explainer``, a safetensors file. By default the one that is shipped, which was trained
         on the bundled model and refuses others.
 
     Notes
@@ -203,6 +203,7 @@ class Explainer(ScorePruner):
     signals: ClassVar[tuple[Signal, ...]] = (AttentionAhead(queries="text"),)
     uses_text: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {"weights": "explainer.safetensors"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,3 +44,5 @@ HOME = {
     "zero_tprune": "zero_tprune",
     "zoo_prune": "zoo_prune",
 }
+# methods with a network that ``vtc train`` trains
+TRAINED = ("tokenflex",)

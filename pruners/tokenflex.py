@@ -114,6 +114,7 @@ class TokenFLEX(TrainedCompressor):
     merges: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
+    training_counts: ClassVar[tuple[tuple[int, float], ...]] = ((64, 0.2), (144, 0.3), (256, 0.5))
 
     def sizes_for(self, tokens: VisualTokens) -> dict[str, Any]:
         """Widths of what is read and of the language model."""
@@ -125,7 +126,7 @@ class TokenFLEX(TrainedCompressor):
         """A ``FlexProjector``."""
         return FlexProjector(sizes["source"], sizes["width"], sizes["hidden"])
 
-    def select(self, tokens: VisualTokens, k: int) -> Merged:  # type: ignore[override]
+    def select(self, tokens: VisualTokens, k: int) -> Merged:
         """Pooled tokens, at their windows' centres."""
         rows, n = tokens.ids.shape
         weights, centres = np.zeros((rows, k, n)), np.zeros((rows, k), dtype=np.int64)

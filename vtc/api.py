@@ -202,7 +202,7 @@ def load(
     path = None if pruner is not None and name else find_source(path_or_id)  # a pruner is checked first, as it is quick
     if path is not None and chosen is None:
         found = find_config(path, **hub)
-        chosen = VTCConfig.from_pretrained(found) if found is not None else None
+        chosen = VTCConfig.from_pretrained(path, **hub) if found is not None else None
     if chosen is None and (keep is not None or params):
         raise ValueError(
             f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json"

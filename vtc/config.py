@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vtc.pruners.base import check_keep
+from vtc.pruners.model_facts import ModelFacts
 from vtc.pruners.registry import nearest
 from vtc.pruners.untrusted_json import parse_json
 from vtc.pruners.vtc_warning import VTCWarning
 
+from .files_beside import as_json, forget, locate, pack, write_whole
 from .pipeline_text import Pipeline, format_pipeline, parse
 from .version import __version__
 
@@ -102,17 +104,30 @@ class VTCConfig:
             raise ValueError(f"a vtc configuration needs 'pruner'; it has {', '.join(map(str, data)) or 'nothing'}")
         return cls(**{k: v for k, v in data.items() if k in known})
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
-        """Write ``vtc_config.json`` into `directory` (made if missing), whole or not at all."""
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], pipeline: Pipeline | None = None, model: ModelFacts | None = None
+    ) -> Path:
+        """Write ``vtc_config.json``, and the files that its methods read, into `directory` (made if missing).
+
+        Parameters
+        ----------
+        directory : str or path
+            Where to; the file names those beside it by their bare names.
+        pipeline : tuple of Pruner, optional
+            The methods at work, where one of them holds a network that is in no file yet.
+        model : ModelFacts, optional
+            The model that is saved there as well, to which a trained network belongs from then on.
+        """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / CONFIG_NAME
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        path, data = folder / CONFIG_NAME, self.to_dict()
+        methods = self.pipeline() if pipeline is None else pipeline
+        packed = pack(methods, folder, model)
+        if packed != methods:
+            data = {k: v for k, v in {**data, **_spoken(packed)}.items() if v is not None}
+        if path.is_file():
+            forget(path, packed)
+        write_whole(path, as_json(data))
         return path
 
     @classmethod
@@ -122,9 +137,9 @@ class VTCConfig:
         Raises
         ------
         FileNotFoundError
-            If there is none.
+            If there is none, or a file that it names is not beside it.
         ValueError
-            If it is no valid JSON, or says something that does not exist.
+            If it is no valid JSON, or says something that does not exist, or names a file that is not beside it.
         """
         path = find_config(path_or_id, **hub_kwargs)
         if path is None:
@@ -133,7 +148,18 @@ class VTCConfig:
             data = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is no valid JSON: {error}") from None
-        return cls.from_dict(data)
+        if not isinstance(data, Mapping):
+            return cls.from_dict(data)  # says what is wrong with it
+        fetch = path.parent.joinpath if Path(path_or_id).exists() else partial(_cached, path_or_id, **hub_kwargs)
+        return cls.from_dict(locate(data, fetch))
+
+
+def _spoken(pipeline: Pipeline) -> dict[str, Any]:
+    """Methods as plain values, not built anew: what they name is beside the file."""
+    if len(pipeline) == 1:
+        params = pipeline[0].params()
+        return {"pruner": pipeline[0].name, "keep": params.pop("keep", None), "params": params}
+    return {"pruner": format_pipeline(pipeline)}
 
 
 def find_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> Path | None:
@@ -144,12 +170,17 @@ def find_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> Path |
     if path.is_dir():
         inner = path / CONFIG_NAME
         return inner if inner.is_file() else None
+    return _cached(path_or_id, CONFIG_NAME, **hub_kwargs)
+
+
+def _cached(hub_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> Path | None:
+    """Path of a file of a hub repository in the cache; None where there is none."""
     from transformers.utils import cached_file
 
     try:
         found = cached_file(
-            str(path_or_id),
-            CONFIG_NAME,
+            str(hub_id),
+            name,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,

@@ -19,9 +19,11 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from vtc.models.facts_of_model import facts_of
 from vtc.models.layout.model_parts import unwrap, wrappers
 
 from .config import CONFIG_NAME
+from .files_beside import forget
 
 HANDLE = "vtc"
 SAVE = "save_pretrained"
@@ -115,10 +117,12 @@ def _mark(module: nn.Module, folder: Path) -> None:
     if not folder.is_dir():  # transformers has said why
         return
     if handle is not None and handle.config is not None:
-        saved.folders.add(handle.config.save_pretrained(folder).resolve().parent)
+        parts = getattr(handle.adapter, "parts", None)  # a bare ViT has none
+        facts = facts_of(parts) if parts is not None and any(p.files for p in handle.pipeline) else None
+        saved.folders.add(handle.config.save_pretrained(folder, handle.pipeline, facts).resolve().parent)
         return
     if handle is not None or folder.resolve() in saved.folders:
-        (folder / CONFIG_NAME).unlink(missing_ok=True)
+        forget(folder / CONFIG_NAME)
         saved.folders.discard(folder.resolve())
     if handle is not None:
         raise ValueError(

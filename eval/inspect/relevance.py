@@ -11,7 +11,7 @@ product of a row vector with one layer after the other, from the last to the fir
     r = e_t;   r <- r + r @ mean_h relu(A^l * dy_t / dA^l)
 
 which is the same numbers without a single `L x L` product. It takes one backward pass for each generated token and
-`H * L^2` floats for each layer, so it is slow: a yardstick, and the labels of ``vtc train-explainer``.
+`H * L^2` floats for each layer, so it is slow: a yardstick, and the labels of ``vtc train explainer``.
 """
 
 from __future__ import annotations

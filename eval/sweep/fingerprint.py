@@ -62,12 +62,20 @@ def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
 
     pruners = [pruner for cell in cells if cell.spec != UNPRUNED.spec for pruner in parse(cell.spec)]
     named = {
-        value for p in pruners for value in p.params().values() if isinstance(value, str) and Path(value).is_file()
+        str(file)
+        for p in pruners
+        for key, value in p.params().items()
+        if isinstance(value, str) and (file := _file(Path(value), p.files.get(key, ""))).is_file()
     }
     sources = {p.name: file for p in pruners if (file := _own_source(type(p)))}
     found = {name: _hash(name) for name in sorted(named)}
     methods = {name: _hash(file) for name, file in sorted(sources.items())}
     return ({"files": found} if found else {}) | ({"methods": methods} if methods else {})
+
+
+def _file(path: Path, usual: str) -> Path:
+    """What is read: of a folder the file that is usual there."""
+    return path / usual if path.is_dir() else path
 
 
 def _own_source(cls: type) -> str | None:

@@ -18,7 +18,7 @@ from vtc.pruners.primitives.precision import wide_dtype
 from vtc.pruners.untrusted_json import parse_json
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .network_file import NetworkFile, hint, read_network, write_network
+from .network_file import NAME, NetworkFile, hint, network_bytes, read_network
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 UNTRAINED = "untrained"
@@ -47,7 +47,9 @@ class TrainedCompressor(Pruner):
     weights: str | None = None
 
     trained: ClassVar[bool] = True
-    files: ClassVar[tuple[str, ...]] = ("weights",)
+    files: ClassVar[Mapping[str, str]] = {"weights": NAME}
+    training_counts: ClassVar[tuple[tuple[int, float], ...]] = ()  # tokens of a step, and the share of such steps
+    no_files: ClassVar[tuple[str, ...]] = (UNTRAINED,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +57,7 @@ class TrainedCompressor(Pruner):
         self._network: nn.Module | None = None
         self._live = False
         self._sizes: dict[str, Any] = {}
+        self.about: dict[str, str] = {}
         self._copies: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
     def sizes_for(self, tokens: VisualTokens) -> dict[str, Any]:
@@ -148,20 +151,44 @@ class TrainedCompressor(Pruner):
         return functional_call(network, self._copies[where], inputs, options)
 
     def use(self, network: nn.Module, sizes: Mapping[str, Any]) -> None:
-        """Work with `network` itself from now on, as it changes: what training does. It is not copied."""
+        """Work with `network` itself from now on, as it changes: what training does. It is not copied.
+
+        What ``about`` holds then goes into the metadata of its file: the recipe, seed, figures.
+        """
         self._network, self._sizes, self._live, self._copies = network, dict(sizes), True, {}
+
+    @property
+    def built(self) -> nn.Module:
+        """The network that there is: behind the first picture one, which training then changes."""
+        return self._there().requires_grad_(True).train()
+
+    def _there(self) -> nn.Module:
+        if self._network is None:
+            raise ValueError(f"{self.spoken_name} has no network yet: run a picture through the model first")
+        return self._network
 
     @property
     def sizes(self) -> dict[str, Any]:
         """What the network was built from; empty before there is one."""
         return dict(self._sizes)
 
+    def file_content(self, parameter: str, model: ModelFacts | None = None) -> bytes | None:
+        """The network as it is now, made to belong to `model`; none of an untrained one that is not being trained."""
+        if parameter != "weights":
+            return super().file_content(parameter, model)
+        if self._live and self._network is not None:
+            return network_bytes(self.name, self._network.state_dict(), self._sizes, {**self.about, **_facts(model)})
+        if self.weights == UNTRAINED:
+            return None
+        file = self._read()
+        return network_bytes(self.name, file.weights, file.sizes, {**file.about, **self.about, **_facts(model)})
+
     def save(self, path: str | Path, about: Mapping[str, str], model: ModelFacts | None = None) -> None:
-        """Write the network to `path`, with the sizes and the sketch of the model that it works on."""
-        if self._network is None:
-            raise ValueError(f"{self.spoken_name} has no network yet: run a picture through the model first")
-        facts = {} if model is None else {"fits": json.dumps(_fits(model)), "sketch": json.dumps(dict(model.sketch()))}
-        write_network(path, self.name, self._network, self._sizes, {**about, **facts})
+        """Write the network that there is to `path`, whole or not at all, with what it is and the model it is for."""
+        found = {**about, **_facts(model)}
+        draft = Path(path).with_suffix(".part")
+        draft.write_bytes(network_bytes(self.name, self._there().state_dict(), self._sizes, found))
+        draft.replace(path)
 
     def _read(self) -> NetworkFile:
         if self._file is None:
@@ -183,6 +210,11 @@ class TrainedCompressor(Pruner):
 
     def _hint(self) -> str:
         return hint(self.name)
+
+
+def _facts(model: ModelFacts | None) -> dict[str, str]:
+    """What a file says of the model that its network belongs to."""
+    return {} if model is None else {"fits": json.dumps(_fits(model)), "sketch": json.dumps(dict(model.sketch()))}
 
 
 def _fits(model: ModelFacts) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.pruners.untrusted_json import parse_json
 
@@ -45,15 +45,14 @@ class NetworkFile:
     sizes: dict[str, Any]
 
 
-def write_network(
-    path: str | Path,
+def network_bytes(
     method: str,
-    network: nn.Module,
+    weights: Mapping[str, Tensor],
     sizes: Mapping[str, Any],
     about: Mapping[str, str],
     dtype: torch.dtype = torch.bfloat16,
-) -> None:
-    """Write `network` whole or not at all; floating-point weights become `dtype`.
+) -> bytes:
+    """The content of a file with a network's `weights`; floating-point ones become `dtype`.
 
     Parameters
     ----------
@@ -64,18 +63,15 @@ def write_network(
     """
     from safetensors.torch import save
 
-    weights = {
-        name: (x.to(dtype) if x.is_floating_point() else x).detach().cpu().contiguous()
-        for name, x in network.state_dict().items()
+    stored = {
+        name: (x.to(dtype) if x.is_floating_point() else x).detach().cpu().contiguous() for name, x in weights.items()
     }
     metadata = {**about, "format": format_of(method), "sizes": json.dumps(dict(sizes), sort_keys=True)}
-    draft = Path(path).with_suffix(".part")
-    draft.write_bytes(save(weights, metadata=metadata))
-    draft.replace(path)
+    return save(stored, metadata=metadata)
 
 
 def read_network(path: str | Path, method: str) -> NetworkFile:
-    """Read what ``write_network`` wrote for `method`; a folder means the ``compressor.safetensors`` in it.
+    """Read what ``network_bytes`` made for `method`; a folder means the ``compressor.safetensors`` in it.
 
     Raises
     ------

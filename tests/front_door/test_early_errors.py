@@ -10,6 +10,7 @@ import pytest
 import typer
 from PIL import Image
 
+from vtc.bundled_files import bundled_data
 from vtc.commands.main import app
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -73,6 +74,20 @@ BAD = {
     ],
     "horizon": ["--data MISSING", "--dtype nope", "--model ./missing"],
     "embedlens": ["--data MISSING", "--image MISSING", "--dtype nope"],
+    "train": [
+        "nope",
+        "tokenflex --data MISSING",
+        "tokenflex --data BUNDLED",
+        "tokenflex --stage nope",
+        "tokenflex --train nope",
+        "tokenflex --train lm,lora",
+        "tokenflex --counts 4,x",
+        "tokenflex --keep 4 --counts 4,9",
+        "tokenflex --counts 4,9 --shares 1",
+        "tokenflex --steps 0",
+        "tokenflex --model bundled_not_there",
+        "explainer --data MISSING",
+    ],
     "train-explainer": ["--data MISSING", "--dtype nope"],
     "export-vllm": ["bundled OUT --pruner nope", "bundled OUT --pruner dart --keep 2.0", "./missing OUT --pruner dart"],
     "pruners": ["--import MISSING"],
@@ -96,6 +111,7 @@ def test_bad_input_is_told_before_torch_is_imported(command: str, text: str, tmp
     picture = tmp_path / "picture.png"
     Image.new("RGB", (28, 28)).save(picture)
     places = {"PICTURE": str(picture), "MISSING": str(tmp_path / "missing"), "OUT": str(tmp_path / "out")}
+    places["BUNDLED"] = str(bundled_data())
     code, error, loaded = run(command, *(places.get(word, word) for word in text.split()))
     assert (code, loaded) == (2, []), error
     assert error.startswith("vtc: ")

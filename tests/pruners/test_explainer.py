@@ -109,7 +109,7 @@ def test_a_saved_network_is_the_same_in_half_precision(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_network_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is no file here; train one: vtc train-explainer"):
+    with pytest.raises(FileNotFoundError, match=r"is no file here; train one: vtc train explainer"):
         load_network(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.safetensors' is no safetensors file"):

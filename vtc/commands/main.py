@@ -1,4 +1,4 @@
-"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``train-explainer`` and the lists.
+"""The command line: ``vtc bench``, ``tune``, ``ask``, ``show``, ``horizon``, ``train`` and the lists.
 
 Heavy imports happen inside the commands, so that ``vtc --help`` answers at once.
 """
@@ -26,7 +26,7 @@ from .plan_and_speed import plan, speed
 from .pruners_and_recipes import pruners, recipes
 from .serve import serve
 from .stability import stability
-from .train_explainer import train_explainer
+from .train import train, train_explainer
 from .tune import tune
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -78,6 +78,7 @@ for command in (
     recipes,
 ):
     app.command()(command)
+app.add_typer(train, name="train")
 
 
 def _tell(message: object) -> None:

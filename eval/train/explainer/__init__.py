@@ -1,4 +1,4 @@
-"""Training of the network behind the ``explainer`` method: ``vtc train-explainer``.
+"""Training of the network behind the ``explainer`` method: ``vtc train explainer``.
 
 In: a model and its scenes.
 Out: the network.

@@ -1,4 +1,4 @@
-"""``vtc train-explainer``: labels and training as one job that resumes, and what it says of the result."""
+"""``vtc train explainer``: labels and training as one job that resumes, and what it says of the result."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_all_methods_run_and_what_can_not_is_told(tmp_path: Path):
     assert any("prumerge at 0.5, prumerge at 3, prumerge_plus at 0.5" in line and "class" in line for line in lines)
     assert any(line.startswith("left out: vtw at 3: vtw.keep=3 must be a fraction") for line in lines)
     # what has to be made for a model once is named
-    assert any("explainer at 0.5" in line and "vtc train-explainer" in line for line in lines)
+    assert any("explainer at 0.5" in line and "vtc train explainer" in line for line in lines)
     assert any("embedlens at 0.5" in line and "vtc embedlens" in line for line in lines)
     left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
     refused = {(m, k) for m in ("prumerge", "prumerge_plus", "explainer", "embedlens") for k in (0.5, 3)} | {("vtw", 3)}

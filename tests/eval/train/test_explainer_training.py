@@ -1,4 +1,4 @@
-"""``vtc train-explainer``: labels, targets, a loop that learns and resumes, and the command from end to end."""
+"""``vtc train explainer``: labels, targets, a loop that learns and resumes, and the command from end to end."""
 
 from __future__ import annotations
 

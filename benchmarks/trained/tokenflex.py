@@ -1,0 +1,213 @@
+"""TokenFLEX on the bundled model: ``OMP_NUM_THREADS=1 python benchmarks/trained/tokenflex.py --out DIR``.
+
+Every cell is a training from the bundled weights with equal steps and the same pictures and questions, or none; all
+answer the whole bundled evaluation set at every count. A killed run goes on. ``--only`` does some cells, so that
+several processes can share the work; ``--table`` writes the tables of what is there, ``--page`` into docs/trained.md
+too, with the logs of the trainings beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import packed as work
+import torch
+from pictures import Evaluation, TrainingPictures, evaluation
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import vtc
+from vtc.bundled_files import bundled_model_path
+from vtc.eval.files.atomic import write_atomic
+from vtc.eval.statistics.paired import Questions
+from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.tokenflex import FlexProjector, pooling
+
+COUNTS, SEEDS = (16, 36, 64, 144, 256), (0, 1, 2)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "trained.md"
+MARK, END = "<!-- tokenflex tables -->", "<!-- /tokenflex tables -->"
+LOGS = Path(__file__).resolve().parent / "logs"
+FIRST = (64, 16, 256, 36, 144)  # the order in which counts are answered
+PATCHES, SIDE, WIDTH = 576, 24, 192
+RATE, LM_RATE = 1e-3, 4e-4
+PAPER = ((64, 0.2), (144, 0.3), (256, 0.5))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training: the counts that are drawn with their shares, and whether the module is there."""
+
+    counts: tuple[tuple[int, float], ...] = PAPER
+    module: bool = True
+
+
+CELLS = {
+    "flexible": Cell(),
+    "pool + lm": Cell(module=False),
+    "fixed 64": Cell(((64, 1.0),)),
+    "fixed 16": Cell(((16, 1.0),)),
+    "fixed 256": Cell(((256, 1.0),)),
+}
+UNTRAINED = "pool"
+
+
+class Compressor:
+    """The method on the tower's features, as ``tokenflex`` computes it inside the model."""
+
+    def __init__(self, model: nn.Module, network: nn.Module | None):
+        self.model, self.network = model, network
+        layout = Layout(((Grid(SIDE, SIDE)),))
+        found = {k: pooling(layout, PATCHES, k) for k in COUNTS}
+        self.pool = {k: (torch.from_numpy(w).float(), torch.from_numpy(at)) for k, (w, at) in found.items()}
+
+    def __call__(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Tokens `[B, k, D]` of features `[B, 576, D]`, and their places `[k]`."""
+        weights, places = self.pool[k]
+        found = weights.to(features.dtype) @ self.model.model.multi_modal_projector(features)
+        if self.network is not None:
+            found = found + self.network((weights.to(features.dtype) @ features).float())
+        return found, places
+
+
+def named(cell: str) -> str:
+    """A cell in the name of a file."""
+    return cell.replace(" + ", "-and-").replace(" ", "-")
+
+
+def count_at(cell: Cell, seed: int, step: int) -> int:
+    """The count of one step."""
+    drawn = random.Random(f"trained-study/{seed}/{step}/count")
+    return drawn.choices([k for k, _ in cell.counts], [share for _, share in cell.counts])[0]
+
+
+def load() -> nn.Module:
+    """The bundled model."""
+    model: nn.Module = AutoModelForImageTextToText.from_pretrained(bundled_model_path(), dtype=torch.float32)
+    return model.requires_grad_(False).eval()
+
+
+def trained(folder: Path, name: str, seed: int, steps: int, pictures: TrainingPictures) -> Compressor:
+    """The compressor of a cell, with its model; its folder is saved as ``vtc train`` would."""
+    cell, model, run = CELLS[name], load(), f"{named(name)}-{seed}"
+    torch.manual_seed(seed)
+    network = FlexProjector(WIDTH, WIDTH, WIDTH) if cell.module else None
+    compressor = Compressor(model, network)
+    parts = {"lm": model.model.language_model, "head": model.lm_head, "projector": model.model.multi_modal_projector}
+    parts |= {"network": network} if network is not None else {}
+    fresh = [*parts["projector"].parameters(), *(network.parameters() if network is not None else ())]
+    language = [*parts["lm"].parameters(), *parts["head"].parameters()]
+    for weight in (*fresh, *language):
+        weight.requires_grad_(True)
+    parts["optimizer"] = work.Descent([(fresh, RATE), (language, LM_RATE)], steps)
+    work.train(
+        folder, run, steps, model, parts, lambda x, step: compressor(x, count_at(cell, seed, step)),
+        lambda step: pictures.step(seed, step),
+    )  # fmt: skip
+    save(model, network, folder / run, {"study": name, "seed": str(seed), "steps": str(steps)})
+    return compressor
+
+
+def save(model: nn.Module, network: nn.Module | None, folder: Path, about: dict[str, str]) -> None:
+    """The stock folder with the method and its network beside it."""
+    with vtc.compressed(model, "tokenflex", keep=64, weights="untrained"):
+        if network is not None:
+            pruner = model.vtc.pipeline[0]
+            pruner.use(network, {"source": WIDTH, "width": WIDTH, "hidden": WIDTH})
+            pruner.about = about
+        model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(bundled_model_path()).save_pretrained(folder)
+
+
+def answer(folder: Path, run: str, compressor: Compressor, asked: Evaluation) -> None:
+    """Answer the evaluation set at every count; what is there is not redone."""
+    for k in FIRST:
+        file = folder / f"{run}-at-{k}.json"
+        if not file.exists():
+            scores = work.answered(compressor.model, asked, lambda x, _, k=k: compressor(x, k))
+            write_atomic(file, json.dumps(scores))
+            print(f"{run} at {k}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
+
+
+def table(folder: Path, asked: Evaluation) -> str:
+    """Accuracies at every count, and differences to untrained pooling and to the control, with intervals."""
+    judge = Questions(asked.image_of, asked.task_of)
+    names = [UNTRAINED, *CELLS]
+    runs = {
+        (name, k): [json.loads(f.read_text()) for f in sorted(folder.glob(f"{named(name)}-[0-9]-at-{k}.json"))]
+        for name in names
+        for k in COUNTS
+    }
+    lines = []
+    for reference in (None, UNTRAINED, "pool + lm"):
+        title = "accuracy" if reference is None else f"against {reference}, points [95%]"
+        lines += ["", f"| {title} | seeds | " + " | ".join(map(str, COUNTS)) + " |", "|---" * (len(COUNTS) + 2) + "|"]
+        for name in names:
+            if name == reference or not runs[name, COUNTS[0]]:
+                continue
+            texts = []
+            for k in COUNTS:
+                ours, theirs = runs[name, k], runs.get((reference, k))
+                if reference is None and ours:
+                    mean = {q: sum(r[q] for r in ours) / len(ours) for q in ours[0]}
+                    texts.append(f"{100 * judge.interval(mean).value:.1f}")
+                elif ours and theirs:
+                    found = judge.compare(ours, theirs).difference
+                    texts.append(f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+                else:
+                    texts.append("")
+            lines.append(f"| {name} | {len(runs[name, COUNTS[0]])} | " + " | ".join(texts) + " |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def publish(folder: Path, tables: str) -> None:
+    """Put the tables into the page, and the logs of the trainings beside this file."""
+    head, _, rest = PAGE.read_text().partition(MARK)
+    write_atomic(PAGE, f"{head}{MARK}\n\n{tables}\n{END}{rest.partition(END)[2]}")
+    LOGS.mkdir(exist_ok=True)
+    for log in folder.glob("*.jsonl"):
+        shutil.copy(log, LOGS / log.name)
+
+
+def main() -> None:
+    """Train, answer, write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=220)
+    parser.add_argument("--only", action="append", help="a cell as CELL:SEED, or 'pool'; default: all")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    stock = load()
+    if not (options.table or options.page):
+        wanted = options.only or [UNTRAINED, *(f"{name}:{seed}" for seed in SEEDS for name in CELLS)]
+        pictures = TrainingPictures(stock, options.out) if wanted != [UNTRAINED] else None
+        for one in wanted:
+            if one == UNTRAINED:
+                answer(options.out, f"{UNTRAINED}-0", Compressor(stock, None), evaluation(stock, options.out))
+                continue
+            name, seed = one.rsplit(":", 1)
+            with (options.out / f"{named(name)}-{seed}.lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    print(f"{one} is being done by another process", flush=True)
+                    continue
+                compressor = trained(options.out, name, int(seed), options.steps, pictures)
+                compressor.model.requires_grad_(False)
+                answer(options.out, f"{named(name)}-{seed}", compressor, evaluation(stock, options.out))
+    found = table(options.out, evaluation(stock, options.out))
+    write_atomic(options.out / "table.md", found)
+    print(found)
+    if options.page:
+        publish(options.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""benchmarks/trained: packed answers are the answers of the wrapped model, and data depend on seed and step alone."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import ROOT
+from transformers import AutoProcessor
+
+import vtc
+from vtc.bundled_files import bundled_model_path
+from vtc.eval.train.basics.images import draw_scene
+from vtc.eval.train.language.language_stage import answer_logits
+from vtc.eval.train.language.pack_questions import NO_TARGET, pack
+from vtc.eval.vlm.prompts import make_row
+from vtc.pruners.tokenflex import FlexProjector
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The script, as if it ran from its folder."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "trained"))
+    before = set(sys.modules)
+    import tokenflex
+
+    yield tokenflex
+    for name in set(sys.modules) - before:
+        if name in ("tokenflex", "packed", "pictures"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("k", [16, 256])
+def test_packed_logits_are_those_of_the_saved_model(study: Any, k: int, tmp_path: Path) -> None:
+    import pictures
+    from PIL import Image
+
+    from vtc.eval.tasks.questions import Question
+
+    model = study.load()
+    torch.manual_seed(2)
+    network = FlexProjector(study.WIDTH, study.WIDTH, study.WIDTH)
+    with torch.no_grad():
+        network.out.weight.copy_(torch.randn_like(network.out.weight).mul(0.05).bfloat16())
+        for weight in (network.gate.weight, network.up.weight):
+            weight.copy_(weight.bfloat16())
+    image = draw_scene(random.Random(1), pictures.DENSITY)
+    asked = pictures.sample_questions(random.Random(2), image.scene, pictures.LATER_SHARES)[:6]
+    features = pictures.encoded(model, [image.pixels], tmp_path / "one.pt").float()
+    packed = pack([asked])
+    with torch.no_grad():
+        tokens, places = study.Compressor(model, network)(features, k)
+        found = answer_logits(model, tokens, places, packed)
+    study.save(model, network, tmp_path / "model", {})
+    loaded = vtc.load(tmp_path / "model", keep=k)
+    processor = AutoProcessor.from_pretrained(bundled_model_path())
+    known = (packed.targets != NO_TARGET)[0]
+    columns = known.nonzero().flatten().tolist()
+    for question, (start, end) in zip(asked, packed.spans[0], strict=True):
+        row = make_row(
+            processor, loaded.config, Image.fromarray(image.pixels), Question("q", "t", "i", question.text, "")
+        )
+        inputs = {"input_ids": row.ids[None], **{n: v[None] for n, v in row.tokens.items()}, **row.vision}
+        with torch.no_grad():
+            first = loaded(**inputs).logits[0, -1]
+        assert loaded.vtc.report.tokens_kept == k
+        ours = found[columns.index(start)]
+        assert torch.allclose(first, ours, atol=0.15), "features are kept in bfloat16"
+        assert end > start
+
+
+def test_steps_depend_on_seed_and_number_alone(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pictures
+
+    monkeypatch.setattr(pictures, "SCENES", 3)
+    monkeypatch.setattr(pictures, "EASY", 2)
+    torch.save(torch.arange(5.0)[:, None, None].expand(5, 576, 2).bfloat16(), tmp_path / "training.pt")
+    drawn = pictures.TrainingPictures(None, tmp_path)
+    again = pictures.TrainingPictures(None, tmp_path)
+    steps = [drawn.step(1, step) for step in range(12)]
+    assert all(torch.equal(a.features, again.step(1, i).features) for i, a in enumerate(steps))
+    assert [a.questions for a in steps] == [again.step(1, i).questions for i in range(12)]
+    shown = [int(x) for a in steps[:11] for x in a.features[:, 0, 0]]
+    assert sorted(shown[:3]) == sorted(shown[3:6]) == [0, 1, 2], "every scene once before any comes again"
+    assert min(steps[11].features[:, 0, 0]) >= 3, "a twelfth of the steps shows easy-VQA"
+    cell = study.CELLS["flexible"]
+    counts = [study.count_at(cell, 0, step) for step in range(1000)]
+    assert abs(counts.count(256) / 1000 - 0.5) < 0.05
+    assert set(counts) == {64, 144, 256}
