@@ -1,7 +1,7 @@
 """The parts of LangDC (arXiv 2509.00969): pooled video tokens, what its captioner sees, and caption tokens.
 
-Written from a description of the authors' inference code, whose vectors hold. No method is made of them yet: that needs a
-captioner, a small language model of its own, and a data set of videos to train it on.
+Written from a description of the authors' inference code, whose vectors hold. No method is made of them yet: that needs
+a captioner, a small language model of its own, and a data set of videos to train it on.
 """
 
 from __future__ import annotations
