@@ -45,4 +45,4 @@ HOME = {
     "zoo_prune": "zoo_prune",
 }
 # methods with a network that ``vtc train`` trains
-TRAINED = ("tokenflex",)
+TRAINED = ("pmod", "quecc", "tokenflex")

@@ -10,19 +10,39 @@ from pathlib import Path
 from .base import Pruner
 from .method_modules import HOME
 
+HERE = Path(__file__).parent
+PACKAGE = __package__.split(".")
+
 
 @cache
 def parameter_names(name: str) -> tuple[str, ...]:
     """The parameters of one of vtc's own methods, in the order of its dataclass; empty where there is no source."""
-    file = Path(__file__).with_name(f"{HOME[name]}.py")
-    if not file.is_file():
-        return ()
-    classes = {node.name: node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef)}
+    file = HERE / f"{HOME[name]}.py"
+    classes, _ = _read(file)
     registered = next((node for node in classes.values() if name in map(_registered_as, node.decorator_list)), None)
     if registered is None:
         return ()
     common = [field.name for field in fields(Pruner) if field.init]
-    return tuple(dict.fromkeys([*common, *_declared(registered, classes)]))
+    return tuple(dict.fromkeys([*common, *_declared(registered, file)]))
+
+
+@cache
+def _read(file: Path) -> tuple[dict[str, ast.ClassDef], dict[str, Path]]:
+    """The classes of a file, and the files that it imports names of this package from."""
+    if not file.is_file():
+        return {}, {}
+    classes, imported = {}, {}
+    for node in ast.parse(file.read_bytes()).body:
+        if isinstance(node, ast.ClassDef):
+            classes[node.name] = node
+        elif isinstance(node, ast.ImportFrom):
+            names = (node.module or "").split(".")
+            if not node.level and names[: len(PACKAGE)] != PACKAGE:
+                continue
+            start = HERE if not node.level else file.parents[node.level - 1]
+            place = start.joinpath(*names[0 if node.level else len(PACKAGE) :]).with_suffix(".py")
+            imported |= {alias.asname or alias.name: place for alias in node.names}
+    return classes, imported
 
 
 def _registered_as(decorator: ast.expr) -> str | None:
@@ -32,9 +52,13 @@ def _registered_as(decorator: ast.expr) -> str | None:
     return None
 
 
-def _declared(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
-    """Fields of a class, behind those of its bases in the same file."""
-    bases = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
-    found = [name for base in bases for name in _declared(base, classes)]
+def _declared(node: ast.ClassDef, file: Path) -> list[str]:
+    """Fields of a class in `file`, behind those of its bases, wherever in this package these are."""
+    classes, imported = _read(file)
+    found = []
+    for base in (base.id for base in node.bases if isinstance(base, ast.Name) and base.id != Pruner.__name__):
+        place = file if base in classes else imported.get(base, file)
+        if base in _read(place)[0]:
+            found += _declared(_read(place)[0][base], place)
     lines = [line for line in node.body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)]
     return found + [ast.unparse(n.target) for n in lines if not ast.unparse(n.annotation).startswith("ClassVar")]
