@@ -63,7 +63,7 @@ class Loan(Stop):
     __slots__ = ()
 
     def __new__(cls, layer: int, ratio: float) -> Loan:  # noqa: D102
-        return super().__new__(cls, "decoder", layer, ratio)  # type: ignore[arg-type, return-value]
+        return super().__new__(cls, "decoder", layer, ratio)
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return self.layer, self.keep

@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import within_budgets
 from vtc.pruners.primitives.budget_over_stops import scaled_layer, two_stage
 
-from .base import FLAGS, Merged, Pruner, Stop
+from .base import FLAGS, Lent, Merged, Pruner, Stop
 from .random import Random
 from .registry import make_pruner, register_pruner
 from .signals import Signal
@@ -107,7 +107,7 @@ class DeepRandom(Pruner):
         counts = two_stage(self.keep, depth, layer, self.tail, first.layer or 0, self.tokens)
         return first._replace(keep=counts.first), Stop("decoder", layer, counts.tail)
 
-    def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
+    def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged | Lent:
         """The first method's choice, or a random one."""
         if self._is_first(tokens.stage, tokens.layer):
             return self._first.select(tokens, k)

@@ -31,7 +31,8 @@ def _read(file: Path) -> tuple[dict[str, ast.ClassDef], dict[str, Path]]:
     """The classes of a file, and the files that it imports names of this package from."""
     if not file.is_file():
         return {}, {}
-    classes, imported = {}, {}
+    classes: dict[str, ast.ClassDef] = {}
+    imported: dict[str, Path] = {}
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.ClassDef):
             classes[node.name] = node

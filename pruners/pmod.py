@@ -148,7 +148,7 @@ class PMoD(TrainedCompressor):
         """``PModRouters``."""
         return PModRouters(sizes["width"], sizes["layers"])
 
-    def select(self, tokens: VisualTokens, k: int) -> Lent:  # type: ignore[override]
+    def select(self, tokens: VisualTokens, k: int) -> Lent:
         """The tokens with the largest gates, and all gates `[B, N]` float32."""
         gate: Tensor = self.run(tokens, tokens.features, layer=tokens.layer)
         return Lent(top_k(gate.detach(), k, tokens.valid), gate)

@@ -91,7 +91,8 @@ class QueryCompressor(nn.Module):
             x = x + self.text_norm(self.text(question))[:, None]
         mixed = self.query(x) * there[..., None]
         # a depthwise convolution whose stride is its size: one weighted sum a window
-        queries = torch.einsum("nwd,dw->nd", mixed, self.down.weight.flatten(1)) + self.down.bias
+        offset: Any = self.down.bias
+        queries = torch.einsum("nwd,dw->nd", mixed, self.down.weight.flatten(1)) + offset
         (of_query, of_key, _), biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
         q = linear(queries, of_query, biases[0]).unflatten(-1, (self.heads, -1))
         k = linear(self.key(multi), of_key, biases[1]).unflatten(-1, (self.heads, -1))
@@ -203,7 +204,7 @@ class QueCC(TrainedCompressor):
         x, *levels = (tokens.read(signal).flatten(2) for signal in self.signals[:-1])
         return x, levels
 
-    def select(self, tokens: VisualTokens, k: int) -> Merged:  # type: ignore[override]
+    def select(self, tokens: VisualTokens, k: int) -> Merged:
         """One token a window, at its middle."""
         self.network(tokens)
         side = self.sizes["kernel"]
