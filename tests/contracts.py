@@ -64,14 +64,17 @@ def recorded_features(model: nn.Module) -> Iterator[dict[str, Any]]:
 def recorded_states(model: nn.Module) -> Iterator[dict[int, Tensor]]:
     """Collect what enters each decoder layer at prefill, `[B, L', D]`; to be used under a wrapped model."""
     seen: dict[int, Tensor] = {}
+    entered: list[bool] = []  # before that a method has the layers read the question alone
 
     def hook(i: int) -> Any:
         def pre(_: nn.Module, args: tuple) -> None:
-            seen[i] = args[0]  # the prompt comes last, behind what a method has the model read
+            if entered:
+                seen.setdefault(i, args[0])
 
         return pre
 
     handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(text_model(model).layers)]
+    handles.append(text_model(model).register_forward_pre_hook(lambda *_: entered.append(True)))
     try:
         yield seen
     finally:

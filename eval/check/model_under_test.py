@@ -228,8 +228,8 @@ def recorded_states(parts: Parts) -> Iterator[dict[int, Tensor]]:
 
     def hook(i: int) -> Any:
         def pre(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if args:
-                seen[i] = args[0]
+            if args and EMBEDDED in seen:  # before that a method has the layers read the question alone
+                seen.setdefault(i, args[0])
 
         return pre
 

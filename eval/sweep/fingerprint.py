@@ -67,7 +67,7 @@ def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
         for key, value in p.params().items()
         if isinstance(value, str) and (file := _file(Path(value), p.files.get(key, ""))).is_file()
     }
-    sources = {p.name: file for p in pruners if (file := _own_source(type(p)))}
+    sources = {p.name: source for p in pruners if (source := _own_source(type(p)))}
     found = {name: _hash(name) for name in sorted(named)}
     methods = {name: _hash(file) for name, file in sorted(sources.items())}
     return ({"files": found} if found else {}) | ({"methods": methods} if methods else {})

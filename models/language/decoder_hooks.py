@@ -71,7 +71,7 @@ class DecoderSide:
         for entry in stops:
             if entry[1].stage == "decoder" and not isinstance(entry[1], Loan):
                 self.stops.setdefault(entry[1].layer or 0, []).append(entry)
-        self.lends = frozenset(stop.layer for _, stop in stops if isinstance(stop, Loan))
+        self.lends = frozenset(stop.layer or 0 for _, stop in stops if isinstance(stop, Loan))
         # by the layer that gives them, sorted out once
         self.hidden: dict[int, list[DecoderHidden]] = {}
         self.attended: dict[int, list[DecoderSignal]] = {}

@@ -104,7 +104,7 @@ class Report:
             host = ids.cpu()
             found.append(Step(stage, layer, [host[i, :n].clone() for i, n in enumerate(present)]))  # type: ignore[misc]
         for layer, ids, _ in self._loans:
-            found.append(Step("decoder", layer, [row[row >= 0] for row in ids.cpu()], loan=True))  # type: ignore[misc]
+            found.append(Step("decoder", layer, [row[row >= 0] for row in ids.cpu()], loan=True))
         return found
 
     @cached_property

@@ -53,7 +53,7 @@ def arguments_of(options: CompressorOptions, folder: Path) -> TrainingArguments:
     )
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Tells of every step, and keeps what learns beside every checkpoint."""
 
     def __init__(self, model: nn.Module, told: Callable[[int, float | None], object], stop_after: int | None):
@@ -74,7 +74,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
-class CompressorTrainer(Trainer):  # type: ignore[misc]
+class CompressorTrainer(Trainer):
     """Trains a ``Subject``: the tokens of every step are those that ``Subject.count_at`` draws for it."""
 
     def __init__(self, subject: Subject, options: CompressorOptions, **given: Any):
