@@ -31,6 +31,10 @@ PARAMS: dict[str, dict[str, Any]] = {
     "embedlens": {"sink": tuple(range(10)), "dead": tuple(range(10, 35))},
     # four times as fast as its 64, and it finds 16 to 160 alike
     "zoo_prune": {"directions": 16},
+    # no networks of such sizes are there
+    "pmod": {"weights": "untrained"},
+    "quecc": {"weights": "untrained", "kernel": 8, "exact": False, "question": "ids"},
+    "tokenflex": {"weights": "untrained"},
 }
 SIZES: dict[str, Sizes] = {
     "explainer": Sizes(heads=6, decoder=192),  # the network that comes with vtc belongs to a model of this size
