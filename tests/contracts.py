@@ -19,6 +19,7 @@ from zoo import prompt, tiny
 import vtc
 
 TOLERANCE = 1e-4
+ENTERED = -1  # among recorded states: the text model itself was called
 
 
 @dataclass
@@ -63,18 +64,17 @@ def recorded_features(model: nn.Module) -> Iterator[dict[str, Any]]:
 @contextmanager
 def recorded_states(model: nn.Module) -> Iterator[dict[int, Tensor]]:
     """Collect what enters each decoder layer at prefill, `[B, L', D]`; to be used under a wrapped model."""
-    seen: dict[int, Tensor] = {}
-    entered: list[bool] = []  # before that a method has the layers read the question alone
+    seen: dict[int, Any] = {}
 
     def hook(i: int) -> Any:
         def pre(_: nn.Module, args: tuple) -> None:
-            if entered:
+            if ENTERED in seen:  # before that a method has the layers read the question alone
                 seen.setdefault(i, args[0])
 
         return pre
 
     handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(text_model(model).layers)]
-    handles.append(text_model(model).register_forward_pre_hook(lambda *_: entered.append(True)))
+    handles.append(text_model(model).register_forward_pre_hook(lambda *_: seen.update({ENTERED: True})))
     try:
         yield seen
     finally:

@@ -116,7 +116,7 @@ def test_counts_are_drawn_by_the_step_alone() -> None:
         ({"train": ["compressor", "projector"]}, {"compressor", "projector"}),
         ({"train": ["lm"], "bf16": True, "checkpointing": True, "accumulate": 2}, {"language"}),
     ],
-    ids=str,
+    ids=lambda given: str(sorted(given)),
 )
 def test_what_is_named_learns_and_the_tower_never_does(more: Any, changed: set[str], tmp_path: Path) -> None:
     model, _ = world()
