@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo import prompt, tiny
 
 import vtc
+from vtc.pruners.base import Loan
 
 # their own get_image_features reads the device (which images are padding; sizes): its output is put in instead
 READ_THE_DEVICE = ("idefics3", "smolvlm", "mistral3", "pixtral")
@@ -84,7 +85,8 @@ def run(setting: Setting, family: str, shape: str, counts: list[int]) -> None:
         expected = sum(map(setting.kept, counts))
         assert report.tokens_kept == expected
         held = cache.layers[-1].keys.shape[-2]
-        lent = any(step.loan for step in report.steps)  # such layers hold fewer, each its own number
+        stops = [stop for p in model.vtc.pipeline for stop in p.stops(len(cache.layers))]
+        lent = any(isinstance(stop, Loan) for stop in stops)  # such layers hold fewer, each its own number
         if family not in ("llava_sliding",) and not lent:
             assert held == width - (sum(counts) - expected) // batch + 2
         vtc.restore(model)
