@@ -380,7 +380,7 @@ def test_fastvid_looks_at_some_rows_and_channels_at_a_time(places, monkeypatch):
     pruner, spans = clip("fastvid", 3, 1, places, 12)
     whole = pruner.select(spans.tokens(), 12)
     monkeypatch.setattr(fastvid, "BLOCK", 4)
-    monkeypatch.setattr(fastvid, "ROWS", 4)
+    monkeypatch.setattr(fastvid, "ROWS", (4, 4))
     monkeypatch.setattr(merging, "CHANNELS", 4)
     found = pruner.select(spans.tokens(), 12)
     assert found.index.tolist() == whole.index.tolist()
