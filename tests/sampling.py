@@ -15,7 +15,7 @@ from zoo import FAMILIES
 
 from vtc.eval.check.prompts.build_prompts import KINDS
 
-OF_ZOO = 5  # shares of the contracts on the zoo's families, each with all prompt shapes
+OF_ZOO = 7  # shares of the contracts on the zoo's families, each with all prompt shapes
 OF_TYPES = 7  # shares of the one contract on every type that ``vtc check`` builds
 REFUSED = ("qwen4_exp",)  # which is there to be refused
 TYPES = [kind for kind in KINDS if kind not in REFUSED]
