@@ -68,8 +68,10 @@ class Adapter:
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
         pruners = tuple(pruners)
-        facts = facts_of(parts)
-        for pruner in pruners:
+        made_for_one = [p for p in pruners if type(p).check_model is not Pruner.check_model]
+        facts = facts_of(parts) if made_for_one else None
+        for pruner in made_for_one:
+            assert facts is not None
             pruner.check_model(facts)
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)

@@ -21,8 +21,14 @@ def facts_of(parts: Parts) -> ModelFacts:
     vision = getattr(parts.config, "vision_config", None)
 
     def size(config: Any, *names: str) -> int | None:
-        found = (getattr(config, name, None) for name in names)
-        return next((n for n in found if isinstance(n, int)), None)
+        for name in names:
+            try:
+                found = getattr(config, name, None)
+            except Exception:  # a configuration whose layers differ has no one number
+                continue
+            if isinstance(found, int):
+                return found
+        return None
 
     return ModelFacts(
         kind=str(getattr(parts.config, "model_type", "")),
