@@ -18,7 +18,7 @@ from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
 from .prefill_cost import Cost, Spread
 from .timed_prompt import TimedPrompt
 
-TRIED = 0.04  # of all turns: on so many it is tried ahead what the others will take
+TRIED = 0.1  # of all turns: on so many it is tried ahead what the others will take
 T = TypeVar("T")
 TIMING, PEAKS = "timing", "peaks"  # steps of the work: a cell's turn, and its peak of memory
 
