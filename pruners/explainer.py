@@ -13,6 +13,7 @@ from torch.nn.functional import conv1d
 
 from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.score_pruner import ScorePruner
+from vtc.pruners.trained.network_file import read_tensors
 
 from .base import Stop
 from .registry import register_pruner
@@ -120,17 +121,8 @@ def load_network(path: str | Path) -> tuple[RelevanceNetwork, dict[str, str]]:
     FileNotFoundError, ValueError
         If there is no such file, or it holds no such network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"explainer.weights={str(path)!r} is no file here; {HINT}")
-    try:
-        stored = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"explainer.weights: {str(path)!r} is no safetensors file ({error})") from error
-    with stored:
-        about = stored.metadata() or {}
-        weights = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    stored, about = read_tensors(Path(path), f"explainer.weights={str(path)!r}", HINT)
+    weights = {name: x.float() for name, x in stored.items()}
     if about.get("format") != FORMAT:
         raise ValueError(f"{str(path)!r} holds no explainer's network (its metadata lack format={FORMAT}); {HINT}")
     try:

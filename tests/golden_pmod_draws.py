@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
-
-F4 = np.float32
-
-
-def sha(*arrays: np.ndarray) -> str:
-    """The first 16 hex digits of the sha256 of `arrays`, one behind the other."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def normal(r: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
-    """Normal numbers."""
-    return r.standard_normal(shape, dtype=F4) * F4(scale)
-
-
-def matrix(r: np.random.Generator, out: int, inner: int, gain: float = 1.0) -> np.ndarray:
-    """`[out, in]`, as ``nn.Linear`` holds it."""
-    return normal(r, out, inner, scale=gain / math.sqrt(inner))
-
-
-def norm_weight(r: np.random.Generator, width: int) -> np.ndarray:
-    """Near 1."""
-    return F4(1) + normal(r, width, scale=0.1)
+from golden_trained_draws import bias, matrix, norm_weight, normal
 
 
 def llama_layers(seed: int, layers: int, width: int, inner: int, router: float) -> dict[str, np.ndarray]:
@@ -48,7 +22,7 @@ def llama_layers(seed: int, layers: int, width: int, inner: int, router: float) 
         w[f"{p}input_layernorm.weight"] = norm_weight(r, width)
         w[f"{p}post_attention_layernorm.weight"] = norm_weight(r, width)
         w[f"{p}router.weight"] = matrix(r, 1, width, router)
-        w[f"{p}router.bias"] = normal(r, 1, scale=0.1)
+        w[f"{p}router.bias"] = bias(r, 1)
     w["norm.weight"] = norm_weight(r, width)
     return w
 
@@ -60,7 +34,7 @@ def sequence(seed: int, rows: Sequence[Sequence[int]], width: int) -> tuple[np.n
     """
     r = np.random.default_rng(seed)
     length = max(map(sum, rows))
-    embeds = np.zeros((len(rows), length, width), F4)
+    embeds = np.zeros((len(rows), length, width), np.float32)
     visual, valid = np.zeros((len(rows), length), bool), np.zeros((len(rows), length), bool)
     for b, (before, n, behind) in enumerate(rows):
         total = before + n + behind

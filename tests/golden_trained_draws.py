@@ -23,9 +23,14 @@ def normal(r: Draw, *shape: int, scale: float = 1.0) -> np.ndarray:
     return r.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
 
-def matrix(r: Draw, outer: int, inner: int) -> np.ndarray:
+def matrix(r: Draw, outer: int, inner: int, gain: float = 1.0) -> np.ndarray:
     """`[outer, inner]`, as torch's Linear holds it."""
-    return normal(r, outer, inner, scale=1 / math.sqrt(inner))
+    return normal(r, outer, inner, scale=gain / math.sqrt(inner))
+
+
+def norm_weight(r: Draw, width: int) -> np.ndarray:
+    """Near 1, `[width]`."""
+    return np.float32(1) + normal(r, width, scale=0.1)
 
 
 def bias(r: Draw, n: int) -> np.ndarray:
@@ -46,7 +51,7 @@ def quecc_weights(seed: int, width: int, text: int, levels: int, kernel: int) ->
         weights[f"{name}{joint}weight"], weights[f"{name}{joint}bias"] = matrix(r, outer, inner), bias(r, outer)
 
     def norm(name: str) -> None:
-        weights[f"{name}.weight"] = np.float32(1) + normal(r, width, scale=0.1)
+        weights[f"{name}.weight"] = norm_weight(r, width)
         weights[f"{name}.bias"] = bias(r, width)
 
     for name, inner in (("query", width), ("key", levels), ("value", levels)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ def gradients(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[st
     loss = model(**inputs).loss
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def losses_of_steps(model: nn.Module, inputs: dict[str, Any], learning: Iterable[Tensor]) -> list[float]:
+    """Losses of five steps of plain gradient descent."""
+    optimizer, losses = torch.optim.SGD([*learning], lr=0.05), []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/selection/curves.py tokens     # time of choosing: methods over N
     OMP_NUM_THREADS=1 python benchmarks/selection/curves.py batches    # time of choosing: primitives in batches
     OMP_NUM_THREADS=1 python benchmarks/selection/curves.py gain       # ``vtc plan`` of Qwen2.5-VL-3B's shape
-    python benchmarks/selection/curves.py draw                         # docs/choosing.png and docs/gain.png
+    python benchmarks/selection/curves.py draw                         # docs/choosing.png, and docs/gain.png of a gain
 
 Choosing over N is measured as every_method.py does, one turn behind one that is not counted; a size that by the square
 of N would take longer than ``--longest`` seconds is left out. In batches it is the primitives (cases.py) at 576 tokens

@@ -270,7 +270,7 @@ class Forward:
         elif cache is None and use_cache:
             cache = new_cache(lm.config)
             call.put("cache", cache)
-        refuse_arguments(self.parts, call, local.attention_mask if local.inside else call.get("mask"), cache)
+        refuse_arguments(self.parts, call, asked, cache)
         keep = call.get("logits to keep")
         # Gemma 4: its last layers run on so many columns, dropped ones among them
         if isinstance(keep, int) and keep > 1:

@@ -70,6 +70,27 @@ def network_bytes(
     return save(stored, metadata=metadata)
 
 
+def read_tensors(path: Path, called: str, how: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, which errors name as `called`; `how` another is had.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is none of these.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{called} is no file here; {how}")
+    try:
+        stored = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{called} is no safetensors file ({error})") from error
+    with stored:
+        names = stored.keys()  # no mapping
+        return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
+
+
 def read_network(path: str | Path, method: str) -> NetworkFile:
     """Read what ``network_bytes`` made for `method`; a folder means the ``compressor.safetensors`` in it.
 
@@ -78,19 +99,8 @@ def read_network(path: str | Path, method: str) -> NetworkFile:
     FileNotFoundError, ValueError
         If there is no such file, or it holds no network of this method.
     """
-    from safetensors import SafetensorError, safe_open
-
     file, called = Path(path), f"{method}.weights={str(path)!r}"
-    file = file / NAME if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"{called} is no file here; {hint(method)}")
-    try:
-        stored = safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{called} is no safetensors file ({error})") from error
-    with stored:
-        about = stored.metadata() or {}
-        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    weights, about = read_tensors(file / NAME if file.is_dir() else file, called, hint(method))
     found = about.get("format")
     if found != format_of(method):
         is_one = f"its format is {found!r}" if found else "its metadata name no format"

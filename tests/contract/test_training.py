@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradients_of import gradients, labelled, same
+from gradients_of import gradients, labelled, losses_of_steps, same
 from methods import BOTH_STAGES, READING, Setting
 from reference import baseline, hidden_per_layer, masked
 from zoo import FAMILIES, tiny
@@ -59,12 +59,5 @@ def test_keeping_everything_trains_bit_for_bit() -> None:
 def test_an_optimizer_step_under_pruning_lowers_the_loss() -> None:
     model, inputs = tiny("llava").train(), labelled("llava")
     vtc.compress(model, READING.pruner)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    losses = []
-    for _ in range(5):
-        optimizer.zero_grad()
-        loss = model(**inputs).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(model, inputs, model.parameters())
     assert losses[-1] < losses[0]

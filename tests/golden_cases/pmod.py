@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers as tf
 from golden_support import Golden, golden
+from golden_trained_draws import normal, sha
 from torch import Tensor, nn
 
 import vtc
@@ -119,12 +120,12 @@ def check(vector: Golden) -> None:
         return check_schedule(vector)
     weights = draws.llama_layers(*(meta[n] for n in ("weight_seed", "layers", "width", "inner", "router")))
     embeds, visual, valid = draws.sequence(meta["input_seed"], meta["rows"], meta["width"])
-    assert draws.sha(*weights.values()) == meta["sha"]["weights"]
-    assert draws.sha(embeds) == meta["sha"]["embeds"]
+    assert sha(*weights.values()) == meta["sha"]["weights"]
+    assert sha(embeds) == meta["sha"]["embeds"]
     steps = np.zeros((0, meta["width"]), np.float32)
     if meta["decode_steps"]:
         drawn = np.random.default_rng(meta["decode_seed"])
-        steps = draws.normal(drawn, 1, meta["decode_steps"], meta["width"])[0]
+        steps = normal(drawn, 1, meta["decode_steps"], meta["width"])[0]
     text = valid & ~visual
     ids = torch.full(visual.shape, PAD)
     ids[torch.from_numpy(visual)] = IMAGE

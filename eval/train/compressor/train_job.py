@@ -20,7 +20,7 @@ from vtc.eval.sweep.results_store import results_folder
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.terminal.console import make_console, say
 from vtc.eval.terminal.progress_bars_and_eta import plain_progress
-from vtc.eval.train.explainer.train_job import ExplainerOptions, training_questions
+from vtc.eval.train.explainer.train_job import training_questions
 from vtc.eval.vlm.loading import Loaded, config_hash, hardware, load_model, software
 from vtc.models.facts_of_model import facts_of
 from vtc.models.layout.model_parts import locate
@@ -36,17 +36,6 @@ from .trainer import CompressorTrainer, Watch, arguments_of, last_checkpoint
 
 RUN = "run"
 DEFAULT_SCENES = 600
-
-
-def questions_of(options: CompressorOptions) -> TaskSet:
-    """What is trained on; the bundled evaluation set is refused."""
-    own = options.data is None and not options.tasks
-    limit = options.limit or (DEFAULT_SCENES if own else None)
-    return training_questions(
-        ExplainerOptions(
-            data=options.data, data_dir=options.data_dir, tasks=options.tasks, limit=limit, seed=options.seed
-        )
-    )
 
 
 def describe(options: CompressorOptions, loaded: Loaded, tasks: TaskSet) -> dict[str, Any]:
@@ -81,7 +70,7 @@ def run_training(options: CompressorOptions, console: Console | None = None) -> 
     """
     check_options(options)
     console, started = console or make_console(), time.time()
-    tasks = questions_of(options)
+    tasks = training_questions(options, DEFAULT_SCENES)
     data = Questions(tasks)
     make_pruner(options.method, weights=options.weights or UNTRAINED).check_files()
     loaded = load_model(options.model, _own_device(options.device), "float32")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import TextColumn
@@ -88,8 +88,18 @@ def check_options(options: ExplainerOptions) -> None:
         raise ValueError("--model needs questions that it can be asked: give --data FOLDER or --tasks")
 
 
-def training_questions(options: ExplainerOptions) -> TaskSet:
-    """What the model is asked.
+class TrainingData(Protocol):
+    """Options that say what is trained on: ``data`` and ``tasks`` as for ``vtc bench``, without them new scenes."""
+
+    data: Path | None
+    data_dir: Path | None
+    tasks: Sequence[str] | None
+    limit: int | None
+    seed: int
+
+
+def training_questions(options: TrainingData, scenes: int = DEFAULT_LIMIT) -> TaskSet:
+    """What the model is asked: without other data `scenes` questions per task, unless there is a limit.
 
     Raises
     ------
@@ -97,7 +107,7 @@ def training_questions(options: ExplainerOptions) -> TaskSet:
         If it is the bundled evaluation set, which methods are measured on.
     """
     if options.data is None and not options.tasks:
-        return training_scenes(options.seed, options.limit or DEFAULT_LIMIT)
+        return training_scenes(options.seed, options.limit or scenes)
     everything, names = load_asked(options.tasks, options.data, options.data_dir)
     kept_apart = load_tasks(bundled_data())
     if everything.name == "bundled" or {*everything.images} & {*kept_apart.images}:
