@@ -68,10 +68,8 @@ class Adapter:
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
         pruners = tuple(pruners)
-        made_for_one = [p for p in pruners if type(p).check_model is not Pruner.check_model]
-        facts = facts_of(parts) if made_for_one else None
-        for pruner in made_for_one:
-            assert facts is not None
+        facts = facts_of(parts)
+        for pruner in pruners:
             pruner.check_model(facts)
         depth = len(parts.layers)
         self.stops = plan(pruners, depth)
@@ -146,9 +144,8 @@ class Adapter:
         if any(h.stands_in for h in hooks):
             self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
         for module in self.loans.ends:
-            handle = module.register_forward_hook(_uncompiled(self.loans.scale))
-            self._hook(handle)
-            self.hooks.add(handle)
+            # stays: a backward pass may run a checkpointed layer anew after a forward that needed no hook
+            self._hook(module.register_forward_hook(_uncompiled(self.loans.scale)))
         for i in d.tapped_layers():
             tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
