@@ -2,7 +2,8 @@
 
 Each type is checked with its default configuration on the installed transformers, and tried with every method; what
 was found goes into docs/families.json as soon as it is there. What is there for this version is not checked again, so
-that a killed run goes on; types that are named are. ``--page`` only writes docs/families-checked.md.
+that a killed run goes on; types that are named are. ``--methods`` only tries all methods again, as after one more was
+registered, ``--page`` only writes docs/families-checked.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from vtc.eval.files.atomic import write_atomic
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECORD, PAGE = DOCS / "families.json", DOCS / "families-checked.md"
 ATTENTIONS, TOKENS = ("eager", "sdpa", "flex"), 6
+METHODS = ("methods", "no methods")
 MARKS = {RUNS: "+", SUBSTITUTE: "s", REFUSED: "-"}
 HEAD = """# Families: what was run
 
@@ -62,11 +64,16 @@ def checked(kind: str) -> tuple[str, dict[str, Any]]:
             for o in result["outcomes"]
         ],
     }
+    return kind, {**found, **tried(kind)[1]}
+
+
+def tried(kind: str) -> tuple[str, dict[str, Any]]:
+    """What ``vtc pruners --model`` says of a type."""
+    torch.set_num_threads(1)
     try:
-        found["methods"] = {one.name: [one.status, one.why] for one in methods_on(kind)}
+        return kind, {"methods": {one.name: [one.status, one.why] for one in methods_on(kind)}}
     except (ValueError, NotImplementedError) as error:
-        found["no methods"] = str(error)
-    return kind, found
+        return kind, {"no methods": str(error)}
 
 
 def check_all(named: list[str]) -> None:
@@ -78,8 +85,24 @@ def check_all(named: list[str]) -> None:
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=6) as pool:
         for i, (kind, found) in enumerate(pool.imap_unordered(checked, todo), 1):
             record.setdefault(kind, {})[version] = found
-            write_atomic(RECORD, json.dumps(record, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
+            write_record(record)
             print(f"{i}/{len(todo)} {kind}: {found.get('error') or found['exit_code']}", flush=True)
+
+
+def try_methods_again() -> None:
+    """Try every method on every type that was checked on the installed version, and write all at the end."""
+    record = json.loads(RECORD.read_text())
+    here = [kind for kind, found in record.items() if "exit_code" in found.get(transformers.__version__, {})]
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=6) as pool:
+        for i, (kind, found) in enumerate(pool.imap_unordered(tried, here), 1):
+            of_type = record[kind][transformers.__version__]
+            record[kind][transformers.__version__] = {k: v for k, v in of_type.items() if k not in METHODS} | found
+            print(f"{i}/{len(here)} {kind}", flush=True)
+    write_record(record)
+
+
+def write_record(record: dict[str, Any]) -> None:
+    write_atomic(RECORD, json.dumps(record, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
 
 
 def newest(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -119,7 +142,8 @@ def matrix(found: dict[str, dict[str, Any]]) -> str:
         "",
         "## Methods",
         "",
-        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused.",
+        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused (a method that has to be trained: "
+        "until it is).",
         "",
     ]
     lines += [
@@ -155,9 +179,12 @@ def main() -> None:
     """Check, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="check these again (default: what is not there yet)")
+    parser.add_argument("--methods", action="store_true", help="only try all methods again")
     parser.add_argument("--page", action="store_true", help="only write the page")
     options = parser.parse_args()
-    if not options.page:
+    if options.methods:
+        try_methods_again()
+    elif not options.page:
         check_all(options.types)
     write_page()
 

@@ -27,7 +27,7 @@ each one chooses twice for the same made-up signals, and the kept sets are compa
 - *features off by {EPSILON:g}*: all that is read, features and signals, times ``1 + {EPSILON:g} z``, z normal.
 - *features in bfloat16*: rounded to bfloat16 and back, as a model in half precision gives them.
 
-The first three are contracts (`tests/test_stability.py`): at least {LEAST:g} of the kept tokens are the same. The third
+The first three are contracts (`tests/eval/stability/`): at least {LEAST:g} of the kept tokens are the same. The third
 is not promised by a method that *cascades*: one near tie decides much of what comes after it, which its docstring
 explains. Nothing is promised in bfloat16, whose rounding is some 4,000 times as large as the perturbation of the third.
 """

@@ -112,7 +112,7 @@ def _ids(run: Run, parts: Parts, signal: QuestionState) -> list[tuple[int, ...]]
         tokenizer: Any = run.words.find()
         start = getattr(tokenizer, "bos_token_id", None)
         words = [question_alone(row, tokenizer) for row in rows]
-        found = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in words]
+        found = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in words]
     asked = [(start, *ids) if isinstance(start, int) else ids for ids in found]
     if not all(asked):
         raise ValueError(
@@ -129,7 +129,7 @@ def _last_states(parts: Parts, asked: list[tuple[int, ...]], device: torch.devic
         raise NotImplementedError(f"{type(lm).__name__} can't be asked a question alone: it is told each token's kind")
     ids = pad_sequence([torch.tensor(row, device=device) for row in asked], batch_first=True)
     try:
-        states: Tensor = lm.forward(**given(lm, ids=ids), use_cache=False).last_hidden_state
+        states: Tensor = lm.forward(**given(lm, **{"ids": ids, "use cache": False})).last_hidden_state
     except (TypeError, AttributeError, ValueError) as error:
         raise NotImplementedError(f"{type(lm).__name__} can't be asked a question alone: {error}") from error
     last = torch.tensor([len(row) - 1 for row in asked], device=states.device)

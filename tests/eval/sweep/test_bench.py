@@ -30,6 +30,8 @@ from vtc.eval.sweep.plan import plan_cells
 from vtc.eval.sweep.results_store import ResultStore, read_rows, result_files
 from vtc.eval.tasks.questions import Question
 from vtc.eval.tasks.reading.parquet_set import save_tasks
+from vtc.pruners.registry import pruner_class
+from vtc.pruners.trained.compressor import TrainedCompressor
 
 
 def options(out: Path, **more: Any) -> BenchOptions:
@@ -266,10 +268,13 @@ def test_all_methods_run_and_what_can_not_is_told(tmp_path: Path):
     assert any("prumerge at 0.5, prumerge at 3, prumerge_plus at 0.5" in line and "class" in line for line in lines)
     assert any(line.startswith("left out: vtw at 3: vtw.keep=3 must be a fraction") for line in lines)
     # what has to be made for a model once is named
-    assert any("explainer at 0.5" in line and "vtc train explainer" in line for line in lines)
+    trained = [name for name in vtc.list_pruners() if issubclass(pruner_class(name), TrainedCompressor)]
+    for name in (*trained, "explainer"):
+        assert any(f"{name} at 0.5" in line and f"vtc train {name}" in line for line in lines)
     assert any("embedlens at 0.5" in line and "vtc embedlens" in line for line in lines)
     left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
-    refused = {(m, k) for m in ("prumerge", "prumerge_plus", "explainer", "embedlens") for k in (0.5, 3)} | {("vtw", 3)}
+    refusing = (*trained, "prumerge", "prumerge_plus", "explainer", "embedlens")
+    refused = {(m, k) for m in refusing for k in (0.5, 3)} | {("vtw", 3)}
     assert set(left_out) == {f"{m} at {k}" for m, k in refused}
     ran = {(cell.method, cell.keep) for cell in summary if cell.complete}
     wanted = {(name, keep) for name in [*vtc.list_pruners(), "random(layer=2)"] for keep in (0.5, 3)}

@@ -96,10 +96,17 @@ def dying(moment: str, at: int, patch: pytest.MonkeyPatch) -> None:
     """Let this process be killed at the `at`-th such moment."""
     count = itertools.count(1)
     fsync, replace, take, append = os.fsync, os.replace, Claims.take, ResultStore.append
+    safe = 0
+
+    def writing(self: ResultStore, rows: Any) -> None:
+        nonlocal safe
+        self.open()
+        safe = os.path.getsize(self.file)
+        append(self, rows)
 
     def torn(file: int, missing: int) -> None:
-        if next(count) == at:  # some of what was written has arrived
-            os.ftruncate(file, os.fstat(file).st_size - missing)
+        if next(count) == at:  # some of what was written has arrived; what was forced to the disk before is there
+            os.ftruncate(file, max(safe, os.fstat(file).st_size - missing))
             die()
         fsync(file)
 
@@ -126,6 +133,7 @@ def dying(moment: str, at: int, patch: pytest.MonkeyPatch) -> None:
     elif moment == "written":
         patch.setattr(ResultStore, "append", appending)
     else:
+        patch.setattr(ResultStore, "append", writing)
         patch.setattr(store.os, "fsync", lambda file: torn(file, {"torn": 37, "lines": 1500, "whole": 0}[moment]))
 
 

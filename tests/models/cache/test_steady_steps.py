@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import sys
 import weakref
@@ -25,7 +26,8 @@ from vtc.models.selection import select
 from vtc.models.stock.transformers_api import cache_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-OURS = str(Path(model_hooks.__file__).parents[2])
+OURS = Path(model_hooks.__file__).parents[2]
+PACKAGES = tuple(str(folder) + os.sep for folder in OURS.iterdir() if (folder / "__init__.py").exists())
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "input": ("uniform", {}),
     "compact": ("uniform", {"positions": "compact"}),
@@ -88,7 +90,7 @@ def calls_of_ours(model: Any) -> int:
         nonlocal found
         code = frame.f_code
         # torch calls the watch of ``vtc.saving`` for each part of a list of modules that a text model slices
-        found += event == "call" and code.co_filename.startswith(OURS) and code.co_name != "_joined"
+        found += event == "call" and code.co_filename.startswith(PACKAGES) and code.co_name != "_joined"
 
     sys.setprofile(count)
     try:
