@@ -102,6 +102,7 @@ def try_methods_again() -> None:
 
 
 def write_record(record: dict[str, Any]) -> None:
+    """A line for each type and version, in their order."""
     write_atomic(RECORD, json.dumps(record, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
 
 
@@ -142,8 +143,8 @@ def matrix(found: dict[str, dict[str, Any]]) -> str:
         "",
         "## Methods",
         "",
-        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused (a method that has to be trained: "
-        "until it is).",
+        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused (what has to be trained: until "
+        "it is).",
         "",
     ]
     lines += [

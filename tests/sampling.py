@@ -1,12 +1,14 @@
-"""Which part of methods x families a run of the tests takes.
+"""Which part of methods x families, and of tests that take long, a run takes.
 
 Each pair of a method and a family belongs to one of a few shares, and a run takes the share of its day: all pairs come
-by within a week. ``--run N`` takes another day's, ``--full`` all; so do ``-k`` and named tests, which ask for some.
+by within a week. So do the parameters of a test marked ``share(N)``, of which a run takes every N-th. ``--run N`` takes
+another day's, ``--full`` all; so do ``-k`` and named tests, which ask for some.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -43,11 +45,16 @@ def split(items: list[Any], run: int) -> tuple[list[Any], list[Any]]:
     """Tests that a run takes, and those it leaves."""
     kept: list[Any] = []
     left: list[Any] = []
+    met: Counter[Any] = Counter()
     for item in items:
         given = getattr(getattr(item, "callspec", None), "params", {})
         setting, of_type = given.get("setting"), "kind" in given
         family = given.get("kind") if of_type else given.get("family")
         sampled = isinstance(setting, Setting) and family in _PLACE
         takes = not sampled or taken(setting, family, run, OF_TYPES if of_type else OF_ZOO)
+        if mark := item.get_closest_marker("share"):
+            test = (item.path, item.originalname)
+            takes = takes and met[test] % mark.args[0] == run % mark.args[0]
+            met[test] += 1
         (kept if takes else left).append(item)
     return kept, left

@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import Place, Sizes, layout_of, made_up, moved, places_of
+from made_up import Place, layout_of, made_up, moved, places_of
 from methods import METHODS, VARIANTS
-from properties import check_selection, chosen, peak_bytes
+from properties import check_selection, chosen
 
 import vtc
 from vtc.pruners.base import Loan
-from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.trained.compressor import TrainedCompressor
+from vtc.pruners.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,23 +97,3 @@ def test_equal_scores_go_to_the_lowest_index(place: Place) -> None:
     pruner, stop = place.at(0.4)
     spans = made_up(pruner, stop, [Layout.line(20)], draw=torch.ones)
     assert chosen(pruner, spans.tokens()) == [list(range(spans.budgets[0]))]
-
-
-@everywhere
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_memory_at_full_size(place: Place, dtype: torch.dtype) -> None:
-    """N = 2,880 and D = 4,096: at most four times the features on top of them."""
-    sizes = Sizes(heads=16, unit=1, encoder=1024, decoder=4096, head=64, text=60, vocabulary=32000)
-    pruner, stop = place.at(0.11)
-    layout = Layout((Grid(24, 24, "base"), Grid(48, 48, "mosaic", cuts=((24,), (24,)))))
-
-    def prepare() -> vtc.VisualTokens:
-        draw = torch.rand if pruner.adaptive_count else torch.empty
-        tokens = made_up(pruner, stop, [layout], dtype=dtype, sizes=sizes, draw=draw).tokens()
-        if isinstance(pruner, TrainedCompressor):
-            pruner.network(tokens)  # it stays, whatever is chosen
-        return tokens
-
-    # a count that depends on the values has to see some
-    held = peak_bytes(prepare, lambda tokens: pruner.select(tokens, max(tokens.budgets)), not pruner.adaptive_count)
-    assert 0 < held <= 4 * layout.tokens * sizes.decoder * dtype.itemsize

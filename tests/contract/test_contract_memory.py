@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from made_up import Place, Sizes, made_up, places_of
-from methods import Setting, setting
+from methods import VARIANTS, Setting, setting
 from properties import allocated_bytes
 
 import vtc
@@ -30,14 +30,16 @@ def _setting(name: str) -> Setting:
     return Setting(name, KEEP, PARAMS[name]) if name in PARAMS else setting(name, KEEP)
 
 
-PLACES = [place for name in vtc.list_pruners() for place in places_of(_setting(name))]
+OF_METHODS = [place for name in vtc.list_pruners() for place in places_of(_setting(name))]
+PLACES = OF_METHODS + [place for setting in VARIANTS for place in places_of(setting)]
 
 
 def test_every_method_that_chooses_is_here() -> None:
-    asked = {place.setting.pruner for place in PLACES}
+    asked = {place.setting.pruner for place in OF_METHODS}
     assert [name for name in vtc.list_pruners() if name not in asked] == ["vtw"], "it only takes all tokens away"
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_three_times_the_features(place: Place, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ from zoo import tiny
 import vtc
 
 
+@pytest.mark.share(3)
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.parametrize(("how", "family"), [("tensor", "llava"), ("tensor", "qwen2_5_vl"), ("fsdp", "llava")])
 def test_spread_over_two_processes(how: str, family: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:

@@ -48,6 +48,7 @@ def folder_of(config: dict[str, Any], path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_family(kind: str) -> None:
     assert kind in KINDS, "how pictures are given to the family stands in eval/check/prompts.py"
@@ -121,6 +122,7 @@ def _crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "drop", drop)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("fault", "contract", "status"),
     [

@@ -62,6 +62,7 @@ def content(name: str, row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return [{"type": "video", "video": film.to(torch.uint8).numpy()}], {"processor_kwargs": more}
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_sweep_feeds_what_the_chat_template_makes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: dict[str, Row] = {}

@@ -57,12 +57,14 @@ def graphs_of(setting: Setting, family: str) -> int:
     return kept[0]
 
 
+@pytest.mark.share(7)
 @pytest.mark.parametrize("family", ["llava"])
 @pytest.mark.parametrize("setting", [s for s in AT_INPUT if fits(s, "llava")], ids=str)
 def test_input_stage(setting: Setting, family: str) -> None:
     assert graphs_of(setting, family) <= stock_graphs(family) + 2
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("family", OTHERS)
 @pytest.mark.parametrize("spec", ["uniform(keep=3)", "idpruner(keep=3)"])
 def test_input_stage_elsewhere(spec: str, family: str) -> None:
@@ -77,6 +79,7 @@ def test_input_stage_elsewhere(spec: str, family: str) -> None:
 AT_DECODER = ("dart(layer=2, keep=4)", "uniform(keep=0.8) + fastv(layer=3, keep=0.3)")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("spec", AT_DECODER)
 def test_decoder_stage(spec: str) -> None:
     stops = [stop for p in vtc.parse(spec) for stop in p.stops(DEPTH)]

@@ -179,6 +179,7 @@ def test_it_waits_for_nothing(family: str) -> None:
     stops_wait_for_nothing(family, Changed(), 2, 4)
 
 
+@pytest.mark.share(3)
 @no_grad
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])
 def test_it_is_the_same_under_accelerates_offloading_and_compiled(family: str) -> None:

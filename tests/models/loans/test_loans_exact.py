@@ -47,6 +47,7 @@ def test_eager_attention_gives_the_same(family: str) -> None:
     assert torch.equal(allowed(truth[:, width - 1 :]).argmax(-1), found.generated.tokens)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
 def test_flex_attention_gives_the_same(family: str) -> None:
     """Uncompiled it is slow, and its masks are all that could be wrong: two layers are lent."""
