@@ -143,8 +143,8 @@ def matrix(found: dict[str, dict[str, Any]]) -> str:
         "",
         "## Methods",
         "",
-        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused (what has to be trained: until "
-        "it is).",
+        "`+` runs, `s` runs with a substitute for the tower's class token, `-` is refused (what "
+        "has to be trained: until it is).",
         "",
     ]
     lines += [
