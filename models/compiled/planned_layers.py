@@ -207,7 +207,7 @@ class Planner:
         if plan.deepstack is not None:
             hidden = plan.deepstack.added(i, hidden, columns)
         if plan.width is not None and run is not None and self.traced is not None:
-            hidden = gather_columns(hidden, self.traced.cut(run, i, hidden, plan.width), -2)
+            hidden = gather_columns(hidden, self.traced.cut(run, i, hidden, plan.width, call), -2)
         call.put("hidden", hidden)
         if plan.narrowed:
             self._narrow(plan, run.rope_columns if plan.behind and run is not None else plan.rope, i, call, hidden)

@@ -10,17 +10,22 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtc.models.language.column_arguments import ALONG
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import capture_hidden, resolve
 from vtc.models.language.forward_state import Run
+from vtc.models.stock.transformers_api import Call, signature_of, takes
 from vtc.models.stock.tripwire import trip
 from vtc.pruners.base import Pruner, resolve_keep
 from vtc.pruners.signals import AttentionAhead, DecoderHidden, DecoderSignal, DecoderTransition, Signal
+
+MADE_HERE = (AttentionAhead, DecoderHidden)  # by the operator, of the hidden states that it is given
 
 _numbers = itertools.count()
 _known: weakref.WeakValueDictionary[int, TracedStops] = weakref.WeakValueDictionary()
@@ -52,32 +57,36 @@ class TracedStops:
     """
 
     def __init__(self, side: DecoderSide, book: Callable[[int, Tensor], object]):
-        self.stops, self.hidden, self.steps, self.local, self.book = (
-            side.stops,
-            side.hidden,
-            side.steps,
-            side.local,
-            book,
-        )
+        self.side, self.stops, self.local, self.book = side, side.stops, side.local, book
         self.number = next(_numbers)
         _known[self.number] = self
         self.signals: dict[int, tuple[Signal, ...]] = {}
         for i, entries in self.stops.items():
-            read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
+            read = self._read(i)
             if all(self._fits(i, pruner, read) for pruner, _ in entries):
-                seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, DecoderHidden))
+                seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, MADE_HERE))
                 self.signals[i] = tuple(dict.fromkeys(seen))
+        self.looking = {i for i in self.signals if any(isinstance(s, AttentionAhead) for s in self._read(i))}
 
-    @staticmethod
-    def _fits(layer: int, pruner: Pruner, read: list[Signal]) -> bool:
+    def _read(self, layer: int) -> list[Signal]:
+        """What the methods of a stop read."""
+        return [resolve(s, layer) for pruner, stop in self.stops[layer] for s in pruner.signals_at(stop)]
+
+    def _fits(self, layer: int, pruner: Pruner, read: list[Signal]) -> bool:
         """Whether a method leaves a number that is known beforehand, and what it reads is there then."""
         told = not (pruner.adaptive_count or pruner.merges or pruner.joins_crops)
         odd = (
-            isinstance(s, (AttentionAhead, DecoderTransition))
+            isinstance(s, DecoderTransition)
             or (isinstance(s, DecoderHidden) and s.layer != layer - 1)
+            or (isinstance(s, AttentionAhead) and not self._can_look(layer))
             for s in read
         )
         return told and not any(odd)
+
+    def _can_look(self, layer: int) -> bool:
+        """Whether hidden states and rotary embeddings are all that a layer's attention needs."""
+        module, mixer = self.side.parts.layers[layer], self.side.calls.mixers[layer]
+        return not (any(takes(module, m) for m in ALONG) or mixer is None or takes(mixer, "positions"))
 
     def width(self, run: Run, layer: int, present: list[int]) -> tuple[int, list[int]]:
         """How many columns the stop before `layer` leaves of a batch of one row, and how many tokens of each span."""
@@ -88,27 +97,41 @@ class TracedStops:
             ]
         return run.batch.width_after(run.full, present, False, False)[0], present
 
-    def cut(self, run: Run, layer: int, hidden: Tensor, width: int) -> Tensor:
-        """Which columns of `hidden` `[B, L, D]` stay, `[B, width]`. Traced by ``torch.compile``."""
+    def cut(self, run: Run, layer: int, hidden: Tensor, width: int, call: Call) -> Tensor:
+        """Which columns of `hidden` `[B, L, D]` stay before a `call` of a layer, `[B, width]`. Traced by
+        ``torch.compile``.
+        """
         signals = [run.captured[signal][0] for signal in self.signals[layer]]
+        if layer in self.looking:
+            rotary = call.get("rotary")
+            signals += [rotary] if isinstance(rotary, Tensor) else rotary or []
         order, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, width, layer, self.number)
         run.memo = {}
         return order
 
     @torch.compiler.disable
     def choose(self, hidden: Tensor, signals: list[Tensor], width: int, layer: int) -> tuple[Any, ...]:
-        """What the operator does: ask the methods, and note what is left."""
+        """What the operator does: ask the methods, and note what is left.
+
+        Behind the signals come the rotary embeddings of all columns, where a method looks ahead into the layer.
+        """
         run = self.local.run
         if run is None:
             trip(f"a compiled graph prunes before decoder layer {layer} where no forward of a prompt is under way")
         place = run.current()
-        run.captured.update(
-            (signal, (value, place)) for signal, value in zip(self.signals[layer], signals, strict=True)
-        )
-        capture_hidden(run, self.hidden.get(layer - 1, ()), hidden)
-        before = run.columns
+        seen = self.signals[layer]
+        run.captured.update((signal, (value, place)) for signal, value in zip(seen, signals, strict=False))
+        capture_hidden(run, self.side.hidden.get(layer - 1, ()), hidden)
+        module, before = self.side.parts.layers[layer], run.columns
+        rotary = signals[len(seen) :]
+        call = Call(signature_of(module), (), {})
+        if rotary:
+            call.put("rotary", tuple(rotary) if len(rotary) > 1 else rotary[0])
         for pruner, stop in self.stops[layer]:
-            hidden = self.steps.prune(run, pruner, stop, hidden)
+            run.memo.pop("ahead", None)
+            run.ahead = partial(self.side.look_ahead, run, layer, module, hidden, call)
+            hidden = self.side.steps.prune(run, pruner, stop, hidden)
+        run.ahead = None
         if run.columns.shape[1] != width:
             trip(f"the stop before decoder layer {layer} left {run.columns.shape[1]} columns, and not {width}")
         self.book(layer, hidden)

@@ -175,7 +175,7 @@ class DecoderSide:
             capture_hidden(run, self.hidden.get(i - 1, ()), main_stream(hidden))
             for pruner, stop in self.stops.get(i, ()):
                 run.memo.pop("ahead", None)
-                run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
+                run.ahead = partial(self.look_ahead, run, i, layer, hidden, call)
                 hidden = self._prune(run, pruner, stop, hidden)
             run.ahead = None
             for key in self.done.get(i, ()):  # else all columns of an earlier layer would stay in memory
@@ -245,7 +245,7 @@ class DecoderSide:
         capture_attention(run, self.attended[i], module, query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
+    def look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`.
 
         The layer itself runs on what it is about to be given, as far as its attention: what stands before that

@@ -76,7 +76,7 @@ def test_input_stage_elsewhere(spec: str, family: str) -> None:
 
 
 # what they read is there when they choose, and how many tokens they leave is known beforehand
-AT_DECODER = ("dart(layer=2, keep=4)", "uniform(keep=0.8) + fastv(layer=3, keep=0.3)")
+AT_DECODER = ("dart(layer=2, keep=4)", "uniform(keep=0.8) + fastv(layer=3, keep=0.3)", "pyramiddrop(keep=0.3)")
 
 
 @pytest.mark.share(2)
