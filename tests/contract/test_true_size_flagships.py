@@ -104,6 +104,7 @@ def test_what_vtc_refuses_is_refused_untouched(name: str) -> None:
     assert anatomy(model) == before
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("name", RUN)
 def test_a_picture_and_a_step_wait_for_nothing(name: str) -> None:
     known(FLAGSHIPS[name].kind)

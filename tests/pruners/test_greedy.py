@@ -111,6 +111,7 @@ def test_what_is_not_finite_comes_last_and_moves_nobody(choose, bad):
         assert choose(torch.randn(1, 12, 5), worse, 12, None)[0].tolist()[0] != 5
 
 
+@pytest.mark.share(4)
 @primitives
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_frames_with_holes_keep_exact_counts(name):
     assert max(found) < len(left)
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("spec", [*NAMES, *OFFICIAL])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frames", [2, 16, 72])
