@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import projector_of
+from vtc.models.stock.layer_sizes import layer_size
 from vtc.pruners.model_facts import ModelFacts, Sketch
 
 VALUES = 16  # of each weight
@@ -22,10 +23,7 @@ def facts_of(parts: Parts) -> ModelFacts:
 
     def size(config: Any, *names: str) -> int | None:
         for name in names:
-            try:
-                found = getattr(config, name, None)
-            except Exception:  # a configuration whose layers differ has no one number
-                continue
+            found = layer_size(config, name)
             if isinstance(found, int):
                 return found
         return None

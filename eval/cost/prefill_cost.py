@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vtc.eval.vlm.encode_once import core_of
+from vtc.models.stock.layer_sizes import layer_size
 from vtc.models.stock.transformers_api import holds_columns, keeps_state, new_cache
 
 
@@ -109,17 +110,20 @@ def lm_cost(model: nn.Module) -> LMCost:
     config = core.config.get_text_config()
     kept = new_cache(config).layers
     _refuse_uncounted(config)
-    heads, depth = config.num_attention_heads, len(lm.layers)
+    depth = len(lm.layers)
+    heads = [layer_size(config, "num_attention_heads", i) for i in range(depth)]
     # layers that read the keys of others hold none: the last ones, of which the cache has nothing
     own = [not kept or (i < len(kept) and holds_columns(kept[i])) for i in range(depth)]
     attentions = [getattr(layer, "self_attn", None) for layer in lm.layers]
     # of each layer's own attention, since they may differ (Gemma 4), else the configuration's
-    widths = [getattr(a, "head_dim", None) or _head_dim(config) for a in attentions]
-    groups = [getattr(a, "num_key_value_groups", None) or heads // _kv_heads(config) for a in attentions]
+    widths = [getattr(a, "head_dim", None) or _head_dim(config, i) for i, a in enumerate(attentions)]
+    groups = [
+        getattr(a, "num_key_value_groups", None) or heads[i] // _kv_heads(config, i) for i, a in enumerate(attentions)
+    ]
     return LMCost(
         linear=tuple(map(_weights, lm.layers, own)),
-        attention=tuple(heads * width for width in widths),
-        kv=tuple(2 * (heads // g) * width * mine for g, width, mine in zip(groups, widths, own, strict=True)),
+        attention=tuple(n * width for n, width in zip(heads, widths, strict=True)),
+        kv=tuple(2 * (n // g) * width * mine for n, g, width, mine in zip(heads, groups, widths, own, strict=True)),
         head=config.vocab_size * config.hidden_size,
         itemsize=next(lm.parameters()).element_size(),
         held=(*map(_most, kept), *(None for _ in range(depth - len(kept)))),
@@ -148,12 +152,14 @@ def _weights(layer: nn.Module, own: bool) -> int:
     return sum(m.in_features * m.out_features for m in linear)
 
 
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+def _head_dim(config: Any, layer: int) -> int:
+    heads = layer_size(config, "num_attention_heads", layer)
+    return int(layer_size(config, "head_dim", layer) or config.hidden_size // heads)
 
 
-def _kv_heads(config: Any) -> int:
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+def _kv_heads(config: Any, layer: int) -> int:
+    heads = layer_size(config, "num_attention_heads", layer)
+    return int(layer_size(config, "num_key_value_heads", layer) or heads)
 
 
 def _most(layer: Any) -> int | None:

@@ -19,6 +19,7 @@ from vtc.eval.cost.operators import MATMUL, Operator, flops_of, recording
 from vtc.eval.stability.made_up_spans import MadeOnce, Sizes, picture
 from vtc.eval.stability.rounding_overlap import PARAMS, walk
 from vtc.models.layout.model_parts import Parts
+from vtc.models.stock.layer_sizes import layer_size
 from vtc.pruners import make_pruner
 from vtc.pruners.base import Pruner, Stop
 
@@ -145,7 +146,7 @@ def _tried(pruner: Pruner, stop: Stop, n: int, share: float, sizes: Sizes, measu
 def _sizes(parts: Parts, text: int) -> Sizes:
     config, tower = parts.lm.config.get_text_config(), getattr(parts.config, "vision_config", None)
     encoder = next((v for n in ("embed_dim", "hidden_size") if isinstance(v := getattr(tower, n, None), int)), 1024)
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = layer_size(config, "num_attention_heads")
+    head = layer_size(config, "head_dim") or config.hidden_size // heads
     rows = min(config.vocab_size, VOCABULARY)
     return Sizes(heads, parts.family.unit(parts.config), encoder, config.hidden_size, head, max(1, min(text, 64)), rows)
