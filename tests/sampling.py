@@ -1,14 +1,16 @@
 """Which part of methods x families, and of tests that take long, a run takes.
 
 Each pair of a method and a family belongs to one of a few shares, and a run takes the share of its day: all pairs come
-by within a week. So do the parameters of a test marked ``share(N)``, of which a run takes every N-th. ``--run N`` takes
-another day's, ``--full`` all; so do ``-k`` and named tests, which ask for some.
+by within a week. So do the parameters of a test marked ``share(N)``, of which a run takes every N-th; pairs that are
+marked so, too, come by within N weeks. ``--run N`` takes another day's, ``--full`` all; so do ``-k`` and named tests,
+which ask for some.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from math import gcd
 from typing import Any
 
 import pytest
@@ -54,6 +56,7 @@ def split(items: list[Any], run: int) -> tuple[list[Any], list[Any]]:
         takes = not sampled or taken(setting, family, run, OF_TYPES if of_type else OF_ZOO)
         if mark := item.get_closest_marker("share"):
             test = (item.path, item.originalname)
+            assert not sampled or gcd(mark.args[0], OF_ZOO * OF_TYPES) == 1, "else some would never be taken"
             takes = takes and met[test] % mark.args[0] == run % mark.args[0]
             met[test] += 1
         (kept if takes else left).append(item)

@@ -18,6 +18,7 @@ def test_batch_equals_one_by_one(setting: Setting, family: str) -> None:
     batch_equals_one_by_one(setting, family, "ragged")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("setting", "family", "shape"), cells([BOTH_STAGES, READING, IN_THE_TOWER], FAMILIES, *BATCHES)
 )

@@ -16,6 +16,7 @@ import vtc
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(("setting", "family"), cells(SETTINGS, FAMILIES))
 def test_a_forward_waits_for_nothing(setting: Setting, family: str) -> None:
     if any(c.adaptive_count for c in setting.classes):
@@ -26,6 +27,7 @@ def test_a_forward_waits_for_nothing(setting: Setting, family: str) -> None:
     run(setting, family, "one", counts_of(family, "one"))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("setting", "family"), cells([BOTH_STAGES, READING, IN_THE_TOWER], [f for f in FAMILIES if f not in QWEN])
 )

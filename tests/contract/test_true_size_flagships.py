@@ -75,6 +75,7 @@ def size_of(model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / 1e9
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", FLAGSHIPS)
 def test_wrapping_on_meta_and_back(name: str) -> None:
     known(FLAGSHIPS[name].kind)

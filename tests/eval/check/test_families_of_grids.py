@@ -47,6 +47,7 @@ VIDEOS_BROKEN = ("videos",) if Version(transformers.__version__) < Version("5.24
 SHORT = ("keep=1.0, bit for bit", PRUNED, "a row of text", "pictures of other sizes", "videos", "second turn")
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", TYPES)
 def test_family(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_job, "CONTRACTS", {name: CONTRACTS[name] for name in SHORT})

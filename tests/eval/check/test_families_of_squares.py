@@ -48,6 +48,7 @@ def usable(kind: str) -> str:
     return known(kind)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", TYPES)
 def test_family(kind: str) -> None:
     stages = ("vision", "pipeline") if kind in IN_THE_TOWER else ("pipeline",)

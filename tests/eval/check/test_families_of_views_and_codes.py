@@ -63,6 +63,7 @@ def exact(model: str, *stages: str) -> None:
     assert result.exit_code == FINE
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", TYPES)
 def test_family(kind: str) -> None:
     exact(usable(kind), "input", "decoder")

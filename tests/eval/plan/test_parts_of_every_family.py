@@ -46,6 +46,7 @@ def flat(value: Any) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else []
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != BY_KIND and k not in UNTOUCHED_FAILS])
 def test_a_plan_counts_what_a_real_prefill_does(kind: str) -> None:
     """FLOPs exactly (2% where a model multiplies elsewhere too), bytes exactly."""

@@ -32,6 +32,7 @@ def cascading() -> list[str]:
     return [name for name in vtc.list_pruners() if measured.setting(name, KEEP).cascades]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", vtc.list_pruners())
 def test_contract_rounding_does_not_choose(name: str) -> None:
     """Float32 as float64, equal tokens or not; and, unless it says that it cascades, features off by 1e-6."""

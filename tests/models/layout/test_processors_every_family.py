@@ -96,6 +96,7 @@ CASES = [
 ]
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_placeholders_are_features_and_the_columns_of_spans(kind: str, shape: str) -> None:
     one, pictures = family(known(kind)), pictures_of(shape)
