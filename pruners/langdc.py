@@ -94,6 +94,11 @@ class SegmentCaptions(nn.Module):
 
     def _taught(self, x: Tensor, there: Tensor, ids: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Tokens and ids of captions that are given, and the captioner's loss on them."""
+        if len(ids) != len(x):
+            raise ValueError(
+                f"captions are learnt one a segment, but these {len(ids)} questions show {len(x)} segments: give each "
+                "question the frames of one segment"
+            )
         known = ids != IGNORED
         said = ids.where(known, self.pad)
         x = torch.cat([x, self.captioner.words(said[:, :-1])], 1)
@@ -161,10 +166,10 @@ class LangDC(TrainedCompressor):
     merges: ClassVar[bool] = True
     order_dependent: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
+    captions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.start: tuple[dict[str, Any], dict[str, Tensor]] = ({}, {})
         for name, value in (("length", self.length), ("state", self.state)):
             if value not in (*RULES, None):
                 raise ValueError(f"langdc.{name}={value!r}; allowed are {', '.join(RULES)}")
@@ -186,15 +191,9 @@ class LangDC(TrainedCompressor):
         """A ``SegmentCaptions``."""
         return SegmentCaptions(sizes)
 
-    def _build(self, tokens: VisualTokens) -> nn.Module:
-        network = super()._build(tokens)
-        if self.start[1]:
-            network.load_state_dict(self.start[1], strict=False)
-        return network
-
     @classmethod
     def learning(cls, network: nn.Module, stage: str) -> list[nn.Parameter]:
-        """The captioner and what it looks through with captions, else what its states go through."""
+        """In the stage "caption" the captioner and what it looks through, else what its states go through."""
         assert isinstance(network, SegmentCaptions)
         modules = (network.captioner, network.look) if stage == "caption" else (network.post,)
         return [p for module in modules for p in module.parameters()]
