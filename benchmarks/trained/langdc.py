@@ -32,7 +32,7 @@ from vtc.eval.train.basics.loop import Place, run_steps
 from vtc.eval.train.compressor.first_captioner import first_captioner
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import NO_TARGET, PackedQuestions, pack
-from vtc.eval.train.scenes.vocabulary import ASSISTANT_ID, EOS_ID, PAD_ID
+from vtc.eval.train.scenes.vocabulary import ASSISTANT_ID, EOS_ID, PAD_ID, build_tokenizer
 from vtc.models.layout.model_parts import locate
 from vtc.pruners.langdc import IGNORED, LangDC, SegmentCaptions
 from vtc.pruners.layout import Grid, Layout
@@ -90,18 +90,28 @@ def train_captioner(folder: Path, pruner: LangDC, network: SegmentCaptions, clip
 
 
 @torch.no_grad()
-def captions_of(folder: Path, of: str, pruner: LangDC, network: SegmentCaptions, clips: Clips) -> list[Tensor]:
-    """The captioner's states of each clip's caption, `[T, width]`, before ``post``; made once."""
+def captions_of(
+    folder: Path, of: str, pruner: LangDC, network: SegmentCaptions, clips: Clips
+) -> tuple[list[Tensor], list[list[int]]]:
+    """The captioner's states of each clip's caption, `[T, width]`, before ``post``, and its ids; made once."""
     file = folder / f"captions-{of}.pt"
     if not file.exists():
-        post, network.post = network.post, nn.Identity()
-        found = []
+        post, say, ids = network.post, network.captioner.say, []
+
+        def heard(*given: Any) -> Any:
+            found = say(*given)
+            ids.append(found[1][0].tolist())
+            return found
+
+        network.post, network.captioner.say = nn.Identity(), heard  # type: ignore[method-assign]
+        states = []
         for i in range(len(clips.clips)):
             features = clips.features[[i]].float()
-            found += pruner._captions(tokens_of(features, features, POOLED), [list(range(FRAMES))])
-        network.post = post
-        torch.save(found, file)
-    return torch.load(file, weights_only=True)
+            states += pruner._captions(tokens_of(features, features, POOLED), [list(range(FRAMES))])
+        network.post, network.captioner.say = post, say  # type: ignore[method-assign]
+        torch.save((states, ids), file)
+    found: tuple[list[Tensor], list[list[int]]] = torch.load(file, weights_only=True)
+    return found
 
 
 class Captioned(LangDC):
@@ -274,9 +284,9 @@ def study(folder: Path, options: argparse.Namespace, stock: nn.Module, held: Cli
     pruner, network = new_network(stock)
     train_captioner(folder, pruner, network, clips, options.caption_steps)
     network.requires_grad_(False)
-    said = {id(c): captions_of(folder, of, pruner, network, c) for of, c in (("training", clips), ("held-out", held))}
-    if not (folder / "lengths.json").exists():
-        write_lengths(folder, pruner, network, held, [len(s) for s in said[id(held)]])
+    states, ids = captions_of(folder, "held-out", pruner, network, held)
+    write_lengths(folder, held, states, ids)
+    said = {id(held): states, id(clips): captions_of(folder, "training", pruner, network, clips)[0]}
     mean = FRAMES * POOLED + float(np.mean([len(s) for s in said[id(clips)]]))
     each, more = divmod(round(mean), FRAMES)
     counts = [each + (i < more) for i in range(FRAMES)]
@@ -302,29 +312,15 @@ def study(folder: Path, options: argparse.Namespace, stock: nn.Module, held: Cli
             print(f"{arm}, seed {seed}: {100 * np.mean(list(scores.values())):.1f}% of {len(scores)}", flush=True)
 
 
-def write_lengths(folder: Path, pruner: LangDC, network: SegmentCaptions, held: Clips, lengths: list[int]) -> None:
+def write_lengths(folder: Path, held: Clips, states: list[Tensor], ids: list[list[int]]) -> None:
     """How long captions are, how much is shown, and what of it they name."""
-    from vtc.eval.train.scenes.vocabulary import build_tokenizer
-
-    tokenizer, ids = build_tokenizer(), []
-    say = network.captioner.say
-
-    def heard(*given: Any) -> Any:
-        found = say(*given)
-        ids.append(found[1][0].tolist())
-        return found
-
-    network.captioner.say = heard  # type: ignore[method-assign]
-    with torch.no_grad():
-        for i in range(len(held.clips)):
-            features = held.features[[i]].float()
-            pruner._captions(tokens_of(features, features, POOLED), [list(range(FRAMES))])
-    network.captioner.say = say  # type: ignore[method-assign]
+    tokenizer = build_tokenizer()
     texts = [tokenizer.decode([t for t in row if t not in (EOS_ID, PAD_ID)]) for row in ids]
     right, shown, there = map(sum, zip(*(named(t, c) for t, c in zip(texts, held.clips, strict=True)), strict=True))
-    entities = [held.entities(i) for i in range(len(held.clips))]
+    entities, lengths = [held.entities(i) for i in range(len(held.clips))], [len(s) for s in states]
     found = {"entities": entities, "lengths": lengths, "captions": texts, "named": right / shown}
     write_atomic(folder / "lengths.json", json.dumps({**found, "wrong": 1 - right / max(1, there)}))
+    print(table(folder, held), flush=True)
 
 
 if __name__ == "__main__":

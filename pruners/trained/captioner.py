@@ -104,6 +104,16 @@ class Layer(nn.Module):
         return found
 
 
+class Stack(nn.Module):
+    """Embeddings, layers and the last norm."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
+        self.norm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
+
+
 class Captioner(nn.Module):
     """The language model, ``model`` and ``lm_head`` as transformers call them.
 
@@ -117,10 +127,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.config = {name: config[name] for name in CONFIG}
         width, words = config["hidden_size"], config["vocab_size"]
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(words, width)
-        self.model.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
-        self.model.norm = RMSNorm(width, config["rms_norm_eps"])
+        self.model = Stack(config)
         self.lm_head = None if config["tie_word_embeddings"] else nn.Linear(width, words, bias=False)
 
     @property
