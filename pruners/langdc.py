@@ -1,4 +1,4 @@
-"""LangDC: pools the frames of a video, and adds what a small captioner says of each segment: as much as it shows."""
+"""LangDC: pools the frames of a video, and adds a token for each word that a small captioner says of a segment."""
 
 from __future__ import annotations
 
