@@ -20,6 +20,7 @@ HOME = {
     "hired": "hired",
     "holov": "holov",
     "idpruner": "idpruner",
+    "langdc": "langdc",
     "pmod": "pmod",
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
@@ -45,4 +46,4 @@ HOME = {
     "zoo_prune": "zoo_prune",
 }
 # methods with a network that ``vtc train`` trains
-TRAINED = ("pmod", "quecc", "tokenflex")
+TRAINED = ("langdc", "pmod", "quecc", "tokenflex")

@@ -117,6 +117,14 @@ class VisualTokens:
         """The text of each sample behind its last visual token, special tokens left out."""
         return self._source().questions()
 
+    def count_flops(self, row: int, flops: int) -> None:
+        """Have the report count so many FLOPs of the method's own network for the sample of `row`.
+
+        For networks that compute much beside the model, and more for some inputs than for others.
+        """
+        if self.source is not None:
+            self.source.count_flops(self, row, flops)
+
     def _source(self) -> SignalSource:
         if self.source is None:
             raise RuntimeError(
@@ -164,6 +172,9 @@ class SignalSource:
     def vocabulary_size(self) -> int:
         """See ``VisualTokens.vocabulary_size``."""
         raise NotImplementedError
+
+    def count_flops(self, tokens: VisualTokens, row: int, flops: int) -> None:
+        """See ``VisualTokens.count_flops``; nothing where there is no report."""
 
     def questions(self) -> list[str]:
         """See ``VisualTokens.questions``."""

@@ -39,6 +39,7 @@ def tiny_explainer() -> str:
 EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "embedlens": ({"sink": tuple(range(5, 20)), "dead": tuple(range(20, 60))}, "ids that random tokens come near"),
     "explainer": ({"weights": tiny_explainer()}, "the shipped network belongs to the bundled model alone"),
+    "langdc": ({"weights": "untrained"}, "no network of such sizes is shipped"),
     "pmod": ({"weights": "untrained"}, "no network of such sizes is shipped"),
     "quecc": (
         {"weights": "untrained", "kernel": 2, "exact": False, "question": "ids"},
@@ -138,6 +139,7 @@ VARIANTS = [
         "idpruner(importance=norm, lam=0.3)",
         "idpruner(importance=uniform, parallel=3)",
         "idpruner(importance=zoo)",
+        "langdc(weights=untrained, length=code, state=code, join=False)",
         "norm(shortest=True)",
         "pmod(target=shiftedlinear, weights=untrained)",
         "pool(layer=2)",

@@ -18,13 +18,15 @@ class Measured:
     """Visual tokens of one sample, as ``model.vtc.report`` gives them.
 
     ``per_layer`` has one count per decoder layer; ``kept`` is what is left behind the last step. ``asked`` are the
-    tokens of a pass over the question alone, where a method reads ``QuestionState``.
+    tokens of a pass over the question alone, where a method reads ``QuestionState``, and ``own`` the FLOPs of a
+    method's own network, where it counts them.
     """
 
     total: int
     kept: int
     per_layer: tuple[int, ...]
     asked: int = 0
+    own: int = 0
 
     @property
     def mean(self) -> float:
@@ -50,7 +52,7 @@ class Measured:
             kept = here
             start = step.layer if step.stage == "decoder" else 0
             per_layer[start:] = [kept] * (depth - start)
-        return cls(total, kept, tuple(per_layer), report.asked_alone.get(sample, 0))
+        return cls(total, kept, tuple(per_layer), report.asked_alone.get(sample, 0), report.own_flops.get(sample, 0))
 
 
 @dataclass(frozen=True)

@@ -67,25 +67,26 @@ def measure_limits(
     once = list(dict.fromkeys(cells.values()))
     share, choosing = measure_shares(loaded.model, once, row, TURNS - 1, SECONDS, advance)
     lm = LMFlops(loaded.model)
-    before = lm.prefill(*_lengths(loaded.model, UNPRUNED, row, len(lm.layers)))
+    before = _flops(loaded.model, UNPRUNED, row, lm)
     return {
         name: Limit(
             share,
             choosing[cell.spec],
-            lm.prefill(*_lengths(loaded.model, cell, row, len(lm.layers))) / before,
+            _flops(loaded.model, cell, row, lm) / before,
         )
         for name, cell in cells.items()
     }
 
 
 @torch.no_grad()
-def _lengths(model: Any, cell: Cell, row: Row, depth: int) -> tuple[list[int], int]:
-    """Tokens that each decoder layer sees, and those of a question alone before."""
+def _flops(model: Any, cell: Cell, row: Row, lm: LMFlops) -> int:
+    """FLOPs of the language model's layers, and of what the method has them or a network of its own compute before."""
+    depth = len(lm.layers)
     if cell is UNPRUNED:
-        return [len(row.ids)] * depth, 0
+        return lm.prefill([len(row.ids)] * depth)
     text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
     given = {name: to_device(value, model) for name, value in {**text, **row.vision}.items()}
     with pruned(model, cell) as wrapped:
         wrapped(**given, use_cache=True, logits_to_keep=1)
         measured = Measured.from_report(wrapped.vtc.report, 0, depth)
-    return [len(row.ids) - row.visual + n for n in measured.per_layer], measured.asked
+    return lm.prefill([len(row.ids) - row.visual + n for n in measured.per_layer], measured.asked) + measured.own

@@ -41,6 +41,8 @@ class Facts:
         Whether it prunes inside the tower.
     asked : int
         Tokens of a question that the language model reads alone before.
+    own : int
+        FLOPs of the method's own network, where it counts them.
     """
 
     visual: tuple[int, ...]
@@ -51,6 +53,7 @@ class Facts:
     missing_kv: int
     in_tower: bool
     asked: int = 0
+    own: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -102,6 +105,7 @@ def facts_of(subject: Subject, prompt: TimedPrompt, cell: Cell) -> Facts:
         all_layers - sum(held),
         cell.vision_stage,
         measured.asked,
+        measured.own,
     )
 
 
@@ -131,7 +135,7 @@ class FlopRatios:
         lengths = {*facts.lengths, *([facts.asked] if facts.asked else [])}
         by_length = {n: spread_over(self.lm.of_layers(n), self.plain.text_match) for n in lengths}
         alone = sum(by_length[facts.asked]) if facts.asked else 0
-        return alone + sum(by_length[n][i] for i, n in enumerate(facts.lengths))
+        return facts.own + alone + sum(by_length[n][i] for i, n in enumerate(facts.lengths))
 
     def decoder(self, facts: Facts) -> float:
         """f: of the decoder layers."""

@@ -15,7 +15,7 @@ from vtc.eval.vlm.pruning_settings import first_of_lines
 from .results_store import ResultStore
 from .sweep_run import Sweep
 
-PER_LAYER, ASKED = "visual_per_layer", "asked_alone"
+PER_LAYER, ASKED, OWN = "visual_per_layer", "asked_alone", "own_flops"
 
 
 def first_row(sweep: Sweep) -> Row:
@@ -80,7 +80,7 @@ def sweep_costs(
                 costs[cell.spec],
                 vision_flops=found.vision,
                 projector_flops=found.projector,
-                lm_flops=found.lm,
+                lm_flops=found.lm + answered.get(OWN, 0),
                 head_flops=found.head,
             )
     except NotImplementedError as e:  # the answers are worth more than this

@@ -120,11 +120,12 @@ def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, 
         "visual_mean_per_layer": round(m.mean, 3),
         "visual_per_layer": list(m.per_layer),
         **({"asked_alone": m.asked} if m.asked else {}),
+        **({"own_flops": m.own} if m.own else {}),
     }
     if sweep.cost is not None:
         lengths, full = [text + n for n in m.per_layer], [len(row.ids)] * len(m.per_layer)
         line |= {
-            "lm_flops": sweep.cost.flops(lengths, m.asked),
+            "lm_flops": sweep.cost.flops(lengths, m.asked) + m.own,
             "lm_flops_unpruned": sweep.cost.flops(full),
             "kv_bytes": sweep.cost.kv_bytes(lengths),
             "kv_bytes_unpruned": sweep.cost.kv_bytes(full),

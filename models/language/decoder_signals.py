@@ -175,6 +175,11 @@ class HostSignals(SignalSource):
         last = batch.columns[torch.tensor(span, device=columns.device)].gather(1, ends[:, None])
         return (columns[tokens.sample] > last) & real[tokens.sample]
 
+    def count_flops(self, tokens: VisualTokens, row: int, flops: int) -> None:
+        """See ``VisualTokens.count_flops``."""
+        sample = self.run.batch.spans[tokens.span[row]].sample
+        self.run.own_flops[sample] = self.run.own_flops.get(sample, 0) + flops
+
     def final_norm(self, x: Tensor) -> Tensor:
         """See ``VisualTokens.final_norm``."""
         return self.parts.final_norm(x)

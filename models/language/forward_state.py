@@ -89,6 +89,8 @@ class Run:
         `[B, full]`, if any method reads the question or joins crops, unless the caller gave embeddings.
     asked_alone : dict
         By sample the tokens that were read for ``QuestionState``, once it was asked for.
+    own_flops : dict
+        By sample the FLOPs that methods' own networks took, as far as they count them.
     find_pictures : callable, optional
         ``Family.pictures``.
     ahead : callable, optional
@@ -154,6 +156,7 @@ class Run:
     token_ids: Tensor | None = None
     questions: list[str] | None = None
     asked_alone: dict[int, int] = field(default_factory=dict)
+    own_flops: dict[int, int] = field(default_factory=dict)
     find_pictures: Callable[[Any], Any] | None = None
     ahead: Callable[[str], Tensor] | None = None
     looking: tuple[Tensor, list[Tensor]] | None = None

@@ -43,7 +43,7 @@ class Steps:
         hidden = prune_step(run, pruner, stop, hidden, self.parts)
         if self.timing and report.selection_seconds is not None:
             report.selection_seconds += now(hidden, self.timing) - started
-        report.asked_alone = run.asked_alone
+        report.asked_alone, report.own_flops = run.asked_alone, run.own_flops
         report.add(stop.stage, stop.layer, run.ids, run.present)
         return hidden
 

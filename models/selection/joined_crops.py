@@ -136,6 +136,10 @@ class Joined(SignalSource):
         row_of = {span: i for i, span in enumerate(self.tokens.span)}
         return [row_of[span] for span in tokens.span]
 
+    def count_flops(self, tokens: VisualTokens, row: int, flops: int) -> None:
+        """See ``VisualTokens.count_flops``."""
+        self.inner.count_flops(self.inner.span.index(tokens.span[row]), flops)
+
     def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         """See ``VisualTokens.read``."""
         found = self.inner.read(signal)

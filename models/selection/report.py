@@ -66,12 +66,15 @@ class Report:
         Time spent on choosing and dropping, the device synchronised around it; None unless ``model.vtc.timing`` is on.
     asked_alone : dict
         By sample the tokens that the language model read before the prompt, where a method reads ``QuestionState``.
+    own_flops : dict
+        By sample the FLOPs of a method's own network, where it counts them (a captioner).
     """
 
     depth: int
     batch: Batch | None = None
     selection_seconds: float | None = None
     asked_alone: dict[int, int] = field(default_factory=dict)
+    own_flops: dict[int, int] = field(default_factory=dict)
     _steps: list[tuple[str, int | None, Tensor, list[int]]] = field(default_factory=list, repr=False)
     _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
 

@@ -1,7 +1,6 @@
 """The parts of LangDC (arXiv 2509.00969): pooled video tokens, what its captioner sees, and caption tokens.
 
-Written from a description of the authors' inference code, whose vectors hold. No method is made of them yet: that needs
-a captioner, a small language model of its own, and a data set of videos to train it on.
+Written from a description of the authors' inference code, whose vectors hold; ``langdc`` is made of them.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, gelu
@@ -48,8 +48,29 @@ def pool_square(x: Tensor, side: int) -> Tensor:
     size = math.isqrt(x.shape[1])
     if size * size != x.shape[1]:
         raise ValueError(f"{x.shape[1]} tokens are no square map")
-    grid = x.transpose(1, 2).unflatten(2, (size, size))
-    return adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+    return pool_grid(x, (size, size), (side, side))
+
+
+def pool_grid(x: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Average pooling of maps `[n, rows * cols, D]` of this `grid` to the rows and columns of `to`."""
+    maps = x.transpose(1, 2).unflatten(2, grid)
+    return adaptive_avg_pool2d(maps, to).flatten(2).transpose(1, 2)
+
+
+def pool_centres(grid: tuple[int, int], to: tuple[int, int]) -> np.ndarray:
+    """The patch nearest to the middle of each window of ``pool_grid``, `[rows * cols]`, ascending."""
+
+    def along(n: int, s: int) -> np.ndarray:
+        i = np.arange(s)
+        return (i * n // s - (-(i + 1) * n // s) - 1) // 2
+
+    return (along(grid[0], to[0])[:, None] * grid[1] + along(grid[1], to[1])).reshape(-1)
+
+
+def pooled_shape(grid: tuple[int, int], most: int) -> tuple[int, int]:
+    """Rows and columns, as a square grid's are, of at most so many windows, and of no more than there are patches."""
+    rows = min(grid[0], max(1, round(math.sqrt(most * grid[0] / grid[1]))))
+    return rows, min(grid[1], max(1, most // rows))
 
 
 def pooled_video(frames: Tensor, video: Tensor, slots: int, sides: tuple[int, int] = (6, 4)) -> Tensor:

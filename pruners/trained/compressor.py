@@ -50,9 +50,12 @@ class TrainedCompressor(Pruner):
     files: ClassVar[Mapping[str, str]] = {"weights": NAME}
     training_counts: ClassVar[tuple[tuple[int, float], ...]] = ()  # tokens of a step, and the share of such steps
     no_files: ClassVar[tuple[str, ...]] = (UNTRAINED,)
+    captions: ClassVar[bool] = False  # whether a part of it learns captions, in a stage of its own
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # sizes and weights that an untrained network has in place of its own
+        self.start: tuple[Mapping[str, Any], Mapping[str, Tensor]] = {}, {}
         self._file: NetworkFile | None = None
         self._network: nn.Module | None = None
         self._live = False
@@ -121,7 +124,9 @@ class TrainedCompressor(Pruner):
     def _build(self, tokens: VisualTokens) -> nn.Module:
         if self.weights == UNTRAINED:
             self._sizes = self.sizes_for(tokens)
-            return self.build(self._sizes)
+            made = self.build(self._sizes)
+            made.load_state_dict(self.start[1], strict=False)
+            return made
         file = self._read()
         try:
             network = self.build(file.sizes)
@@ -149,6 +154,11 @@ class TrainedCompressor(Pruner):
             }
         inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
         return functional_call(network, self._copies[where], inputs, options)
+
+    @classmethod
+    def learning(cls, network: nn.Module, stage: str) -> list[nn.Parameter]:
+        """The weights of `network` that learn in a `stage` of ``vtc train``: all, unless a method says otherwise."""
+        return list(network.parameters())
 
     def use(self, network: nn.Module, sizes: Mapping[str, Any]) -> None:
         """Work with `network` itself from now on, as it changes: what training does. It is not copied.

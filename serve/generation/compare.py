@@ -87,7 +87,7 @@ class Comparer:
         except Exception:  # a figure beside the answers: without it they are as good
             log.exception("the FLOPs of %s were not counted", choice.spec)
             return None
-        return _all(after) / _all(before)
+        return (_all(after) + pruned.measured.own) / _all(before)
 
 
 def _all(flops: Flops) -> int:

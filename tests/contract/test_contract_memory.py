@@ -24,6 +24,7 @@ LLAVA = Sizes(heads=16, unit=1, encoder=1024, decoder=2048, head=64, text=16, vo
 MORE = {("embedlens", torch.bfloat16): 3.5, ("zoo_prune", torch.bfloat16): 3.1}
 # whole networks in float32, whose activations count: four layers' patches beside the features, twice in half precision
 MORE |= {("quecc", torch.float32): 5, ("quecc", torch.bfloat16): 9, ("tokenflex", torch.bfloat16): 7.5}
+MORE |= {("langdc", torch.bfloat16): 5}
 
 
 def _setting(name: str) -> Setting:

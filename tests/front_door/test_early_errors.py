@@ -79,6 +79,7 @@ BAD = {
         "tokenflex --data MISSING",
         "tokenflex --data BUNDLED",
         "tokenflex --stage nope",
+        "tokenflex --stage caption",
         "tokenflex --train nope",
         "tokenflex --train lm,lora",
         "tokenflex --counts 4,x",

@@ -92,7 +92,10 @@ def train_compressor(
         str | None, typer.Option(help="A trained network to start from, a file or folder (default: a new one).")
     ] = None,
     stage: Annotated[
-        str, typer.Option(help="align: the network alone; sft: projector and language model too.")
+        str,
+        typer.Option(
+            help="align: the network alone; sft: projector and language model too; caption: the captioner of langdc."
+        ),
     ] = "sft",
     train: Annotated[
         str | None,

@@ -2,6 +2,6 @@
 
 In: a model and questions with answers.
 Out: the network, or a stock model folder with it.
-Uses: eval.files, eval.sweep, eval.tasks, eval.terminal, eval.train.explainer, eval.vlm, models, models.layout, pruners,
-pruners.trained, vtc.
+Uses: eval.files, eval.sweep, eval.tasks, eval.tasks.media, eval.terminal, eval.train.explainer, eval.train.scenes,
+eval.vlm, models, models.layout, pruners, pruners.trained, vtc.
 """

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from vtc.eval.tasks.media.frames import Frames
 from vtc.eval.tasks.questions import Question, TaskSet
-from vtc.eval.vlm.prompts import TOKEN_INPUTS, message_inputs, one_turn, pad_id
+from vtc.eval.vlm.prompts import TOKEN_INPUTS, message_inputs, one_turn, pad_id, takes_video
 
 IGNORED = -100
 
@@ -18,9 +19,6 @@ class Questions(Dataset):
     """The questions of a set, one a sample."""
 
     def __init__(self, tasks: TaskSet):
-        videos = sum(q.kind != "image" for q in tasks.questions)
-        if videos:
-            raise NotImplementedError(f"vtc train shows pictures; {videos} of these questions are about videos")
         self.tasks = tasks
 
     def __len__(self) -> int:
@@ -46,7 +44,7 @@ class Collator:
     def __call__(self, questions: Sequence[Question]) -> dict[str, Any]:
         """The inputs of one batch."""
         chats = [self.chat(q) for q in questions]
-        batch = message_inputs(self.processor, chats, padding=True, padding_side="left")
+        batch = message_inputs(self.processor, chats, padding=True, padding_side="left", **self._times(questions))
         answers = [self.answer_ids(q) for q in questions]
         longest = max(map(len, answers))
         ids = torch.tensor([[*answer, *[pad_id(self.processor)] * (longest - len(answer))] for answer in answers])
@@ -60,9 +58,19 @@ class Collator:
         return {**batch, "labels": torch.cat([labels, ids.masked_fill(real == 0, IGNORED)], dim=1)}
 
     def chat(self, question: Question) -> list[dict[str, Any]]:
-        """Pictures and question as messages."""
-        pictures = [{"type": "image", "image": picture} for picture in self.tasks.visuals(question)]
-        return one_turn(self.processor, question.question, pictures)
+        """Pictures, or a video, and question as messages; models without videos are shown the frames."""
+        visuals = self.tasks.visuals(question)
+        if self._as_video(question):
+            return one_turn(self.processor, question.question, [{"type": "video", "video": _frames(visuals).array}])
+        return one_turn(self.processor, question.question, [{"type": "image", "image": p} for p in visuals])
+
+    def _as_video(self, question: Question) -> bool:
+        return question.kind != "image" and takes_video(self.processor)
+
+    def _times(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """When the frames of the videos are shown, for the processor."""
+        shown = [_frames(self.tasks.visuals(q)) for q in questions if self._as_video(q)]
+        return {"video_metadata": [f.metadata for f in shown], "do_sample_frames": False} if shown else {}
 
     def answer_ids(self, question: Question) -> list[int]:
         """Tokens behind the prompt that the model is asked with, up to the first that ends the answer.
@@ -84,6 +92,10 @@ class Collator:
         found = list(self.tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"])
         end = next((i + 1 for i, token in enumerate(found) if token in self.ends), len(found))
         return found[:end]
+
+
+def _frames(visuals: Any) -> Frames:
+    return visuals if isinstance(visuals, Frames) else Frames.of(visuals)
 
 
 def prompt_width(labels: torch.Tensor) -> int:

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from vtc.api import compress
+from vtc.eval.vlm.prompts import pad_id
 from vtc.models.layout.model_parts import locate, unwrap
 from vtc.models.layout.run_projector import projector_of
 from vtc.pruners.registry import make_pruner, pruner_class
 from vtc.pruners.trained.compressor import UNTRAINED, TrainedCompressor
 
-from .answered_questions import prompt_width
-from .options import CompressorOptions
+from .answered_questions import IGNORED, prompt_width
+from .first_captioner import first_captioner
+from .options import CAPTION, CompressorOptions
 
 NETWORK = "vtc_compressor"
 LORA = r"(q|k|v|o|gate|up|down)_proj"
@@ -47,13 +49,15 @@ class Subject:
     """
 
     def __init__(self, model: nn.Module, options: CompressorOptions, batch: Mapping[str, Any], tokenizer: Any = None):
-        self.model, self.counts, self.seed = model, counts_of(options), options.seed
+        self.model, self.counts, self.seed, self.stage = model, counts_of(options), options.seed, options.stage
         self.core = unwrap(model)
         self.fresh: list[nn.Parameter] = []
         self.language: list[nn.Parameter] = []
         made = make_pruner(options.method, keep=self.count_at(0), weights=options.weights or UNTRAINED)
         assert isinstance(made, TrainedCompressor)
         self.pruner = made
+        if made.captions and options.weights is None:
+            made.start = self._start(batch, tokenizer)
         compress(model, made, tokenizer=tokenizer)
         with torch.no_grad(), self.asked(prompt_width(batch["labels"])):
             model(**{k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "labels"})
@@ -78,6 +82,22 @@ class Subject:
         finally:
             local.prompt = before
 
+    def _start(self, batch: Mapping[str, Any], processor: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What a new captioner is."""
+        ids, labels = batch["input_ids"][0], batch["labels"][0]
+        ends, first = int(labels[labels != IGNORED][-1]), prompt_width(batch["labels"])
+        return first_captioner(locate(self.core), int(ids[first - 1]), ends, pad_id(processor))
+
+    def teach(self, labels: torch.Tensor) -> None:
+        """In the captioner's stage: have it learn the answers of a batch."""
+        if self.stage == CAPTION:
+            self.network.taught = labels[:, prompt_width(labels) :]
+
+    def loss(self, answers: torch.Tensor) -> torch.Tensor:
+        """What is lowered: the captioner's loss in its stage, else that on the `answers`."""
+        own: Any = self.network.loss if self.stage == CAPTION else answers
+        return own
+
     def keep(self, count: int | None) -> None:
         """Work with `count` tokens from now on."""
         if count is not None and count != self.pruner.keep:
@@ -94,7 +114,7 @@ class Subject:
         """Have `parts` learn and nothing else: ``fresh`` (network and projector) and ``language``."""
         found = locate(self.core)
         self.model.requires_grad_(False)
-        fresh = list(self.network.parameters()) if "compressor" in parts else []
+        fresh = self.pruner.learning(self.network, self.stage) if "compressor" in parts else []
         if "projector" in parts:
             fresh += [p for p in projector_of(found).parameters() if p.is_floating_point()]
         language: list[nn.Parameter] = []

@@ -9,7 +9,9 @@ from pathlib import Path
 from vtc.bundled_files import bundled_data
 from vtc.pruners.method_modules import TRAINED
 
-STAGES = {"align": ("compressor",), "sft": ("compressor", "projector", "lm")}
+CAPTION = "caption"
+STAGES = {"align": ("compressor",), "sft": ("compressor", "projector", "lm"), CAPTION: ("compressor",)}
+CAPTIONING = ("langdc",)  # methods with a captioner, known before torch is imported
 PARTS = ("compressor", "projector", "lm", "lora")
 
 
@@ -67,6 +69,11 @@ def check_options(options: CompressorOptions) -> None:
         raise ValueError(f"{options.method!r} has no network to train; vtc train takes {', '.join(TRAINED)}, explainer")
     if options.stage not in STAGES:
         raise ValueError(f"--stage {options.stage!r} is none of {', '.join(STAGES)}")
+    if options.stage == CAPTION and (options.method not in CAPTIONING or options.parts != STAGES[CAPTION]):
+        raise ValueError(
+            f"--stage caption trains the captioner of {', '.join(CAPTIONING)} and nothing else, not "
+            f"{','.join(options.parts)} of {options.method}"
+        )
     for name in ("limit", "keep", "steps", "batch_size", "accumulate", "save_every"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -30,12 +30,20 @@ from vtc.pruners.trained.network_file import NAME
 
 from .answered_questions import Collator, Questions
 from .live_network import Subject, counts_of, training
-from .options import CompressorOptions, check_options
+from .options import CAPTION, CAPTIONING, CompressorOptions, check_options
 from .run_files import SMOOTH, smoothed, write_files
 from .trainer import CompressorTrainer, Watch, arguments_of, last_checkpoint
+from .training_clips import training_clips
 
 RUN = "run"
 DEFAULT_SCENES = 600
+
+
+def asked_of(options: CompressorOptions) -> TaskSet:
+    """What is trained on: without data new scenes, or clips for a method for video."""
+    if options.method in CAPTIONING and options.data is None and not options.tasks:
+        return training_clips(options.seed, options.limit or DEFAULT_SCENES, options.stage == CAPTION)
+    return training_questions(options, DEFAULT_SCENES)
 
 
 def describe(options: CompressorOptions, loaded: Loaded, tasks: TaskSet) -> dict[str, Any]:
@@ -48,6 +56,7 @@ def describe(options: CompressorOptions, loaded: Loaded, tasks: TaskSet) -> dict
         "weights": options.weights,
         "parts": list(options.parts),
         "counts": [list(pair) for pair in counts_of(options)],
+        **({"stage": CAPTION} if options.stage == CAPTION else {}),
         **{k: getattr(options, k) for k in ("steps", "batch_size", "accumulate", "rate", "lm_rate", "seed", "bf16")},
         "versions": software(),
     }
@@ -70,7 +79,7 @@ def run_training(options: CompressorOptions, console: Console | None = None) -> 
     """
     check_options(options)
     console, started = console or make_console(), time.time()
-    tasks = training_questions(options, DEFAULT_SCENES)
+    tasks = asked_of(options)
     data = Questions(tasks)
     make_pruner(options.method, weights=options.weights or UNTRAINED).check_files()
     loaded = load_model(options.model, _own_device(options.device), "float32")

@@ -93,9 +93,14 @@ class CompressorTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> torch.Tensor:
         """One batch."""
         self.subject.keep(self.subject.count_at(self.state.global_step))
+        self.subject.teach(inputs["labels"])
         with self.subject.asked(prompt_width(inputs["labels"])):
             loss: torch.Tensor = super().training_step(model, inputs, *given, **named)
         return loss
+
+    def compute_loss(self, *given: Any, **named: Any) -> Any:
+        """See transformers."""
+        return self.subject.loss(super().compute_loss(*given, **named))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
