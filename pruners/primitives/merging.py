@@ -31,7 +31,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 def channel_blocks(width: int, dtype: torch.dtype = torch.float32, given: torch.dtype | None = None) -> list[slice]:
     """Slices of `width` channels that are widened to `dtype` together, in float64 a quarter as many.
 
-    With `given`, the dtype of what is widened, of half precision at most a quarter of the channels, as far as that pays.
+    With `given`, the dtype of what is widened, of half precision at most a quarter of the channels where that pays.
     """
     least = 256
     size = min(CHANNELS, max(least, width // 4)) if given is not None and given.itemsize < 4 else CHANNELS
