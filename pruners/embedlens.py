@@ -22,6 +22,7 @@ from .visual_tokens import VisualTokens
 
 LLAVA_SHAPES = (32000, 4096), (32064, 4096)  # tables of LLaVA-1.5-7B: the authors' and transformers', padded
 LLAVA_SINK, LLAVA_DEAD = (1141, 26673), (30296,)
+CHUNK = 1024  # tokens widened together
 ALIVE_SHARE = 0.6
 RESTS = ("diversity", "norm")
 
@@ -198,7 +199,8 @@ def _by_direction(x: Tensor, norm: Tensor, known: Calibration) -> tuple[list[Ten
 
 def _largest(x: Tensor, norm: Tensor, rows: Tensor, bars: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Largest cosine with some unit `rows` `[C, D]` (-1 if there are none), and whether one reaches its bar."""
-    found = (wide(x) @ rows.to(wide_dtype(x)).T) / norm.clamp(min=TINY)[..., None]
+    rows = rows.to(wide_dtype(x))
+    found = torch.cat([wide(part) @ rows.T for part in x.split(CHUNK, 1)], 1) / norm.clamp(min=TINY)[..., None]
     above = (found >= bars).any(-1) if bars is not None else torch.zeros_like(norm, dtype=torch.bool)
     return torch.nn.functional.pad(found, (0, 1), value=-1.0).amax(-1), above
 

@@ -16,6 +16,7 @@ from vtc.pruners.primitives.merging import (
     combine,
     cosine,
     inner,
+    mean_of_patches,
     membership,
     nearest,
     squared_distances,
@@ -142,7 +143,7 @@ class FastVid(Pruner):
 
     def similarities(self, tokens: VisualTokens, frames: Frames) -> Tensor:
         """Cosine of each frame's global feature and the next one's, `[B, T - 1]`."""
-        x = tokens.read(self.signals[1]).to(frames.frame.device).mean(2)
+        x = mean_of_patches(tokens.read(self.signals[1]).to(frames.frame.device))
         inside = membership(frames.frame, frames.there.shape[1], tokens.valid)
         means = combine(inside, x, exact_dtype(x.device)) / inside.sum(2, keepdim=True).clamp(min=1)
         return settled(cosine_similarity(means[:, 1:], means[:, :-1], dim=-1))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,118 +15,30 @@ from vtc.pruners.primitives.best_per_part import (
     columns_of,
     part_sizes,
     part_sums,
-    parts_of,
     per_token,
     rank_in_part,
     within_budgets,
 )
-from vtc.pruners.primitives.precision import exact, wide, wide_dtype
+from vtc.pruners.primitives.flow import (
+    Flow,
+    best_columns,
+    flow_score,
+    flow_signals,
+    flows_on_host,
+    kept_counts,
+    kept_on_host,
+    parts_or_none,
+    shares,
+)
+from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Pruner, Stop
 from .registry import register_pruner
-from .signals import DecoderAttention, DecoderValues, EncoderAttention, EncoderValues, Signal
+from .signals import DecoderAttention, DecoderValues, Signal
 from .visual_tokens import VisualTokens
 
 DECODER: tuple[Signal, ...] = (DecoderAttention(), DecoderValues())
-
-
-@lru_cache(maxsize=256)
-def flow_signals(layer: int | None = None) -> tuple[Signal, ...]:
-    """What ``encoder_flow`` reads of an encoder layer: attention, value similarity, head-mean values."""
-    return (
-        EncoderAttention(layer=layer, queries="global"),
-        EncoderAttention(layer=layer, queries="global", of="values"),
-        EncoderValues(layer=layer, heads="mean"),
-    )
-
-
-def flow_score(shares: Tensor, density: Tensor) -> Tensor:
-    """FlowCut's importance ``(a / sum a + s / sum s) ||v||_1`` at one layer, or at several.
-
-    Parameters
-    ----------
-    shares : Tensor
-        `[S, ..., N]`: ``shares`` of the global token's attention a and of the same of values s; or of a alone.
-    density : Tensor
-        `[..., N]`: L1 norm of the mean over heads of the values.
-
-    Returns
-    -------
-    Tensor
-        `[..., N]`; 0 where it is not finite.
-    """
-    return (shares.sum(0) * density).nan_to_num_(0, 0, 0)
-
-
-def encoder_flow(tokens: VisualTokens, signals: Sequence[Signal], semantic: bool = True) -> Tensor:
-    """Importance of each token at one encoder layer, `[B, N]` float64, normalised in each crop and frame.
-
-    Parameters
-    ----------
-    tokens : VisualTokens
-        The candidates.
-    signals : sequence of Signal
-        What ``flow_signals(layer)`` gives, declared by the method that calls this.
-    semantic : bool
-        Whether the similarity of values counts.
-    """
-    return _flows(tokens, signals, semantic, *_parts(tokens))[0][0]
-
-
-def _parts(tokens: VisualTokens) -> tuple[Tensor | None, int]:
-    """Crops and frames as ``flow_score`` takes them."""
-    part, count = parts_of(tokens)
-    return (None if count == 1 and not _padded(tokens) else part), count
-
-
-def _padded(tokens: VisualTokens) -> bool:
-    return min(tokens.counts) < tokens.ids.shape[1]
-
-
-def _flows(
-    tokens: VisualTokens, signals: Sequence[Signal], semantic: bool, part: Tensor | None, count: int
-) -> tuple[Tensor, Tensor]:
-    """Importance at some encoder layers and the attention's shares there, `[L, B, N]` each.
-
-    `signals` are those of one layer behind the other's. All layers and both rows go through one operator each, because
-    a tower's cuts are many small ones otherwise.
-    """
-    kinds = signals[0::3], signals[1::3], signals[2::3]
-    rows = torch.stack([tokens.read(signal) for kind in kinds[: 1 + semantic] for signal in kind])
-    rows = exact(rows.mean(2, dtype=wide_dtype(rows)))
-    found = shares(rows, part, count).view(-1, len(kinds[0]), *rows.shape[1:])
-    values = wide(torch.stack([tokens.read(signal) for signal in kinds[2]]))
-    density = values.abs_().sum((-2, -1))
-    if values.shape[-2] > 1:  # a unit's density is the mean of its patches', not that of their mean
-        density /= values.shape[-2]
-    return flow_score(found, density), found[0]
-
-
-def shares(x: Tensor, part: Tensor | None, count: int) -> Tensor:
-    """`x [..., B, N]` over its sum within each part (``parts_of``); of each row where `part` is None. NaN counts 0."""
-    x = x.nan_to_num(0, 0, 0)
-    if part is None:
-        total = x.sum(-1, keepdim=True)
-    else:
-        x.masked_fill_(part == count, 0)
-        total = per_token(part_sums(x, part, count), part)
-    return x.div_(total.clamp_(min=torch.finfo(torch.float32).tiny))
-
-
-def kept_counts(share: Tensor, part: Tensor | None, sizes: Tensor, target: Tensor, left: int) -> Tensor:
-    """How many tokens each part keeps if it loses `round((n - T) / sqrt(left) (1 - H^2))`, `[B, P]` float64.
-
-    `H` is the entropy of the part's attention `share` (float64: of flat attention ``1 - H^2`` is small, and float32
-    would move it across a half) over ``log n``, T its `target [B, P]`, `sizes` n; `left` are the encoder layers before
-    the last cut, at 0 everything above the target goes.
-    """
-    if left == 0:
-        return target
-    terms = torch.xlogy(share, share)
-    entropy = terms.sum(-1, keepdim=True) if part is None else part_sums(terms, part, sizes.shape[1])
-    concentrated = 1 - (entropy / sizes.clamp(min=2).log()).square()
-    return torch.maximum(sizes - ((sizes - target) / left**0.5 * concentrated).round_(), target)
 
 
 @register_pruner("flowcut")
@@ -241,7 +152,12 @@ class FlowCut(Pruner):
         part, score, target = self._carried(tokens)
         count = target.shape[1]
         signals = [signal for layer in self._since(tokens.layer) for signal in flow_signals(layer)]
-        flows, share = _flows(tokens, signals, self.semantic, part, count)
+        flow = Flow.read(tokens, signals, self.semantic)
+        if part is None and flow.is_plain:
+            found = self._on_host(tokens, flow, score, target)
+            if found is not None:
+                return found
+        flows, share = flow.scores(part, count)
         for now in flows:
             score = now if score is None else self.history * score + (1 - self.history) * now
         assert score is not None
@@ -249,7 +165,7 @@ class FlowCut(Pruner):
         kept = kept_counts(share[-1], part, sizes, target, tokens.last - tokens.layer)
         if self.official:
             kept = torch.maximum(sizes - (sizes - kept).amax(1, keepdim=True), target)
-        tokens.state.update(ids=tokens.ids, part=part, score=score, target=target, span=list(tokens.span))
+        tokens.state.update(ids=tokens.ids, part=part, score=score, target=target, span=list(tokens.span), lies=False)
         if part is None:
             width = score.shape[1]
             order = top_k(score, width)
@@ -258,12 +174,38 @@ class FlowCut(Pruner):
         chosen = (rank_in_part(score, part, count) < per_token(kept, part)) & tokens.valid
         return columns_of(chosen, part.shape[1], exact=False)
 
+    def _on_host(self, tokens: VisualTokens, flow: Flow, score: Tensor | None, target: Tensor) -> Tensor | None:
+        """``select`` of rows without parts, on the CPU; None where something is not finite."""
+        assert tokens.layer is not None
+        assert tokens.last is not None
+        made = flows_on_host(flow, None if score is None else score.numpy(), self.history)
+        if made is None:
+            return None
+        left, scores, ids = tokens.last - tokens.layer, made[0], tokens.ids.numpy()
+        kept = [kept_on_host(*given, left) for given in zip(made[1], target[:, 0].tolist(), strict=True)]
+        rows = [best_columns(*given) for given in zip(scores, kept, strict=True)]
+        lies = len(set(kept)) == 1  # what is left is what comes next time, and lies there
+        if lies:
+            ids = np.stack([mine[row] for mine, row in zip(ids, rows, strict=True)])
+            scores = np.stack([mine[row] for mine, row in zip(scores, rows, strict=True)])
+        tokens.state.update(
+            part=None,
+            target=target,
+            span=list(tokens.span),
+            lies=lies,
+            ids=torch.from_numpy(ids),
+            score=torch.from_numpy(scores),
+        )
+        most = max(kept)
+        padded = [row if len(row) == most else np.pad(row, (0, most - len(row)), constant_values=-1) for row in rows]
+        return torch.from_numpy(np.stack(padded))
+
     @staticmethod
     def _carried(tokens: VisualTokens) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Parts as ``shares`` takes them, importance so far (None before the first cut), and each part's target."""
         state = tokens.state
         if not state:
-            (part, count), budget = _parts(tokens), budgets_of(tokens)
+            (part, count), budget = parts_or_none(tokens), budgets_of(tokens)
             if part is None:
                 return part, None, budget.double()
             sizes = part_sizes(part, count)
@@ -278,7 +220,9 @@ class FlowCut(Pruner):
             part = None if part is None else part[rows]
         if part is not None:
             before = torch.where(before < 0, torch.iinfo(before.dtype).max, before)
-        now, padded = tokens.ids, _padded(tokens)
+        now, padded = tokens.ids, min(tokens.counts) < tokens.ids.shape[1]
+        if state.get("lies") and torch.equal(before, now):
+            return None, score, target
         place = torch.searchsorted(before, now.clamp(min=0) if padded else now.contiguous())
         if part is not None and target.shape[1] > 1:
             part = part.gather(1, place).masked_fill_(~tokens.valid, target.shape[1])

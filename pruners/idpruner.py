@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from vtc.pruners.primitives.flow import encoder_flow, flow_signals
 from vtc.pruners.primitives.greedy import finite_range, mmr
 from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.projector_sensitivity import drawn_directions, projector_sensitivity
 
 from .base import Pruner
-from .flowcut import encoder_flow, flow_signals
 from .registry import register_pruner
 from .signals import EncoderAttention, PreProjector, Signal
 from .visual_tokens import VisualTokens

@@ -63,11 +63,18 @@ class Layout:
             parts.append(part)
         return np.concatenate(parts)
 
+    @property
+    def is_one_part(self) -> bool:
+        """Whether it is one picture that was not cut into crops."""
+        return len(self.grids) == 1 and self.grids[0].cuts == ((), ())
+
     def parts(self) -> np.ndarray:
         """Which crop (or frame, or picture) each token belongs to, `[n]` int64: the grids in order, crops row by row.
 
         Newline tokens count as the last crop of their row.
         """
+        if self.is_one_part:
+            return np.zeros(self.tokens, dtype=np.int64)
         grid, row, col = self.array.T
         found, start = np.zeros_like(grid), 0
         for i, g in enumerate(self.grids):

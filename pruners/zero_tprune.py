@@ -125,7 +125,7 @@ class Graph:
     def _heads(self, x: tuple[Tensor, Tensor], rows: slice, some: Tensor | slice, channels: slice) -> Tensor:
         """Some heads of some nodes, `[B, h, m, d]` float32."""
         nodes = torch.cat([part[rows, :, channels] for part in x], 1)[:, some]
-        return wide(nodes).nan_to_num(0, 0, 0).unflatten(2, (-1, self.width)).transpose(1, 2).contiguous()
+        return wide(nodes).nan_to_num_(0, 0, 0).unflatten(2, (-1, self.width)).transpose(1, 2).contiguous()
 
 
 def _crops(tokens: VisualTokens, unit: int) -> Tensor:

@@ -28,17 +28,28 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
-def channel_blocks(width: int, dtype: torch.dtype = torch.float32) -> list[slice]:
-    """Slices of `width` channels that are widened to `dtype` together, in float64 a quarter as many."""
-    size = CHANNELS if dtype == torch.float32 else max(1, CHANNELS // 4)
+def channel_blocks(width: int, dtype: torch.dtype = torch.float32, given: torch.dtype | None = None) -> list[slice]:
+    """Slices of `width` channels that are widened to `dtype` together, in float64 a quarter as many.
+
+    With `given`, the dtype of what is widened, of half precision at most a quarter of the channels where that pays.
+    """
+    least = 256
+    size = min(CHANNELS, max(least, width // 4)) if given is not None and given.itemsize < 4 else CHANNELS
+    if dtype != torch.float32:
+        size = max(1, size // 4) if size == CHANNELS else max(least // 2, size // 4)
     return [slice(start, start + size) for start in range(0, width, size)]
+
+
+def mean_of_patches(x: Tensor) -> Tensor:
+    """Mean over the patches of a token, `[B, N, U, d]` to `[B, N, d]`; of one patch that is itself, without a copy."""
+    return x[:, :, 0] if x.shape[2] == 1 else x.mean(2)
 
 
 def combine(weights: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Weighted sums of the tokens `x [B, N, D]`, `[B, K, D]` float32 or `dtype`; what is not finite counts as 0."""
     made = weights.new_empty(*weights.shape[:2], x.shape[-1], dtype=dtype or wide_dtype(x))
     weights = weights.to(made)
-    for c in channel_blocks(x.shape[-1], made.dtype):
+    for c in channel_blocks(x.shape[-1], made.dtype, x.dtype):
         made[..., c] = weights @ x[..., c].to(made.dtype, copy=True).nan_to_num_(0, 0, 0)
     return made
 
@@ -106,7 +117,7 @@ def _scattered(x: Tensor, slot: Tensor, slots: int, dtype: torch.dtype, share: T
 
 def add_weighted(made: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`made [B, K, D]` float32, to which the tokens `x [B, K, D]` are added by `weight [B, K, 1]`."""
-    for c in channel_blocks(x.shape[-1]):
+    for c in channel_blocks(x.shape[-1], given=x.dtype):
         made[..., c] += wide(x[..., c]) * weight
     return made
 
@@ -115,7 +126,7 @@ def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     """Inner products of `a [B, N, D]` and `b [B, K, D]`, `[B, N, K]`, and the squared norms of each."""
     dtype = dtype or wide_dtype(a)
     found = left = right = a.new_zeros((), dtype=dtype)
-    for c in channel_blocks(a.shape[-1], dtype):
+    for c in channel_blocks(a.shape[-1], dtype, a.dtype):
         u, v = a[..., c].detach().to(dtype), b[..., c].detach().to(dtype)
         found = torch.baddbmm(found.expand(*u.shape[:2], v.shape[1]), u, v.transpose(1, 2))
         left, right = u.square().sum(-1) + left, v.square().sum(-1) + right

@@ -86,13 +86,22 @@ def among_nearest(x: Tensor, table: Tensor, k: int, classes: Sequence[Tensor]) -
     flat = x.reshape(-1, x.shape[-1])
     found = [torch.zeros(len(flat), dtype=torch.bool) for _ in classes]
     filled = [j for j, ids in enumerate(classes) if len(ids)]
-    if filled:
+    if filled and len(flat):
         ids = [classes[j] for j in filled]
-        member, undecided = _Scan(flat, table, k, ids).members()
-        exact = _inside(nearest_ids(flat[undecided], table, k), ids)
-        for j, mine, some in zip(filled, member, exact, strict=True):
-            found[j] = mine.masked_scatter(undecided, some)
+        # half precision is widened in two halves, which costs the table's widening once more
+        size = -(-len(flat) // 2) if x.dtype.itemsize < 4 else len(flat)
+        for start in range(0, len(flat), size):
+            part = slice(start, start + size)
+            for j, mine in zip(filled, _members(flat[part], table, k, ids), strict=True):
+                found[j][part] = mine
     return [mine.view(x.shape[:-1]) for mine in found]
+
+
+def _members(x: Tensor, table: Tensor, k: int, classes: Sequence[Tensor]) -> list[Tensor]:
+    """``among_nearest`` on the CPU, of `x` `[T, D]` and classes that have rows."""
+    member, undecided = _Scan(x, table, k, classes).members()
+    exact = _inside(nearest_ids(x[undecided], table, k), classes)
+    return [mine.masked_scatter(undecided, some) for mine, some in zip(member, exact, strict=True)]
 
 
 def _inside(near: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:

@@ -5,8 +5,9 @@ token and one for each direction. The second is linear, too, so the difference i
 first layer scale by a number that follows from ``|x|^2``, ``x.u`` and ``|u|^2``. Of the second matrix only lengths are
 asked, and those its triangular factor (QR) gives as well: half of the products. It is made once for a weight and kept.
 
-Everything is computed in float32, the difference of activations in float64 (where there is one: not on MPS); weights
-stay as they were loaded and are widened a few rows at a time.
+Everything is computed in float32, the difference of activations in float64 (where there is one: not on MPS). On the CPU
+a token's differences are told by two numbers for all directions where there is no norm and float32 can't see it.
+Weights stay as they were loaded and are widened a few rows at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vtc.pruners.signals import PreProjector
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .precision import exact, wide, wide_dtype
+from .precision import decides_on_host, exact, wide, wide_dtype
 
 CHUNK = 2**20  # numbers of a state at a time
 ROWS = 1024  # of a weight at a time
 STRIP = 256  # rows of a triangle at a time
+UNSEEN = 2.0**-24  # as a share of the largest slope: half a step of float32
 WORTH_FACTOR = 1024  # rows of a second matrix from which a triangle pays
 
 
@@ -232,12 +234,40 @@ def _moves(x: Tensor, u: Tensor, along: Tensor, bias: Tensor, projector: Project
         centre = torch.einsum(of_tokens, mean, at) + step * torch.einsum(of_directions, change, along) + bias
         half = torch.einsum(of_tokens, change, at) + step * torch.einsum(of_directions, mean, along)
     act = projector.act
+    smooth = None if act is None or projector.norm is not None else _smooth(act, exact(centre), half)
     if act is None:
         moved = 2 * half
+    elif smooth is not None:
+        slope, bend = (x.to(at.dtype) for x in smooth)
+        moved = (slope * half).addcmul_(bend, half.pow(3))
     else:  # float32 would leave three digits of the difference, and its noise decide close choices
         centre, half = exact(centre), exact(half)
         moved = act(centre + half).sub_(act(centre - half)).to(at.dtype)
     return (_lengths(moved, projector).mean(-1) / (2 * step)).expand(len(x))
+
+
+def _smooth(act: Callable[[Tensor], Tensor], centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor] | None:
+    """``act(c + t) - act(c - t)`` as ``slope t + bend t^3``, of each `centre` c and every t up to the largest `half`.
+
+    One pair of numbers for a token and all directions, `[c, 1, H]` each. None where that would be seen in float32 (a
+    kink, a large step), and where values may not be read.
+    """
+    if not decides_on_host(centre):
+        return None
+    most = half.abs().amax().item()
+    if not 0 < most < float("inf"):
+        return None
+
+    def over(t: float) -> Tensor:
+        return act(centre + t).sub_(act(centre - t)).div_(t)
+
+    inner, outer = most / 2, most
+    slope = over(inner)
+    bend = (over(outer) - slope) / (outer**2 - inner**2)
+    slope -= bend * inner**2
+    between = 0.75 * most
+    error = (over(between) - slope).sub_(bend, alpha=between**2).abs_().amax()
+    return (slope, bend) if bool(error <= UNSEEN * slope.abs().amax()) else None
 
 
 def _lengths(moved: Tensor, projector: Projector) -> Tensor:

@@ -17,8 +17,8 @@ import vtc
 from vtc.models.layout.model_parts import locate
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
-from vtc.pruners.flowcut import flow_score, kept_counts, shares
 from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.primitives.flow import flow_score, kept_counts, shares
 from vtc.pruners.signals import EncoderAttention, EncoderValues, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
@@ -68,7 +68,7 @@ def schedule(vector: Golden) -> None:
         assert set(pruner.signals_at(stop)) >= {EncoderAttention(layer=stop.layer - 1, queries="global")}
         kept = pruner.select(tokens, batch * target)[0]
         kept = kept[kept >= 0].sort().values  # as the host does
-        ids, score = ids[:, kept], state["score"][:, kept]
+        ids, score = ids[:, kept], state["score"] if state["lies"] else state["score"][:, kept]
         left = ids.shape[1] // batch
         assert (ids[0] // n).bincount().tolist() == [left] * batch
         counts[stop.layer - 1 :] = [left] * (layers - stop.layer + 1)

@@ -24,8 +24,8 @@ from vtc.models.tower.packed_segments import Segments
 from vtc.models.tower.signals_from_attention import encoder_rows
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.pruners.base import Stop
-from vtc.pruners.flowcut import encoder_flow, flow_signals, kept_counts, shares
 from vtc.pruners.layout import Grid, Layout
+from vtc.pruners.primitives.flow import encoder_flow, flow_signals, kept_counts, shares
 from vtc.pruners.signals import EncoderAttention, EncoderValues, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 

@@ -57,6 +57,17 @@ def own_projection(model, x):
     return project(parts, x)
 
 
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU()], ids=["kink", "smooth"])
+@pytest.mark.parametrize("step", [0.01, 0.5])
+def test_kinks_and_large_steps_are_seen(act, step):
+    module = nn.Sequential(nn.Linear(6, 12), act, nn.Linear(12, 10))
+    x, u = torch.randn(40, 1, 6), torch.randn(8, 6)
+    found = sensitivity(x, read_projector(module, 1, 6), u, step)
+    module.double()
+    ends = [module(x.double() + sign * step * normalize(u.double(), dim=-1)) for sign in (1, -1)]
+    assert torch.allclose(found.double(), (ends[0] - ends[1]).norm(dim=-1).mean(-1) / (2 * step), rtol=1e-5)
+
+
 def test_the_first_layer_costs_a_row_per_token_and_one_per_direction():
     with FlopCounterMode(display=False) as counted:
         sensitivity(torch.randn(20, 1, 6), read_projector(mlp(6, 12, 10, torch.float32), 1, 6), torch.randn(8, 6), 0.01)

@@ -5,12 +5,14 @@ What a layer gives (attention, similarity and mean of values) lies there for bot
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from cases import Shape
 from torch import Tensor
 
 import vtc
-from vtc.pruners.base import Stop
+from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.layout import Layout
 from vtc.pruners.signals import EncoderValues, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
@@ -79,8 +81,14 @@ def ours(inputs: list[tuple[Tensor, Tensor, Tensor]], shape: Shape) -> Tensor:
     )
 
 
+@cache
+def parsed(keep: int) -> Pruner:
+    """The method, made once for a model."""
+    return vtc.parse("flowcut", keep=keep)[0]
+
+
 def _vtc(layers: list[tuple[Tensor, Tensor, Tensor]], shape: Shape) -> Tensor:
-    pruner = vtc.parse("flowcut", keep=shape.kept)[0]
+    pruner = parsed(shape.kept)
     left, state, source = torch.arange(shape.tokens), {}, Given(layers)
     for stop in pruner.tower_stops(Stop("vision", None, shape.kept), LAST):
         if len(left) <= shape.kept:
