@@ -213,7 +213,7 @@ class FocusLLaVA(TrainedCompressor):
     def _windows(self, tokens: VisualTokens, cells: NestedCells) -> Windows:
         """What each scale is worth to each window; equal windows are worth exactly the same."""
         (window, *_), valid = cells.cell, tokens.valid
-        x, count = tokens.features.detach(), cells.count[0]
+        x, count = tokens.features.detach(), cells.number[0]
         loses = part_sums(self._loses(x, cells, valid), window, count).movedim(0, -1)
         sums, n = group_sums(x, window, count, valid)
         learned = self.run(tokens, sums / n.clamp(min=1)[..., None], loses.to(sums), sampler="vision")
@@ -224,7 +224,7 @@ class FocusLLaVA(TrainedCompressor):
     @staticmethod
     def _loses(x: Tensor, cells: NestedCells, valid: Tensor) -> Tensor:
         """Squared distance of each token to the mean of its cell at each scale, `[3, B, N]`, 1 on average to all's."""
-        groups = [*zip(cells.cell, cells.count, strict=True), (torch.where(valid, 0, 1), 1)]
+        groups = [*zip(cells.cell, cells.number, strict=True), (torch.where(valid, 0, 1), 1)]
         found = torch.zeros(len(groups), *valid.shape, dtype=exact_dtype(x.device), device=x.device)
         length = torch.zeros_like(found[0])
         for c in channel_blocks(x.shape[-1], found.dtype):
@@ -242,7 +242,7 @@ class FocusLLaVA(TrainedCompressor):
         """Zeros `[B, k, D]` whose gradient is that of the mixture of scales that the kept tokens `index` would be."""
         share = (windows.value - price[:, None, None] * windows.size).float().softmax(-1)
         soft: Tensor | float = 0.0
-        for scale, (cell, count) in enumerate(zip(cells.cell, cells.count, strict=True)):
+        for scale, (cell, count) in enumerate(zip(cells.cell, cells.number, strict=True)):
             sums, n = group_sums(tokens.features.detach(), cell, count, tokens.valid)
             mean = take(sums / n.clamp(min=1)[..., None], cell.gather(1, index).clamp(max=count - 1))
             soft = soft + per_token(share[..., scale], cells.cell[0]).gather(1, index)[..., None] * mean

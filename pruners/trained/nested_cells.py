@@ -29,13 +29,13 @@ class NestedCells(NamedTuple):
     anchor : Tensor
         `[3, B, N]` int64: the column of the token in the middle of each, which stands for it. That of a window is one
         of those of its quarters as well, and so on.
-    count : tuple of int
+    number : tuple of int
         Cells of the row with the most, padding's not among them.
     """
 
     cell: Tensor
     anchor: Tensor
-    count: tuple[int, ...]
+    number: tuple[int, ...]
 
 
 def side_for(layout: Layout, k: int) -> tuple[Layout, int]:
