@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from vtc.pruners.primitives.best_per_part import columns_of, part_sums, per_token
+from vtc.pruners.primitives.best_per_part import budgets_of, columns_of, part_sums, per_token
 from vtc.pruners.primitives.budget_over_stops import scaled_layer
 from vtc.pruners.primitives.merging import channel_blocks, group_sums, take
 from vtc.pruners.primitives.precision import exact, exact_dtype, settled, wide
@@ -135,11 +135,15 @@ class FocusLLaVA(TrainedCompressor):
     Decoder stage. With h_i `[D]` the states that enter the layer, t that of the last text token, A the attention of the
     layer before `[H]` heads, the best of ``log mean_h A[h, last, i] + (W_v LN(h_i)) . (W_q LN(t)) / sqrt(r)`` stay.
 
-    Trained by straight-through: what comes out is the hard choice, what the networks learn from is, for each token, the
-    mixture of its cells at the three scales by the softmax of ``value_s - price * tokens_s``, and for each place of the
-    decoder stage SoftSort's mixture of all tokens, ``softmax_j(-|s_(i) - s_j|)``. A gate on a token's state would teach
-    little: the norm in front of a layer takes its length off again. Both new networks begin as nothing, because a
-    random choice has no gradient to start from that is worth much.
+    Trained by straight-through: what comes out is the hard choice, and what the networks learn from is a mixture. For
+    each token of the input stage, of its cells at the three scales, by the softmax of ``value_s - price * tokens_s``;
+    for each token that the question keeps, of itself and those left out, with c halfway between the two sets::
+
+        p_i h_i + (1 - p_i) sum_left softmax(s)_j h_j,   p_i = sigmoid(s_i - c)
+
+    so that a score rises where the token does more in its place than another would. (SoftSort's mixture of all tokens
+    was tried, and made the choice worse; a gate on a state teaches little, because the norm in front of a layer takes
+    its length off.) Both networks begin as nothing: what they add to is a choice already.
     """
 
     ratio: float = 2.0
@@ -261,8 +265,18 @@ class FocusLLaVA(TrainedCompressor):
         index = top_k(score.detach(), k, tokens.valid)
         if not score.requires_grad:
             return index
-        score = score.masked_fill(~tokens.valid, torch.finfo(score.dtype).min / 2)
-        near = (score.gather(1, index)[..., None] - score[:, None]).abs().neg().softmax(-1)
-        soft = near @ wide(tokens.features).detach()
+        soft = self._exchanged(tokens, score, index)
         found = wide(take(tokens.features, index)) + (soft - soft.detach())
         return Merged(index, found.to(tokens.features.dtype))
+
+    @staticmethod
+    def _exchanged(tokens: VisualTokens, score: Tensor, index: Tensor) -> Tensor:
+        """The kept tokens `[B, k, D]`, each the less itself the less sure it is, and else what is left out."""
+        first = torch.arange(index.shape[1], device=index.device) < budgets_of(tokens).to(index.device)
+        kept = torch.zeros_like(tokens.valid).scatter(1, index, first)
+        left, x, lowest = tokens.valid & ~kept, wide(tokens.features).detach(), torch.finfo(score.dtype).min / 4
+        above = score.detach().masked_fill(~kept, -lowest).amin(1, keepdim=True)
+        below = score.detach().masked_fill(~left, lowest).amax(1, keepdim=True)
+        others = score.masked_fill(~left, lowest).softmax(-1)[:, None] @ x
+        sure = (score.gather(1, index) - (above + below) / 2).sigmoid()[..., None]
+        return sure * take(x, index) + (1 - sure) * others

@@ -158,7 +158,10 @@ def test_the_score_written_out_and_the_gradient_of_its_choice() -> None:
     found.features[0].sum().backward()
     ours = [p.grad.clone() for p in (net.visual.weight, net.question.weight)]
     net.zero_grad()
-    soft = (score[0][found.index[0]][:, None] - score[0]).abs().neg().softmax(-1) @ x[0]
+    ranked = score[0].argsort(descending=True)
+    kept, left = ranked[:4], ranked[4:]
+    sure = torch.sigmoid(score[0][kept] - (score[0][kept[-1]] + score[0][left[0]]).detach() / 2)[:, None]
+    soft = sure * x[0][kept] + (1 - sure) * (score[0][left].softmax(-1) @ x[0][left])
     soft.sum().backward()
     for p, grad in zip((net.visual.weight, net.question.weight), ours, strict=True):
         assert grad.abs().sum() > 0
