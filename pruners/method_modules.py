@@ -16,6 +16,7 @@ HOME = {
     "fastv": "fastv",
     "fastvid": "fastvid",
     "flowcut": "flowcut",
+    "focusllava": "focusllava",
     "globalcom2": "globalcom2",
     "hired": "hired",
     "holov": "holov",
@@ -46,4 +47,4 @@ HOME = {
     "zoo_prune": "zoo_prune",
 }
 # methods with a network that ``vtc train`` trains
-TRAINED = ("langdc", "pmod", "quecc", "tokenflex")
+TRAINED = ("focusllava", "langdc", "pmod", "quecc", "tokenflex")

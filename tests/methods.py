@@ -40,6 +40,10 @@ EXCEPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "embedlens": ({"sink": tuple(range(5, 20)), "dead": tuple(range(20, 60))}, "ids that random tokens come near"),
     "explainer": ({"weights": tiny_explainer()}, "the shipped network belongs to the bundled model alone"),
     "langdc": ({"weights": "untrained"}, "no network of such sizes is shipped"),
+    "focusllava": (
+        {"weights": "untrained", "layer": 2, "ratio": 1.5},
+        "no network of such sizes is shipped; small grids",
+    ),
     "pmod": ({"weights": "untrained"}, "no network of such sizes is shipped"),
     "quecc": (
         {"weights": "untrained", "kernel": 2, "exact": False, "question": "ids"},
@@ -130,6 +134,8 @@ VARIANTS = [
         "fastvid(segments=2, context=0.7, every=2, weight=0)",
         "flowcut(layer=2)",
         "flowcut(official=True)",
+        "focusllava(text=False, weights=untrained)",
+        "focusllava(vision=False, layer=2, weights=untrained)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
         "hired(official=True)",

@@ -32,6 +32,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     # four times as fast as its 64, and it finds 16 to 160 alike
     "zoo_prune": {"directions": 16},
     # no networks of such sizes are there
+    "focusllava": {"weights": "untrained"},
     "langdc": {"weights": "untrained"},
     "pmod": {"weights": "untrained"},
     "quecc": {"weights": "untrained", "kernel": 8, "exact": False, "question": "ids"},

@@ -72,6 +72,12 @@ TABLE: dict[str, dict[str, Any]] = {
         "semantic": FLAG,
         **OFFICIAL,
     },
+    "focusllava": {
+        "ratio": st.integers(10, 40).map(lambda n: n / 10),
+        "layer": LAYER,
+        "vision": FLAG,
+        "text": FLAG,
+    },
     "globalcom2": {
         "tau": st.sampled_from([0.1, 1.0, 10.0]),
         "alpha": UNIT,
@@ -160,6 +166,7 @@ LEFT_OUT = {
     "deep_random.first_params": "drawn with the methods themselves",
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
+    "focusllava.weights": "a file, always an untrained network",
     "idpruner.scorer": "a file",
     "langdc.weights": "a file, always an untrained network",
     "pmod.weights": "a file, always untrained",
@@ -174,6 +181,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "explainer": {"weights": tiny_explainer()},
     "fastv": {"layer": 2},
     "langdc": {"weights": "untrained"},
+    "focusllava": {"weights": "untrained"},
     "pmod": {"weights": "untrained"},
     "quecc": {"weights": "untrained", "kernel": 2, "exact": False, "question": "ids"},
     "tokenflex": {"weights": "untrained"},
