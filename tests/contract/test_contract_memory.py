@@ -21,7 +21,7 @@ PARAMS = {"zoo_prune": {"directions": 4}}  # its cost is projector passes
 NEXT = Layout((Grid(24, 24, "base"), Grid(48, 48, "mosaic", cuts=((24,), (24,)))))
 LLAVA = Sizes(heads=16, unit=1, encoder=1024, decoder=2048, head=64, text=16, vocabulary=500)
 # whole networks in float32, whose activations count: four layers' patches beside the features, twice in half precision
-MORE = {("quecc", torch.float32): 5, ("quecc", torch.bfloat16): 9, ("tokenflex", torch.bfloat16): 7.5}
+MORE = {("quecc", torch.float32): 5, ("quecc", torch.bfloat16): 10, ("tokenflex", torch.bfloat16): 7.5}
 MORE |= {("langdc", torch.bfloat16): 5}
 
 
