@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.pruners.primitives.budget_over_stops import pyramid, scaled_layer
 from vtc.pruners.primitives.clustering import cluster_means, dpc_knn
+from vtc.pruners.primitives.merging import take
 from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.ranking import top_k
 
@@ -144,17 +145,13 @@ class SparseVLM(Pruner):
         place = torch.arange(most, device=total.device)
         columns = split.order.gather(1, (split.kept[:, None] + place).clamp(max=n - 1))
         real = place < split.recycled[:, None]
-        x = wide(tokens.features.gather(1, columns[..., None].expand(-1, -1, tokens.features.shape[-1])))
-        x = x.masked_fill(~real[..., None], 0)
+        x = wide(take(tokens.features, columns)).masked_fill_(~real[..., None], 0)
         found = dpc_knn(x, split.clusters, split.clusters, clusters, real)
         means = cluster_means(x, found.owner, found.centres.shape[1]).to(tokens.features.dtype)
         turn = (rank - split.kept[:, None]).clamp(0, found.centres.shape[1] - 1)
         is_merged = rank >= split.kept[:, None]
         index = torch.where(is_merged, columns.gather(1, found.centres.gather(1, turn)), kept)
-        shape = (-1, -1, tokens.features.shape[-1])
-        own = tokens.features.gather(1, index[..., None].expand(shape))
-        means = means.gather(1, turn[..., None].expand(shape))
-        features = torch.where(is_merged[..., None], means, own)
+        features = torch.where(is_merged[..., None], take(means, turn), take(tokens.features, index))
         return Merged(index.masked_fill(beyond, -1) if self.adaptive_count else index, features)
 
     def split(self, tokens: VisualTokens) -> Split:
