@@ -53,6 +53,7 @@ def columns(*kept: int, text: int = 64) -> list[int]:
     return [text + k for n, k in zip(kept[::2], kept[1::2], strict=True) for _ in range(n)]
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("pipeline", "expected"),
     [
@@ -75,6 +76,7 @@ def test_llava_7b(pipeline: str, expected: list[int]) -> None:
     assert out.past_key_values.get_seq_length() == 640
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     "pipeline",
     [

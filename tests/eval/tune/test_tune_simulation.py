@@ -22,6 +22,7 @@ def wrong(target: float, images: int, each: int, **how: float) -> int:
     return sum(chosen(World(settings, questions, seed, **how), target) is not None for seed in range(WORLDS))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("target", "images", "each", "how"),
     [
