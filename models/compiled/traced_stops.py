@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from vtc.models.language.column_arguments import ALONG
 from vtc.models.language.decoder_hooks import DecoderSide
-from vtc.models.language.decoder_signals import capture_hidden, resolve
+from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.forward_state import Run
 from vtc.models.stock.transformers_api import Call, signature_of, takes
 from vtc.models.stock.tripwire import trip
@@ -61,16 +60,14 @@ class TracedStops:
         self.number = next(_numbers)
         _known[self.number] = self
         self.signals: dict[int, tuple[Signal, ...]] = {}
+        self.looking: set[int] = set()  # stops where a method looks ahead into the layer
         for i, entries in self.stops.items():
-            read = self._read(i)
+            read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
             if all(self._fits(i, pruner, read) for pruner, _ in entries):
                 seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, MADE_HERE))
                 self.signals[i] = tuple(dict.fromkeys(seen))
-        self.looking = {i for i in self.signals if any(isinstance(s, AttentionAhead) for s in self._read(i))}
-
-    def _read(self, layer: int) -> list[Signal]:
-        """What the methods of a stop read."""
-        return [resolve(s, layer) for pruner, stop in self.stops[layer] for s in pruner.signals_at(stop)]
+                if any(isinstance(s, AttentionAhead) for s in read):
+                    self.looking.add(i)
 
     def _fits(self, layer: int, pruner: Pruner, read: list[Signal]) -> bool:
         """Whether a method leaves a number that is known beforehand, and what it reads is there then."""
@@ -121,17 +118,12 @@ class TracedStops:
         place = run.current()
         seen = self.signals[layer]
         run.captured.update((signal, (value, place)) for signal, value in zip(seen, signals, strict=False))
-        capture_hidden(run, self.side.hidden.get(layer - 1, ()), hidden)
         module, before = self.side.parts.layers[layer], run.columns
         rotary = signals[len(seen) :]
         call = Call(signature_of(module), (), {})
         if rotary:
             call.put("rotary", tuple(rotary) if len(rotary) > 1 else rotary[0])
-        for pruner, stop in self.stops[layer]:
-            run.memo.pop("ahead", None)
-            run.ahead = partial(self.side.look_ahead, run, layer, module, hidden, call)
-            hidden = self.side.steps.prune(run, pruner, stop, hidden)
-        run.ahead = None
+        hidden = self.side.prune_before(run, layer, module, hidden, call)
         if run.columns.shape[1] != width:
             trip(f"the stop before decoder layer {layer} left {run.columns.shape[1]} columns, and not {width}")
         self.book(layer, hidden)

@@ -172,12 +172,7 @@ class DecoderSide:
             run.only_last()  # all that the rest of the layers is asked for: they read keys that are there
         check_columns(run, i, hidden)
         if run.batch.spans:
-            capture_hidden(run, self.hidden.get(i - 1, ()), main_stream(hidden))
-            for pruner, stop in self.stops.get(i, ()):
-                run.memo.pop("ahead", None)
-                run.ahead = partial(self.look_ahead, run, i, layer, hidden, call)
-                hidden = self._prune(run, pruner, stop, hidden)
-            run.ahead = None
+            hidden = self.prune_before(run, i, layer, hidden, call)
             for key in self.done.get(i, ()):  # else all columns of an earlier layer would stay in memory
                 run.captured.pop(key, None)
             if i in self.lends:
@@ -201,6 +196,16 @@ class DecoderSide:
         if run.checks is not None:
             run.checks.gave(i, call)
         return call.args, call.kwargs
+
+    def prune_before(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call) -> Tensor:
+        """What the stops before layer `i` leave of `hidden`, which its `call` is about to be given."""
+        capture_hidden(run, self.hidden.get(i - 1, ()), main_stream(hidden))
+        for pruner, stop in self.stops.get(i, ()):
+            run.memo.pop("ahead", None)
+            run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
+            hidden = self._prune(run, pruner, stop, hidden)
+        run.ahead = None
+        return hidden
 
     def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
         """Let a method choose by the main stream of the hidden states, and drop the same of all."""
@@ -245,7 +250,7 @@ class DecoderSide:
         capture_attention(run, self.attended[i], module, query, key, value, mask, scaling)
         return None
 
-    def look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
+    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`.
 
         The layer itself runs on what it is about to be given, as far as its attention: what stands before that
