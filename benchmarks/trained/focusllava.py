@@ -10,9 +10,7 @@ beside this file.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import asked_alone as work
 import torch
 from packed import Descent
 from pictures import Evaluation, TrainingPictures, evaluation
+from shared_cells import accuracy, claimed, gap, publish
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -31,9 +30,7 @@ from vtc.eval.statistics.paired import Questions
 from vtc.pruners.base import Pruner
 from vtc.pruners.focusllava import HIDDEN, RANK, FocusSamplers
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "trained.md"
 MARK, END = "<!-- focusllava table -->", "<!-- /focusllava table -->"
-LOGS = Path(__file__).resolve().parent / "logs"
 RATE, LM_RATE, WIDTH = 1e-3, 4e-4, 192
 SIZES = {"width": WIDTH, "hidden": HIDDEN, "rank": RANK}
 PICTURES, ASKED = 2, 12  # of a step, and questions of a picture
@@ -142,25 +139,12 @@ def table(folder: Path, asked: Evaluation) -> str:
         ours, theirs = runs[name], runs[FIRST[cell.group]]
         if not ours:
             continue
-        mean = {q: sum(r[q] for r in ours) / len(ours) for q in ours[0]}
-        against = ""
-        if name != FIRST[cell.group] and theirs:
-            found = judge.compare(ours, theirs).difference
-            against = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        against = gap(judge, ours, theirs) if name != FIRST[cell.group] and theirs else ""
         learns = ", ".join(["samplers"] * cell.samplers + ["projector, language model"] * cell.lm) or "nothing"
         seeds = len(ours) if cell.learns else ""
-        accuracy = f"{100 * judge.interval(mean).value:.1f}"
-        lines.append(f"| {TOKENS[cell.group]} | {name} | {learns} | {seeds} | {accuracy} | {against} |")
+        mean = accuracy(judge, ours)
+        lines.append(f"| {TOKENS[cell.group]} | {name} | {learns} | {seeds} | {mean} | {against} |")
     return "\n".join(lines) + "\n"
-
-
-def publish(folder: Path, found: str) -> None:
-    """Put the table into the page, and the logs of the trainings beside this file."""
-    head, _, rest = PAGE.read_text().partition(MARK)
-    write_atomic(PAGE, f"{head}{MARK}\n\n{found}\n{END}{rest.partition(END)[2]}")
-    LOGS.mkdir(exist_ok=True)
-    for log in folder.glob("focus-*.jsonl"):
-        shutil.copy(log, LOGS / log.name)
 
 
 def main() -> None:
@@ -182,13 +166,8 @@ def main() -> None:
         for one in options.only or every:
             name, seed = one.rsplit(":", 1)
             file = options.out / f"{named(name, int(seed))}.json"
-            with file.with_suffix(".lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    print(f"{one} is being done by another process", flush=True)
-                    continue
-                if not file.exists():
+            with claimed(file.with_suffix(".lock"), one) as mine:
+                if mine and not file.exists():
                     scores = work.answered(ready(options.out, name, int(seed), options.steps, pictures), asked)
                     write_atomic(file, json.dumps(scores))
                     print(f"{one}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
@@ -196,7 +175,7 @@ def main() -> None:
     write_atomic(options.out / "table.md", found)
     print(found)
     if options.page:
-        publish(options.out, found)
+        publish(options.out, MARK, END, found, "focus-*.jsonl")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from clips import FRAMES, HELD_OUT, PATCHES, SIDE, TRAINING, Clips, tokens_of
 from packed import Descent
 from scipy.stats import spearmanr
+from shared_cells import accuracy, gap
 from tokenflex import LM_RATE, RATE, load
 from torch import Tensor, nn
 
@@ -238,13 +239,11 @@ def table(folder: Path, held: Clips) -> str:
         lines += ["", "| arm | tokens | seeds | accuracy | langdc against it, points [95%] |", "|---|---|---|---|---|"]
     for arm, of_seeds in by_arm.items():
         scores = [r["scores"] for r in of_seeds]
-        mean = {q: sum(s[q] for s in scores) / len(scores) for q in scores[0]}
         against = ""
         if arm != LANGDC and LANGDC in by_arm:
-            gap = judge.compare([r["scores"] for r in by_arm[LANGDC]], scores).difference
-            against = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+            against = gap(judge, [r["scores"] for r in by_arm[LANGDC]], scores)
         tokens = of_seeds[0]["tokens"]
-        lines.append(f"| {arm} | {tokens:.1f} | {len(scores)} | {100 * judge.interval(mean).value:.1f} | {against} |")
+        lines.append(f"| {arm} | {tokens:.1f} | {len(scores)} | {accuracy(judge, scores)} | {against} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,16 +9,15 @@ too, with the logs of the trainings beside this file.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import packed as work
 import torch
 from pictures import Evaluation, TrainingPictures, evaluation
+from shared_cells import accuracy, claimed, gap, publish
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -30,9 +29,7 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.tokenflex import FlexProjector, pooling
 
 COUNTS, SEEDS = (16, 36, 64, 144, 256), (0, 1, 2)
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "trained.md"
 MARK, END = "<!-- tokenflex tables -->", "<!-- /tokenflex tables -->"
-LOGS = Path(__file__).resolve().parent / "logs"
 FIRST = (64, 16, 256, 36, 144)  # the order in which counts are answered
 PATCHES, SIDE, WIDTH = 576, 24, 192
 RATE, LM_RATE = 1e-3, 4e-4
@@ -154,24 +151,13 @@ def table(folder: Path, asked: Evaluation) -> str:
             for k in COUNTS:
                 ours, theirs = runs[name, k], runs.get((reference, k))
                 if reference is None and ours:
-                    mean = {q: sum(r[q] for r in ours) / len(ours) for q in ours[0]}
-                    texts.append(f"{100 * judge.interval(mean).value:.1f}")
+                    texts.append(accuracy(judge, ours))
                 elif ours and theirs:
-                    found = judge.compare(ours, theirs).difference
-                    texts.append(f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+                    texts.append(gap(judge, ours, theirs))
                 else:
                     texts.append("")
             lines.append(f"| {name} | {len(runs[name, COUNTS[0]])} | " + " | ".join(texts) + " |")
     return "\n".join(lines[1:]) + "\n"
-
-
-def publish(folder: Path, tables: str) -> None:
-    """Put the tables into the page, and the logs of the trainings beside this file."""
-    head, _, rest = PAGE.read_text().partition(MARK)
-    write_atomic(PAGE, f"{head}{MARK}\n\n{tables}\n{END}{rest.partition(END)[2]}")
-    LOGS.mkdir(exist_ok=True)
-    for log in folder.glob("*.jsonl"):
-        shutil.copy(log, LOGS / log.name)
 
 
 def main() -> None:
@@ -193,11 +179,8 @@ def main() -> None:
                 answer(options.out, f"{UNTRAINED}-0", Compressor(stock, None), evaluation(stock, options.out))
                 continue
             name, seed = one.rsplit(":", 1)
-            with (options.out / f"{named(name)}-{seed}.lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    print(f"{one} is being done by another process", flush=True)
+            with claimed(options.out / f"{named(name)}-{seed}.lock", one) as mine:
+                if not mine:
                     continue
                 compressor = trained(options.out, name, int(seed), options.steps, pictures)
                 compressor.model.requires_grad_(False)
@@ -206,7 +189,7 @@ def main() -> None:
     write_atomic(options.out / "table.md", found)
     print(found)
     if options.page:
-        publish(options.out, found)
+        publish(options.out, MARK, END, found, "*.jsonl")
 
 
 if __name__ == "__main__":
