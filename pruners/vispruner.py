@@ -189,6 +189,7 @@ class Lookalikes:
         return like
 
 
+@torch.no_grad()
 def remove_alike(seen: Tensor, rest: Tensor, goal: int, step: int) -> Tensor:
     """VisPruner's rounds on the CPU, for one list of tokens: those that are left, `[goal]`, in the list's order.
 

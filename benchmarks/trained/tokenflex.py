@@ -34,6 +34,7 @@ FIRST = (64, 16, 256, 36, 144)  # the order in which counts are answered
 PATCHES, SIDE, WIDTH = 576, 24, 192
 RATE, LM_RATE = 1e-3, 4e-4
 PAPER = ((64, 0.2), (144, 0.3), (256, 0.5))
+SMALL = ((16, 0.2), (36, 0.3), (64, 0.5))
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ class Cell:
 
 
 CELLS = {
+    "flexible 16-64": Cell(SMALL),
+    "pool + lm 16-64": Cell(SMALL, module=False),
+    "fixed 16": Cell(((16, 1.0),)),
+    "fixed 36": Cell(((36, 1.0),)),
+    "fixed 64": Cell(((64, 1.0),)),
     "flexible": Cell(),
     "pool + lm": Cell(module=False),
-    "fixed 64": Cell(((64, 1.0),)),
-    "fixed 16": Cell(((16, 1.0),)),
     "fixed 256": Cell(((256, 1.0),)),
 }
 UNTRAINED = "pool"

@@ -12,6 +12,8 @@ import functools
 import sys
 from typing import Any
 
+import torch
+
 MODULE, MARK = "vllm.v1.worker.cpu_model_runner", "_vtc_completed"
 
 
@@ -32,7 +34,8 @@ def complete_cpu_runner() -> None:
         if isinstance(model, RotaryModel):
             self.is_multimodal_pruning_enabled = self.model_config.multimodal_config.is_multimodal_pruning_enabled()
         if isinstance(model, PrunedModel):
-            model.embed_multimodal(**_dummy_picture(self))
+            with torch.inference_mode():  # as the engine calls it
+                model.embed_multimodal(**_dummy_picture(self))
         return found
 
     runner.load_model = load_model

@@ -46,6 +46,17 @@ def test_exact_unique_in_range_and_the_same_alone(place, cases, keep, seed, dtyp
 
 
 @everywhere
+def test_weights_that_learn_change_nothing(place: Place) -> None:
+    pruner, stop = place.at(0.4)
+    spans = made_up(pruner, stop, [layout_of("image", 6, 6), layout_of("crops", 3, 3)], seed=5)
+    still = chosen(pruner, spans.tokens())
+    for row in (*spans.features, *(r for rows in (*spans.reads.values(), *spans.texts.values()) for r in rows)):
+        row.requires_grad_(row.is_floating_point())
+    with torch.enable_grad():
+        assert chosen(pruner, spans.tokens()) == still
+
+
+@everywhere
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_all_of_n(place: Place, n: int) -> None:
     pruner, stop = place.at(0.99)

@@ -43,6 +43,7 @@ EVERY = [
     "random",
     "todre_diversity",
     "tokencorr",
+    "tokenflex(weights=untrained)",
     "tome",
     "uniform",
     "vidcom2",
