@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from vtc.eval.train.basics.distributed_ranks import Ranks
 from vtc.eval.train.basics.loop import Place, rate_factor, run_steps
-from vtc.eval.train.language.language_stage import answer_logits
-from vtc.eval.train.language.pack_questions import NO_TARGET, pack
+from vtc.eval.train.language.pack_questions import NO_TARGET, PackedQuestions, pack
 from vtc.eval.train.language.question_batches import accuracies, answer_weights
 
 WARMUP = 20
 AT_ONCE = 6  # pictures of an evaluation batch
-Tokens = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # features, step -> tokens [B, k, D], their places [k]
+# features `[B, 576, D]`, questions, step -> what the model says where there is a target, `[targets, V]`
+Says = Callable[[Tensor, PackedQuestions, int], Tensor]
 
 
 class Descent:
@@ -55,39 +55,34 @@ class Descent:
         self.adam.load_state_dict(state)
 
 
-def train(
-    folder: Path, name: str, steps: int, model: nn.Module, parts: dict[str, Any], tokens: Tokens,
-    draw: Callable[[int], Asked],
-) -> None:  # fmt: skip
+def train(folder: Path, name: str, steps: int, parts: dict[str, Any], says: Says, draw: Callable[[int], Asked]) -> None:
     """Train `parts` (with an "optimizer") for `steps`; a killed run goes on from its checkpoint."""
 
     def train_step(step: int) -> dict[str, float]:
         asked = draw(step)
         packed = pack(asked.questions)
-        found, places = tokens(asked.features.float(), step)
-        logits = answer_logits(model, found, places, packed)
+        logits = says(asked.features.float(), packed, step)
         known = packed.targets != NO_TARGET
         losses = F.cross_entropy(logits, packed.targets[known], reduction="none")
         weights = answer_weights(packed, asked.questions)[known]
         loss = (losses * weights).sum() / weights.sum()
         parts["optimizer"].step(loss, step)
         scores = accuracies(packed, logits, asked.questions)
-        return {"loss": loss.item(), "tokens": float(found.shape[1]), **scores}
+        return {"loss": loss.item(), **scores}
 
     run_steps(Place(folder, Ranks(), save_seconds=60, log_every=20), name, steps, train_step, parts)
 
 
 @torch.no_grad()
-def answered(model: nn.Module, asked: Evaluation, tokens: Tokens) -> dict[str, float]:
+def answered(asked: Evaluation, says: Says) -> dict[str, float]:
     """1 or 0 of every question: whether the answer, its end included, is what the model would say."""
     scores: dict[str, float] = {}
     for start in range(0, len(asked.questions), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         packed = pack(asked.questions[part])
-        found, places = tokens(asked.features[part].float(), 0)
         known = packed.targets != NO_TARGET
         right = torch.zeros_like(known)
-        right[known] = answer_logits(model, found, places, packed).argmax(-1) == packed.targets[known]
+        right[known] = says(asked.features[part].float(), packed, 0).argmax(-1) == packed.targets[known]
         for row, ids in enumerate(asked.ids[part]):
             for name, (first, end) in zip(ids, packed.spans[row], strict=True):
                 scores[name] = float(right[row, first:end].all())

@@ -24,6 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vtc
 from vtc.bundled_files import bundled_model_path
 from vtc.eval.files.atomic import write_atomic
+from vtc.eval.train.language.language_stage import answer_logits
+from vtc.eval.train.language.pack_questions import PackedQuestions
 from vtc.eval.statistics.paired import Questions
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.tokenflex import FlexProjector, pooling
@@ -67,6 +69,10 @@ class Compressor:
         found = {k: pooling(layout, PATCHES, k) for k in COUNTS}
         self.pool = {k: (torch.from_numpy(w).float(), torch.from_numpy(at)) for k, (w, at) in found.items()}
 
+    def says(self, features: Tensor, packed: PackedQuestions, k: int) -> Tensor:
+        """What the model says of pictures at `k` tokens, see ``packed.Says``."""
+        return answer_logits(self.model, *self(features, k), packed)
+
     def __call__(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Tokens `[B, k, D]` of features `[B, 576, D]`, and their places `[k]`."""
         weights, places = self.pool[k]
@@ -107,7 +113,7 @@ def trained(folder: Path, name: str, seed: int, steps: int, pictures: TrainingPi
         weight.requires_grad_(True)
     parts["optimizer"] = work.Descent([(fresh, RATE), (language, LM_RATE)], steps)
     work.train(
-        folder, run, steps, model, parts, lambda x, step: compressor(x, count_at(cell, seed, step)),
+        folder, run, steps, parts, lambda x, packed, step: compressor.says(x, packed, count_at(cell, seed, step)),
         lambda step: pictures.step(seed, step),
     )  # fmt: skip
     save(model, network, folder / run, {"study": name, "seed": str(seed), "steps": str(steps)})
@@ -130,7 +136,7 @@ def answer(folder: Path, run: str, compressor: Compressor, asked: Evaluation) ->
     for k in FIRST:
         file = folder / f"{run}-at-{k}.json"
         if not file.exists():
-            scores = work.answered(compressor.model, asked, lambda x, _, k=k: compressor(x, k))
+            scores = work.answered(asked, lambda x, packed, _, k=k: compressor.says(x, packed, k))
             write_atomic(file, json.dumps(scores))
             print(f"{run} at {k}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
 

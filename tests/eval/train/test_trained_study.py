@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from places import ROOT
+from torch import Tensor
 from transformers import AutoProcessor
 
 import vtc
 from vtc.bundled_files import bundled_model_path
 from vtc.eval.train.basics.images import draw_scene
 from vtc.eval.train.language.language_stage import answer_logits
-from vtc.eval.train.language.pack_questions import NO_TARGET, pack
+from vtc.eval.train.language.pack_questions import NO_TARGET, PackedQuestions, pack
 from vtc.eval.vlm.prompts import make_row
+from vtc.pruners.pmod import PModRouters
 from vtc.pruners.tokenflex import FlexProjector
 
 
@@ -31,16 +33,13 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield tokenflex
     for name in set(sys.modules) - before:
-        if name in ("tokenflex", "packed", "pictures"):
+        if name in ("tokenflex", "packed", "packed_loans", "pictures"):
             del sys.modules[name]
 
 
 @pytest.mark.parametrize("k", [16, 256])
 def test_packed_logits_are_those_of_the_saved_model(study: Any, k: int, tmp_path: Path) -> None:
     import pictures
-    from PIL import Image
-
-    from vtc.eval.tasks.questions import Question
 
     model = study.load()
     torch.manual_seed(2)
@@ -58,20 +57,49 @@ def test_packed_logits_are_those_of_the_saved_model(study: Any, k: int, tmp_path
         found = answer_logits(model, tokens, places, packed)
     study.save(model, network, tmp_path / "model", {})
     loaded = vtc.load(tmp_path / "model", keep=k)
+    compare(loaded, image.pixels, asked, packed, found)
+    assert loaded.vtc.report.tokens_kept == k
+
+
+def compare(model: Any, pixels: Any, asked: list[Any], packed: PackedQuestions, found: Tensor) -> None:
+    """The first word of each answer, as the wrapped `model` says it of a question alone, is that of the packed ones."""
+    from PIL import Image
+
+    from vtc.eval.tasks.questions import Question
+
     processor = AutoProcessor.from_pretrained(bundled_model_path())
-    known = (packed.targets != NO_TARGET)[0]
-    columns = known.nonzero().flatten().tolist()
-    for question, (start, end) in zip(asked, packed.spans[0], strict=True):
-        row = make_row(
-            processor, loaded.config, Image.fromarray(image.pixels), Question("q", "t", "i", question.text, "")
-        )
+    columns = (packed.targets != NO_TARGET)[0].nonzero().flatten().tolist()
+    for question, (start, _) in zip(asked, packed.spans[0], strict=True):
+        row = make_row(processor, model.config, Image.fromarray(pixels), Question("q", "t", "i", question.text, ""))
         inputs = {"input_ids": row.ids[None], **{n: v[None] for n, v in row.tokens.items()}, **row.vision}
         with torch.no_grad():
-            first = loaded(**inputs).logits[0, -1]
-        assert loaded.vtc.report.tokens_kept == k
-        ours = found[columns.index(start)]
-        assert torch.allclose(first, ours, atol=0.15), "features are kept in bfloat16"
-        assert end > start
+            first = model(**inputs).logits[0, -1]
+        assert torch.allclose(first, found[columns.index(start)], atol=0.15), "features are kept in bfloat16"
+
+
+def test_packed_logits_under_loans_are_those_of_the_wrapped_model(study: Any, tmp_path: Path) -> None:
+    import packed_loans
+    import pictures
+
+    model = study.load()
+    depth = model.config.text_config.num_hidden_layers
+    routers = PModRouters(study.WIDTH, depth)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in routers.parameters():
+            weight.normal_(0, 0.1)
+    image = draw_scene(random.Random(1), pictures.DENSITY)
+    asked = pictures.sample_questions(random.Random(2), image.scene, pictures.LATER_SHARES)[:6]
+    features = pictures.encoded(model, [image.pixels], tmp_path / "one.pt").float()
+    packed = pack([asked])
+    with torch.no_grad():
+        projected = model.model.multi_modal_projector(features)
+        found = packed_loans.answer_logits(model, projected, packed, routers)
+    [pruner] = vtc.parse("pmod", weights="untrained")
+    pruner.use(routers, {"width": study.WIDTH, "layers": depth})
+    with vtc.compressed(model, pruner):
+        compare(model, image.pixels, asked, packed, found)
+        assert model.vtc.report.tokens_per_layer == packed_loans.counts_of(depth, study.PATCHES)
 
 
 def test_steps_depend_on_seed_and_number_alone(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
