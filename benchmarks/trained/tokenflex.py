@@ -24,9 +24,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vtc
 from vtc.bundled_files import bundled_model_path
 from vtc.eval.files.atomic import write_atomic
+from vtc.eval.statistics.paired import Questions
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import PackedQuestions
-from vtc.eval.statistics.paired import Questions
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.tokenflex import FlexProjector, pooling
 
