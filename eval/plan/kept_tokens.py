@@ -9,6 +9,7 @@ from typing import Any
 from vtc.models.adapter import Adapter
 from vtc.models.layout.model_parts import Parts
 from vtc.pruners.base import Loan, Pruner, Stop, resolve_keep
+from vtc.pruners.signals import QuestionState
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Kept:
     tower_shares: tuple[float, ...]
     stops: tuple[tuple[Pruner, Stop, tuple[int, ...], tuple[int, ...]], ...]
     last: int
+
+    @property
+    def asks(self) -> bool:
+        """Whether a method has the language model read the question alone first."""
+        return any(isinstance(s, QuestionState) for pruner, stop, *_ in self.stops for s in pruner.signals_at(stop))
 
 
 def unpruned(lengths: Sequence[int], depth: int) -> Kept:

@@ -20,7 +20,10 @@ LITTLE = 0.02  # a speed-up that is none
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a batch: parts of the prefill, and of each further token."""
+    """Seconds of a batch: parts of the prefill, and of each further token.
+
+    ``question`` is a pass of the decoder over the text alone, where a method reads that (``QuestionState``).
+    """
 
     tower: float
     projector: float
@@ -28,11 +31,12 @@ class Times:
     decoder: float
     head: float
     token: float
+    question: float = 0.0
 
     @property
     def prefill(self) -> float:
         """All up to the first token."""
-        return self.tower + self.projector + self.selection + self.decoder + self.head
+        return self.tower + self.projector + self.question + self.selection + self.decoder + self.head
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Reckoning:
         """Seconds of the parts; decoding in the middle of the answer."""
         lengths = self.lengths(kept.per_layer)
         later = [n + self.answer // 2 for n in lengths]
+        asked = self._asked(kept)
         head = self._seconds([self.head], batch)
         return Times(
             self._tower(kept.tower_shares, batch),
@@ -78,11 +83,16 @@ class Reckoning:
             self._seconds(self.work.prefill_parts(lengths), batch),
             head,
             self._seconds(self.work.step_parts(later), batch) + head,
+            self._seconds(self.work.prefill_parts(asked), batch) if asked else 0.0,
         )
+
+    def _asked(self, kept: Kept) -> list[int]:
+        """Tokens that each decoder layer sees of the question alone; none where nothing asks for it."""
+        return [self.text] * self.work.depth if kept.asks else []
 
     def run(self, kept: Sequence[Kept]) -> None:
         """Run the decoder on these numbers of tokens, and at the end of the longest answer: the others follow."""
-        lengths = sorted({n for one in kept for n in self.lengths(one.per_layer)})
+        lengths = sorted({n for one in kept for n in (*self.lengths(one.per_layer), *self._asked(one))})
         self.work.run([1, *lengths, lengths[-1] + self.answer])
 
     @cached_property
@@ -106,12 +116,14 @@ class Reckoning:
         return found
 
     def flops(self, kept: Kept) -> dict[str, int]:
-        """FLOPs of one prompt by part."""
+        """FLOPs of one prompt by part; of the question alone where a method reads it so."""
+        asked = self._asked(kept)
         return {
             "tower": flops_of(self.tower_work.tower(kept.tower_shares)),
             "projector": flops_of(self.tower_work.projector),
             "decoder": flops_of(self.work.prefill(self.lengths(kept.per_layer))),
             "head": flops_of(self.head),
+            **({"question": flops_of(self.work.prefill(asked))} if asked else {}),
         }
 
     def kv_bytes(self, kept: Kept, answer: bool = False) -> int:

@@ -9,7 +9,7 @@ from plan_world import H100, inputs, weightless
 from zoo import tiny
 
 from vtc.eval.cost.model_work import ModelWork
-from vtc.eval.cost.operators import ATTENTION, ELEMENTWISE, MATMUL, Operator
+from vtc.eval.cost.operators import ATTENTION, ELEMENTWISE, MATMUL, Operator, flops_of
 from vtc.eval.plan.kept_tokens import kept_by, unpruned
 from vtc.eval.plan.reckon import Reckoning, turning_points
 from vtc.eval.plan.selection_cost import selection_cost
@@ -79,3 +79,20 @@ def test_selection_grows_with_what_is_chosen_from_and_is_nothing_where_all_is_wi
     assert dear.operators > 64
     assert dear.on(H100, 1) >= dear.operators * H100.launch
     assert (cheap.seconds, cheap.on(H100, 8)) == (0, 0)
+
+
+@pytest.mark.parametrize(("method", "asks"), [("quecc(weights=untrained)", True), ("uniform", False),
+                                              ("quecc(weights=untrained, no_text=True)", False)])  # fmt: skip
+def test_a_pass_over_the_question_alone_is_counted(method: str, asks: bool) -> None:
+    r = reckoning("llava")
+    n = sum(r.tower_work.lengths)
+    kept = kept_by(locate(tiny("llava")), parse(method, keep=n // 4), r.tower_work.lengths)
+    r.run([kept])
+    times, flops = r.times(kept, 2), r.flops(kept)
+    assert kept.asks is asks
+    assert ("question" in flops) is (times.question > 0) is asks
+    if asks:
+        assert flops["question"] == flops_of(r.work.prefill([r.text] * r.work.depth))
+    assert times.prefill == pytest.approx(
+        times.tower + times.projector + times.question + times.selection + times.decoder + times.head
+    )
