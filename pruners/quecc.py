@@ -78,14 +78,20 @@ class QueryCompressor(nn.Module):
         Tensor
             `[n, width]`.
         """
-        weights = self.weights(x, multi, question, there=there)
+        return self.attend(x, self.key(multi), self.value(multi), question, there=there)
+
+    def attend(
+        self, x: Tensor, keys: Tensor, values: Tensor, question: Tensor | None = None, *, there: Tensor
+    ) -> Tensor:
+        """The same of ``key(multi)`` and ``value(multi)``, which all questions about a picture share."""
+        weights = self.weights(x, keys, question, there=there)
         _, _, of_value = self.attention.in_proj_weight.chunk(3)
-        values = linear(self.value(multi), of_value, self.attention.in_proj_bias.chunk(3)[2])
+        values = linear(values, of_value, self.attention.in_proj_bias.chunk(3)[2])
         seen = torch.einsum("nhw,nwhd->nhd", weights, values.unflatten(-1, (self.heads, -1))).flatten(1)
         found: Tensor = self.attention.out_proj(seen)
         return found
 
-    def weights(self, x: Tensor, multi: Tensor, question: Tensor | None = None, *, there: Tensor) -> Tensor:
+    def weights(self, x: Tensor, keys: Tensor, question: Tensor | None = None, *, there: Tensor) -> Tensor:
         """What each head of a window looks at, `[n, heads, w]`."""
         if question is not None:
             x = x + self.text_norm(self.text(question))[:, None]
@@ -95,7 +101,7 @@ class QueryCompressor(nn.Module):
         queries = torch.einsum("nwd,dw->nd", mixed, self.down.weight.flatten(1)) + offset
         (of_query, of_key, _), biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
         q = linear(queries, of_query, biases[0]).unflatten(-1, (self.heads, -1))
-        k = linear(self.key(multi), of_key, biases[1]).unflatten(-1, (self.heads, -1))
+        k = linear(keys, of_key, biases[1]).unflatten(-1, (self.heads, -1))
         logits = torch.einsum("nhd,nwhd->nhw", q, k) * q.shape[-1] ** -0.5
         return logits.masked_fill(~there[:, None], float("-inf")).softmax(-1)
 

@@ -70,15 +70,22 @@ def train(folder: Path, name: str, steps: int, parts: dict[str, Any], says: Says
         scores = accuracies(packed, logits, asked.questions)
         return {"loss": loss.item(), **scores}
 
+    run(folder, name, steps, train_step, parts)
+
+
+def run(
+    folder: Path, name: str, steps: int, train_step: Callable[[int], dict[str, float]], parts: dict[str, Any]
+) -> None:
+    """Take the steps of a training; a killed run goes on from its checkpoint."""
     run_steps(Place(folder, Ranks(), save_seconds=60, log_every=20), name, steps, train_step, parts)
 
 
 @torch.no_grad()
-def answered(asked: Evaluation, says: Says) -> dict[str, float]:
+def answered(asked: Evaluation, says: Says, at_once: int = AT_ONCE) -> dict[str, float]:
     """1 or 0 of every question: whether the answer, its end included, is what the model would say."""
     scores: dict[str, float] = {}
-    for start in range(0, len(asked.questions), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
+    for start in range(0, len(asked.questions), at_once):
+        part = slice(start, start + at_once)
         packed = pack(asked.questions[part])
         known = packed.targets != NO_TARGET
         right = torch.zeros_like(known)

@@ -31,6 +31,7 @@ from vtc.eval.train.vision.tower import encode, to_patches
 DENSITY = Density(letters=(16, 20), plates=(5, 6), symbols=(1, 4), few_or_many=True)
 SCENES, EASY, EASY_EVERY = 360, 36, 12
 AT_ONCE = 6
+PROJECTED = (4,)  # of the tower's 5 layers those before what the projector reads
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,19 @@ def training_scene(index: int) -> Scene:
 
 
 @torch.no_grad()
-def encoded(model: torch.nn.Module, pixels: Sequence[np.ndarray], file: Path) -> Tensor:
-    """The tower's penultimate features of all pictures `[I, 576, D]` bfloat16, computed in float32, kept in `file`."""
+def encoded(
+    model: torch.nn.Module, pixels: Sequence[np.ndarray], file: Path, levels: Sequence[int] = PROJECTED
+) -> Tensor:
+    """What `levels` of the tower's layers make of all pictures, side by side: `[I, 576, len(levels) D]`.
+
+    Computed in float32 and kept in `file` as bfloat16; by default it is what the projector reads.
+    """
     if not file.exists():
         tower, found = bare_tower(model), []
         for start in range(0, len(pixels), AT_ONCE):
             patches = to_patches(np.stack(pixels[start : start + AT_ONCE]))
-            found.append(encode(tower, patches, len(tower.encoder.layers) - 1)[:, 1:].bfloat16())
+            made = {n: encode(tower, patches, n)[:, 1:].bfloat16() for n in set(levels)}
+            found.append(torch.cat([made[n] for n in levels], -1))
         draft = file.with_suffix(f".{os.getpid()}.part")
         torch.save(torch.cat(found), draft)
         draft.replace(file)
@@ -80,13 +87,20 @@ def encoded(model: torch.nn.Module, pixels: Sequence[np.ndarray], file: Path) ->
 class TrainingPictures:
     """Draws the steps of a run; data depend on the seed and the step alone."""
 
-    def __init__(self, model: torch.nn.Module, folder: Path, per_step: int = 2, asked: int = 16):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        folder: Path,
+        per_step: int = 2,
+        asked: int = 16,
+        levels: Sequence[int] = PROJECTED,
+    ):
         self.per_step, self.asked = per_step, asked
         self.scenes = [training_scene(i) for i in range(SCENES)]
         self.easy = [training_image(SCENES + i).easy for i in range(EASY)]
-        file = folder / "training.pt"
+        file = folder / f"training{_named(levels)}.pt"
         drawn = [] if file.exists() else [training_image(i).pixels for i in range(SCENES + EASY)]
-        self.features = encoded(model, drawn, file)
+        self.features = encoded(model, drawn, file, levels)
 
     def step(self, seed: int, step: int) -> Asked:
         """Pictures and questions of one step: every scene once before any comes again, in the seed's order."""
@@ -125,14 +139,18 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return found[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
 
 
-def evaluation(model: torch.nn.Module, folder: Path) -> Evaluation:
+def _named(levels: Sequence[int]) -> str:
+    return "" if levels == PROJECTED else "-" + "-".join(map(str, levels))
+
+
+def evaluation(model: torch.nn.Module, folder: Path, levels: Sequence[int] = PROJECTED) -> Evaluation:
     """The whole bundled evaluation set."""
     tasks = load_tasks(bundled_data())
     groups = tasks.groups()
-    file = folder / "evaluation.pt"
+    file = folder / f"evaluation{_named(levels)}.pt"
     pixels = [] if file.exists() else [_pixels(tasks.image(group[0].image_id)) for group in groups]
     return Evaluation(
-        features=encoded(model, pixels, file),
+        features=encoded(model, pixels, file, levels),
         questions=[[Question(q.task, q.question, q.answer) for q in group] for group in groups],
         ids=[[q.question_id for q in group] for group in groups],
         image_of={q.question_id: q.image_id for q in tasks.questions},

@@ -58,7 +58,7 @@ def check_weights(vector: Golden, network: QueryCompressor, x: Tensor, multi: Te
     there = torch.ones_like(patches, dtype=torch.bool)
     for row in range(meta["batch"]):
         asked = () if meta["no_text"] else (t[row].expand(len(patches), -1),)
-        seen = network.weights(x[row][patches], multi[row][patches], *asked, there=there).mean(1)
+        seen = network.weights(x[row][patches], network.key(multi[row])[patches], *asked, there=there).mean(1)
         close(seen.max(-1).values, vector["weight_max"][row])
         assert (
             patches.gather(1, seen.argmax(-1, keepdim=True))[:, 0].tolist()

@@ -33,7 +33,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield tokenflex
     for name in set(sys.modules) - before:
-        if name in ("tokenflex", "packed", "packed_loans", "pictures"):
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(ROOT / "benchmarks")):
             del sys.modules[name]
 
 
@@ -100,6 +100,37 @@ def test_packed_logits_under_loans_are_those_of_the_wrapped_model(study: Any, tm
     with vtc.compressed(model, pruner):
         compare(model, image.pixels, asked, packed, found)
         assert model.vtc.report.tokens_per_layer == packed_loans.counts_of(depth, study.PATCHES)
+
+
+@pytest.mark.parametrize("k", [16, 1])
+@pytest.mark.parametrize("text", [True, False])
+def test_quecc_of_a_question_in_its_own_row_is_the_wrapped_model_s(
+    study: Any, k: int, text: bool, tmp_path: Path
+) -> None:
+    import pictures
+    import quecc
+    from one_by_one import Shared
+
+    torch.manual_seed(4)
+    answers = quecc.Answers(quecc.Cell(text=text), k)
+    answers.network.requires_grad_(False)
+    image = draw_scene(random.Random(1), pictures.DENSITY)
+    asked = pictures.sample_questions(random.Random(2), image.scene, pictures.LATER_SHARES)[:3]
+    features = pictures.encoded(answers.model, [image.pixels], tmp_path / "one.pt", quecc.LEVELS).float()
+    packed = [pack([[q]]) for q in asked]
+    together = pack([[q] for q in asked])
+    with torch.no_grad():
+        alone = [answers.says(Shared(features, torch.zeros(1, dtype=torch.long)), p, 0) for p in packed]
+        found = answers.says(Shared(features, torch.zeros(3, dtype=torch.long)), together, 0)
+    assert torch.allclose(torch.cat(alone), found, atol=1e-4)
+    [pruner] = vtc.parse("quecc", keep=k, weights="untrained", no_text=not text)
+    sizes = {"width": quecc.WIDTH, "text": quecc.WIDTH, "levels": 4 * quecc.WIDTH, "kernel": quecc.SIDES[k], "heads": 8}
+    pruner.use(answers.network, sizes)
+    tokenizer = AutoProcessor.from_pretrained(bundled_model_path()).tokenizer
+    with vtc.compressed(answers.model, pruner, tokenizer=tokenizer):
+        for question, one, said in zip(asked, packed, alone, strict=True):
+            compare(answers.model, image.pixels, [question], one, said)
+        assert answers.model.vtc.report.tokens_kept == k
 
 
 def test_steps_depend_on_seed_and_number_alone(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
