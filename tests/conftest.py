@@ -73,6 +73,12 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFamily(LoadScopeScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            first = next((scope for scope in sampling.LONG if scope in self.workqueue), None)
+            if first is not None:
+                self.workqueue.move_to_end(first, last=False)
+            super()._assign_work_unit(node)
+
         def _split_scope(self, nodeid: str) -> str:
             file, _, rest = nodeid.partition("::")
             parts = rest.partition("[")[2].rstrip("]").split("-")

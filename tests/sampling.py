@@ -1,8 +1,8 @@
 """Which part of methods x families, and of tests that take long, a run takes.
 
 Each pair of a method and a family belongs to one of a few shares, and a run takes the share of its day: all pairs come
-by within a week. So do the parameters of a test marked ``share(N)``, of which a run takes every N-th; pairs that are
-marked so, too, come by within N weeks. ``--run N`` takes another day's, ``--full`` all; so do ``-k`` and named tests,
+by within a week. So do the parameters of a test marked ``share(N)``, of which a run takes every N-th (a test without
+parameters is taken every N-th day); pairs that are marked so, too, come by within N weeks. ``--run N`` takes another day's, ``--full`` all; so do ``-k`` and named tests,
 which ask for some.
 """
 
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from math import gcd
 from typing import Any
+from zlib import crc32
 
 import pytest
 from methods import METHODS, Setting
@@ -21,6 +22,17 @@ from vtc.eval.check.prompts.build_prompts import KINDS
 
 OF_ZOO = 7  # shares of the contracts on the zoo's families, each with all prompt shapes
 OF_TYPES = 7  # shares of the one contract on every type that ``vtc check`` builds
+LONG = (  # files of few tests that take minutes: begun last, one process would wait for the other
+    "tests/integrations/test_lmms_cli.py",
+    "tests/eval/train/test_compressor_training.py",
+    "tests/front_door/test_plugins.py",
+    "tests/models/compiled/test_compiled.py",
+    "tests/eval/classify/test_classify_cli.py",
+    "tests/eval/classify/test_classify.py",
+    "tests/eval/tune/test_tune.py",
+    "tests/eval/sweep/test_bench.py",
+    "tests/eval/sweep/test_killed.py",
+)
 REFUSED = ("qwen4_exp",)  # which is there to be refused
 TYPES = [kind for kind in KINDS if kind not in REFUSED]
 _PLACE = {name: i for names in (FAMILIES, TYPES) for i, name in enumerate(names)}
@@ -57,7 +69,8 @@ def split(items: list[Any], run: int) -> tuple[list[Any], list[Any]]:
         if mark := item.get_closest_marker("share"):
             test = (item.path, item.originalname)
             assert not sampled or gcd(mark.args[0], OF_ZOO * OF_TYPES) == 1, "else some would never be taken"
-            takes = takes and met[test] % mark.args[0] == run % mark.args[0]
+            begins = crc32(str(item.originalname).encode())  # so that tests of one run each don't share a day
+            takes = takes and (begins + met[test]) % mark.args[0] == run % mark.args[0]
             met[test] += 1
         (kept if takes else left).append(item)
     return kept, left

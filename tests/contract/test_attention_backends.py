@@ -26,7 +26,7 @@ def test_eager_equals_sdpa(family: str, setting: Setting) -> None:
     assert (sdpa.logits - eager.logits)[kept].abs().max() < TOLERANCE
 
 
-@pytest.mark.share(5)
+@pytest.mark.share(10)
 @pytest.mark.parametrize("setting", [BOTH_STAGES, TWO_LAYERS], ids=str)
 # transformers has no flex attention for the Qwen-VL families
 @pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "mistral3", "gemma3"])

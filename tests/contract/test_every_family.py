@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sampling
 from methods import METHODS, Setting
+from places import ROOT
 from versions import known
 
 import vtc
@@ -65,6 +66,10 @@ def test_a_week_of_runs_takes_every_pair_and_a_run_a_share() -> None:
         assert sum(map(len, runs)) == len(METHODS) * len(families)
         assert {s for s, _ in runs[0]} == set(METHODS)
         assert {f for _, f in runs[0]} == set(families)
+
+
+def test_long_files_are_there() -> None:
+    assert [name for name in sampling.LONG if not (ROOT / name).is_file()] == []
 
 
 def test_a_test_with_a_share_has_all_its_parameters_taken_in_turn() -> None:

@@ -204,6 +204,7 @@ def arguments(world: Path, name: str) -> list[str]:
     return ["--model", "vtc", "--model_args", model, *task, "--output_path", str(world / name), "--log_samples"]
 
 
+@pytest.mark.share(2)
 @pytest.mark.skipif(os.name == "nt", reason="torchrun's gloo")
 def test_two_processes_share_the_samples(world: Path) -> None:
     run_lmms_eval(*arguments(world, "two"), processes=2)
@@ -218,6 +219,7 @@ def test_two_processes_share_the_samples(world: Path) -> None:
     assert sum(part["visual_tokens"] for part in parts) == 5 * TOKENS
 
 
+@pytest.mark.share(3)
 def test_accelerate_launches_it(world: Path) -> None:
     run_lmms_eval(*arguments(world, "launched"), accelerate=True)
     assert [s["filtered_resps"] for s in samples(world / "launched")] == [

@@ -230,6 +230,7 @@ def _counting(vit: Classifier, seen: list[int]) -> Classifier:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked here")
+@pytest.mark.share(3)
 @pytest.mark.parametrize("when", [1, 6, 13])
 def test_killed_and_gone_on_with(
     vit: Classifier, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int

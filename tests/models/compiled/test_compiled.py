@@ -57,6 +57,7 @@ def graphs_of(setting: Setting, family: str) -> int:
     return kept[0]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("family", ["llava"])
 @pytest.mark.parametrize("setting", [s for s in AT_INPUT if fits(s, "llava")], ids=str)
 def test_input_stage(setting: Setting, family: str) -> None:
