@@ -2,8 +2,8 @@
 
 Each pair of a method and a family belongs to one of a few shares, and a run takes the share of its day: all pairs come
 by within a week. So do the parameters of a test marked ``share(N)``, of which a run takes every N-th (a test without
-parameters is taken every N-th day); pairs that are marked so, too, come by within N weeks. ``--run N`` takes another day's, ``--full`` all; so do ``-k`` and named tests,
-which ask for some.
+parameters is taken every N-th day); pairs that are marked so, too, come by within N weeks. ``--run N`` takes another
+day's, ``--full`` all; so do ``-k`` and named tests, which ask for some.
 """
 
 from __future__ import annotations
