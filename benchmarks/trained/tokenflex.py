@@ -151,7 +151,7 @@ def table(folder: Path, asked: Evaluation) -> str:
         for k in COUNTS
     }
     lines = []
-    for reference in (None, UNTRAINED, "pool + lm"):
+    for reference in (None, *(name for name in (UNTRAINED, "pool + lm 16-64", "pool + lm") if runs[name, COUNTS[0]])):
         title = "accuracy" if reference is None else f"against {reference}, points [95%]"
         lines += ["", f"| {title} | seeds | " + " | ".join(map(str, COUNTS)) + " |", "|---" * (len(COUNTS) + 2) + "|"]
         for name in names:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vtc.models.layout.model_parts import Parts
 from vtc.pipeline_text import Pipeline
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import QuestionState, Signal
 
 from .families import Row
 from .settings import DEPTH, EngineSettings
@@ -41,6 +41,11 @@ def refuse_pipeline(pipeline: Pipeline) -> None:
             raise NotImplementedError(
                 f"{pruner} decides itself how many tokens it keeps, and vLLM makes a picture's placeholders before it "
                 "is encoded: leave its adaptive option out, so that it keeps a fixed number"
+            )
+        if any(isinstance(s, QuestionState) for stop in pruner.stops(DEPTH) for s in pruner.signals_at(stop)):
+            raise NotImplementedError(
+                f"{name} has the language model read the question alone first, and an engine has no such pass: it can't "
+                f"run inside vLLM; other {INSTEAD}"
             )
 
 

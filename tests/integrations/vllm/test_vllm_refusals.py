@@ -11,7 +11,7 @@ import vtc
 from vtc.integrations.vllm.families import ROWS, Row, row_of
 from vtc.integrations.vllm.refusals import SWITCH, refuse_checkpoint, refuse_engine, refuse_pipeline, refuse_tower
 from vtc.integrations.vllm.settings import EngineSettings
-from vtc.pruners.signals import EncoderAttention
+from vtc.pruners.signals import EncoderAttention, QuestionState
 
 SETTINGS = EngineSettings.read({"pruner": "divprune", "keep": 0.25})
 LLAVA, QWEN = (row for row in ROWS if row.stock in ("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration"))
@@ -33,10 +33,12 @@ def engine(rate: float | None = None, **compilation: Any) -> Any:
 def test_methods_run_here_or_say_why_not(name: str) -> None:
     pruner = vtc.pruner_class(name)(keep=0.4)
     stages = {stop.stage for stop in pruner.stops(32)}
-    if stages == {"input"} and not pruner.adaptive_count:
+    asks = any(isinstance(s, QuestionState) for stop in pruner.stops(32) for s in pruner.signals_at(stop))
+    if stages == {"input"} and not pruner.adaptive_count and not asks:
         refuse_pipeline((pruner,))
         return
     words = "KV blocks" if "decoder" in stages else "inside the vision tower" if "vision" in stages else "adaptive"
+    words = "the question alone" if asks else words
     with pytest.raises(NotImplementedError, match=words):
         refuse_pipeline((pruner,))
 
