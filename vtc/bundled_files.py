@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 BUNDLED = Path(str(files("vtc.eval"))) / "bundled"
+MODELS = {"bundled": "model", "bundled-tokenflex": "tokenflex"}
 
 
 def _existing(name: str) -> Path:
@@ -15,9 +16,12 @@ def _existing(name: str) -> Path:
     return path
 
 
-def bundled_model_path() -> Path:
-    """Folder of the bundled LLaVA model and its processor."""
-    return _existing("model")
+def bundled_model_path(name: str = "bundled") -> Path:
+    """Folder of a bundled LLaVA model and its processor.
+
+    ``"bundled-tokenflex"`` is fine-tuned under ``tokenflex``, whose network lies beside the methods.
+    """
+    return _existing(MODELS[name])
 
 
 def bundled_data() -> Path:

@@ -21,7 +21,7 @@ def find_source(source: Any) -> str:
     Parameters
     ----------
     source : str or path
-        ``"bundled"`` is the model that comes with vtc.
+        ``"bundled"`` is the model that comes with vtc, ``"bundled-tokenflex"`` the same fine-tuned under ``tokenflex``.
 
     Raises
     ------
@@ -36,10 +36,11 @@ def find_source(source: Any) -> str:
             "model that is loaded already is wrapped by vtc.compress(model, pruner, keep=...)"
         )
     name = os.fspath(source)
-    if name == BUNDLED:
-        from .bundled_files import bundled_model_path
+    if name.startswith(BUNDLED):
+        from .bundled_files import MODELS, bundled_model_path
 
-        return str(bundled_model_path())
+        if name in MODELS:
+            return str(bundled_model_path(name))
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)

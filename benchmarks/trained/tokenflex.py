@@ -23,12 +23,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
 from vtc.bundled_files import bundled_model_path
+from vtc.config import CONFIG_NAME
 from vtc.eval.files.atomic import write_atomic
 from vtc.eval.statistics.paired import Questions
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import PackedQuestions
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.tokenflex import FlexProjector, pooling
+from vtc.pruners.trained.compressor import SHIPPED
+from vtc.pruners.trained.network_file import network_bytes, read_network
 
 COUNTS, SEEDS = (16, 36, 64, 144, 256), (0, 1, 2)
 MARK, END = "<!-- tokenflex tables -->", "<!-- /tokenflex tables -->"
@@ -131,6 +134,22 @@ def save(model: nn.Module, network: nn.Module | None, folder: Path, about: dict[
     AutoProcessor.from_pretrained(bundled_model_path()).save_pretrained(folder)
 
 
+def ship(folder: Path, run: str) -> None:
+    """Put a trained cell among what comes with vtc, in bfloat16: a stock folder, and the network beside the methods."""
+    model = AutoModelForImageTextToText.from_pretrained(folder / run, dtype=torch.bfloat16)
+    place = bundled_model_path().parent / "tokenflex"
+    model.save_pretrained(place)
+    AutoProcessor.from_pretrained(folder / run).save_pretrained(place)
+    config = json.loads((folder / run / CONFIG_NAME).read_text())
+    write_atomic(place / CONFIG_NAME, json.dumps(config | {"params": {}}, indent=2) + "\n")
+    (place / "model.safetensors").chmod(0o644)
+    file = read_network(str(folder / run), "tokenflex")
+    right = {k: json.loads((folder / f"{run}-at-{k}.json").read_text()).values() for k in COUNTS}
+    figures = {k: f"{100 * sum(some) / len(some):.1f}" for k, some in right.items()}
+    about = {**file.about, "model": "bundled-tokenflex", "percent answered at": json.dumps(figures)}
+    (SHIPPED / "tokenflex-bundled.safetensors").write_bytes(network_bytes("tokenflex", file.weights, file.sizes, about))
+
+
 def answer(folder: Path, run: str, compressor: Compressor, asked: Evaluation) -> None:
     """Answer the evaluation set at every count; what is there is not redone."""
     for k in FIRST:
@@ -178,8 +197,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a cell as CELL:SEED, or 'pool'; default: all")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--ship", metavar="RUN", help="a trained cell's folder under --out")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.ship:
+        ship(options.out, options.ship)
+        return
     stock = load()
     if not (options.table or options.page):
         wanted = options.only or [UNTRAINED, *(f"{name}:{seed}" for seed in SEEDS for name in CELLS)]

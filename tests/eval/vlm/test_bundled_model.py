@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel
 
 import vtc.eval
+from vtc.pruners.trained.compressor import SHIPPED
 
 BUNDLED = Path(vtc.eval.__file__).parent / "bundled"
 TASKS = ("color", "shape", "exist", "count", "count_more", "spatial", "quadrant", "ocr", "easyvqa")
@@ -80,6 +81,22 @@ def test_model_card_states_what_was_done() -> None:
     card = (BUNDLED / "model" / "README.md").read_text()
     for word in ("Apache-2.0", "easy-vqa", "seed", "python -m vtc.eval.train", "uniformly at random"):
         assert word in card
+
+
+def test_the_model_fine_tuned_under_tokenflex_reads_few_tokens_better(model, processor, subset) -> None:
+    tuned = vtc.load("bundled-tokenflex", keep=16, dtype=torch.float32)
+    assert str(tuned.vtc.pipeline[0]) == "tokenflex(keep=16)"
+    own = dict(tuned.named_parameters())
+    for name, weight in model.named_parameters():
+        assert ("vision_tower" in name) is torch.equal(weight, own[name]), name
+    with vtc.compressed(model, "pool", keep=16):
+        pooled = [answer(model, processor, image, row["question"]) == row["answer"] for row, image in subset]
+    right = [answer(tuned, processor, image, row["question"]) == row["answer"] for row, image in subset]
+    assert sum(right) > sum(pooled)
+    network = SHIPPED / "tokenflex-bundled.safetensors"
+    assert sum(f.stat().st_size for f in (*(BUNDLED / "tokenflex").iterdir(), network)) <= 12e6
+    with pytest.raises(ValueError, match=r"that comes with vtc was made for bundled-tokenflex, whose"):
+        vtc.load("bundled", "tokenflex", keep=16)
 
 
 def test_clip_side_shares_the_tower_and_matches_text(model) -> None:
