@@ -35,10 +35,10 @@ class Sweep:
     """What to run.
 
     ``cost`` is None for models whose FLOPs are not counted; ``share`` allows one prefill per image for the methods that
-    don't read the question, and one run of the layers before their first choice for others (the answers are the same,
-    see ``answer_shared`` and ``answer_behind``). ``longest`` are the longest answers of tasks with another one than ``max_new_tokens``, ``frames`` those of a video, else as its definition says.
-    ``cache_bytes`` bounds the vision features that are held, ``part`` is noted in the results, ``parent`` is the
-    process without which a worker ends.
+    don't read the question, and for others one run of the layers before their first choice (the answers are the same,
+    see ``answer_shared`` and ``answer_behind``). ``longest`` are the longest answers of tasks with another one than
+    ``max_new_tokens``, ``frames`` those of a video, else as its definition says. ``cache_bytes`` bounds the vision
+    features that are held, ``part`` is noted in the results, ``parent`` is the process without which a worker ends.
     """
 
     loaded: Loaded
