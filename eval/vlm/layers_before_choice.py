@@ -134,13 +134,13 @@ class PrefixStates:
 
         try:
             for i, layer in enumerate(self.layers):
-                layer.forward = bound(i, layer.forward)  # type: ignore[method-assign]
+                layer.forward = bound(i, layer.forward)
             yield
         finally:
             for layer, forward in zip(self.layers, before, strict=True):
                 del layer.forward
                 if forward is not None:  # accelerate's
-                    layer.forward = forward  # type: ignore[method-assign]
+                    layer.forward = forward
 
     def _run(
         self, i: int, forward: Callable[..., Any], rows: Tensor, width: int, args: Any, kwargs: dict[str, Any]
