@@ -27,8 +27,6 @@ class Reply:
 
 def ask(loaded: Loaded, cell: Cell, image: Image.Image, question: str, max_new_tokens: int = 64) -> Reply:
     """Answer `question` about `image` under one setting."""
-    if not question.strip():
-        raise ValueError("--question is empty")
     start = time.perf_counter()
     row = make_row(loaded.processor, loaded.model.config, image, Question("ask", "", "image", question, ""))
     with pruned(loaded.model, cell) as model:

@@ -13,6 +13,7 @@ from torch import nn
 
 from vtc.eval.cost.prefill_cost import Measured
 from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
+from vtc.eval.vlm.layers_before_choice import PrefixStates
 from vtc.eval.vlm.prompts import Row, pad_id, pad_rows
 from vtc.models.stock.transformers_api import cache_of, given
 
@@ -134,14 +135,7 @@ def answer_shared(
     """
     pad = pad_id(processor)
     firsts = [group[0] for group in groups]
-    n = firsts[0].prefix
-    head = pad_rows([r.ids[:n] for r in firsts], [{k: v[:n] for k, v in r.tokens.items()} for r in firsts], pad)
-    output = model(
-        **{name: to_device(value, model) for name, value in head.items()},
-        **encoder_inputs(firsts, encoded, model),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    output = model(**_heads(model, processor, firsts, encoded), use_cache=True, logits_to_keep=1)
     per_image = _measure(model, range(len(groups)), firsts)
     for same in by_length([(i, row) for i, group in enumerate(groups) for row in group]):
         for batch in batches(same, batch_size):
@@ -150,6 +144,56 @@ def answer_shared(
             cache = select_cache(cache_of(output), [i for i, _ in batch])
             texts = _generate(model, processor, inputs, max_new_tokens, **given(core_of(model), cache=cache))
             yield [(row, Answer(text, per_image[i])) for (i, row), text in zip(batch, texts, strict=True)]
+
+
+@torch.no_grad()
+def prefix_states(
+    model: nn.Module, processor: Any, groups: Sequence[Sequence[Row]], encoded: Sequence[Any], layers: int
+) -> PrefixStates:
+    """What the first `layers` of an unwrapped model make of each image's prefix; see ``answer_behind``."""
+    return PrefixStates.of(model, _heads(model, processor, [group[0] for group in groups], encoded), layers)
+
+
+def answer_behind(
+    model: nn.Module,
+    processor: Any,
+    groups: Sequence[Sequence[Row]],
+    encoded: Sequence[Any],
+    prefixes: PrefixStates,
+    max_new_tokens: int,
+    batch_size: int = 16,
+) -> Iterator[list[tuple[Row, Answer]]]:
+    """One prefill per question, whose first layers run on the columns behind the image only.
+
+    The same answers as ``answer_plain`` for methods that choose behind those layers.
+
+    Parameters
+    ----------
+    groups, encoded, batch_size
+        As for ``answer_shared``.
+    prefixes : PrefixStates
+        Of these images.
+
+    Yields
+    ------
+    list of (Row, Answer)
+        Batch by batch.
+    """
+    for same in by_length([(i, row) for i, group in enumerate(groups) for row in group]):
+        for batch in batches(same, batch_size):
+            images, rows = [i for i, _ in batch], [row for _, row in batch]
+            with prefixes.stand_in(images, len(rows[0].ids)):
+                found = answer_plain(model, processor, rows, [encoded[i] for i in images], max_new_tokens)
+            yield list(zip(rows, found, strict=True))
+
+
+def _heads(model: nn.Module, processor: Any, firsts: Sequence[Row], encoded: Sequence[Any]) -> dict[str, Any]:
+    """Model inputs of the equally long prefixes of rows."""
+    n = firsts[0].prefix
+    tokens = [{k: v[:n] for k, v in row.tokens.items()} for row in firsts]
+    head = pad_rows([row.ids[:n] for row in firsts], tokens, pad_id(processor))
+    inputs = {name: to_device(value, model) for name, value in head.items()}
+    return inputs | encoder_inputs(firsts, encoded, model)
 
 
 def by_length(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,30 @@ from vtc.eval.tasks.reading.unusable_rows import check_media
 from .options import DEFAULT_LIMIT, RunOptions
 
 LMMS = "lmms:"
+
+
+@functools.cache
+def _bundled() -> TaskSet:
+    return replace(load_tasks(bundled_data()), name="bundled")
+
+
+def _public(names: Sequence[str]) -> list[str]:
+    """Those of `names` that are ready definitions, or files of such."""
+    return [n for n in names if n in list_definitions() or (n.endswith((".yaml", ".yml")) and not n.startswith(LMMS))]
+
+
+def refuse_tasks(names: Sequence[str]) -> None:
+    """Refuse a name of ``--tasks`` without ``--data`` that means nothing.
+
+    Raises
+    ------
+    ValueError
+        Naming it and what there is.
+    """
+    for name in names:
+        if name not in (*_public(names), *_bundled().tasks) and not name.startswith(LMMS):
+            known = f"{', '.join(_bundled().tasks)} (bundled); {', '.join(list_definitions())} (public)"
+            raise ValueError(f"unknown task {name!r}. There is: {known}; a definition's .yaml; lmms:NAME of lmms-eval")
 
 
 def load_asked(
@@ -54,16 +79,12 @@ def load_asked(
     if not tasks:
         if data_dir is not None:
             raise ValueError(f"--data-dir needs --tasks: {', '.join(list_definitions())}")
-        return replace(load_tasks(bundled_data()), name="bundled"), None
+        return _bundled(), None
     names = list(dict.fromkeys(tasks))
-    bundled = replace(load_tasks(bundled_data()), name="bundled")
+    refuse_tasks(names)
+    bundled, public = _bundled(), _public(names)
     own_names = [n for n in names if n in bundled.tasks]
     theirs = [n for n in names if n.startswith(LMMS)]
-    public = [n for n in names if n in list_definitions() or (n.endswith((".yaml", ".yml")) and n not in theirs)]
-    for name in names:
-        if name not in (*own_names, *public, *theirs):
-            known = f"{', '.join(bundled.tasks)} (bundled); {', '.join(list_definitions())} (public)"
-            raise ValueError(f"unknown task {name!r}. There is: {known}; a definition's .yaml; lmms:NAME of lmms-eval")
     if own_names == names:
         return bundled, names
     sets = [bundled.subset(own_names)] if own_names else []

@@ -25,9 +25,9 @@ class RunOptions:
     """What every job takes that has a model answer questions; the command line's defaults.
 
     ``limit`` is the number of questions per task (None: a default with the bundled model on its own tasks, else all),
-    ``share`` lets methods that don't read the question answer all questions of an image behind one prefill, ``workers``
-    is the number of processes (None: chosen). ``max_new_tokens`` and ``num_frames`` stand for what the tasks'
-    definitions say.
+    ``share`` lets methods that don't read the question answer all questions of an image behind one prefill, and others
+    the layers before their first choice, ``workers`` is the number of processes (None: chosen). ``max_new_tokens`` and
+    ``num_frames`` stand for what the tasks' definitions say.
     """
 
     tasks: Sequence[str] | None = None

@@ -15,11 +15,12 @@ from vtc.eval.tasks.metrics import metric
 from vtc.eval.tasks.questions import Question, TaskSet
 from vtc.eval.vlm.encode_once import reuses_encoder
 from vtc.eval.vlm.feature_cache import Features, pruned
+from vtc.eval.vlm.layers_before_choice import layers_before_choice
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import CACHE_BYTES, Cell
 
-from .answer import Answer, answer_plain, answer_shared, shares_prefix
+from .answer import Answer, answer_behind, answer_plain, answer_shared, prefix_states, shares_prefix
 from .chunks_and_batches import batches, deal, packs, turns
 from .locks import Claims
 from .options import LONGEST, RunOptions, longest_answers
@@ -34,10 +35,10 @@ class Sweep:
     """What to run.
 
     ``cost`` is None for models whose FLOPs are not counted; ``share`` allows one prefill per image for the methods that
-    don't read the question (the answers are the same, see ``answer_shared``). ``longest`` are the longest answers of
-    tasks with another one than ``max_new_tokens``, ``frames`` those of a video, else as its definition says.
-    ``cache_bytes`` bounds the vision features that are held, ``part`` is noted in the results, ``parent`` is the
-    process without which a worker ends.
+    don't read the question, and for others one run of the layers before their first choice (the answers are the same,
+    see ``answer_shared`` and ``answer_behind``). ``longest`` are the longest answers of tasks with another one than
+    ``max_new_tokens``, ``frames`` those of a video, else as its definition says. ``cache_bytes`` bounds the vision
+    features that are held, ``part`` is noted in the results, ``parent`` is the process without which a worker ends.
     """
 
     loaded: Loaded
@@ -176,12 +177,24 @@ def _answers(
         outputs_of = {key: features.get(cell, row) for key, row in by_key.items()}
         encoded = {id(row): outputs_of[features.key(cell, row)] for group in groups for row in group}
         yield []  # a moment to look at the clock
-    share = reuse and sweep.share and not cell.reads_text and shares_prefix(model)
+    share = reuse and sweep.share and shares_prefix(model)
+    layers = layers_before_choice(cell, model) if share and cell.reads_text else 0
+    share = share and (layers > 0 or not cell.reads_text)
+    alike = _alike(sweep, groups)
+    packed = [(limit, pack) for (limit, _), same in alike.items() for pack in packs(same, sweep.batch_size) if share]
+    vision = [[encoded[id(group[0])] for group in pack] for _, pack in packed]
+    # of the unwrapped model, too
+    states = [
+        prefix_states(model, processor, pack, seen, layers) if layers else None
+        for (_, pack), seen in zip(packed, vision, strict=True)
+    ]
     with pruned(model, cell) as wrapped:
-        for (limit, _), same in _alike(sweep, groups).items():
-            for pack in packs(same, sweep.batch_size) if share else ():
-                vision = [encoded[id(g[0])] for g in pack]
-                yield from answer_shared(wrapped, processor, pack, vision, limit, sweep.batch_size)
+        for (limit, pack), seen, behind in zip(packed, vision, states, strict=True):
+            if behind is None:
+                yield from answer_shared(wrapped, processor, pack, seen, limit, sweep.batch_size)
+            else:
+                yield from answer_behind(wrapped, processor, pack, seen, behind, limit, sweep.batch_size)
+        for (limit, _), same in alike.items():
             rows = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
             for batch in batches(rows, sweep.batch_size):
                 outputs = [encoded[id(r)] for r in batch] if reuse else None

@@ -233,14 +233,20 @@ def capture_attention(
     mask: Any,
     scaling: float,
 ) -> None:
-    """Store what `signals` ask of one decoder layer's attention `module`."""
-    length = query.shape[2]
+    """Store what `signals` ask of one decoder layer's attention `module`.
+
+    It may have been given its last columns only, where the first ones' keys are there already: then rows of those can't
+    be asked.
+    """
+    length = run.columns.shape[1]
+    given = length - query.shape[2]
     for signal in signals:
         if isinstance(signal, (DecoderKeys, DecoderValues)):
             of = key if isinstance(signal, DecoderKeys) else value
             seen = of[:, :, of.shape[2] - length :]
         elif isinstance(signal, DecoderAttention):
-            weights = attention_rows(query, key, mask, scaling, query_columns(run, signal.queries, length))
+            rows = query_columns(run, signal.queries, length) - given
+            weights = attention_rows(query, key, mask, scaling, rows)
             seen = weights[..., weights.shape[-1] - length :]
         else:
             continue

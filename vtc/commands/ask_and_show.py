@@ -38,6 +38,8 @@ def ask(
     """Answer one question about one picture."""
     from vtc.eval.tasks.media.images import open_image
 
+    if not question.strip():
+        raise ValueError("--question is empty")
     picture = open_image(image)
     import_all(imports)
     with heavy_imports():

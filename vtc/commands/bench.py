@@ -177,14 +177,18 @@ def bench(
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     import_all(imports)
     refuse_methods(methods, "all", "unpruned", "none")
+    from vtc.eval.sweep.asked_questions import refuse_tasks
     from vtc.eval.sweep.options import BenchOptions, check_options
     from vtc.eval.sweep.paper_recipes import load_recipe
 
+    names = split_list(tasks) if tasks else None
+    if names and data is None:
+        refuse_tasks(names)
     asked = BenchOptions(
         pruners=methods,
         keeps=keeps,
         recipe=None if recipe is None else load_recipe(recipe),
-        tasks=split_list(tasks) if tasks else None,
+        tasks=names,
         model=model,
         data=data,
         data_dir=data_dir,

@@ -98,10 +98,14 @@ def tune(
 
     Exit code 1 says that nothing qualifies.
     """
+    from vtc.eval.sweep.asked_questions import refuse_tasks
     from vtc.eval.tune.options import DEFAULT_KEEPS, TuneOptions, check_options
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    names = split_list(tasks) if tasks else None
+    if names and data is None:
+        refuse_tasks(names)
     asked = TuneOptions(
         target=target,
         pruners=tuple(split_list(pruners)),
@@ -110,7 +114,7 @@ def tune(
         confirm=confirm,
         eta=eta,
         keeps=DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep)),
-        tasks=split_list(tasks) if tasks else None,
+        tasks=names,
         model=model,
         limit=limit,
         output=output,
