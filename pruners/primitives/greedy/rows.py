@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..precision import vector_lengths
+
 CHUNK = 256  # rows made wide together: they stay in the processor's cache
 ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
 
@@ -42,8 +44,7 @@ class Rows:
     def __init__(self, x: Tensor, dtype: torch.dtype, pictures: int = 1):
         self.x, self.dtype = x, dtype
         self.chunk = max(64, min(CHUNK, len(x) * pictures // 6))  # small pictures are not to be held whole, either
-        # widened first: a norm of half precision in float32 takes several times as long
-        norm = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=-1) for part in x.split(self.chunk)])
+        norm = vector_lengths(x, self.chunk)
         self.usable = norm.isfinite()
         self.all_usable = bool(self.usable.all())
         self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
