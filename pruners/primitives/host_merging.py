@@ -16,7 +16,7 @@ GROUP = 64  # of those that are looked at again: near tokens of a picture have t
 ENTRIES = 2**20  # of an exact matrix at a time
 ROUNDING = 2e-6  # more than a float32 product of unit vectors is off by (seen: below 5e-7 at 4,096 channels)
 HALF_STEP = 2.0**-8  # of bfloat16, as a share of a number
-WORTH_ROUNDING = 2**27  # multiplications from which products in bfloat16 pay, where the CPU has them
+WORTH_ROUNDING = 2**26  # multiplications from which products in bfloat16 pay, where the CPU has them
 MOST_CANCELLED = 30.0  # times a merged vector may be shorter than its parts; beyond it float32 has no use
 LONGEST = 1e15  # a token whose products stay far from overflowing
 SHORTEST = 1e-5  # length of a token as a share of the longest one (or of 1): below it squares may vanish
@@ -222,9 +222,7 @@ def _nearest(products: Products, odd: Tensor, error: float, ranked: bool) -> Nea
     """As float32 tells it."""
     count = len(products.scale) - len(odd)
     made = Nearest(*torch.empty(2, count, dtype=torch.float64), torch.empty(count, dtype=torch.int64))
-    rounded = None
-    if isinstance(products, Sums) and multiplies_bfloat16() and len(odd) * products.table.numel() // 2 > WORTH_ROUNDING:
-        rounded = Rounded(products)
+    rounded = Rounded(products) if isinstance(products, Sums) and _worth_rounding(products.table) else None
     for start in range(0, count, 2 * BLOCK):
         rows = slice(start, min(start + 2 * BLOCK, count))
         if rounded is not None:
@@ -234,6 +232,12 @@ def _nearest(products: Products, odd: Tensor, error: float, ranked: bool) -> Nea
         found = _cosines(products, slice(2 * rows.start, 2 * rows.stop - 1, 2), odd)
         made.best[rows], made.score[rows], made.second[rows] = _two_largest(found)
     return made
+
+
+def _worth_rounding(x: Tensor) -> bool:
+    """Whether candidates by products in bfloat16 are the quicker way; other vectors must be rounded first."""
+    work = len(x) * x.numel() // 4
+    return multiplies_bfloat16() and work > (1 if x.dtype == torch.bfloat16 else 2) * WORTH_ROUNDING
 
 
 def _two_largest(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -315,9 +319,11 @@ def _exact_cosines(rows: Tensor, columns: Tensor, usable: Tensor, x: Tensor, own
     member = (slot[owner] >= 0).nonzero()[:, 0]
     mine, share = slot[owner[member]], weight[member, None].double()
     found = left = right = torch.zeros((), dtype=torch.float64)
-    for c in channel_blocks(x.shape[-1], torch.float64):
-        sums = torch.zeros(len(needed), c.stop - c.start, dtype=torch.float64)[:, : x[:1, c].shape[1]]
-        sums = sums.index_add(0, mine, x[member, c].double() * share)
+    few = len(member) * x.shape[-1] <= ENTRIES // 2
+    for c in [slice(None)] if few else channel_blocks(x.shape[-1], torch.float64):
+        part = x[:, c]
+        sums = part.new_zeros(len(needed), part.shape[1], dtype=torch.float64)
+        sums.index_add_(0, mine, part.index_select(0, member).double().mul_(share))
         a, b = sums[: len(rows)], sums[len(rows) :]
         found = found + a @ b.T
         left, right = left + a.square().sum(1), right + b.square().sum(1)
