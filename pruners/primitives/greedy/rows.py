@@ -70,16 +70,17 @@ class Rows:
             return self._cosines(index, unit)
         return torch.cat([self._cosines(part, unit) for part in index.split(self.chunk)])
 
-    def column(self, unit: Tensor) -> Tensor:
-        """Cosine of every token to a `unit` vector `[D]`, `[N]`."""
+    def all_cosines(self, unit: Tensor) -> Tensor:
+        """Cosines of every token to `unit` vectors `[m, D]`, `[N, m]`."""
         starts = range(0, len(self.x), self.chunk)
-        return torch.cat([self._cosines(slice(s, s + self.chunk), unit[None])[:, 0] for s in starts])
+        return torch.cat([self._cosines(slice(s, s + self.chunk), unit) for s in starts])
 
     def _cosines(self, part: Tensor | slice, unit: Tensor) -> Tensor:
         # a matrix of one column takes longer than a vector
         rows = self._wide(part)
         found = rows @ unit.mT if len(unit) > 1 else (rows @ unit[0])[:, None]
-        return alike(found.div_(self.length[part, None]))
+        found.div_(self.length[part, None])
+        return alike(found) if bool(found.amax() > ALIKE) else found
 
     def _wide(self, part: Tensor | slice) -> Tensor:
         """Vectors of some tokens `[n, D]`, perhaps a view; at most ``chunk`` of them only until the next call."""

@@ -39,7 +39,7 @@ class Closest:
         """Upper bounds of all tokens, `[N]`."""
         return self.score(self.share, self.closest if self.twin is None else self.closest[self.twin])
 
-    def refresh(self, source: Tensor, cosine: Tensor, start: int) -> None:
+    def refresh(self, source: Tensor | slice, cosine: Tensor, start: int) -> None:
         """Take in the `cosine` `[n, m]` of some tokens to the chosen ones from `start` on."""
         self.closest[source] = torch.maximum(self.closest[source], cosine.amax(1))
 
@@ -86,7 +86,7 @@ class Determinant:
         left = torch.where(self.left > SPANNED, self.left, 0)
         return self.weight * (left if self.twin is None else left[self.twin])
 
-    def refresh(self, source: Tensor, cosine: Tensor, start: int) -> None:
+    def refresh(self, source: Tensor | slice, cosine: Tensor, start: int) -> None:
         """Take in the `cosine` `[n, m]` of some tokens to the chosen ones from `start` on."""
         stop = start + cosine.shape[1]
         known, factor = self.known[source, :stop], self.factor[start:stop]
