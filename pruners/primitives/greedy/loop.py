@@ -119,6 +119,8 @@ class _Lazy:
             self.order.append(columns[place])
             bar[place] = float("-inf")
             self.rule.take(place)
+        if len(self.order) == self.k:
+            return
         taken = torch.tensor(self.order[start:], dtype=torch.int64)
         self.bar[taken] = float("-inf")
         self.unit[start : len(self.order)] = self.rows.scaled(taken)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..precision import vector_lengths
 
 CHUNK = 256  # rows made wide together: they stay in the processor's cache
+STRIPS = 6  # that a symmetric product is made in: of each only what lies behind the diagonal
 ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
 
 
@@ -110,7 +111,7 @@ class Rows:
     def whole(self) -> Tensor:
         """All cosines, `[N, N]`, symmetric; those of twins are the same numbers."""
         found = self.own.new_empty(len(self.x), len(self.x))
-        for part in torch.arange(len(self.x)).split(self.chunk):
+        for part in torch.arange(len(self.x)).split(max(64, min(self.chunk, len(self.x) // STRIPS))):
             start, stop = int(part[0]), int(part[-1]) + 1
             unit = self.scaled(part)
             step = len(self.x) if self.x.dtype == self.dtype else 2 * self.chunk  # wide ones are views

@@ -105,10 +105,15 @@ class Determinant:
         self.source = source
         self.pool_weight, self.near = self.weight[pool].numpy(), self.left[source].numpy()
         self.pool_known, self.cosine = np.ascontiguousarray(self.known[source].numpy().T), cosine.numpy()
+        self._drop_spanned()
+
+    def _drop_spanned(self) -> None:
+        if self.near.min() <= SPANNED:
+            self.near[self.near <= SPANNED] = 0
 
     def pooled(self) -> np.ndarray:
         """Scores of the pool, `[n]`."""
-        return self.pool_weight * np.where(self.near > SPANNED, self.near, 0)
+        return self.pool_weight * self.near
 
     def take(self, place: int) -> None:
         """One of the pool is chosen."""
@@ -119,7 +124,8 @@ class Determinant:
             factor = self.factor.numpy()
             factor[count, :count], factor[count, count] = mine_known, mine**0.5
             self.pool_known[count] = e
-            self.near -= e * e
+            self.near -= np.square(e, out=e)
+            self._drop_spanned()
         self.count = count + 1
 
     def store(self) -> None:
