@@ -279,10 +279,10 @@ class Rounded:
         others = found.scatter_(1, best[:, None], -3.0).amax(1)
         found.scatter_(1, best[:, None], top[:, None])
         score, second = top, torch.full_like(top, -2.0)
-        surely = others < least[:, 0]
+        unsure = (others >= least[:, 0]).nonzero()[:, 0]
         if ranked:
             score = torch.where(odd[best], self.sums.pairs(at, 2 * best + 1), -1.0)
-        for some in (~surely).nonzero()[:, 0].split(GROUP):
+        for some in unsure.split(GROUP) if len(unsure) else ():
             above = found.index_select(0, some).sub_(least[some])
             columns = (above.amax(0) >= 0).nonzero()[:, 0]
             near = self.sums.among(at[some], 2 * columns + 1)
