@@ -94,7 +94,6 @@ class Sums:
         """As ``Products`` says."""
         self.scale, self.odd = scale, None
 
-
     def lengths(self) -> Tensor:
         """As ``Products`` says."""
         return vector_lengths(self.table)
@@ -290,6 +289,8 @@ class Rounded:
             place, score[some], second[some] = _two_largest(near)
             best[some] = columns[place]
         return Nearest(score, second, best)
+
+
 def _cosines(products: Products, rows: slice | Tensor, odd: Tensor) -> Tensor:
     """Cosines of some tokens with those at odd places; -1 with what is not finite."""
     found = products.cosines(rows)

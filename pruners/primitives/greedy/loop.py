@@ -11,7 +11,8 @@ from .rules import Closest, Determinant
 LAST = -1e30  # the bar of tokens that come last, by index
 POOL = 64, 192  # tokens whose cosines among one another are made at once: from and to, a twelfth of the picture's
 MANY = 0.75  # of the tokens, of which it is quicker to bring all up to date in their order
-FRUITFUL = 8, 6  # a pool of which less than this part is chosen was of too few tokens up to date; more than this: of many
+# one part in so many of a pool that is chosen: with less, more tokens are brought up to date together, with more, fewer
+FRUITFUL = 8, 6
 
 
 def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int, whole: bool = False) -> Tensor:
