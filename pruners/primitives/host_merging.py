@@ -106,12 +106,13 @@ class Sums:
 
     def among(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Cosines of some tokens with some others, `[rows, columns]`."""
-        found = self._some(rows) @ self._some(columns).T
+        some = self._some(rows)
+        found = torch.cat([some @ self._some(part).T for part in columns.split(BLOCK)], 1)
         return found.mul_(self.scale[columns]).mul_(self.scale[rows, None])
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Cosines of some tokens with some others, one to one."""
-        both = zip(rows.split(BLOCK), columns.split(BLOCK), strict=True)
+        both = zip(rows.split(GROUP), columns.split(GROUP), strict=True)
         found = torch.cat([(self._some(a) * self._some(b)).sum(1) for a, b in both])
         return found.mul_(self.scale[rows]).mul_(self.scale[columns])
 
@@ -254,25 +255,29 @@ class Rounded:
 
     def __init__(self, sums: Sums):
         self.sums = sums
-        self.even, self.odd = (sums.table[start::2].bfloat16() for start in (0, 1))
-        self.off = [torch.zeros(len(x)) for x in (self.even, self.odd)]
-        if sums.table.dtype != torch.bfloat16:
-            for off, x, wide in zip(self.off, (self.even, self.odd), (sums.table[::2], sums.table[1::2]), strict=True):
-                for start in range(0, len(x), BLOCK):
-                    part = slice(start, start + BLOCK)
-                    off[part] = torch.linalg.vector_norm(x[part].float().sub_(wide[part]), dim=-1)
-        self.off = [off * scale for off, scale in zip(self.off, (sums.scale[::2], sums.scale[1::2]), strict=True)]
+        self.odd, off = self._rounded(slice(1, None, 2))
+        self.off = (off * sums.scale[1::2]).max()
+
+    def _rounded(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Some of the vectors, and how far that moves each."""
+        x = self.sums.table[rows]
+        near = x.bfloat16()
+        if near.dtype == x.dtype:
+            return near, torch.zeros(len(x))
+        both = zip(near.split(BLOCK), x.split(BLOCK), strict=True)
+        return near, torch.cat([torch.linalg.vector_norm(a.float().sub_(b), dim=-1) for a, b in both])
 
     def nearest(self, rows: slice, odd: Tensor, error: float, ranked: bool) -> Nearest:
         """Of some tokens of A; scores are those of float32 only if they are to be ``ranked``."""
         scale, at = self.sums.scale, 2 * torch.arange(rows.start, rows.stop)
-        found = (self.even[rows] @ self.odd.T).float().mul_(scale[1::2]).mul_(scale[at, None])
+        even, off = self._rounded(slice(2 * rows.start, 2 * rows.stop - 1, 2))
+        found = (even @ self.odd.T).float().mul_(scale[1::2]).mul_(scale[at, None])
         if not odd.all():
             found.masked_fill_(~odd, -1.0)
         best = torch.from_numpy(found.numpy().argmax(1))
         top = found.gather(1, best[:, None])[:, 0]
         # how far a product may be off: either vector's rounding, and the product's own
-        off = self.off[0][rows] * (1 + HALF_STEP) + self.off[1].max()
+        off = off * scale[at] * (1 + HALF_STEP) + self.off
         off += HALF_STEP * (top.abs() + off) * (1 + 2 * HALF_STEP) + 2 * error
         least = (top - 2 * off)[:, None]
         others = found.scatter_(1, best[:, None], -3.0).amax(1)

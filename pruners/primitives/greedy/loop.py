@@ -10,6 +10,7 @@ from .rules import Closest, Determinant
 
 LAST = -1e30  # the bar of tokens that come last, by index
 POOL = 64, 192  # tokens whose cosines among one another are made at once: from and to, a twelfth of the picture's
+MOST = 512  # tokens brought up to date together, where most scores stay as they are
 MANY = 0.75  # of the tokens, of which it is quicker to bring all up to date in their order
 # one part in so many of a pool that is chosen: with less, more tokens are brought up to date together, with more, fewer
 FRUITFUL = 8, 6
@@ -77,6 +78,8 @@ class _Lazy:
         count = len(self.order)
         if int(self.seen[self._source(best)]) < count:
             self._refresh(top, count)
+            if not self.rule.all_fall:
+                self.block = min(2 * self.block, max(self.few, min(MOST, len(score) // 8)))
             return True
         top = top[: self.few]
         top = top[self.seen[self._sources(top)] == count].sort().values
@@ -84,7 +87,9 @@ class _Lazy:
         rival = int(outside.argmax())
         self.pool(top, float(outside[rival]), rival)
         taken = len(self.order) - count
-        if taken * FRUITFUL[0] < self.few:
+        if not self.rule.all_fall:
+            self.block = self.few
+        elif taken * FRUITFUL[0] < self.few:
             self.block = min(2 * self.block, len(score))
         elif taken * FRUITFUL[1] > self.few:
             self.block = max(self.block // 2, self.few)

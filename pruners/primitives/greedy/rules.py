@@ -7,7 +7,7 @@ that size a call into torch takes longer than what it does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Closest:
     score : callable
         ``score(share, closest)`` of some tokens, in plain arithmetic.
     """
+
+    all_fall: ClassVar[bool] = False  # with a chosen token the scores of those near to it
 
     def __init__(self, rows: Rows, share: Tensor, score: Callable[[Any, Any], Any]):
         self.twin, self.share, self.score = rows.twin, share, score
@@ -73,6 +75,8 @@ class Determinant:
     steps : int
         How many tokens are chosen.
     """
+
+    all_fall: ClassVar[bool] = True  # with every chosen token
 
     def __init__(self, rows: Rows, weight: Tensor, steps: int):
         self.twin, self.weight, self.own = rows.twin, weight, rows.own
