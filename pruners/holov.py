@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,12 +21,16 @@ from vtc.pruners.primitives.best_per_part import (
     rank_in_part,
 )
 from vtc.pruners.primitives.merging import symmetric_products
-from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.precision import decides_on_host, wide, wide_dtype
 
 from .base import Pruner
 from .registry import register_pruner
 from .signals import EncoderAttention, Signal
 from .visual_tokens import VisualTokens
+
+ENTRIES = 2**20  # of runs looked at together
+STRIPS = 6  # a run's cosines to one part in so many of it are made first
+ROUNDING = 1e-6  # more than a run's weight in float32 is off by
 
 
 @register_pruner("holov")
@@ -86,13 +91,12 @@ class HoloV(Pruner):
         part, valid = self._part(tokens, edges), tokens.valid
         count = max(map(len, edges)) - 1
         attention = 1000 * raw.nan_to_num(0, 0, 0).masked_fill(~valid, 0)
-        variance = self._variance(tokens.features, edges)
-        sizes = part_sizes(part, count).clamp(min=1)
-        looked, varied = (part_sums(x, part, count) / sizes for x in (attention, variance))
+        sizes, budget = part_sizes(part, count).clamp(min=1), budgets_of(tokens)
+        looked = part_sums(attention, part, count) / sizes
+        varied = self._varied(tokens.features, edges, part, looked, sizes, budget)
         weight = looked + self.alpha * looked / (varied + 1e-6) * varied  # the mean of the run's scores
         weight = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
-        budget = budgets_of(tokens)
         whole = (weight * budget).long()
         rank = rank_in_part(raw, part, count)
         if self.official:
@@ -116,6 +120,41 @@ class HoloV(Pruner):
             row[: ends[-1]] = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
         return torch.from_numpy(part).to(tokens.ids.device)
 
+    @torch.no_grad()
+    def _varied(
+        self, x: Tensor, edges: list[list[int]], part: Tensor, looked: Tensor, sizes: Tensor, budget: Tensor
+    ) -> Tensor:
+        """Mean variance of each run, `[B, P]`; less than that in rows where already it tells the budgets."""
+        if not decides_on_host(x):
+            return part_sums(self._variance(x, edges), part, looked.shape[1]) / sizes
+        found = torch.zeros_like(looked)
+        for row, ends in enumerate(edges):
+            for first, count, length in _alike(ends, x.shape[2]):
+                some = x[row, ends[first] :][: count * length].unflatten(0, (count, length))
+                found[row, first : first + count] = _least_variance(some)
+        open_ = (~self._decided(found, looked, sizes, budget)).nonzero()[:, 0]
+        if len(open_):
+            variance = self._variance(x[open_], [edges[row] for row in open_])
+            found[open_] = part_sums(variance, part[open_], looked.shape[1]) / sizes[open_]
+        return found
+
+    def _decided(self, least: Tensor, looked: Tensor, sizes: Tensor, budget: Tensor) -> Tensor:
+        """Whether every variance from the `least` one up gives a row's runs the same budgets, `[B]` bool."""
+        ends = looked * (1 + self.alpha * least / (least + 1e-6)), looked * (1 + self.alpha)
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        low, high = (
+            own / (own + other.sum(1, keepdim=True) - other) * (1 + slack)
+            for own, other, slack in ((low, high, -ROUNDING), (high, low, ROUNDING))
+        )
+        whole = (low * budget).floor()
+        more = (budget - whole.sum(1, keepdim=True)).clamp(0, low.shape[1]).long()
+        order = low.argsort(1, descending=True)
+        first = torch.arange(low.shape[1]) < more  # the runs that get one more
+        above = low.gather(1, order).masked_fill(~first, float("inf")).amin(1)
+        below = high.gather(1, order).masked_fill(first, float("-inf")).amax(1)
+        known = (whole == (high * budget).floor()) & (whole < sizes) & (looked >= 0)  # NaN is not known
+        return known.all(1) & (above > below)
+
     @staticmethod
     @torch.no_grad()
     def _variance(features: Tensor, edges: list[list[int]]) -> Tensor:
@@ -134,6 +173,30 @@ class HoloV(Pruner):
             else:
                 out[torch.tensor(rows, device=out.device), : ends[-1]] = made
         return out
+
+
+def _alike(ends: list[int], width: int) -> Iterator[tuple[int, int, int]]:
+    """Runs of one length that are looked at together: the first one, how many, and their length."""
+    lengths, first = np.diff(ends).tolist(), 0
+    while first < len(lengths):
+        length = lengths[first]
+        most = max(1, ENTRIES // (length * width))
+        same = sum(1 for _ in itertools.takewhile(lambda n: n == length, lengths[first : first + most]))  # noqa: B023
+        yield first, same, length
+        first += same
+
+
+def _least_variance(x: Tensor) -> Tensor:
+    """Less than the means of ``_variance_of`` the runs `x [R, n, D]`, `[R]`: by their cosines to some tokens each."""
+    n, some = x.shape[1], -(-x.shape[1] // STRIPS)
+    x = wide(x)
+    scale = torch.linalg.vector_norm(x, dim=2).clamp(min=1e-8).reciprocal()
+    cosine = (x[:, :some] @ x.mT).mul_(scale[:, :some, None]).mul_(scale[:, None]).nan_to_num_(0, 0, 0)
+    cosine.diagonal(dim1=1, dim2=2).zero_()
+    others = max(1, n - 1)
+    rest = cosine[:, :, some:]  # of the other tokens a part, which varies least about its own mean
+    least = (rest - rest.mean(1, keepdim=True)).square_().sum((1, 2))
+    return least.add_(cosine.sub_(cosine.sum(2, keepdim=True) / others).square_().sum((1, 2))) / (others * n)
 
 
 def _variance_of(x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ own rounding ``settled`` takes off, so that equal tokens tie on every machine an
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,19 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 def exact(x: Tensor) -> Tensor:
     """`x` in float64, where the device has it."""
     return x.to(exact_dtype(x.device))
+
+
+def vector_lengths(x: Tensor, rows: int = 256) -> Tensor:
+    """Lengths of the vectors `x [N, D]`, `[N]`, some `rows` at a time."""
+    # widened first: a norm of half precision in float32 takes several times as long
+    return torch.cat([torch.linalg.vector_norm(wide(part), dim=-1) for part in x.split(rows)])
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16; elsewhere they take longer than those of float32."""
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.mkldnn.is_available() and bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
 WITHOUT_VALUES = (

@@ -188,7 +188,8 @@ def sensitivity(x: Tensor, projector: Projector, directions: Tensor, step: float
         bias = bias + sum(_times(norm.shift[None], w) for w in first)[0]  # type: ignore[index]
     along = _first(u, projector)
     widest = max(first.shape[1], 0 if projector.second is None else min(ROWS, len(projector.second)))
-    size = max(1, CHUNK // (len(u) * widest))
+    # a longer product runs faster, and without a norm there is no more than one such state at a time
+    size = max(1, (2 if norm is None else 1) * CHUNK // (len(u) * widest))
     return torch.cat([_moves(_parts(some, projector), u, along, bias, projector, step) for some in x.split(size)])
 
 
@@ -241,9 +242,13 @@ def _moves(x: Tensor, u: Tensor, along: Tensor, bias: Tensor, projector: Project
         slope, bend = (x.to(at.dtype) for x in smooth)
         moved = (slope * half).addcmul_(bend, half.pow(3))
     else:  # float32 would leave three digits of the difference, and its noise decide close choices
-        centre, half = exact(centre), exact(half)
-        moved = act(centre + half).sub_(act(centre - half)).to(at.dtype)
+        pieces = zip(*(x.expand(len(at), -1, -1).split(-(-len(at) // 2)) for x in (centre, half)), strict=True)
+        moved = torch.cat([_difference(act, exact(c), exact(t)).to(at.dtype) for c, t in pieces])
     return (_lengths(moved, projector).mean(-1) / (2 * step)).expand(len(x))
+
+
+def _difference(act: Callable[[Tensor], Tensor], centre: Tensor, half: Tensor) -> Tensor:
+    return act(centre + half).sub_(act(centre - half))
 
 
 def _smooth(act: Callable[[Tensor], Tensor], centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor] | None:

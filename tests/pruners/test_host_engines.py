@@ -10,14 +10,27 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vtc
-from vtc.pruners import vispruner
+from vtc.pruners import holov, vispruner
+from vtc.pruners.layout import Layout
 from vtc.pruners.primitives import host_merging, merge_rounds, nearest_rows
 from vtc.pruners.primitives.merging import combine, group_sums, membership, symmetric_products
 from vtc.pruners.primitives.nearest_rows import among_nearest, nearest_ids
+from vtc.pruners.signals import EncoderAttention, Signal
 from vtc.pruners.vispruner import VisPruner, remove_alike
+from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
 LOOKS = ("noise", "copies", "holes", "small numbers", "offset")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Given(SignalSource):
+    """One tensor as every signal."""
+
+    def __init__(self, values: Tensor):
+        self.values, self.declared = values, (EncoderAttention(),)
+
+    def read(self, signal: Signal, tokens: VisualTokens) -> Tensor:
+        return self.values
 
 
 def drawn(look: str, *shape: int, seed: int) -> Tensor:
@@ -61,6 +74,70 @@ def test_merging_on_the_host_is_that_of_every_device(look, counts, width, dtype,
     for i, (m, count) in enumerate(zip(left, counts, strict=True)):
         assert here.column[i, :m].tolist() == there.column[i, :m].tolist()
         assert here.owner[i, :count].tolist() == there.owner[i, :count].tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("look", LOOKS)
+def test_candidates_by_rounded_products_lead_to_the_same_merging(look, dtype, monkeypatch):
+    monkeypatch.setattr(host_merging, "_worth_rounding", lambda _: True)
+    for seed, n in enumerate((7, 60, 301)):
+        x, weight = drawn(look, 1, n, 48, seed=seed).to(dtype), torch.ones(1, n)
+        if seed:  # one region of near tokens
+            x[:, n // 2 :] = (x[:, n // 2 :].float() * 0.05 + 1).to(dtype)
+        rounds = [[n // 2], [n // 8]]
+        here = merge_rounds.merge_rounds(x, weight, weight > 0, [n], rounds)
+        there = merge_rounds._anywhere(x, weight, weight > 0, [n], rounds)
+        assert torch.equal(here.column, there.column)
+        assert torch.equal(here.owner, there.owner)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rounded_product_is_not_further_off_than_its_bound(dtype):
+    x = (drawn("noise", 1, 600, 4096, seed=3)[0] + 0.5).to(dtype)
+    sums = host_merging.Sums(x, torch.ones(600))
+    sums.scale_by(1 / sums.lengths())
+    rounded = host_merging.Rounded(sums)
+    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    scale = sums.scale[::2, None] * sums.scale[1::2]
+    even, moved = rounded._rounded(slice(0, None, 2))
+    off = (even @ rounded.odd.T).double() * scale - unit[::2] @ unit[1::2].T
+    bound = (moved * sums.scale[::2])[:, None] + rounded.off + host_merging.HALF_STEP + host_merging.ROUNDING
+    assert (off.abs() <= bound).all()
+
+
+@given(
+    st.sampled_from(LOOKS),
+    st.lists(st.integers(2, 90), min_size=1, max_size=3),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 4, 16]),
+    st.sampled_from([0.0, 1.0, 6.0]),
+    st.booleans(),
+    st.integers(0, 999),
+)
+@settings(max_examples=80)
+def test_budgets_by_some_cosines_are_those_by_all(look, counts, dtype, crops, sharp, official, seed):
+    n, g = max(counts), torch.Generator().manual_seed(seed)
+    x = drawn(look, len(counts), n, 24, seed=seed).to(dtype)
+    x[:, : n // 3] = (x[:, : n // 3].float() * 1e-3 + 1).to(dtype)  # a blank sky
+    attention = (sharp * torch.rand(len(counts), 1, n, generator=g)).softmax(-1)
+    budgets = [max(1, c // 3) for c in counts]
+    tokens = VisualTokens(
+        features=x,
+        ids=torch.arange(n).expand(len(counts), -1),
+        counts=counts,
+        budgets=budgets,
+        layouts=[Layout.line(c) for c in counts],
+        sample=torch.arange(len(counts)),
+        order=[0] * len(counts),
+        source=Given(attention),
+    )
+    pruner = vtc.parse(f"holov(crops={crops}, official={official})", keep=max(budgets))[0]
+    here = pruner.select(tokens, max(budgets))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holov, "decides_on_host", lambda _: False)
+        there = pruner.select(tokens, max(budgets))
+    for found, wanted, k in zip(here, there, budgets, strict=True):
+        assert found[:k].tolist() == wanted[:k].tolist()
 
 
 @pytest.mark.parametrize("rounds", [[10] * 8, [50, 25]], ids=["all products", "a product a round"])

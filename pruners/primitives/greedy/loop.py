@@ -10,7 +10,10 @@ from .rules import Closest, Determinant
 
 LAST = -1e30  # the bar of tokens that come last, by index
 POOL = 64, 192  # tokens whose cosines among one another are made at once: from and to, a twelfth of the picture's
-MOST = 512  # tokens brought up to date together
+MOST = 512  # tokens brought up to date together, where most scores stay as they are
+MANY = 0.75  # of the tokens, of which it is quicker to bring all up to date in their order
+# one part in so many of a pool that is chosen: with less, more tokens are brought up to date together, with more, fewer
+FRUITFUL = 8, 6
 
 
 def choose(rows: Rows, rule: Closest | Determinant, bar: Tensor, first: int, k: int, whole: bool = False) -> Tensor:
@@ -51,15 +54,14 @@ class _Lazy:
         # so that of equal scores the first are taken: above float64's rounding of a score, far below float32's
         self.by_index = torch.arange(len(bar), dtype=torch.float64) * 2.0**-50
         self.few = max(POOL[0], min(POOL[1], len(bar) // 12))
-        self.block = self.few
+        self.block = self.few  # tokens brought up to date together
 
     def begin(self, first: int, whole: bool) -> None:
         """The first token; all others look at it in one pass."""
         self.pool(torch.tensor([first]), float("-inf"), first)
         if self.order and len(self.order) < self.k:
-            every = torch.arange(len(self.bar))
-            cosine = self.rows.whole[first] if whole else self.rows.column(self.unit[0])
-            self.rule.refresh(every, cosine[:, None], 0)
+            cosine = self.rows.whole[first][:, None] if whole else self.rows.all_cosines(self.unit[:1])
+            self.rule.refresh(slice(None), cosine, 0)
             self.seen.fill_(1)
 
     def advance(self) -> bool:
@@ -76,14 +78,21 @@ class _Lazy:
         count = len(self.order)
         if int(self.seen[self._source(best)]) < count:
             self._refresh(top, count)
-            self.block = min(2 * self.block, max(self.few, min(MOST, len(score) // 8)))
+            if not self.rule.all_fall:
+                self.block = min(2 * self.block, max(self.few, min(MOST, len(score) // 8)))
             return True
-        self.block = self.few
         top = top[: self.few]
         top = top[self.seen[self._sources(top)] == count].sort().values
         outside = score.index_fill(0, top, float("-inf"))
         rival = int(outside.argmax())
         self.pool(top, float(outside[rival]), rival)
+        taken = len(self.order) - count
+        if not self.rule.all_fall:
+            self.block = self.few
+        elif taken * FRUITFUL[0] < self.few:
+            self.block = min(2 * self.block, len(score))
+        elif taken * FRUITFUL[1] > self.few:
+            self.block = max(self.block // 2, self.few)
         return True
 
     def columns(self) -> Tensor:
@@ -94,8 +103,13 @@ class _Lazy:
         source = self._sources(top).unique()
         source = source[self.seen[source] < count]
         start = int(self.seen[source].min())
-        self.rule.refresh(source, self.rows.cosines(source, self.unit[start:count]), start)
-        self.seen[source] = count
+        unit = self.unit[start:count]
+        if len(source) > MANY * len(self.seen):
+            self.rule.refresh(slice(None), self.rows.all_cosines(unit), start)
+            self.seen.fill_(count)
+        else:
+            self.rule.refresh(source, self.rows.cosines(source, unit), start)
+            self.seen[source] = count
 
     def pool(self, pool: Tensor, bound: float, rival: int) -> None:
         """Choose of the `pool` (ascending, up to date) while its best beats the `bound`, which `rival` has."""
@@ -111,6 +125,8 @@ class _Lazy:
             self.order.append(columns[place])
             bar[place] = float("-inf")
             self.rule.take(place)
+        if len(self.order) == self.k:
+            return
         taken = torch.tensor(self.order[start:], dtype=torch.int64)
         self.bar[taken] = float("-inf")
         self.unit[start : len(self.order)] = self.rows.scaled(taken)

@@ -7,7 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..precision import vector_lengths
+
 CHUNK = 256  # rows made wide together: they stay in the processor's cache
+STRIPS = 6  # that a symmetric product is made in: of each only what lies behind the diagonal
 ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
 
 
@@ -42,8 +45,7 @@ class Rows:
     def __init__(self, x: Tensor, dtype: torch.dtype, pictures: int = 1):
         self.x, self.dtype = x, dtype
         self.chunk = max(64, min(CHUNK, len(x) * pictures // 6))  # small pictures are not to be held whole, either
-        # widened first: a norm of half precision in float32 takes several times as long
-        norm = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=-1) for part in x.split(self.chunk)])
+        norm = vector_lengths(x, self.chunk)
         self.usable = norm.isfinite()
         self.all_usable = bool(self.usable.all())
         self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
@@ -69,16 +71,17 @@ class Rows:
             return self._cosines(index, unit)
         return torch.cat([self._cosines(part, unit) for part in index.split(self.chunk)])
 
-    def column(self, unit: Tensor) -> Tensor:
-        """Cosine of every token to a `unit` vector `[D]`, `[N]`."""
+    def all_cosines(self, unit: Tensor) -> Tensor:
+        """Cosines of every token to `unit` vectors `[m, D]`, `[N, m]`."""
         starts = range(0, len(self.x), self.chunk)
-        return torch.cat([self._cosines(slice(s, s + self.chunk), unit[None])[:, 0] for s in starts])
+        return torch.cat([self._cosines(slice(s, s + self.chunk), unit) for s in starts])
 
     def _cosines(self, part: Tensor | slice, unit: Tensor) -> Tensor:
         # a matrix of one column takes longer than a vector
         rows = self._wide(part)
         found = rows @ unit.mT if len(unit) > 1 else (rows @ unit[0])[:, None]
-        return alike(found.div_(self.length[part, None]))
+        found.div_(self.length[part, None])
+        return alike(found) if bool(found.amax() > ALIKE) else found
 
     def _wide(self, part: Tensor | slice) -> Tensor:
         """Vectors of some tokens `[n, D]`, perhaps a view; at most ``chunk`` of them only until the next call."""
@@ -108,7 +111,7 @@ class Rows:
     def whole(self) -> Tensor:
         """All cosines, `[N, N]`, symmetric; those of twins are the same numbers."""
         found = self.own.new_empty(len(self.x), len(self.x))
-        for part in torch.arange(len(self.x)).split(self.chunk):
+        for part in torch.arange(len(self.x)).split(max(64, min(self.chunk, len(self.x) // STRIPS))):
             start, stop = int(part[0]), int(part[-1]) + 1
             unit = self.scaled(part)
             step = len(self.x) if self.x.dtype == self.dtype else 2 * self.chunk  # wide ones are views

@@ -7,7 +7,7 @@ that size a call into torch takes longer than what it does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class Closest:
         ``score(share, closest)`` of some tokens, in plain arithmetic.
     """
 
+    all_fall: ClassVar[bool] = False  # with a chosen token the scores of those near to it
+
     def __init__(self, rows: Rows, share: Tensor, score: Callable[[Any, Any], Any]):
         self.twin, self.share, self.score = rows.twin, share, score
         self.closest = torch.full_like(rows.own, -1.0)
@@ -39,7 +41,7 @@ class Closest:
         """Upper bounds of all tokens, `[N]`."""
         return self.score(self.share, self.closest if self.twin is None else self.closest[self.twin])
 
-    def refresh(self, source: Tensor, cosine: Tensor, start: int) -> None:
+    def refresh(self, source: Tensor | slice, cosine: Tensor, start: int) -> None:
         """Take in the `cosine` `[n, m]` of some tokens to the chosen ones from `start` on."""
         self.closest[source] = torch.maximum(self.closest[source], cosine.amax(1))
 
@@ -74,6 +76,8 @@ class Determinant:
         How many tokens are chosen.
     """
 
+    all_fall: ClassVar[bool] = True  # with every chosen token
+
     def __init__(self, rows: Rows, weight: Tensor, steps: int):
         self.twin, self.weight, self.own = rows.twin, weight, rows.own
         self.left = rows.own.clone()
@@ -86,7 +90,7 @@ class Determinant:
         left = torch.where(self.left > SPANNED, self.left, 0)
         return self.weight * (left if self.twin is None else left[self.twin])
 
-    def refresh(self, source: Tensor, cosine: Tensor, start: int) -> None:
+    def refresh(self, source: Tensor | slice, cosine: Tensor, start: int) -> None:
         """Take in the `cosine` `[n, m]` of some tokens to the chosen ones from `start` on."""
         stop = start + cosine.shape[1]
         known, factor = self.known[source, :stop], self.factor[start:stop]
@@ -105,10 +109,15 @@ class Determinant:
         self.source = source
         self.pool_weight, self.near = self.weight[pool].numpy(), self.left[source].numpy()
         self.pool_known, self.cosine = np.ascontiguousarray(self.known[source].numpy().T), cosine.numpy()
+        self._drop_spanned()
+
+    def _drop_spanned(self) -> None:
+        if self.near.min() <= SPANNED:
+            self.near[self.near <= SPANNED] = 0
 
     def pooled(self) -> np.ndarray:
         """Scores of the pool, `[n]`."""
-        return self.pool_weight * np.where(self.near > SPANNED, self.near, 0)
+        return self.pool_weight * self.near
 
     def take(self, place: int) -> None:
         """One of the pool is chosen."""
@@ -119,7 +128,8 @@ class Determinant:
             factor = self.factor.numpy()
             factor[count, :count], factor[count, count] = mine_known, mine**0.5
             self.pool_known[count] = e
-            self.near -= e * e
+            self.near -= np.square(e, out=e)
+            self._drop_spanned()
         self.count = count + 1
 
     def store(self) -> None:
