@@ -15,7 +15,7 @@ from vtc.eval.cost.prefill_cost import Measured
 from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
 from vtc.eval.vlm.layers_before_choice import PrefixStates
 from vtc.eval.vlm.prompts import Row, pad_id, pad_rows
-from vtc.models.stock.transformers_api import cache_of, given
+from vtc.models.stock.transformers_api import cache_of, given, keeps_state
 
 from .chunks_and_batches import batches
 
@@ -97,12 +97,12 @@ def shares_prefix(model: nn.Module) -> bool:
     """Whether a model's questions may be answered behind one prefill of their image.
 
     Not with multi-axis rotary positions, whose models keep the position of the next token outside the cache, and not
-    with sliding windows.
+    with sliding windows or recurrent layers.
     """
     config = core_of(model).config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return "mrope_section" not in rope and kinds == {"full_attention"}
+    return "mrope_section" not in rope and kinds == {"full_attention"} and not keeps_state(config)
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ class PrefixStates:
         finally:
             for handle in handles:
                 handle.remove()
-        kept = cache.layers[:count]
+        kept: list[Any] = cache.layers[:count]
         return cls(layers, hidden, [one.keys for one in kept], [one.values for one in kept])
 
     @contextmanager
