@@ -44,8 +44,8 @@ def refuse_pipeline(pipeline: Pipeline) -> None:
             )
         if any(isinstance(s, QuestionState) for stop in pruner.stops(DEPTH) for s in pruner.signals_at(stop)):
             raise NotImplementedError(
-                f"{name} has the language model read the question alone first, and an engine has no such pass: it can't "
-                f"run inside vLLM; other {INSTEAD}"
+                f"{name} has the language model read the question alone first, and an engine has no such pass: it "
+                f"can't run inside vLLM; other {INSTEAD}"
             )
 
 
