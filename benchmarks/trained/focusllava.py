@@ -9,8 +9,6 @@ beside this file.
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,17 @@ import asked_alone as work
 import torch
 from packed import Descent
 from pictures import Evaluation, TrainingPictures, evaluation
-from shared_cells import accuracy, claimed, gap, publish
+from shared_cells import Place, accuracy, gap, keep_scores, parser_of, scores_of, tell, to_do
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
 import vtc
 from vtc.bundled_files import bundled_model_path
-from vtc.eval.files.atomic import write_atomic
 from vtc.eval.statistics.paired import Questions
 from vtc.pruners.base import Pruner
 from vtc.pruners.focusllava import HIDDEN, RANK, FocusSamplers
 
-MARK, END = "<!-- focusllava table -->", "<!-- /focusllava table -->"
+TABLE = Place("<!-- focusllava table -->", "<!-- /focusllava table -->", "focus-*.jsonl")
 RATE, LM_RATE, WIDTH = 1e-3, 4e-4, 192
 SIZES = {"width": WIDTH, "hidden": HIDDEN, "rank": RANK}
 PICTURES, ASKED = 2, 12  # of a step, and questions of a picture
@@ -75,9 +72,9 @@ FIRST = {"both": "pool + fastv", "vision": "pool", "text": "fastv"}  # what a gr
 TOKENS = {"both": "128, then 64", "vision": "80", "text": "576, then 64"}  # before layers 0 and 1, and 2 to 7
 
 
-def named(cell: str, seed: int) -> str:
-    """A cell in the name of a file."""
-    return f"focus-{cell.replace(' + ', '-and-').replace(',', '').replace(' ', '-')}-{seed}"
+def named(cell: str) -> str:
+    """A cell with its seed in the name of a file."""
+    return f"focus-{cell.replace(' + ', '-and-').replace(',', '').replace(' ', '-').replace(':', '-')}"
 
 
 def load() -> nn.Module:
@@ -123,17 +120,14 @@ def ready(folder: Path, name: str, seed: int, steps: int, pictures: TrainingPict
         weight.requires_grad_(True)
     groups = [(some, rate) for some, rate in ((fresh, RATE), (language, LM_RATE)) if some]
     parts["optimizer"] = Descent(groups, steps)
-    work.train(folder, named(name, seed), steps, model, parts, lambda step: pictures.step(seed, step))
+    work.train(folder, named(f"{name}:{seed}"), steps, model, parts, lambda step: pictures.step(seed, step))
     return model.requires_grad_(False)
 
 
 def table(folder: Path, asked: Evaluation) -> str:
     """Accuracies and differences to the first of each group, with intervals."""
     judge = Questions(asked.image_of, asked.task_of)
-    runs = {
-        name: [json.loads(f.read_text()) for f in sorted(folder.glob(f"{named(name, 0)[:-1]}[0-9].json"))]
-        for name in CELLS
-    }
+    runs = {name: scores_of(folder, named(f"{name}:0")) for name in CELLS}
     lines = ["| tokens | | learns | seeds | accuracy | against the first, points [95%] |", "|---" * 6 + "|"]
     for name, cell in CELLS.items():
         ours, theirs = runs[name], runs[FIRST[cell.group]]
@@ -149,33 +143,18 @@ def table(folder: Path, asked: Evaluation) -> str:
 
 def main() -> None:
     """Train, answer, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", action="append", help="a cell as CELL:SEED; default: all")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--page", action="store_true")
-    options = parser.parse_args()
+    options = parser_of(__doc__ or "", 160).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     stock = AutoModelForImageTextToText.from_pretrained(bundled_model_path(), dtype=torch.float32).eval()
     asked = evaluation(stock, options.out)
     if not (options.table or options.page):
         every = [f"{name}:{s}" for s in range(options.seeds) for name in ORDER if s == 0 or CELLS[name].learns]
         pictures = TrainingPictures(stock, options.out, PICTURES, ASKED)
-        for one in options.only or every:
+        for one, file in to_do(options.out, options.only or every, named):
             name, seed = one.rsplit(":", 1)
-            file = options.out / f"{named(name, int(seed))}.json"
-            with claimed(file.with_suffix(".lock"), one) as mine:
-                if mine and not file.exists():
-                    scores = work.answered(ready(options.out, name, int(seed), options.steps, pictures), asked)
-                    write_atomic(file, json.dumps(scores))
-                    print(f"{one}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
-    found = table(options.out, asked)
-    write_atomic(options.out / "table.md", found)
-    print(found)
-    if options.page:
-        publish(options.out, MARK, END, found, "focus-*.jsonl")
+            model = ready(options.out, name, int(seed), options.steps, pictures)
+            keep_scores(file, one, work.answered(model, asked))
+    tell(options, table(options.out, asked), TABLE)
 
 
 if __name__ == "__main__":

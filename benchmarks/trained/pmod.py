@@ -8,8 +8,6 @@ the table of what is there, ``--page`` into docs/trained.md too, with the logs o
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,17 @@ import packed as work
 import packed_loans
 import torch
 from pictures import Evaluation, TrainingPictures, evaluation
-from shared_cells import accuracy, claimed, gap, publish
+from shared_cells import Place, accuracy, gap, keep_scores, parser_of, scores_of, tell, to_do
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from vtc.bundled_files import bundled_model_path
-from vtc.eval.files.atomic import write_atomic
 from vtc.eval.statistics.paired import Questions
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import PackedQuestions
 from vtc.pruners.pmod import PModRouters
 
-MARK, END = "<!-- pmod table -->", "<!-- /pmod table -->"
+TABLE = Place("<!-- pmod table -->", "<!-- /pmod table -->", "pmod-*.jsonl")
 PATCHES, RATE, LM_RATE = 576, 1e-3, 4e-4
 ALL, LOANS, SPREAD = "all tokens", "p-MoD", "uniform"
 
@@ -97,18 +94,15 @@ class Answers:
         self.model.requires_grad_(False)
 
 
-def named(cell: str, seed: int) -> str:
-    """A cell in the name of a file."""
-    return f"pmod-{cell.replace(',', '').replace(' ', '-')}-{seed}"
+def named(cell: str) -> str:
+    """A cell with its seed in the name of a file."""
+    return f"pmod-{cell.replace(',', '').replace(' ', '-').replace(':', '-')}"
 
 
 def table(folder: Path, asked: Evaluation) -> str:
     """Accuracies and differences to the dense model trained as long, with intervals."""
     judge = Questions(asked.image_of, asked.task_of)
-    runs = {
-        name: [json.loads(f.read_text()) for f in sorted(folder.glob(f"{named(name, 0)[:-1]}[0-9].json"))]
-        for name in CELLS
-    }
+    runs = {name: scores_of(folder, named(f"{name}:0")) for name in CELLS}
     lines = [f"| | visual tokens a layer | seeds | accuracy | against {FIRST}, points [95%] |", "|---" * 5 + "|"]
     for name, cell in CELLS.items():
         if not runs[name]:
@@ -123,38 +117,21 @@ def table(folder: Path, asked: Evaluation) -> str:
 
 def main() -> None:
     """Train, answer, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=220)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", action="append", help="a cell as CELL:SEED; default: all")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--page", action="store_true")
-    options = parser.parse_args()
+    options = parser_of(__doc__ or "", 600).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     stock = Answers(CELLS["dense"]).model
     asked = evaluation(stock, options.out)
     if not (options.table or options.page):
         every = [f"{name}:{s}" for s in range(options.seeds) for name in CELLS if s == 0 or CELLS[name].learns]
         pictures = TrainingPictures(stock, options.out)
-        for one in options.only or every:
-            name, seed = one.rsplit(":", 1)
-            file = options.out / f"{named(name, int(seed))}.json"
-            with claimed(file.with_suffix(".lock"), one) as mine:
-                if not mine or file.exists():
-                    continue
-                torch.manual_seed(int(seed))
-                answers = Answers(CELLS[name])
-                if CELLS[name].learns:
-                    answers.train(options.out, named(name, int(seed)), int(seed), options.steps, pictures)
-                scores = work.answered(asked, answers.says)
-                write_atomic(file, json.dumps(scores))
-                print(f"{one}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
-    found = table(options.out, asked)
-    write_atomic(options.out / "table.md", found)
-    print(found)
-    if options.page:
-        publish(options.out, MARK, END, found, "pmod-*.jsonl")
+        for one, file in to_do(options.out, options.only or every, named):
+            cell, seed = CELLS[one.rpartition(":")[0]], int(one.rpartition(":")[2])
+            torch.manual_seed(seed)
+            answers = Answers(cell)
+            if cell.learns:
+                answers.train(options.out, file.stem, seed, options.steps, pictures)
+            keep_scores(file, one, work.answered(asked, answers.says))
+    tell(options, table(options.out, asked), TABLE)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
 Windows of 6 x 6 and 24 x 24 patches (16 tokens and 1): the compressor with the question and without it, and average
 pooling, each trained with projector and language model for as many steps on the same pictures and questions; and what
-else was tried. A compressor begins with steps in which it learns to give the windows' means, without the language
-model. All answer the whole bundled evaluation set. A killed run goes on. ``--only`` does some cells, so that several
+else was tried. A compressor begins with steps in which it learns to give what pooling gives behind the projector,
+without the language model. All answer the whole bundled evaluation set. A killed run goes on. ``--only`` does some cells, so that several
 processes can share the work; ``--table`` writes the table of what is there, ``--page`` into docs/trained.md too, with
 the logs of the trainings beside this file.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,12 @@ import packed as work
 import torch
 from one_by_one import Shared, apart
 from pictures import Evaluation, TrainingPictures, evaluation
-from shared_cells import accuracy, claimed, gap, publish
+from shared_cells import Place, accuracy, gap, keep_scores, parser_of, scores_of, tell, to_do
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad
 from transformers import AutoModelForImageTextToText
 
 from vtc.bundled_files import bundled_model_path
-from vtc.eval.files.atomic import write_atomic
 from vtc.eval.statistics.paired import Questions
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import PackedQuestions
@@ -35,10 +32,10 @@ from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.quecc import QueryCompressor
 from vtc.pruners.trained.windows import windows
 
-MARK, END = "<!-- quecc table -->", "<!-- /quecc table -->"
+TABLE = Place("<!-- quecc table -->", "<!-- /quecc table -->", "quecc-*.jsonl")
 WIDTH, SIDE, HEADS, LM_RATE = 192, 24, 8, 4e-4
 LEVELS = (4, 3, 4, 5, 5)  # layers before what the projector reads, and up to the method's four of the tower's five
-PICTURES, ASKED, WARM = 3, 6, 150
+PICTURES, ASKED, WARM = 3, 6, 300
 SIDES = {16: 6, 1: 24}  # of a window, by the tokens that it gives
 
 
@@ -79,16 +76,26 @@ class Answers:
         self.network = QueryCompressor(WIDTH, WIDTH, 4 * WIDTH, side, HEADS) if cell.compressor else None
 
     def tokens(self, shown: Shared, packed: PackedQuestions) -> Tensor:
-        """What the projector is given, `[R, k, D]`."""
+        """What the language model is given, `[R, k, D]`."""
+        if self.network is None:
+            return self.pooled(shown)
         x, multi = shown.features.split((WIDTH, 4 * WIDTH), -1)
         seen = x[:, self.patches]  # [P, k, w, D]
-        if self.network is None:
-            return seen.mean(2)[shown.of]
         keys, values = self.network.key(multi)[:, self.patches], self.network.value(multi)[:, self.patches]
         rows = [y[shown.of].flatten(0, 1) for y in (seen, keys, values)]
         question = self.asked(packed).repeat_interleave(len(self.patches), 0) if self.cell.text else None
         there = torch.ones(rows[0].shape[:2], dtype=torch.bool)
-        return self.network.attend(*rows, question, there=there).unflatten(0, (-1, len(self.patches)))
+        found = self.network.attend(*rows, question, there=there).unflatten(0, (-1, len(self.patches)))
+        return self.project(found)
+
+    def pooled(self, shown: Shared) -> Tensor:
+        """The mean of each window behind the projector, as ``pool`` gives it, `[R, k, D]`."""
+        return self.project(shown.features[..., :WIDTH])[:, self.patches].mean(2)[shown.of]
+
+    def project(self, x: Tensor) -> Tensor:
+        """See the model's projector."""
+        found: Tensor = self.model.model.multi_modal_projector(x)
+        return found
 
     @torch.no_grad()
     def asked(self, packed: PackedQuestions) -> Tensor:
@@ -99,12 +106,8 @@ class Answers:
         return hidden[torch.arange(len(ids)), lengths]
 
     def says(self, shown: Any, packed: PackedQuestions, _: int) -> Tensor:
-        """See ``packed.Says``; the untrained pool is behind the projector, as ``pool`` is."""
-        project = self.model.model.multi_modal_projector
-        if self.cell.learns:
-            return answer_logits(self.model, project(self.tokens(shown, packed)), self.places, packed)
-        projected = project(shown.features[..., :WIDTH])[:, self.patches].mean(2)
-        return answer_logits(self.model, projected[shown.of], self.places, packed)
+        """See ``packed.Says``."""
+        return answer_logits(self.model, self.tokens(shown, packed), self.places, packed)
 
     def train(self, folder: Path, run: str, seed: int, steps: int, pictures: TrainingPictures) -> None:
         """Train what the cell says; a killed run goes on."""
@@ -124,14 +127,14 @@ class Answers:
         self.model.requires_grad_(False)
 
     def _warm(self, folder: Path, run: str, seed: int, pictures: TrainingPictures) -> None:
-        """Let the compressor learn to give the mean of each window."""
+        """Let the compressor learn to give what pooling gives."""
         parts: dict[str, Any] = {"network": self.network}
         parts["optimizer"] = work.Descent([(parts["network"].parameters(), self.cell.rate)], WARM)
 
         def train_step(step: int) -> dict[str, float]:
             rows = apart(pictures.step(seed, step))
             shown, packed = rows.features.float(), work.pack(rows.questions)
-            goal = shown.features[..., :WIDTH][:, self.patches].mean(2)[shown.of]
+            goal = self.pooled(shown)
             loss = mse_loss(self.tokens(shown, packed), goal)
             parts["optimizer"].step(loss, step)
             return {"loss": loss.item(), "of its variance": loss.item() / goal.var().item()}
@@ -139,19 +142,16 @@ class Answers:
         work.run(folder, f"{run}-warm", WARM, train_step, parts)
 
 
-def named(cell: str, tokens: int, seed: int) -> str:
-    """A cell in the name of a file."""
-    return f"quecc-{cell.replace(',', '').replace(' ', '-')}-at-{tokens}-{seed}"
+def named(cell: str) -> str:
+    """A cell with its tokens and seed in the name of a file."""
+    name, tokens, seed = cell.rsplit(":", 2)
+    return f"quecc-{name.replace(',', '').replace(' ', '-')}-at-{tokens}-{seed}"
 
 
 def table(folder: Path, asked: Evaluation) -> str:
     """Accuracies, and differences to the compressor without the question and to pooling, with intervals."""
     judge = Questions(asked.image_of, asked.task_of)
-    runs = {
-        (name, k): [json.loads(f.read_text()) for f in sorted(folder.glob(f"{named(name, k, 0)[:-1]}[0-9].json"))]
-        for name in CELLS
-        for k in SIDES
-    }
+    runs = {(name, k): scores_of(folder, named(f"{name}:{k}:0")) for name in CELLS for k in SIDES}
     first = MAIN[:2]
     lines = [
         "| tokens | | seeds | accuracy | " + " | ".join(f"against {name}" for name in first) + " |",
@@ -167,14 +167,7 @@ def table(folder: Path, asked: Evaluation) -> str:
 
 def main() -> None:
     """Train, answer, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", action="append", help="a cell as CELL:TOKENS:SEED; default: all")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--page", action="store_true")
-    options = parser.parse_args()
+    options = parser_of(__doc__ or "", 400, "CELL:TOKENS:SEED").parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     stock = Answers(CELLS["pool"], 1).model
     asked = evaluation(stock, options.out, LEVELS)
@@ -182,24 +175,14 @@ def main() -> None:
         seeds = {name: options.seeds if name in MAIN else 1 for name in CELLS}
         every = [f"{n}:{k}:{s}" for k in SIDES for s in range(options.seeds) for n in CELLS if s < seeds[n]]
         pictures = TrainingPictures(stock, options.out, PICTURES, ASKED, LEVELS)
-        for one in options.only or every:
+        for one, file in to_do(options.out, options.only or every, named):
             name, tokens, seed = one.rsplit(":", 2)
-            run = named(name, int(tokens), int(seed))
-            with claimed(options.out / f"{run}.lock", one) as mine:
-                if not mine or (options.out / f"{run}.json").exists():
-                    continue
-                torch.manual_seed(int(seed))
-                answers = Answers(CELLS[name], int(tokens))
-                if CELLS[name].learns:
-                    answers.train(options.out, run, int(seed), options.steps, pictures)
-                scores = work.answered(apart(asked), answers.says, at_once=48)
-                write_atomic(options.out / f"{run}.json", json.dumps(scores))
-                print(f"{one}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
-    found = table(options.out, asked)
-    write_atomic(options.out / "table.md", found)
-    print(found)
-    if options.page:
-        publish(options.out, MARK, END, found, "quecc-*.jsonl")
+            torch.manual_seed(int(seed))
+            answers = Answers(CELLS[name], int(tokens))
+            if CELLS[name].learns:
+                answers.train(options.out, file.stem, int(seed), options.steps, pictures)
+            keep_scores(file, one, work.answered(apart(asked), answers.says, at_once=48))
+    tell(options, table(options.out, asked), TABLE)
 
 
 if __name__ == "__main__":

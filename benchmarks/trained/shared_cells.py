@@ -1,12 +1,15 @@
-"""What the studies of this folder share: cells that processes take from one another, texts of a table, the page."""
+"""What the studies of this folder share: options, cells that processes take from one another, tables, the page."""
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from vtc.eval.files.atomic import write_atomic
 from vtc.eval.statistics.paired import Questions
@@ -14,6 +17,54 @@ from vtc.eval.statistics.paired import Questions
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trained.md"
 LOGS = Path(__file__).resolve().parent / "logs"
 Scores = Mapping[str, float]
+
+
+class Place(NamedTuple):
+    """Where a study's table stands in the page, and which of its files are logs of trainings."""
+
+    mark: str
+    end: str
+    logs: str
+
+
+def parser_of(about: str, steps: int, cell: str = "CELL:SEED") -> argparse.ArgumentParser:
+    """The options of a study whose trainings have so many `steps`, and whose cells are called so."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", action="append", help=f"a cell as {cell}; default: all")
+    parser.add_argument("--table", action="store_true", help="do no cells, write the table of those that are there")
+    parser.add_argument("--page", action="store_true", help="the same, and put it into docs/trained.md")
+    return parser
+
+
+def to_do(folder: Path, cells: Iterable[str], named: Callable[[str], str]) -> Iterator[tuple[str, Path]]:
+    """Cells that are not answered yet and no other process does, with the file for their answers, one at a time."""
+    for cell in cells:
+        file = folder / f"{named(cell)}.json"
+        with claimed(file.with_suffix(".lock"), cell) as mine:
+            if mine and not file.exists():
+                yield cell, file
+
+
+def keep_scores(file: Path, cell: str, scores: Scores) -> None:
+    """Write down a cell's answers, and say how many are right."""
+    write_atomic(file, json.dumps(scores))
+    print(f"{cell}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
+
+
+def scores_of(folder: Path, run: str) -> list[Scores]:
+    """The answers of all seeds of `run`, the name of seed 0's file."""
+    return [json.loads(f.read_text()) for f in sorted(folder.glob(f"{run.removesuffix('0')}[0-9].json"))]
+
+
+def tell(options: argparse.Namespace, found: str, place: Place) -> None:
+    """Show a table, keep it, and put it into the page where that is asked for."""
+    write_atomic(options.out / "table.md", found)
+    print(found)
+    if options.page:
+        publish(options.out, place, found)
 
 
 @contextmanager
@@ -41,10 +92,10 @@ def gap(judge: Questions, ours: Sequence[Scores], theirs: Sequence[Scores]) -> s
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
-def publish(folder: Path, mark: str, end: str, text: str, logs: str) -> None:
+def publish(folder: Path, place: Place, text: str) -> None:
     """Put a table between its marks into the page, and the logs of the trainings beside this file."""
-    head, _, rest = PAGE.read_text().partition(mark)
-    write_atomic(PAGE, f"{head}{mark}\n\n{text}\n{end}{rest.partition(end)[2]}")
+    head, _, rest = PAGE.read_text().partition(place.mark)
+    write_atomic(PAGE, f"{head}{place.mark}\n\n{text}\n{place.end}{rest.partition(place.end)[2]}")
     LOGS.mkdir(exist_ok=True)
-    for log in folder.glob(logs):
+    for log in folder.glob(place.logs):
         shutil.copy(log, LOGS / log.name)

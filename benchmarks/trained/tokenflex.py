@@ -8,7 +8,6 @@ too, with the logs of the trainings beside this file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 import packed as work
 import torch
 from pictures import Evaluation, TrainingPictures, evaluation
-from shared_cells import accuracy, claimed, gap, publish
+from shared_cells import Place, accuracy, gap, keep_scores, parser_of, tell, to_do
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -33,8 +32,8 @@ from vtc.pruners.tokenflex import FlexProjector, pooling
 from vtc.pruners.trained.compressor import SHIPPED
 from vtc.pruners.trained.network_file import network_bytes, read_network
 
-COUNTS, SEEDS = (16, 36, 64, 144, 256), (0, 1, 2)
-MARK, END = "<!-- tokenflex tables -->", "<!-- /tokenflex tables -->"
+COUNTS = (16, 36, 64, 144, 256)
+TABLES = Place("<!-- tokenflex tables -->", "<!-- /tokenflex tables -->", "*.jsonl")
 FIRST = (64, 16, 256, 36, 144)  # the order in which counts are answered
 PATCHES, SIDE, WIDTH = 576, 24, 192
 RATE, LM_RATE = 1e-3, 4e-4
@@ -86,8 +85,8 @@ class Compressor:
 
 
 def named(cell: str) -> str:
-    """A cell in the name of a file."""
-    return cell.replace(" + ", "-and-").replace(" ", "-")
+    """A cell with its seed in the name of a file."""
+    return cell.replace(" + ", "-and-").replace(" ", "-").replace(":", "-")
 
 
 def count_at(cell: Cell, seed: int, step: int) -> int:
@@ -102,9 +101,10 @@ def load() -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def trained(folder: Path, name: str, seed: int, steps: int, pictures: TrainingPictures) -> Compressor:
-    """The compressor of a cell, with its model; its folder is saved as ``vtc train`` would."""
-    cell, model, run = CELLS[name], load(), f"{named(name)}-{seed}"
+def trained(folder: Path, one: str, steps: int, pictures: TrainingPictures) -> Compressor:
+    """The compressor of a cell with its seed, with its model; its folder is saved as ``vtc train`` would."""
+    name, _, number = one.rpartition(":")
+    cell, model, run, seed = CELLS[name], load(), named(one), int(number)
     torch.manual_seed(seed)
     network = FlexProjector(WIDTH, WIDTH, WIDTH) if cell.module else None
     compressor = Compressor(model, network)
@@ -156,8 +156,7 @@ def answer(folder: Path, run: str, compressor: Compressor, asked: Evaluation) ->
         file = folder / f"{run}-at-{k}.json"
         if not file.exists():
             scores = work.answered(asked, lambda x, packed, _, k=k: compressor.says(x, packed, k))
-            write_atomic(file, json.dumps(scores))
-            print(f"{run} at {k}: {100 * sum(scores.values()) / len(scores):.1f}% of all questions", flush=True)
+            keep_scores(file, f"{run} at {k}", scores)
 
 
 def table(folder: Path, asked: Evaluation) -> str:
@@ -191,38 +190,23 @@ def table(folder: Path, asked: Evaluation) -> str:
 
 def main() -> None:
     """Train, answer, write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=220)
-    parser.add_argument("--only", action="append", help="a cell as CELL:SEED, or 'pool'; default: all")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--page", action="store_true")
-    parser.add_argument("--ship", metavar="RUN", help="a trained cell's folder under --out")
+    parser = parser_of(__doc__ or "", 220)
+    parser.add_argument("--ship", metavar="RUN", help="a trained cell's folder under --out, for what comes with vtc")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.ship:
         ship(options.out, options.ship)
         return
     stock = load()
+    asked = evaluation(stock, options.out)
     if not (options.table or options.page):
-        wanted = options.only or [UNTRAINED, *(f"{name}:{seed}" for seed in SEEDS for name in CELLS)]
-        pictures = TrainingPictures(stock, options.out) if wanted != [UNTRAINED] else None
-        for one in wanted:
-            if one == UNTRAINED:
-                answer(options.out, f"{UNTRAINED}-0", Compressor(stock, None), evaluation(stock, options.out))
-                continue
-            name, seed = one.rsplit(":", 1)
-            with claimed(options.out / f"{named(name)}-{seed}.lock", one) as mine:
-                if not mine:
-                    continue
-                compressor = trained(options.out, name, int(seed), options.steps, pictures)
-                compressor.model.requires_grad_(False)
-                answer(options.out, f"{named(name)}-{seed}", compressor, evaluation(stock, options.out))
-    found = table(options.out, evaluation(stock, options.out))
-    write_atomic(options.out / "table.md", found)
-    print(found)
-    if options.page:
-        publish(options.out, MARK, END, found, "*.jsonl")
+        every = [f"{UNTRAINED}:0", *(f"{name}:{seed}" for seed in range(options.seeds) for name in CELLS)]
+        pictures = TrainingPictures(stock, options.out)
+        for one, file in to_do(options.out, options.only or every, named):
+            untrained = one == f"{UNTRAINED}:0"
+            compressor = Compressor(stock, None) if untrained else trained(options.out, one, options.steps, pictures)
+            answer(options.out, file.stem, compressor, asked)
+    tell(options, table(options.out, asked), TABLES)
 
 
 if __name__ == "__main__":
