@@ -3,9 +3,9 @@
 Windows of 6 x 6 and 24 x 24 patches (16 tokens and 1): the compressor with the question and without it, and average
 pooling, each trained with projector and language model for as many steps on the same pictures and questions; and what
 else was tried. A compressor begins with steps in which it learns to give what pooling gives behind the projector,
-without the language model. All answer the whole bundled evaluation set. A killed run goes on. ``--only`` does some cells, so that several
-processes can share the work; ``--table`` writes the table of what is there, ``--page`` into docs/trained.md too, with
-the logs of the trainings beside this file.
+without the language model. All answer the whole bundled evaluation set. A killed run goes on. ``--only`` does some
+cells, so that several processes can share the work; ``--table`` writes the table of what is there, ``--page`` into
+docs/trained.md too, with the logs of the trainings beside this file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def test_a_table_is_of_what_is_there(study: Any, tmp_path: Any) -> None:
     )
     for cell, right in (("pool + fastv", 3), ("both samplers", 4)):
         scores = {n: float(i < right) for i, n in enumerate(names)}
-        (tmp_path / f"{study.named(cell, 0)}.json").write_text(study.json.dumps(scores))
+        (tmp_path / f"{study.named(cell + ':0')}.json").write_text(json.dumps(scores))
     found = study.table(tmp_path, replace(given))
     assert "| 128, then 64 | pool + fastv | nothing |  | 50.0 |  |" in found
     assert "| both samplers | samplers, projector, language model | 1 | 66.7 | +16.7 [" in found
