@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from places import ROOT
+from study_scripts import imported
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
@@ -21,20 +20,10 @@ from vtc.eval.tasks.questions import Question
 from vtc.eval.train.basics.images import draw_scene
 from vtc.eval.vlm.prompts import make_row
 
-OWN = ("focusllava", "asked_alone", "packed", "pictures")
-
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The script, as if it ran from its folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "trained"))
-    before = set(sys.modules)
-    import focusllava
-
-    yield focusllava
-    for name in set(sys.modules) - before:
-        if name in OWN:
-            del sys.modules[name]
+    yield from imported(monkeypatch, "focusllava")
 
 
 @torch.no_grad()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from places import ROOT
+from study_scripts import imported
 from torch import Tensor
 from transformers import AutoProcessor
 
@@ -26,15 +25,7 @@ from vtc.pruners.tokenflex import FlexProjector
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The script, as if it ran from its folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "trained"))
-    before = set(sys.modules)
-    import tokenflex
-
-    yield tokenflex
-    for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(ROOT / "benchmarks")):
-            del sys.modules[name]
+    yield from imported(monkeypatch, "tokenflex")
 
 
 @pytest.mark.parametrize("k", [16, 256])
