@@ -61,9 +61,20 @@ class Subject:
         compress(model, made, tokenizer=tokenizer)
         with torch.no_grad(), self.asked(prompt_width(batch["labels"])):
             model(**{k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "labels"})
+        self._check_counts()
         self.network = made.built
         self.core.add_module(NETWORK, self.network)
         made.use(self.network, made.sizes)
+
+    def _check_counts(self) -> None:
+        """Refuse counts at which the network has nothing to do."""
+        longest = max((len(span.columns) for span in self.core.vtc.report.spans), default=0)
+        most = max((k for k, _ in self.counts), default=0)
+        if most >= longest:
+            raise ValueError(
+                f"--counts or --keep {most}: a picture of the first question has {longest} visual tokens, and the "
+                "network is not needed where all are kept; give fewer"
+            )
 
     def count_at(self, step: int) -> int | None:
         """The tokens of one step, the same in every process and after a resumption; None where there is no choice."""

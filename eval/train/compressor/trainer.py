@@ -48,7 +48,7 @@ def arguments_of(options: CompressorOptions, folder: Path) -> TrainingArguments:
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=True,  # a count may leave a part of a network out
         **(less_memory if options.checkpointing else {}),
     )
 

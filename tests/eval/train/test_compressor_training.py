@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,14 @@ def test_an_adapter_is_saved_with_the_network(tmp_path: Path) -> None:
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_two_processes_take_the_steps_of_one_with_twice_the_batches(tmp_path: Path) -> None:
+@pytest.mark.share(3)
+@pytest.mark.parametrize("method", ["tokenflex", "focusllava", "pmod"])
+def test_two_processes_take_the_steps_of_one_with_twice_the_batches(method: str, tmp_path: Path) -> None:
     model, data = world()
-    command = ["train", "tokenflex", "--model", model, "--data", data, "--output", tmp_path / "two", "--steps", "3",
-               "--batch-size", "2", "--counts", "4,9", "--lm-rate", "0.001", "--device", "cpu"]  # fmt: skip
+    command = ["train", method, "--model", model, "--data", data, "--output", tmp_path / "two", "--steps", "3",
+               "--batch-size", "2", "--lm-rate", "0.001", "--device", "cpu"]  # fmt: skip
+    counts = None if method == "pmod" else [4, 9]
+    command += ["--counts", "4,9"] if counts else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -195,11 +200,18 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batches(tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "two" / "report.json").read_text())["processes"] == 2
-    run_training(options(tmp_path / "one", steps=3, accumulate=2), QUIET)
+    run_training(replace(options(tmp_path / "one", steps=3, accumulate=2, counts=counts), method=method), QUIET)
     one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
     start = load_file(model / "model.safetensors")
     assert any(not torch.equal(one[name].float(), start[name].float()) for name in start)
     assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-4) for name in one)
+
+
+def test_counts_that_leave_nothing_to_do_are_told(tmp_path: Path) -> None:
+    words = r"--counts or --keep 1000: a picture of the first question has \d+ visual tokens"
+    for counts in ((1000,), (4, 1000)):
+        with pytest.raises(ValueError, match=words):
+            run_training(options(tmp_path / "x", counts=counts, shares=None), QUIET)
 
 
 def test_wrong_options_are_told() -> None:
