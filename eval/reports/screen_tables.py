@@ -60,8 +60,12 @@ def fill_table(table: Table, cells: Sequence[CellSummary], row: Callable[[CellSu
         if last is not None and cell.method != last:
             table.add_row()
         last = cell.method
-        table.add_row(Text(cell.method), keep_text(cell.keep), *row(cell))
+        table.add_row(Text(_named(cell)), keep_text(cell.keep), *row(cell))
     return table
+
+
+def _named(cell: CellSummary) -> str:
+    return f"{cell.method} (trained)" if cell.is_trained else cell.method
 
 
 def verdict_table(cells: Sequence[CellSummary], questions: int, width: int) -> Table:
@@ -103,7 +107,7 @@ def _gap(interval: Any, ends: bool = True, same: bool = False) -> str:
 def task_tables(cells: Sequence[CellSummary], tasks: TaskSet, width: int) -> Iterator[Table]:
     """Accuracy by task, in as many tables as the width asks for."""
     heads = {task: (task, f"n={n}") for task, n in tasks.counts.items()}
-    room = width - max(len(c.method) for c in cells) - max(4, *(len(keep_text(c.keep)) for c in cells)) - 8
+    room = width - max(len(_named(c)) for c in cells) - max(4, *(len(keep_text(c.keep)) for c in cells)) - 8
     blocks: list[list[str]] = [[]]
     for task, head in heads.items():
         used = sum(max(map(len, heads[t])) + 2 for t in blocks[-1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtc.eval.cost.interleaved_timing import PrefillTime
-from vtc.eval.vlm.pruning_settings import UNPRUNED, is_random
+from vtc.eval.vlm.pruning_settings import UNPRUNED, is_random, is_trained
 
 from .intervals import Interval
 
@@ -85,6 +85,11 @@ class CellSummary:
         return is_random(self.method)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether its method brings weights that were trained for it."""
+        return not self.is_unpruned and is_trained(self.spec)
+
+    @property
     def label(self) -> str:
         """Method, keep and seeds as people write them."""
         seeds = f" ({len(self.specs)} seeds)" if len(self.specs) > 1 else ""
@@ -93,6 +98,7 @@ class CellSummary:
     def flat(self) -> dict[str, Any]:
         """One row of ``summary.csv``."""
         row: dict[str, Any] = {"method": self.method, "keep": self.keep, "spec": self.spec, "seeds": len(self.seeds)}
+        row |= {"trained": self.is_trained}
         row |= {"n": self.n, "complete": self.complete}
         row |= {f"accuracy_{task}": value for task, value in self.accuracy.items()}
         row |= _ends("accuracy", self.mean, "accuracy_mean")

@@ -74,6 +74,18 @@ def is_random(method: str) -> bool:
     return method.split("(")[0].strip() == RANDOM and method.count(")") <= 1 and "+" not in method
 
 
+def is_trained(spec: str) -> bool:
+    """Whether a method of `spec` brings weights that were trained for it."""
+    from vtc.pipeline_text import split_pipeline
+    from vtc.pruners.registry import pruner_class
+
+    try:
+        calls = [(pruner_class(name), given) for name, given in split_pipeline(spec)]
+    except ValueError:  # a method of one's own that is not imported here
+        return False
+    return any(method.trained and given.get("weights") not in method.no_files for method, given in calls)
+
+
 def first_of_lines(cells: Sequence[Cell]) -> list[Cell]:
     """The first cell of each line: its seeds cost the same."""
     lines: dict[str, Cell] = {}

@@ -35,7 +35,7 @@ class Row:
     kind: str  # "unpruned", "random" or "method"
     method: str
     keep: str
-    seeds: str
+    about: str
     verdict: str
     verdict_kind: str
     verdict_more: str
@@ -74,7 +74,7 @@ def table_rows(cells: Sequence[CellSummary], questions: int) -> list[Row]:
                 kind=kind,
                 method=c.method,
                 keep=keep_text(c.keep),
-                seeds=f"{len(c.specs)} seeds" if len(c.specs) > 1 else "",
+                about=f"{len(c.specs)} seeds" if len(c.specs) > 1 else "trained" if c.is_trained else "",
                 verdict={"unpruned": "reference", "random": "baseline"}.get(kind, first),
                 verdict_kind=verdict_kind(c.verdict),
                 verdict_more=", ".join(notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from dataclasses import fields, replace
@@ -13,9 +14,11 @@ import pytest
 from made_up_sweeps import ABOUT, METHODS, MadeUp, make_sweep
 from PIL import Image
 from places import ROOT
+from rich.console import Console
 
 from vtc.eval.reports.html import write_report
 from vtc.eval.reports.pareto_plot import COLOURS, draw_pareto
+from vtc.eval.reports.screen_tables import verdict_table
 from vtc.eval.reports.summary_files import write_csv, write_json
 from vtc.eval.reports.wording import numbers_in_words as words
 from vtc.eval.statistics.cell_summary import CellSummary
@@ -68,6 +71,25 @@ def test_the_csv_has_a_line_per_cell(cells: list[CellSummary], tmp_path: Path):
         assert (row["p_holm"] == "") == (c.p_holm is None)
         assert float(row["cost_prefill_seconds_high"]) == c.cost.prefill.high
     assert rows[1]["seeds"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("spec", "trained"),
+    [("quecc(keep=16, weights='made.safetensors')", True), ("uniform(keep=0.5) + tokenflex(keep=9)", True),
+     ("pmod(weights='untrained')", False), ("dart(keep=64)", False), ("of_my_own(keep=3)", False)],
+)  # fmt: skip
+def test_rows_say_that_a_method_is_trained(
+    sweep: MadeUp, cells: list[CellSummary], tmp_path: Path, spec: str, trained: bool
+) -> None:
+    shown = [replace(c, spec=spec) if c.method == "good" else c for c in cells]
+    assert [c.is_trained for c in shown] == [trained and c.method == "good" for c in shown]
+    write_report(tmp_path, shown, ABOUT, sweep.tasks, sweep.rows)
+    assert ("| good (trained) |" in (tmp_path / "report.md").read_text()) is trained
+    assert ("<small>trained</small>" in (tmp_path / "report.html").read_text()) is trained
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(verdict_table(shown, 100, 200))
+    assert ("good (trained)" in console.export_text()) is trained
+    assert all(c.flat()["trained"] is c.is_trained for c in shown)
 
 
 def test_every_column_is_explained(cells: list[CellSummary]):
