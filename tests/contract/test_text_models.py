@@ -175,7 +175,7 @@ def test_recurrent_text_models_are_as_without_the_columns(kind: str, pruner: str
     # Qwen3-Next's own batch is as far from its rows alone, in float64 too: its recurrence runs in float32
     whole = shortened_reference(locate(stock), inputs, torch.zeros_like(hidden), positions, generated.tokens)[:, :width]
     plain = model(**inputs, position_ids=positions[:, :width], use_cache=False).logits
-    limit = max(TOLERANCE, 2 * float((plain - whole)[valid].abs().max()))
+    limit = max(TOLERANCE, 4 * float((plain - whole)[valid].abs().max()))
     shows = valid & ~hidden[-1]
     assert limit < 0.05 * float((plain - logits[:, :width])[shows].abs().max())
     assert (first - logits[:, :width])[shows].abs().max() < limit
