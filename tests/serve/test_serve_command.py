@@ -22,11 +22,15 @@ from vtc.serve.settings import ServerSettings, served_name
 
 
 def test_the_signals_that_end_a_server_end_nothing_else() -> None:
-    with _quiet_signals():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(signum)
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+    try:
+        with _quiet_signals():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(signum)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
