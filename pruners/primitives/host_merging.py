@@ -221,7 +221,8 @@ class Nearest(NamedTuple):
 def _nearest(products: Products, odd: Tensor, error: float, ranked: bool) -> Nearest:
     """As float32 tells it."""
     count = len(products.scale) - len(odd)
-    made = Nearest(*torch.empty(2, count, dtype=torch.float64), torch.empty(count, dtype=torch.int64))
+    score, second = torch.empty(2, count, dtype=torch.float64)
+    made = Nearest(score, second, torch.empty(count, dtype=torch.int64))
     rounded = Rounded(products) if isinstance(products, Sums) and _worth_rounding(products.table) else None
     for start in range(0, count, 2 * BLOCK):
         rows = slice(start, min(start + 2 * BLOCK, count))

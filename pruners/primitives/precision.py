@@ -45,7 +45,7 @@ def vector_lengths(x: Tensor, rows: int = 256) -> Tensor:
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for products of bfloat16; elsewhere they take longer than those of float32."""
-    told = getattr(torch.cpu, "get_capabilities", dict)()
+    told: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.backends.mkldnn.is_available() and bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
