@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vtc.models.stock.attention_api import additive, attention_kind
-from vtc.models.stock.transformers_api import Call, asks_attentions, plain_cache
+from vtc.models.stock.call_arguments import Call, asks_attentions
+from vtc.models.stock.transformers_api import plain_cache
 from vtc.models.stock.tripwire import held
 
 from .kv_cache import as_stock, first_columns
