@@ -187,10 +187,14 @@ def configured(config: Any, meaning: str) -> Any:
     return next((getattr(config, name) for name in NAMES[meaning] if hasattr(config, name)), None)
 
 
-def asks_attentions(module: nn.Module, call: Call) -> bool:
-    """Whether a call of a text model, or its configuration, wants the layers' attention weights back."""
-    asked = call.kwargs.get("output_attentions")
-    return bool(getattr(module.config, "output_attentions", False) if asked is None else asked)
+def asks_attentions(call: Call) -> bool:
+    """Whether a call of a text model wants the layers' attention weights back."""
+    return bool(call.kwargs.get("output_attentions"))
+
+
+def gives_attentions(config: Any) -> bool:
+    """Whether a configuration says so for calls that say nothing."""
+    return bool(getattr(config, "output_attentions", False))
 
 
 def among(arguments: Mapping[str, Any], meaning: str) -> Any:
