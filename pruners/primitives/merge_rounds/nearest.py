@@ -1,4 +1,4 @@
-"""The most similar token of each one, on the CPU: by float32, or by products in bfloat16 first where they are quicker."""
+"""The most similar token of each, on the CPU: by float32, or by products in bfloat16 first where they are quicker."""
 
 from __future__ import annotations
 
