@@ -43,8 +43,8 @@ def nearest(products: Products, odd: Tensor, error: float, ranked: bool) -> Near
         if rounded is not None:
             found = rounded.nearest(rows, error, ranked)
         else:
-            best, *two = two_largest(cosines(products, slice(2 * rows.start, 2 * rows.stop - 1, 2), odd))
-            found = Nearest(*two, best)
+            best, largest, next_one = two_largest(cosines(products, slice(2 * rows.start, 2 * rows.stop - 1, 2), odd))
+            found = Nearest(largest, next_one, best)
         for into, part in zip(made, found, strict=True):
             into[rows] = part
     return made
