@@ -8,7 +8,8 @@ from golden_support import Golden, Served, golden, tokens_of
 from torch import Tensor
 
 import vtc
-from vtc.pruners.primitives.merging import bipartite_match, combine, membership, merged_cosine
+from vtc.pruners.primitives.merge_rounds import bipartite_match, merged_cosine
+from vtc.pruners.primitives.merging import combine, membership
 
 
 def drawn(vector: Golden, *shapes: tuple[int, ...]) -> list[Tensor]:

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import vtc
 from vtc.pruners import holov, vispruner
 from vtc.pruners.layout import Layout
-from vtc.pruners.primitives import host_merging, merge_rounds, nearest_rows
+from vtc.pruners.primitives import nearest_rows
+from vtc.pruners.primitives.merge_rounds import merge_rounds, nearest, on_host, products
+from vtc.pruners.primitives.merge_rounds import rounds as rounds_of
 from vtc.pruners.primitives.merging import combine, group_sums, membership, symmetric_products
 from vtc.pruners.primitives.nearest_rows import among_nearest, nearest_ids
 from vtc.pruners.signals import EncoderAttention, Signal
@@ -69,8 +71,8 @@ def test_merging_on_the_host_is_that_of_every_device(look, counts, width, dtype,
     for _ in range(most if min(counts) > 2**most else 1):
         rounds.append([min(m // 2, max(1, int(m * share))) for m in left])
         left = [m - r for m, r in zip(left, rounds[-1], strict=True)]
-    here = merge_rounds.merge_rounds(x, weight, valid, counts, rounds)
-    there = merge_rounds._anywhere(x, weight, valid, counts, rounds)
+    here = merge_rounds(x, weight, valid, counts, rounds)
+    there = rounds_of._anywhere(x, weight, valid, counts, rounds)
     for i, (m, count) in enumerate(zip(left, counts, strict=True)):
         assert here.column[i, :m].tolist() == there.column[i, :m].tolist()
         assert here.owner[i, :count].tolist() == there.owner[i, :count].tolist()
@@ -79,14 +81,14 @@ def test_merging_on_the_host_is_that_of_every_device(look, counts, width, dtype,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("look", LOOKS)
 def test_candidates_by_rounded_products_lead_to_the_same_merging(look, dtype, monkeypatch):
-    monkeypatch.setattr(host_merging, "_worth_rounding", lambda _: True)
+    monkeypatch.setattr(nearest, "worth_rounding", lambda _: True)
     for seed, n in enumerate((7, 60, 301)):
         x, weight = drawn(look, 1, n, 48, seed=seed).to(dtype), torch.ones(1, n)
         if seed:  # one region of near tokens
             x[:, n // 2 :] = (x[:, n // 2 :].float() * 0.05 + 1).to(dtype)
         rounds = [[n // 2], [n // 8]]
-        here = merge_rounds.merge_rounds(x, weight, weight > 0, [n], rounds)
-        there = merge_rounds._anywhere(x, weight, weight > 0, [n], rounds)
+        here = merge_rounds(x, weight, weight > 0, [n], rounds)
+        there = rounds_of._anywhere(x, weight, weight > 0, [n], rounds)
         assert torch.equal(here.column, there.column)
         assert torch.equal(here.owner, there.owner)
 
@@ -94,15 +96,15 @@ def test_candidates_by_rounded_products_lead_to_the_same_merging(look, dtype, mo
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_rounded_product_is_not_further_off_than_its_bound(dtype):
     x = (drawn("noise", 1, 600, 4096, seed=3)[0] + 0.5).to(dtype)
-    sums = host_merging.Sums(x, torch.ones(600))
+    sums = products.Sums(x, torch.ones(600))
     sums.scale_by(1 / sums.lengths())
-    rounded = host_merging.Rounded(sums)
+    rounded = nearest.Rounded(sums, torch.ones(300, dtype=torch.bool))
     unit = torch.nn.functional.normalize(x.double(), dim=-1)
-    scale = sums.scale[::2, None] * sums.scale[1::2]
-    even, moved = rounded._rounded(slice(0, None, 2))
-    off = (even @ rounded.odd.T).double() * scale - unit[::2] @ unit[1::2].T
-    bound = (moved * sums.scale[::2])[:, None] + rounded.off + host_merging.HALF_STEP + host_merging.ROUNDING
-    assert (off.abs() <= bound).all()
+    for rounded.expected in (0.0, 0.1, 0.9):
+        found, less, moved = rounded.above_expected(slice(0, 300))
+        off = found.double() + less[:, None] - unit[::2] @ unit[1::2].T
+        bound = moved[:, None] + rounded.off + nearest.HALF_STEP * found.abs() * 1.01 + on_host.ROUNDING
+        assert (off.abs() <= bound).all()
 
 
 @given(
@@ -143,8 +145,8 @@ def test_budgets_by_some_cosines_are_those_by_all(look, counts, dtype, crops, sh
 @pytest.mark.parametrize("rounds", [[10] * 8, [50, 25]], ids=["all products", "a product a round"])
 def test_both_ways_to_products_on_the_host_are_taken(rounds):
     x = drawn("noise", 100, 64, seed=1)
-    assert host_merging._all_at_once(x, rounds) == (len(rounds) == 8)
-    found = host_merging.choose_on_host(x, torch.ones(100), rounds)
+    assert on_host._all_at_once(x, rounds) == (len(rounds) == 8)
+    found = on_host.choose_on_host(x, torch.ones(100), rounds)
     assert found is not None
     assert len(found[0]) == 100 - sum(rounds)
 
@@ -152,14 +154,14 @@ def test_both_ways_to_products_on_the_host_are_taken(rounds):
 @pytest.mark.parametrize("scale", [1e-8, 1e17])
 def test_lengths_that_float32_can_not_square_go_the_other_way(scale):
     x = drawn("noise", 20, 8, seed=2) * scale
-    assert host_merging.choose_on_host(x, torch.ones(20), [5]) is None
+    assert on_host.choose_on_host(x, torch.ones(20), [5]) is None
 
 
 def test_float32_products_are_closer_than_what_counts_as_close():
     for offset in (0.0, 5.0):
         x = torch.nn.functional.normalize(drawn("noise", 600, 4096, seed=3) + offset, dim=-1)
         error = (x[::2] @ x[1::2].T).double() - x[::2].double() @ x[1::2].double().T
-        assert error.abs().max() < host_merging.ROUNDING / 3
+        assert error.abs().max() < on_host.ROUNDING / 3
 
 
 @given(

@@ -20,14 +20,13 @@ from zoo import prompt, tiny
 
 import vtc
 from vtc.pruners.primitives import merging
+from vtc.pruners.primitives.merge_rounds import bipartite_match, merged_cosine
 from vtc.pruners.primitives.merging import (
     add_weighted,
-    bipartite_match,
     combine,
     cosine,
     largest,
     membership,
-    merged_cosine,
     nearest,
     squared_distances,
 )

@@ -18,7 +18,7 @@ import vtc
 from vtc.models.selection.report import Report
 from vtc.pruners import check_returned_values as checked
 from vtc.pruners.base import Merged
-from vtc.pruners.primitives.projector_sensitivity import read_projector
+from vtc.pruners.primitives.projector import read_projector
 from vtc.pruners.visual_tokens import VisualTokens
 
 pytestmark = pytest.mark.usefixtures("no_grad")

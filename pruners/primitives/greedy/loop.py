@@ -74,14 +74,14 @@ class _Lazy:
             return False
         fine = score.double() - self.by_index
         fine[best] = float("inf")  # whatever rounding did
-        top = fine.topk(min(self.block, len(score))).indices
         count = len(self.order)
-        if int(self.seen[self._source(best)]) < count:
+        stale = int(self.seen[self._source(best)]) < count
+        top = fine.topk(min(self.block if stale else self.few, len(score)), sorted=False).indices
+        if stale:
             self._refresh(top, count)
             if not self.rule.all_fall:
                 self.block = min(2 * self.block, max(self.few, min(MOST, len(score) // 8)))
             return True
-        top = top[: self.few]
         top = top[self.seen[self._sources(top)] == count].sort().values
         outside = score.index_fill(0, top, float("-inf"))
         rival = int(outside.argmax())

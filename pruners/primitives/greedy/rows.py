@@ -7,9 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..merging import symmetric_products
 from ..precision import vector_lengths
 
 CHUNK = 256  # rows made wide together: they stay in the processor's cache
+FEW = 64  # vectors
 STRIPS = 6  # that a symmetric product is made in: of each only what lies behind the diagonal
 ALIKE = 1 - 1e-6  # a cosine above it is 1: float32 can't tell such tokens apart, and its noise must not choose
 
@@ -77,9 +79,11 @@ class Rows:
         return torch.cat([self._cosines(slice(s, s + self.chunk), unit) for s in starts])
 
     def _cosines(self, part: Tensor | slice, unit: Tensor) -> Tensor:
-        # a matrix of one column takes longer than a vector
         rows = self._wide(part)
-        found = rows @ unit.mT if len(unit) > 1 else (rows @ unit[0])[:, None]
+        if len(unit) == 1:  # a matrix of one column takes longer than a vector
+            found = (rows @ unit[0])[:, None]
+        else:  # and one of few columns longer than one of few rows
+            found = (unit @ rows.mT).mT if len(unit) < FEW else rows @ unit.mT
         found.div_(self.length[part, None])
         return alike(found) if bool(found.amax() > ALIKE) else found
 
@@ -103,7 +107,7 @@ class Rows:
         if self.twin is not None:
             index, place = self.twin[index].unique(return_inverse=True)
         unit = self.scaled(index)
-        found = alike(unit @ unit.mT)
+        found = alike(symmetric_products(unit[None])[0])
         found.diagonal().copy_(self.own[index])
         return found if place is None else found[place[:, None], place]
 

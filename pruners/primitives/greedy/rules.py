@@ -101,12 +101,12 @@ class Determinant:
         known[:, start:] = torch.linalg.solve_triangular(
             square.mT, rest.masked_fill_(spanned, 0), upper=True, left=False
         )
-        self.known[source, :stop] = known
+        self.known[source, start:stop] = known[:, start:]
         self.left[source] = self.own[source] - known.square().sum(1)
 
     def gather(self, pool: Tensor, source: Tensor, cosine: Tensor) -> None:
         """Go on with a few tokens, whose state is that of `source`, by the cosines among them, `[n, n]`."""
-        self.source = source
+        self.source, self.start = source, self.count
         self.pool_weight, self.near = self.weight[pool].numpy(), self.left[source].numpy()
         self.pool_known, self.cosine = np.ascontiguousarray(self.known[source].numpy().T), cosine.numpy()
         self._drop_spanned()
@@ -134,5 +134,6 @@ class Determinant:
 
     def store(self) -> None:
         """The pool's state is the tokens'."""
-        self.known[self.source] = torch.from_numpy(self.pool_known.T)
+        made = slice(self.start, self.count)
+        self.known[self.source, made] = torch.from_numpy(self.pool_known[made].T)
         self.left[self.source] = torch.from_numpy(self.near)

@@ -28,7 +28,8 @@ from vtc.models.layout.model_parts import Parts, locate
 from vtc.models.layout.run_projector import project, projector_of, whole_projector
 from vtc.models.tower.refusals import vision_layers
 from vtc.pruners.layout import Layout
-from vtc.pruners.primitives.projector_sensitivity import read_projector, sensitivity
+from vtc.pruners.primitives.projector import read_projector
+from vtc.pruners.primitives.projector_sensitivity import sensitivity
 from vtc.pruners.signals import EncoderAttention, EncoderFeatures, PreProjector
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .host_merging import choose_on_host
-from .merging import merged_match
-from .precision import decides_on_host
+from ..precision import decides_on_host
+from .matching import merged_match
+from .on_host import choose_on_host
 
 
 class Merging(NamedTuple):
