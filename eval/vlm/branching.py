@@ -1,6 +1,7 @@
 """Which questions can be answered as branches behind their images' prefixes, and their answers (``question_branches``).
 
-Nothing is taken on trust: once a sweep the logits of two branches are held against those of ordinary turns.
+Nothing is taken on trust: once a sweep (once more where layers hold different tokens) the logits of two branches are
+held against those of ordinary turns.
 """
 
 from __future__ import annotations
@@ -45,7 +46,14 @@ class Branching:
     processor : Any
         Its processor.
     most : int
-        Questions about an image at once.
+        Unpruned prompts that a batch may have: as many columns are held at once.
+
+    Attributes
+    ----------
+    possible : bool
+        Whether nothing is known that speaks against it.
+    proved : dict
+        Whether the logits of branches were found to be those of ordinary turns, by whether layers hold different tokens.
     """
 
     def __init__(self, model: nn.Module, processor: Any, most: int):
@@ -55,7 +63,7 @@ class Branching:
         self.possible = (
             attention_kind(self.parts.lm.config) in KINDS and not own_generate(self.parts.model) and _greedy(model)
         )
-        self._proved = False
+        self.proved: dict[bool, bool] = {}
 
     def serves(self, cache: Any, rows: Sequence[Row], turn: Callable[[Row], Tensor]) -> bool:
         """Whether questions about the images of `cache` can be branches.
@@ -73,9 +81,10 @@ class Branching:
             return False
         if any(set(row.tokens) - {"attention_mask"} for row in rows):
             return False
-        if not self._proved:
-            self.possible = self._proved = self._proves(cache, rows, turn)
-        return self.possible
+        differ = len({layer.keys.shape[2] for layer in cache.layers}) > 1
+        if differ not in self.proved:
+            self.proved[differ] = self._proves(cache, rows, turn)
+        return self.proved[differ]
 
     def _proves(self, cache: Any, rows: Sequence[Row], turn: Callable[[Row], Tensor]) -> bool:
         shortest, longest = min(rows, key=lambda r: len(r.ids)), max(rows, key=lambda r: len(r.ids))

@@ -86,6 +86,17 @@ def folders(*given: tuple[str, Path | None]) -> None:
             raise ValueError(f"{option}: no such folder: {folder}")
 
 
+def task_names(tasks: str | None, data: Path | None) -> list[str] | None:
+    """What --tasks names; without --data, whose folder is not read yet, names that mean nothing are refused."""
+    from vtc.eval.sweep.asked_questions import refuse_tasks
+    from vtc.eval.vlm.pruning_settings import split_list
+
+    names = split_list(tasks) if tasks else None
+    if names and data is None:
+        refuse_tasks(names)
+    return names
+
+
 @contextmanager
 def heavy_imports() -> Iterator[None]:
     """Without the garbage collector, which costs a seventh of importing torch and transformers and frees nothing."""
