@@ -21,7 +21,7 @@ from vtc.models.stock.transformers_api import own_generate, plain_cache
 from .prompts import Row, pad_id
 from .question_branches import Branches, first_logits, greedy
 
-COPY = 1 / 32  # what it takes to copy a column's keys and values, over running it through the layers
+COPY = 1 / 8  # what it takes to copy a column's keys and values, over running it through the layers
 AHEAD = 4  # tokens of an answer that there is room for from the start
 KINDS = ("sdpa", "eager")  # implementations that take any mask
 # of a generation config: what does not change greedy answers of a given length
@@ -53,7 +53,7 @@ class Branching:
     possible : bool
         Whether nothing is known that speaks against it.
     proved : dict
-        Whether the logits of branches were found to be those of ordinary turns, by whether layers hold different tokens.
+        Whether the logits of branches were those of ordinary turns, by whether layers hold different tokens.
     """
 
     def __init__(self, model: nn.Module, processor: Any, most: int):
@@ -87,7 +87,7 @@ class Branching:
         return self.proved[differ]
 
     def _proves(self, cache: Any, rows: Sequence[Row], turn: Callable[[Row], Tensor]) -> bool:
-        shortest, longest = min(rows, key=lambda r: len(r.ids)), max(rows, key=lambda r: len(r.ids))
+        shortest, longest = min(rows, key=length), max(rows, key=length)
         pair = [tail(longest), tail(shortest)]
         wanted = torch.stack([turn(longest), turn(shortest)]).float()
         # such models say that they can't in many ways
@@ -131,7 +131,7 @@ class Branching:
         held = cache.layers[-1].keys.shape[2]
         turn, widest = list[_Part](), 0
         for i, part in parts:
-            width = held + sum(len(tail(row)) + limit for row in part)
+            width = held + sum(length(row) + limit for row in part)
             widest = max(widest, width)
             if turn and (len(turn) + 1) * widest > self.most * part[0].prefix:
                 yield turn
@@ -145,26 +145,27 @@ def _even_rows(groups: Sequence[Sequence[Row]], limit: int, held: int) -> list[_
 
     A row more is another copy of the `held` columns of its image, which is about as much as running few of them.
     """
-    totals = {sum(len(tail(row)) for row in group) for group in groups}
+    totals = {sum(map(length, group)) for group in groups}
+    longest_first = [sorted(group, key=length, reverse=True) for group in groups]
     best: tuple[float, list[_Part]] = (math.inf, [])
-    for width in sorted({-(-total // n) for total in totals for n in (1, 2, 3, 4)}, reverse=True):
-        parts = [(i, part) for i, group in enumerate(groups) for part in _filled(group, width, limit)]
-        widest = max(sum(len(tail(row)) for row in part) for _, part in parts)
-        work = len(parts) * (widest + COPY * held)
+    for parts in range(1, 5):
+        width = -(-max(totals) // parts)
+        found = [(i, part) for i, group in enumerate(longest_first) for part in _filled(group, width, limit)]
+        work = len(found) * (max(sum(map(length, part)) for _, part in found) + COPY * held)
         if work < best[0]:
-            best = work, parts
+            best = work, found
     return best[1]
 
 
 def _filled(group: Sequence[Row], width: int, limit: int) -> list[list[Row]]:
-    """The questions about an image in rows of up to `width` columns, which with their answers are no more than it has.
+    """Questions about an image in rows of up to `width` columns, which with their answers are no more than it has.
 
-    The longest come first; one that is longer still has a row of its own.
+    One that is longer still has a row of its own.
     """
     rows: list[list[Row]] = []
     left: list[tuple[int, int]] = []
-    for row in sorted(group, key=lambda r: len(r.ids), reverse=True):
-        need = len(tail(row))
+    for row in group:
+        need = length(row)
         at = next((i for i, (a, b) in enumerate(left) if a >= need and b >= need + limit), len(rows))
         if at == len(rows):
             rows.append([])
@@ -172,6 +173,11 @@ def _filled(group: Sequence[Row], width: int, limit: int) -> list[list[Row]]:
         rows[at].append(row)
         left[at] = left[at][0] - need, left[at][1] - need - limit
     return rows
+
+
+def length(row: Row) -> int:
+    """Number of a question's tokens behind the last visual one."""
+    return len(row.ids) - row.prefix
 
 
 def tail(row: Row) -> Tensor:
