@@ -189,6 +189,7 @@ def _answers(
         prefix_states(model, processor, pack, seen, layers) if layers else None
         for (_, pack), seen in zip(packed, vision, strict=True)
     ]
+    branching = branching and branching.under(cell)
     with pruned(model, cell) as wrapped:
         for (limit, pack), seen, behind in zip(packed, vision, states, strict=True):
             if behind is None:

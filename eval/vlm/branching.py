@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from vtc.models.layout.model_parts import locate
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.transformers_api import own_generate, plain_cache
+from vtc.pipeline_text import parse
+from vtc.pruners.base import Loan
 
 from .prompts import Row, pad_id
+from .pruning_settings import UNPRUNED, Cell
 from .question_branches import Branches, first_logits, greedy
 
 COPY = 1 / 8  # what it takes to copy a column's keys and values, over running it through the layers
@@ -65,6 +68,13 @@ class Branching:
         )
         self.proved: dict[bool, bool] = {}
 
+    def under(self, cell: Cell) -> Branching | None:
+        """This, or None for a cell whose tokens go round layers and come back: what follows a prompt may, too."""
+        if cell.spec == UNPRUNED.spec:
+            return self
+        stops = (stop for pruner in parse(cell.spec) for stop in pruner.stops(len(self.parts.layers)))
+        return None if any(isinstance(stop, Loan) for stop in stops) else self
+
     def serves(self, cache: Any, rows: Sequence[Row], turn: Callable[[Row], Tensor]) -> bool:
         """Whether questions about the images of `cache` can be branches.
 
@@ -78,6 +88,8 @@ class Branching:
             Gives the logits `[V]` behind one of them in an ordinary turn behind the first image.
         """
         if not (self.possible and plain_cache(cache) and len(cache.layers) == len(self.parts.layers)):
+            return False
+        if any(getattr(layer, "keys", None) is None for layer in cache.layers):  # it reads another layer's
             return False
         if any(set(row.tokens) - {"attention_mask"} for row in rows):
             return False
@@ -128,8 +140,8 @@ class Branching:
 
     def _turns(self, parts: Sequence[_Part], limit: int, cache: Any) -> Iterator[list[_Part]]:
         """Rows that are run at once: they hold no more columns than `most` unpruned prefixes."""
-        held = cache.layers[-1].keys.shape[2]
-        turn, widest = list[_Part](), 0
+        held = sum(layer.keys.shape[2] for layer in cache.layers) / len(cache.layers)
+        turn, widest = list[_Part](), 0.0
         for i, part in parts:
             width = held + sum(length(row) + limit for row in part)
             widest = max(widest, width)

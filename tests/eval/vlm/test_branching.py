@@ -16,6 +16,7 @@ from vtc.eval.vlm.branching import Branching, _even_rows, length
 from vtc.eval.vlm.encode_once import encode
 from vtc.eval.vlm.loading import load_model
 from vtc.eval.vlm.prompts import Row, make_row
+from vtc.eval.vlm.pruning_settings import UNPRUNED, make_cell
 from vtc.eval.vlm.question_branches import Branches
 
 pytestmark = pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
@@ -86,6 +87,13 @@ def test_what_changes_greedy_answers_is_left_to_generate(asked, name: str, value
     branching = Branching(loaded.model, loaded.processor, 16)
     assert branching.possible is possible
     assert answers(loaded, groups, branching) == plain(loaded, groups)
+
+
+def test_methods_whose_tokens_come_back_are_asked_in_turns(asked):
+    branching = Branching(asked[0].model, asked[0].processor, 16)
+    assert branching.under(make_cell("pmod", None)) is None
+    for cell in (UNPRUNED, make_cell("uniform", 0.5), make_cell("random(layer=2)", 0.5)):
+        assert branching.under(cell) is branching
 
 
 def made_up(tokens: list[int], prefix: int = 100) -> list[Row]:
