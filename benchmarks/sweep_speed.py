@@ -2,8 +2,8 @@
 
 One sweep of ten input-stage cells against ten separate runs of one cell each, a process each, on the same questions of
 the bundled tasks, in one go: the sweep first, then the runs, in CPU seconds. Both compute answers alone (no timings,
-no report, no unpruned reference), with the same options, so the sweep gains by loading once and by encoding each image once. Also
-prints how right the progress bar's estimate was after a tenth of the sweep's time.
+no report, no unpruned reference), with the same options, so the sweep gains by loading once and by encoding each image
+once. Also prints how right the progress bar's estimate was after a tenth of the sweep's time.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def known_dtype(dtype: str) -> str:
     """A dtype's name that is one."""
     from vtc.eval.terminal.option_checks import DTYPES, check_choice
 
-    check_choice("dtype", dtype, DTYPES)
+    check_choice("--dtype", dtype, DTYPES)
     return dtype
 
 
