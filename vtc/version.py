@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 _warned = False
 
 
+@functools.cache
 def installed(package: str) -> str:
     """The installed version of a package, ``"unknown"`` where there is none."""
     try:

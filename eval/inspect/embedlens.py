@@ -14,36 +14,10 @@ from torch.linalg import vector_norm
 
 from vtc.pruners.primitives.nearest_rows import TINY, nearest_ids
 
+from .options import Rules
+
 STRAY = 0.25  # how much less than the others of its id a token may be like their mean
 NONE = -1
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What makes a group of vocabulary ids a class. All numbers are OURS; the paper gives the recipe in words.
-
-    Attributes
-    ----------
-    presence : float
-        An id counts if it is the nearest of some token in at least this share of the images.
-    sink_cosine, sink_share : float
-        Sinks: tokens whose mean cosine across images is at least the one, and whose share of all is at most the other.
-    dead_cosine, dead_share : float
-        Dead tokens: at least this mean cosine across images, and at least this share.
-    """
-
-    presence: float = 0.9
-    sink_cosine: float = 0.99
-    sink_share: float = 0.15
-    dead_cosine: float = 0.6
-    dead_share: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 < value <= 1:
-                raise ValueError(f"{name.replace('_', '-')}={value} is out of range; it must be in (0, 1]")
-        if self.sink_cosine < self.dead_cosine:
-            raise ValueError(f"sink-cosine={self.sink_cosine} must not be below dead-cosine={self.dead_cosine}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,13 @@ from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.loading import Loaded, load_model, software
 from vtc.pruners.primitives.vocabulary import FORMAT
 
-from .embedlens import Found, Group, Rules, calibrate
+from .embedlens import Found, Group, calibrate
+from .options import LEAST, LensOptions, check_lens
 from .watch_projected_tokens import features_of, table_of
 
 FEW = 50  # below so many images the paper's recipe says nothing
-LEAST = 8
 SHOWN = 6  # words of a group
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-@dataclass
-class LensOptions:
-    """Options of a calibration; the command line's defaults."""
-
-    model: str | None = None
-    data: Path | None = None
-    images: int = 64
-    output: Path = Path("embedlens.json")
-    rules: Rules = field(default_factory=Rules)
-    device: str = "auto"
-    dtype: str = "auto"
 
 
 def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
@@ -90,8 +76,7 @@ def run_embedlens(options: LensOptions, console: Console | None = None) -> Found
     """
     console = console or make_console()
     started = time.time()
-    if options.images < LEAST:
-        raise ValueError(f"--images {options.images} is out of range: at least {LEAST}")
+    check_lens(options)
     folder = options.output.resolve().parent
     if options.output.is_dir() or not folder.is_dir():
         raise ValueError(f"--output must be a file in a folder that is there, got {options.output}")

@@ -19,8 +19,8 @@ from vtc.eval.vlm.prompts import make_row
 from vtc.pruners.explainer import Explainer, predict
 
 from .kept_tokens import Painted, Shown, font, grid_pictures
+from .options import TITLES
 from .relevance import Explanation, explain, inputs_of
-from .signal_names import TITLES
 from .token_classes import find_classes
 
 LEAST, MOST = 0.35, 0.85  # how much of a patch is colour, at the coldest and the hottest

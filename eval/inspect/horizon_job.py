@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
-from vtc.bundled_files import bundled_data
 from vtc.eval.files.atomic import write_atomic
 from vtc.eval.files.output_folder import writing_to
 from vtc.eval.sweep.answer import depth_of
+from vtc.eval.sweep.asked_questions import bundled_tasks
 from vtc.eval.sweep.fingerprint import subject
 from vtc.eval.sweep.results_store import ResultStore, results_folder
 from vtc.eval.tasks.questions import TaskSet
@@ -26,52 +25,9 @@ from vtc.eval.vlm.prompts import make_row
 
 from .horizon import horizon_layer, layer_means, measure, withdrawal_layer
 from .horizon_report import Horizon, draw_horizon, horizon_table
+from .options import DEFAULT_LIMIT, HorizonOptions, check_horizon
 
-DEFAULT_LIMIT = 5
 SEARCH_FIRST, SEARCH_DEPTH = 5, 32  # VTW searches from layer 5 of 32 on
-
-
-@dataclass
-class HorizonOptions:
-    """Options of a measurement; the command line's defaults.
-
-    ``limit`` is the number of questions per task (None: ``DEFAULT_LIMIT`` with the bundled model on its own tasks, else
-    all), ``window`` the side of the windows in tokens, ``threshold`` the information below which a layer has none,
-    ``search`` None or ``"vtw"``, whose windows are not measured, ``eta`` the divergence it allows, ``start`` the first
-    layer looked at (None: the lowest possible one, in a search VTW's 5 of 32).
-    """
-
-    model: str | None = None
-    data: Path | None = None
-    tasks: Sequence[str] | None = None
-    limit: int | None = None
-    window: int = 2
-    threshold: float = 0.02
-    search: str | None = None
-    eta: float = 0.003
-    start: int | None = None
-    output: Path | None = None
-    batch_size: int = 64
-    device: str = "auto"
-    dtype: str = "auto"
-
-
-def check_options(options: HorizonOptions) -> None:
-    """Refuse options out of range before anything is loaded.
-
-    Raises
-    ------
-    ValueError
-        The message names the option.
-    """
-    if options.search not in (None, "vtw"):
-        raise ValueError(f"--search {options.search!r} is unknown: there is vtw")
-    for name, value, least in (("limit", options.limit, 1), ("window", options.window, 1), ("start", options.start, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"--{name} {value} is out of range: it must be at least {least}")
-    for name, number in (("threshold", options.threshold), ("eta", options.eta)):
-        if not number > 0:
-            raise ValueError(f"--{name} {number} is out of range: it must be above 0")
 
 
 def _layers(options: HorizonOptions, depth: int) -> list[int]:
@@ -170,12 +126,10 @@ def run_horizon(options: HorizonOptions, console: Console | None = None) -> Hori
     KeyboardInterrupt
         Passed on; what was measured stays in the output folder, and the same command goes on from there.
     """
-    check_options(options)
+    check_horizon(options)
     console = console or make_console()
     started = time.time()
-    everything = load_tasks(options.data or bundled_data())
-    if options.data is None:
-        everything = replace(everything, name="bundled")
+    everything = bundled_tasks() if options.data is None else load_tasks(options.data)
     own = options.model is None and options.data is None
     tasks = everything.subset(options.tasks, DEFAULT_LIMIT if options.limit is None and own else options.limit)
     loaded = load_model(options.model, options.device, options.dtype)

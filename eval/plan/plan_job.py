@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc.eval.cost.model_work import ModelWork
-from vtc.eval.terminal.option_checks import check_choice, picture_size
+from vtc.eval.terminal.option_checks import check_choice, picture_size, request_counts
 from vtc.eval.vlm.model_source import configuration, has_processor, read_processor
 from vtc.eval.vlm.pruning_settings import needs_keep, parse_keep, split_list, takes_keep
 from vtc.models.stock.transformers_api import keeps_state
@@ -126,7 +126,7 @@ def make_plan(options: PlanOptions) -> Plan:
     """
     check_device(options.gpu)
     check_choice("--dtype", options.dtype, DTYPES)
-    size, batches = picture_size(options.image), _batches(options.batch)
+    size, batches = picture_size(options.image), request_counts(options.batch)
     methods = _methods(options)
     config, place = configuration(options.model)
     place = options.processor or place
@@ -169,13 +169,6 @@ def make_plan(options: PlanOptions) -> Plan:
         _smaller(reckoning, picture, min((s.kept.last for s in settings), default=0), picture_of, plain),
         keeps_state(parts.lm.config),
     )  # fmt: skip
-
-
-def _batches(text: str) -> list[int]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found or not all(part.isdigit() and int(part) >= 1 for part in found):
-        raise ValueError(f"--batch {text!r} must be numbers of requests >= 1, comma-separated, such as 1,8,32")
-    return list(dict.fromkeys(map(int, found)))
 
 
 def _methods(options: PlanOptions) -> list[tuple[str, int | float | None, tuple[Pruner, ...]]]:

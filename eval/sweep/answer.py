@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vtc.eval.cost.prefill_cost import Measured
+from vtc.eval.vlm.branching import Branching
 from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
 from vtc.eval.vlm.layers_before_choice import PrefixStates
 from vtc.eval.vlm.prompts import Row, pad_id, pad_rows
@@ -114,8 +116,9 @@ def answer_shared(
     encoded: Sequence[Any],
     max_new_tokens: int,
     batch_size: int = 16,
+    branching: Branching | None = None,
 ) -> Iterator[list[tuple[Row, Answer]]]:
-    """One prefill per IMAGE; every question is a second turn on a copy of its cache.
+    """One prefill per IMAGE; every question is a second turn on a copy of its cache, or a branch behind it.
 
     The same answers as ``answer_plain`` for methods that don't look at the question, because a causal model's visual
     tokens can't see what follows them.
@@ -128,6 +131,8 @@ def answer_shared(
         The vision output of each image.
     batch_size : int
         Questions at once, of whichever of the images.
+    branching : Branching, optional
+        What answers questions as branches, where the model and the cache allow it.
 
     Yields
     ------
@@ -137,14 +142,26 @@ def answer_shared(
     pad = pad_id(processor)
     firsts = [group[0] for group in groups]
     output = model(**_heads(model, processor, firsts, encoded), use_cache=True, logits_to_keep=1)
-    per_image = _measure(model, range(len(groups)), firsts)
+    per_image, prefixes = _measure(model, range(len(groups)), firsts), cache_of(output)
+    if branching is not None and branching.serves(prefixes, groups[0], functools.partial(_turn, model, prefixes)):
+        for told in branching.answer(prefixes, groups, max_new_tokens):
+            yield [(row, Answer(text, per_image[i])) for i, row, text in told]
+        return
     for same in by_length([(i, row) for i, group in enumerate(groups) for row in group]):
         for batch in batches(same, batch_size):
             rows = [row for _, row in batch]
             inputs = pad_rows([row.ids for row in rows], [row.tokens for row in rows], pad)
-            cache = select_cache(cache_of(output), [i for i, _ in batch])
+            cache = select_cache(prefixes, [i for i, _ in batch])
             texts = _generate(model, processor, inputs, max_new_tokens, **given(core_of(model), cache=cache))
             yield [(row, Answer(text, per_image[i])) for (i, row), text in zip(batch, texts, strict=True)]
+
+
+def _turn(model: nn.Module, prefixes: Any, row: Row) -> Tensor:
+    """Logits `[V]` behind a question about the first image of a cache, as a second turn."""
+    cache = select_cache(prefixes, [0])
+    inputs = {"input_ids": row.ids[None, row.prefix :], "attention_mask": torch.ones_like(row.ids)[None]}
+    inputs = {name: to_device(value, model) for name, value in inputs.items()}
+    return model(**inputs, **given(core_of(model), cache=cache), use_cache=True, logits_to_keep=1).logits[0, -1]
 
 
 @torch.no_grad()

@@ -20,7 +20,8 @@ LMMS = "lmms:"
 
 
 @functools.cache
-def _bundled() -> TaskSet:
+def bundled_tasks() -> TaskSet:
+    """The evaluation set that comes with vtc; read once."""
     return replace(load_tasks(bundled_data()), name="bundled")
 
 
@@ -38,8 +39,8 @@ def refuse_tasks(names: Sequence[str]) -> None:
         Naming it and what there is.
     """
     for name in names:
-        if name not in (*_public(names), *_bundled().tasks) and not name.startswith(LMMS):
-            known = f"{', '.join(_bundled().tasks)} (bundled); {', '.join(list_definitions())} (public)"
+        if name not in (*_public(names), *bundled_tasks().tasks) and not name.startswith(LMMS):
+            known = f"{', '.join(bundled_tasks().tasks)} (bundled); {', '.join(list_definitions())} (public)"
             raise ValueError(f"unknown task {name!r}. There is: {known}; a definition's .yaml; lmms:NAME of lmms-eval")
 
 
@@ -79,10 +80,10 @@ def load_asked(
     if not tasks:
         if data_dir is not None:
             raise ValueError(f"--data-dir needs --tasks: {', '.join(list_definitions())}")
-        return _bundled(), None
+        return bundled_tasks(), None
     names = list(dict.fromkeys(tasks))
     refuse_tasks(names)
-    bundled, public = _bundled(), _public(names)
+    bundled, public = bundled_tasks(), _public(names)
     own_names = [n for n in names if n in bundled.tasks]
     theirs = [n for n in names if n.startswith(LMMS)]
     if own_names == names:

@@ -13,6 +13,7 @@ from torch import nn
 from vtc.eval.cost.prefill_cost import LMCost
 from vtc.eval.tasks.metrics import metric
 from vtc.eval.tasks.questions import Question, TaskSet
+from vtc.eval.vlm.branching import Branching
 from vtc.eval.vlm.encode_once import reuses_encoder
 from vtc.eval.vlm.feature_cache import Features, pruned
 from vtc.eval.vlm.layers_before_choice import layers_before_choice
@@ -167,7 +168,7 @@ def _alike(sweep: Sweep, groups: Sequence[list[Row]]) -> dict[tuple[int, str], l
 
 
 def _answers(
-    sweep: Sweep, cell: Cell, features: Features, groups: Sequence[list[Row]]
+    sweep: Sweep, cell: Cell, features: Features, groups: Sequence[list[Row]], branching: Branching | None
 ) -> Iterator[list[tuple[Row, Answer]]]:
     """Answers to the groups' questions, batch by batch."""
     model, processor = sweep.model, sweep.loaded.processor
@@ -188,10 +189,11 @@ def _answers(
         prefix_states(model, processor, pack, seen, layers) if layers else None
         for (_, pack), seen in zip(packed, vision, strict=True)
     ]
+    branching = branching and branching.under(cell)
     with pruned(model, cell) as wrapped:
         for (limit, pack), seen, behind in zip(packed, vision, states, strict=True):
             if behind is None:
-                yield from answer_shared(wrapped, processor, pack, seen, limit, sweep.batch_size)
+                yield from answer_shared(wrapped, processor, pack, seen, limit, sweep.batch_size, branching)
             else:
                 yield from answer_behind(wrapped, processor, pack, seen, behind, limit, sweep.batch_size)
         for (limit, _), same in alike.items():
@@ -241,10 +243,12 @@ def run_sweep(
     """
     chunks = sweep.chunks()
     features = Features(sweep.model, sweep.cells, sweep.cache_bytes)
+    shares = sweep.share and reuses_encoder(sweep.model) and shares_prefix(sweep.model)
+    branching = Branching(sweep.model, sweep.loaded.processor, sweep.batch_size) if shares else None
     order = turns(len(chunks), getattr(store, "number", 0))
     left = [(i, cell) for i in order for cell in sweep.cells]
     for waiting in (False, True) if claims and wait else (False,):
-        left = _pass(sweep, store, advance, claims, waiting, [(chunks[i], i, c) for i, c in left], features)
+        left = _pass(sweep, store, advance, claims, waiting, [(chunks[i], i, c) for i, c in left], features, branching)
 
 
 def _pass(
@@ -255,6 +259,7 @@ def _pass(
     wait: bool,
     work: Sequence[tuple[list[list[Question]], int, Cell]],
     features: Features,
+    branching: Branching | None,
 ) -> list[tuple[int, Cell]]:
     """Go through the work once; returns what others were at."""
     busy: list[tuple[int, Cell]] = []
@@ -276,7 +281,7 @@ def _pass(
             todo = [[q for q in g if (cell.spec, q.question_id) not in store] for g in groups]
             advance(cell.spec, sum(map(len, groups)) - sum(map(len, todo)), True)
             rows = [chunk.rows(g) for g in todo if g]
-            for answered in _answers(sweep, cell, features, rows) if rows else ():
+            for answered in _answers(sweep, cell, features, rows, branching) if rows else ():
                 orphaned(sweep)
                 if not answered:
                     if not cell.vision_stage and i not in encoded:

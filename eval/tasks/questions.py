@@ -144,6 +144,12 @@ class TaskSet:
             found.setdefault(q.image_id, []).append(q)
         return list(found.values())
 
+    def refuse(self, tasks: Sequence[str] | None) -> None:
+        """Raise ValueError, with the known ones, for a task that is not there."""
+        for task in tasks or ():
+            if task not in self.tasks:
+                raise ValueError(f"unknown task {task!r}. There is: {', '.join(self.tasks)}")
+
     def subset(self, tasks: Sequence[str] | None = None, limit: int | None = None) -> TaskSet:
         """The same questions on every machine and in every run.
 
@@ -158,10 +164,8 @@ class TaskSet:
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit} is out of range: it is the number of questions per task, at least 1")
+        self.refuse(tasks)
         wanted = dict.fromkeys(tasks or self.tasks)
-        for task in wanted:
-            if task not in self.tasks:
-                raise ValueError(f"unknown task {task!r}. There is: {', '.join(self.tasks)}")
         left = {task: limit if limit is not None else len(self.questions) for task in wanted}
         chosen: list[Question] = []
         for unit in self._units():

@@ -77,3 +77,17 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device here; leave --device out or say --device cpu")
     return device
+
+
+def request_counts(text: str) -> list[int]:
+    """The numbers of ``--batch 1,8,32``.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or not all(part.isdigit() and int(part) >= 1 for part in found):
+        raise ValueError(f"--batch {text!r} must be numbers of requests >= 1, comma-separated, such as 1,8,32")
+    return list(dict.fromkeys(map(int, found)))

@@ -100,7 +100,7 @@ def show(
     if weights is not None and "predicted" not in (signal or ()):
         raise ValueError("--weights goes with --signal predicted")
     if signal:
-        from vtc.eval.inspect.signal_names import check_signals
+        from vtc.eval.inspect.options import check_signals
 
         check_signals(signal)
     usual = "-".join(dict.fromkeys([*(signal or ()), *(["kept"] if pruner else [])]))

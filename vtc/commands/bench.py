@@ -27,6 +27,7 @@ from .options import (
     not_bundled,
     refuse_given,
     refuse_methods,
+    task_names,
     was_given,
 )
 from .pruners_and_recipes import recipes
@@ -161,7 +162,6 @@ def bench(
 ) -> None:
     """Measure what pruning costs in accuracy and gains in compute, against the unpruned model."""
     from vtc.eval.classify import is_classifier
-    from vtc.eval.vlm.pruning_settings import split_list
 
     if recipe == "list":
         recipes()
@@ -177,13 +177,10 @@ def bench(
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     import_all(imports)
     refuse_methods(methods, "all", "unpruned", "none")
-    from vtc.eval.sweep.asked_questions import refuse_tasks
     from vtc.eval.sweep.options import BenchOptions, check_options
     from vtc.eval.sweep.paper_recipes import load_recipe
 
-    names = split_list(tasks) if tasks else None
-    if names and data is None:
-        refuse_tasks(names)
+    names = task_names(tasks, data)
     asked = BenchOptions(
         pruners=methods,
         keeps=keeps,

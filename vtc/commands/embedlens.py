@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, Overwrite, folders, output_file
+from .options import Device, Dtype, Model, Overwrite, folders, heavy_imports, output_file
 
 
 def embedlens(
@@ -45,12 +45,16 @@ def embedlens(
     if image is None:
         if classes is not None:
             raise ValueError("--classes goes with --image, over which they are drawn")
-        from vtc.eval.inspect.embedlens import Rules
-        from vtc.eval.inspect.embedlens_job import LensOptions, run_embedlens
+        from vtc.eval.inspect.options import LensOptions, Rules, check_lens
 
         file = output_file("--output", output, "embedlens.json", overwrite, None)
         rules = Rules(presence, sink_cosine, sink_share, dead_cosine, dead_share)
-        run_embedlens(LensOptions(model, data, images, file, rules, device, dtype))
+        asked = LensOptions(model, data, images, file, rules, device, dtype)
+        check_lens(asked)
+        with heavy_imports():
+            from vtc.eval.inspect.embedlens_job import run_embedlens
+
+        run_embedlens(asked)
         return
     file = output_file("--out", out, "classes.png", overwrite)
     from vtc.eval.tasks.media.images import open_image

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, folders
+from .options import Device, Dtype, Model, folders, heavy_imports
 
 
 def horizon(
@@ -40,23 +40,29 @@ def horizon(
 ) -> None:
     """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
     folders(("--data", data))
-    from vtc.eval.inspect.horizon_job import HorizonOptions, run_horizon
+    from vtc.eval.inspect.options import HorizonOptions, check_horizon
+    from vtc.eval.sweep.asked_questions import bundled_tasks
     from vtc.eval.vlm.pruning_settings import split_list
 
-    run_horizon(
-        HorizonOptions(
-            model=model,
-            data=data,
-            tasks=split_list(tasks) if tasks else None,
-            limit=limit,
-            window=window,
-            threshold=threshold,
-            search=search,
-            eta=eta,
-            start=start,
-            output=output,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-        )
+    asked = HorizonOptions(
+        model=model,
+        data=data,
+        tasks=split_list(tasks) if tasks else None,
+        limit=limit,
+        window=window,
+        threshold=threshold,
+        search=search,
+        eta=eta,
+        start=start,
+        output=output,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
     )
+    check_horizon(asked)
+    if data is None:
+        bundled_tasks().refuse(asked.tasks)
+    with heavy_imports():
+        from vtc.eval.inspect.horizon_job import run_horizon
+
+    run_horizon(asked)

@@ -30,7 +30,7 @@ def known_dtype(dtype: str) -> str:
     """A dtype's name that is one."""
     from vtc.eval.terminal.option_checks import DTYPES, check_choice
 
-    check_choice("dtype", dtype, DTYPES)
+    check_choice("--dtype", dtype, DTYPES)
     return dtype
 
 
@@ -84,6 +84,17 @@ def folders(*given: tuple[str, Path | None]) -> None:
     for option, folder in given:
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{option}: no such folder: {folder}")
+
+
+def task_names(tasks: str | None, data: Path | None) -> list[str] | None:
+    """What --tasks names; without --data, whose folder is not read yet, names that mean nothing are refused."""
+    from vtc.eval.sweep.asked_questions import refuse_tasks
+    from vtc.eval.vlm.pruning_settings import split_list
+
+    names = split_list(tasks) if tasks else None
+    if names and data is None:
+        refuse_tasks(names)
+    return names
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from .options import (
     folders,
     heavy_imports,
     import_all,
+    known_dtype,
     method_text,
     not_bundled,
     output_file,
@@ -40,7 +41,10 @@ def plan(
     ] = None,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer.")] = 128,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else bfloat16.")
+        str,
+        typer.Option(
+            callback=known_dtype, help="float32, bfloat16, float16; auto is float32 on the CPU, else bfloat16."
+        ),
     ] = "auto",
     processor: Annotated[
         str | None, typer.Option(help="Folder or hub id with the processor, where --model has none.")
@@ -49,8 +53,11 @@ def plan(
     imports: Import = None,
 ) -> None:
     """Say what pruning will be worth: tokens, FLOPs, memory and times from the configuration alone, in seconds."""
+    from vtc.eval.terminal.option_checks import picture_size, request_counts
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
+    picture_size(image)
+    request_counts(batch)
     import_all(imports)
     for part in split_list(keep):
         parse_keep(part)

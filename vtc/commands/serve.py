@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, cell_of, import_all, not_bundled
+from .options import Device, Dtype, Import, cell_of, import_all, not_bundled, refuse_methods
 
 Allow = Annotated[
     str | None,
@@ -68,14 +68,18 @@ def serve(
 
     Exit code 0: stopped by Ctrl-C or SIGTERM. 2: bad input, or it could not start.
     """
+    from vtc.eval.vlm.pruning_settings import DEFAULT_PRUNERS, parse_keep, split_list
+
     import_all(imports)
     cell = cell_of(pruner, keep)
+    low, high = (None if bound is None else parse_keep(bound) for bound in (min_keep, max_keep))
+    wanted = None if allow is None else split_list(allow)
+    refuse_methods((text.replace("(...)", "") for text in wanted or ()), "all", "unpruned")
     from vtc.serve.run_server import check_extra
 
     check_extra()
     from vtc.eval.inspect.ask import saved_cell
     from vtc.eval.vlm.loading import load_model
-    from vtc.eval.vlm.pruning_settings import DEFAULT_PRUNERS, parse_keep, split_list
     from vtc.pruners.registry import list_pruners
     from vtc.serve.requests.limits import Limits
     from vtc.serve.requests.pruning_choice import UNPRUNED, Allowed
@@ -84,11 +88,9 @@ def serve(
 
     cell = cell or saved_cell(model)
     spec = None if cell.spec == UNPRUNED else cell.spec
-    wanted = None if allow is None else split_list(allow)
     usual = [UNPRUNED] if spec else [*DEFAULT_PRUNERS, UNPRUNED]
     if wanted is not None and "all" in wanted:
         usual, wanted = [*(text for text in wanted if text != "all"), *list_pruners()], None
-    low, high = (None if bound is None else parse_keep(bound) for bound in (min_keep, max_keep))
     settings = ServerSettings(
         name=name or served_name(model or "bundled"),
         allowed=Allowed.read(spec, None, usual if wanted is None else wanted, low, high),

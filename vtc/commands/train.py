@@ -10,7 +10,7 @@ import typer
 
 from vtc.pruners.method_modules import TRAINED
 
-from .options import DataDir, Device, Dtype, Model, folders
+from .options import DataDir, Device, Dtype, Model, folders, heavy_imports, task_names
 
 Data = Annotated[Path | None, typer.Option(help="Folder with images.parquet and questions.parquet to train on.")]
 Tasks = Annotated[
@@ -51,28 +51,30 @@ def train_explainer(
 ) -> None:
     """Train the network of the explainer method on what a model's answers rest on."""
     folders(("--data", data), ("--data-dir", data_dir))
-    from vtc.eval.train.explainer.train_job import ExplainerOptions, run_explainer
-    from vtc.eval.vlm.pruning_settings import split_list
+    from vtc.eval.train.explainer.options import ExplainerOptions, check_options
 
-    run_explainer(
-        ExplainerOptions(
-            model=model,
-            data=data,
-            data_dir=data_dir,
-            tasks=split_list(tasks) if tasks else None,
-            limit=limit,
-            output=output,
-            epochs=epochs,
-            batch_size=batch_size,
-            rate=rate,
-            held_out=held_out,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            device=device,
-            dtype=dtype,
-            arguments=context.obj,
-        )
+    asked = ExplainerOptions(
+        model=model,
+        data=data,
+        data_dir=data_dir,
+        tasks=task_names(tasks, data),
+        limit=limit,
+        output=output,
+        epochs=epochs,
+        batch_size=batch_size,
+        rate=rate,
+        held_out=held_out,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        arguments=context.obj,
     )
+    check_options(asked)
+    with heavy_imports():
+        from vtc.eval.train.explainer.train_job import run_explainer
+
+    run_explainer(asked)
 
 
 def train_compressor(
@@ -129,7 +131,7 @@ def train_compressor(
         model=model,
         data=data,
         data_dir=data_dir,
-        tasks=[name.strip() for name in tasks.split(",")] if tasks else None,
+        tasks=task_names(tasks, data),
         limit=limit,
         output=output,
         weights=weights,
@@ -151,7 +153,8 @@ def train_compressor(
         arguments=context.obj,
     )
     check_options(options)
-    from vtc.eval.train.compressor.train_job import run_training
+    with heavy_imports():
+        from vtc.eval.train.compressor.train_job import run_training
 
     run_training(options)
 

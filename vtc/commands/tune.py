@@ -24,6 +24,7 @@ from .options import (
     heavy_imports,
     import_all,
     refuse_methods,
+    task_names,
 )
 
 Target = Annotated[float, typer.Option(help="Share of the unpruned accuracy that has to be kept.")]
@@ -98,14 +99,11 @@ def tune(
 
     Exit code 1 says that nothing qualifies.
     """
-    from vtc.eval.sweep.asked_questions import refuse_tasks
     from vtc.eval.tune.options import DEFAULT_KEEPS, TuneOptions, check_options
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
-    names = split_list(tasks) if tasks else None
-    if names and data is None:
-        refuse_tasks(names)
+    names = task_names(tasks, data)
     asked = TuneOptions(
         target=target,
         pruners=tuple(split_list(pruners)),

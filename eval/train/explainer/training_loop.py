@@ -18,6 +18,7 @@ from vtc.pruners.base import resolve_keep
 from vtc.pruners.explainer import RelevanceNetwork
 from vtc.pruners.primitives.ranking import top_k
 
+from .options import TrainSettings
 from .relevance_labels import Sample
 
 DROPPED = 0.5  # share of a span's tokens whose relevance the target sets to zero
@@ -26,17 +27,6 @@ TOKENS_AT_ONCE = 16384  # a batch is worked through in parts, so that its memory
 
 
 Predictor = Callable[[Tensor, "Tensor | None"], Tensor]
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The numbers of a training run; Adam, 100 epochs and the batch are the paper's, the rate is ours."""
-
-    epochs: int = 100
-    batch_size: int = 128
-    rate: float = 1e-3
-    held_out: float = 0.1
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch.nn.functional import normalize
 
 import vtc
 from vtc.commands.main import main
-from vtc.eval.inspect.embedlens import Rules, across, best_threshold, calibrate
+from vtc.eval.inspect.embedlens import across, best_threshold, calibrate
 from vtc.eval.inspect.embedlens_job import pictures
+from vtc.eval.inspect.options import Rules
 from vtc.eval.inspect.token_classes import COLOURS, DEAD, SINK, draw_classes, draw_legend, find_classes, label_maps
 from vtc.eval.inspect.watch_projected_tokens import features_of, table_of
 from vtc.eval.tasks.media.images import open_image

@@ -12,6 +12,7 @@ from versions import TAKES_FEATURES
 from vtc.eval.sweep.answer import Answer, answer_plain, answer_shared, select_cache, shares_prefix
 from vtc.eval.sweep.sweep_run import pruned
 from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.vlm.branching import Branching
 from vtc.eval.vlm.encode_once import encode
 from vtc.eval.vlm.loading import load_model
 from vtc.eval.vlm.prompts import Row, make_row
@@ -66,14 +67,30 @@ def test_shared_prefix_equals_plain(groups, spec: str | None):
 
 
 @encodes_once
+@pytest.mark.parametrize("spec", TEXT_FREE)
+def test_branches_equal_plain(groups, spec: str):
+    loaded, rows = groups
+    branching = Branching(loaded.model, loaded.processor, 16)
+    with pruned(loaded.model, make_cell(spec, None)) as model:
+        encoded = [encode(model, group[0]) for group in rows]
+        found = told(answer_shared(model, loaded.processor, rows, encoded, 6, branching=branching))
+        flat = [row for group in rows for row in group]
+        plain = [answer_plain(model, loaded.processor, [row], None, 6)[0] for row in flat]
+    assert branching.proved == {"layer" in spec: True}
+    assert [found[row.question.question_id] for row in flat] == plain
+    assert len({len(a.text) for a in plain}) > 1, "answers must end at different steps"
+
+
+@encodes_once
 def test_unwrapped_model(groups):
     loaded, rows = groups
     encoded = [encode(loaded.model, group[0]) for group in rows]
-    shared = told(answer_shared(loaded.model, loaded.processor, rows, encoded, 4))
     flat = [row for group in rows for row in group]
     alone = [answer_plain(loaded.model, loaded.processor, [row], None, 4)[0] for row in flat]
-    assert [shared[row.question.question_id] for row in flat] == alone
     assert {a.measured.kept for a in alone} == {TOKENS}
+    for branching in (None, Branching(loaded.model, loaded.processor, 16)):
+        shared = told(answer_shared(loaded.model, loaded.processor, rows, encoded, 4, branching=branching))
+        assert [shared[row.question.question_id] for row in flat] == alone
 
 
 @pytest.mark.parametrize(

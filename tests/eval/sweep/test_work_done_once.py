@@ -17,6 +17,7 @@ from vtc.eval.sweep import answer
 from vtc.eval.sweep.chunks_and_batches import deal
 from vtc.eval.sweep.options import BenchOptions
 from vtc.eval.tasks.reading.load import load_tasks
+from vtc.eval.vlm import branching
 
 IMAGES = 5
 INPUT = ["uniform", "pool", "norm", "divprune", "tome"]
@@ -77,23 +78,21 @@ def test_the_tower_runs_once_per_image_for_all_cells_behind_it(
 
 
 @pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
-def test_equally_long_questions_of_a_chunk_are_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    data, batches = save_data(tmp_path / "data", IMAGES), []
-    generate = answer._generate
-
-    def counted(model: Any, processor: Any, batch: Any, *more: Any, **options: Any) -> list[str]:
-        batches.append(len(batch["input_ids"]))
-        return generate(model, processor, batch, *more, **options)
-
-    monkeypatch.setattr(answer, "_generate", counted)
+def test_questions_of_a_chunk_are_branches_behind_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data, runs, turns = save_data(tmp_path / "data", IMAGES), [], []
+    greedy, generate = branching.greedy, answer._generate
+    monkeypatch.setattr(branching, "greedy", lambda *given: runs.append(given[1]) or greedy(*given))
+    monkeypatch.setattr(answer, "_generate", lambda *given, **more: turns.append(given) or generate(*given, **more))
     monkeypatch.setattr(bench, "write_files", lambda *_: None)
     run(data, tmp_path / "out", INPUT[:2])
     rows = read_all(tmp_path / "out" / "results.jsonl")
-    lengths = {row["question_id"]: row["prompt_tokens"] for row in rows}
-    chunks = [[lengths[q.question_id] for group in c for q in group] for c in deal(load_tasks(data).groups(), 16)]
-    each = [n for chunk in chunks for n in Counter(chunk).values()]
-    assert max(each) > 1
-    assert sorted(batches) == sorted(each * len({row["cell"] for row in rows}))
+    assert sum(len(part) for questions in runs for part in questions) == len(rows)
+    assert not turns
+    chunks = len(deal(load_tasks(data).groups(), 16)) * len({row["cell"] for row in rows})
+    assert len(runs) < 2 * chunks < len(rows) / 2
+    together = max(runs, key=len)
+    assert len(together) > 1, "several images"
+    assert len({len(ids) for part in together for ids in part}) > 1, "of several lengths"
 
 
 @pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")

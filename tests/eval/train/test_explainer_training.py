@@ -18,9 +18,9 @@ from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.train.explainer import relevance_labels as labels
 from vtc.eval.train.explainer import train_job as run
 from vtc.eval.train.explainer import training_loop as training
+from vtc.eval.train.explainer.options import TrainSettings
 from vtc.eval.train.explainer.relevance_labels import CELL, Sample, make_labels, pack, samples, unpack
 from vtc.eval.train.explainer.training_loop import (
-    TrainSettings,
     attention_alone,
     divergence,
     figures,
