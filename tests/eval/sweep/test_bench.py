@@ -140,9 +140,9 @@ def test_a_second_run_computes_nothing_and_more_cells_only_theirs(finished, monk
     asked: dict[str, None] = {}
     original = runner._answers
 
-    def spy(sweep: Any, cell: Any, chunk: Any, groups: Any) -> Any:
+    def spy(sweep: Any, cell: Any, *rest: Any) -> Any:
         asked[cell.spec] = None
-        return original(sweep, cell, chunk, groups)
+        return original(sweep, cell, *rest)
 
     monkeypatch.setattr(runner, "_answers", spy)
     before = (out / "results.jsonl").read_bytes()
