@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from vtc.models.cache.kv_cache import is_pruned, slot_layer
 from vtc.models.language.column_arguments import ALONG, cut_along, pick_columns
 from vtc.models.language.decoder_hooks import DecoderSide
+from vtc.models.language.decoder_signals import changes
 from vtc.models.language.deepstack import Deepstack
-from vtc.models.language.forward_state import Run, gather_columns
+from vtc.models.language.forward_state import Run
 from vtc.models.language.masks import gather_mask, keeps_pattern
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import ATTENTION
@@ -90,12 +91,16 @@ class Planner:
         self.stops, self.depth = frozenset({*side.stops, *(i + 1 for i in side.hidden)}), len(parts.layers)
         self.traced: TracedStops | None = None
         if set(side.stops) == self.stops:
-            self.traced = TracedStops(side, self.book)
+            traced = TracedStops(side, self.book)
+            self.traced = traced if traced.fit else None
         side.plan = self.plan
         self.signatures = [signature_of(layer) for layer in parts.layers]
         for signature in self.signatures:  # names are looked up once, and not while a graph is traced
             for meaning in ("hidden", "mask", "rotary", "positions", *ALONG):
                 signature.name(meaning)
+        self.changed, self.sublayers = side.changed, {p: signature_of(module) for p, module in side.sublayers()}
+        for signature in self.sublayers.values():
+            signature.name("hidden")
         self.asks_positions = [m is not None and takes(m, "positions") for m in self.calls.mixers]
         own = all(source == i for i, source in enumerate(self.sources))
         self.plain = own and self.windows.streams == 1 and set(self.windows.kinds) == {ATTENTION}
@@ -158,8 +163,6 @@ class Planner:
                 slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache
             width = None
             if i in self.stops:
-                if i not in traced.signals:
-                    return
                 width, present = traced.width(run, i, present)
             deepstack = run.deepstack if run.deepstack is not None and i in run.deepstack.features else None
             planned[i] = Planned(True, None, None, run.columns, run.columns, None, deepstack, True, width)
@@ -207,7 +210,7 @@ class Planner:
         if plan.deepstack is not None:
             hidden = plan.deepstack.added(i, hidden, columns)
         if plan.width is not None and run is not None and self.traced is not None:
-            hidden = gather_columns(hidden, self.traced.cut(run, i, hidden, plan.width, call), -2)
+            hidden = self.traced.cut(run, i, hidden, plan.width, call)
         call.put("hidden", hidden)
         if plan.narrowed:
             self._narrow(plan, run.rope_columns if plan.behind and run is not None else plan.rope, i, call, hidden)
@@ -230,6 +233,21 @@ class Planner:
         elif mask is not None and mask.is_floating_point():
             mask = mask.to(hidden.dtype)
         call.put("mask", mask)
+
+    def transition(
+        self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Note what the sublayer at `place` does to tokens; ``LATER`` where no stop in the same graph will read it."""
+        run, planned = self.local.run, self.local.planned
+        if run is None or planned is None:
+            return None if run is None else LATER
+        plan = planned.get(place[0])
+        if plan is None or not plan.behind:
+            return LATER
+        before = args[0] if args else Call(self.sublayers[place], args, kwargs).get("hidden")
+        seen = changes(before, output[0] if isinstance(output, tuple) else output)
+        run.captured.update((signal, (seen, run.columns)) for signal in self.changed[place])
+        return None
 
     def after(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The last layer's hook as planned."""

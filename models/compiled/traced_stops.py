@@ -2,7 +2,7 @@
 
 A graph that breaks inside the text model's loop over its layers leaves the whole loop to the interpreter. So where it
 is known beforehand how many columns a stop leaves, choosing is an operator that the compiler does not look into: hidden
-states and what else the method reads go in, and which columns stay comes out.
+states and what else the methods read go in, and what is left of the hidden states, and where it stood, comes out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtc.models.language.column_arguments import ALONG
 from vtc.models.language.decoder_hooks import DecoderSide
-from vtc.models.language.decoder_signals import resolve
+from vtc.models.language.decoder_signals import finished, resolve
 from vtc.models.language.forward_state import Run
 from vtc.models.stock.transformers_api import Call, signature_of, takes
 from vtc.models.stock.tripwire import trip
@@ -41,7 +41,8 @@ def _stop(hidden, signals, width, layer, model):  # type: ignore[no-untyped-def]
 
 @_stop.register_fake
 def _(hidden, signals, width, layer, model):  # type: ignore[no-untyped-def]
-    return tuple(hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(4))
+    places = (hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(3))
+    return (hidden.new_empty(hidden.shape[0], width, hidden.shape[2]), *places)
 
 
 class TracedStops:
@@ -59,22 +60,26 @@ class TracedStops:
         self.side, self.stops, self.local, self.book = side, side.stops, side.local, book
         self.number = next(_numbers)
         _known[self.number] = self
-        self.signals: dict[int, tuple[Signal, ...]] = {}
+        # what each stop is the first to see of what it or a later one reads: behind it other columns are left
+        self.signals: dict[int, tuple[DecoderSignal, ...]] = {}
         self.looking: set[int] = set()  # stops where a method looks ahead into the layer
-        for i, entries in self.stops.items():
-            read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
-            if all(self._fits(i, pruner, read) for pruner, _ in entries):
-                seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, MADE_HERE))
-                self.signals[i] = tuple(dict.fromkeys(seen))
-                if any(isinstance(s, AttentionAhead) for s in read):
-                    self.looking.add(i)
+        self.fit = True
+        at = sorted(self.stops)
+        seen: dict[DecoderSignal, None] = {}
+        for i in at:
+            read = [resolve(s, i) for pruner, stop in self.stops[i] for s in pruner.signals_at(stop)]
+            self.fit &= all(self._fits(i, pruner, read) for pruner, _ in self.stops[i])
+            seen |= dict.fromkeys(s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, MADE_HERE))
+            if any(isinstance(s, AttentionAhead) for s in read):
+                self.looking.add(i)
+        for before, i in zip([0, *at], at, strict=False):
+            self.signals[i] = tuple(s for s in seen if before <= (s.layer or 0) < i)
 
     def _fits(self, layer: int, pruner: Pruner, read: list[Signal]) -> bool:
         """Whether a method leaves a number that is known beforehand, and what it reads is there then."""
-        told = not (pruner.adaptive_count or pruner.merges or pruner.joins_crops)
+        told = not (pruner.adaptive_count or pruner.joins_crops)
         odd = (
-            isinstance(s, DecoderTransition)
-            or (isinstance(s, DecoderHidden) and s.layer != layer - 1)
+            (isinstance(s, DecoderHidden) and s.layer != layer - 1)
             or (isinstance(s, AttentionAhead) and not self._can_look(layer))
             for s in read
         )
@@ -95,16 +100,16 @@ class TracedStops:
         return run.batch.width_after(run.full, present, False, False)[0], present
 
     def cut(self, run: Run, layer: int, hidden: Tensor, width: int, call: Call) -> Tensor:
-        """Which columns of `hidden` `[B, L, D]` stay before a `call` of a layer, `[B, width]`. Traced by
+        """What is left of `hidden` `[B, L, D]` before a `call` of a layer, `[B, width, D]`. Traced by
         ``torch.compile``.
         """
         signals = [run.captured[signal][0] for signal in self.signals[layer]]
         if layer in self.looking:
             rotary = call.get("rotary")
             signals += [rotary] if isinstance(rotary, Tensor) else rotary or []
-        order, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, width, layer, self.number)
+        left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, width, layer, self.number)
         run.memo = {}
-        return order
+        return left
 
     @torch.compiler.disable
     def choose(self, hidden: Tensor, signals: list[Tensor], width: int, layer: int) -> tuple[Any, ...]:
@@ -115,10 +120,11 @@ class TracedStops:
         run = self.local.run
         if run is None:
             trip(f"a compiled graph prunes before decoder layer {layer} where no forward of a prompt is under way")
-        place = run.current()
-        seen = self.signals[layer]
-        run.captured.update((signal, (value, place)) for signal, value in zip(seen, signals, strict=False))
-        module, before = self.side.parts.layers[layer], run.columns
+        place, seen, given = run.current(), self.signals[layer], hidden
+        for signal, value in zip(seen, signals, strict=False):
+            value = finished(run, signal, value) if isinstance(signal, DecoderTransition) else value
+            run.captured[signal] = value, place
+        module = self.side.parts.layers[layer]
         rotary = signals[len(seen) :]
         call = Call(signature_of(module), (), {})
         if rotary:
@@ -127,5 +133,6 @@ class TracedStops:
         if run.columns.shape[1] != width:
             trip(f"the stop before decoder layer {layer} left {run.columns.shape[1]} columns, and not {width}")
         self.book(layer, hidden)
-        # an operator's results are tensors of their own
-        return run.stand_in(before), run.columns.clone(), run.slots.clone(), run.rope_columns.clone()
+        # an operator's results are tensors of their own, and lie as it was said
+        left = hidden.clone() if hidden is given else hidden.contiguous()
+        return left, run.columns.clone(), run.slots.clone(), run.rope_columns.clone()
