@@ -263,11 +263,11 @@ def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _traced(traced: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """`traced` where torch.compile traces, unless it gives ``LATER``: then, and else, `plain`, which breaks a graph."""
+    """`traced`, and where it gives ``LATER`` `plain`, which breaks a graph of torch.compile."""
     eager = torch.compiler.disable(plain)
 
     def run(*args: Any) -> Any:
-        found = traced(*args) if torch.compiler.is_compiling() else LATER
+        found = traced(*args)
         return eager(*args) if found is LATER else found
 
     return run

@@ -120,7 +120,7 @@ class Planner:
     def plan(self, first: int, hidden: Tensor, mask: Any = None) -> None:
         """Work out the layers from `first` on, which `hidden` `[B, L, D]` enter; `mask` is the text model's, if any."""
         run = self.local.run
-        self.local.planned = {}
+        self.local.planned, self.local.traced = {}, False
         if run is None or attention_kind(self.lm.config) not in TRACEABLE or (run.past and not run.mask_hidden):
             return
         end = first if first in self.stops else self.book(first, hidden)
@@ -158,6 +158,7 @@ class Planner:
         planned, traced, present = self.local.planned, self.traced, run.present
         assert planned is not None
         assert traced is not None
+        self.local.traced = True
         for i in range(first, self.depth):
             if isinstance(run.cache, Cache):
                 slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache
@@ -237,13 +238,10 @@ class Planner:
     def transition(
         self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """Note what the sublayer at `place` does to tokens; ``LATER`` where no stop in the same graph will read it."""
-        run, planned = self.local.run, self.local.planned
-        if run is None or planned is None:
+        """Note what the sublayer at `place` does to tokens; ``LATER`` where no operator will read it."""
+        run = self.local.run
+        if run is None or not self.local.traced:
             return None if run is None else LATER
-        plan = planned.get(place[0])
-        if plan is None or not plan.behind:
-            return LATER
         before = args[0] if args else Call(self.sublayers[place], args, kwargs).get("hidden")
         seen = changes(before, output[0] if isinstance(output, tuple) else output)
         run.captured.update((signal, (seen, run.columns)) for signal in self.changed[place])

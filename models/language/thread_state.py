@@ -35,6 +35,7 @@ class Local(ThreadState):
         self.steady: Step | None = None  # instead of a run, in a step that needs none
         self.awake = False  # whether this thread's forward needs the layers' hooks
         self.planned: dict[int, Any] | None = None  # by layer what it is given, in a forward that torch.compile traces
+        self.traced = False  # whether its stops are operators of the graph
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
         self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs
@@ -49,7 +50,7 @@ class Local(ThreadState):
             self.run.static.open = False
         self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
         self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
-        self.planned = None
+        self.planned, self.traced = None, False
         self.end_steady()
 
     def end_steady(self) -> bool:
