@@ -52,8 +52,8 @@ class Planned:
         What is added before this layer.
     behind : bool
         Whether columns and rope are those that a stop within the same graph left.
-    width : int or None
-        The columns that a stop before this very layer leaves.
+    width : (int, int) or None
+        The columns that a stop before this very layer leaves: at least, and at most.
     """
 
     narrowed: bool
@@ -64,7 +64,7 @@ class Planned:
     rope: Tensor | None
     deepstack: Deepstack | None
     behind: bool = False
-    width: int | None = None
+    width: tuple[int, int] | None = None
 
 
 class Planner:
@@ -125,8 +125,10 @@ class Planner:
             return
         end = first if first in self.stops else self.book(first, hidden)
         run.memo = {}  # its keys name objects of this forward: a graph that sees them would be traced anew each time
-        if first == 0 and end in self.stops and self._can_trace(run, mask):
-            self._plan_stops(run, end)
+        if first == 0 and end in self.stops and self.traced is not None and self._can_trace(run, mask):
+            widths = self.traced.widths(run)
+            if all(least > 1 for least, _ in widths.values()):  # one query would be another kind of attention
+                self._plan_stops(run, end, widths)
         elif end == self.depth:
             self.local.planned[self.depth] = self._behind(run)
 
@@ -142,10 +144,9 @@ class Planner:
         return self.depth
 
     def _can_trace(self, run: Run, mask: Any) -> bool:
-        """Whether stops may be operators of the graph: no mask is ever needed, and all widths are known."""
+        """Whether stops may be operators of the graph: no mask is ever needed."""
         return (
-            self.traced is not None
-            and self.plain
+            self.plain
             and attention_kind(self.lm.config) == "sdpa"
             and (run.mask_hidden or mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
             and not any((run.past, run.padded, run.asking is not None, *self.windows.now()))
@@ -154,19 +155,15 @@ class Planner:
             and not torch.is_grad_enabled()
         )
 
-    def _plan_stops(self, run: Run, first: int) -> None:
-        planned, traced, present = self.local.planned, self.traced, run.present
+    def _plan_stops(self, run: Run, first: int, widths: dict[int, tuple[int, int]]) -> None:
+        planned = self.local.planned
         assert planned is not None
-        assert traced is not None
         self.local.traced = True
         for i in range(first, self.depth):
             if isinstance(run.cache, Cache):
                 slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache
-            width = None
-            if i in self.stops:
-                width, present = traced.width(run, i, present)
             deepstack = run.deepstack if run.deepstack is not None and i in run.deepstack.features else None
-            planned[i] = Planned(True, None, None, run.columns, run.columns, None, deepstack, True, width)
+            planned[i] = Planned(True, None, None, run.columns, run.columns, None, deepstack, True, widths.get(i))
         behind = self._behind(run)
         planned[self.depth] = behind and replace(behind, behind=True)
 
