@@ -1,9 +1,9 @@
 """A stop of the decoder stage within a graph of ``torch.compile``: the method is one operator, and the graph goes on.
 
 A graph that breaks inside the text model's loop over its layers leaves the whole loop to the interpreter. So choosing
-is an operator that the compiler does not look into: hidden states and what else the methods read go in, and what is left
-of the hidden states, and where it stood, comes out. How many columns that are the compiler is told, or that only the
-choice will tell.
+is an operator that the compiler does not look into: hidden states and what else the methods read go in, and what is
+left of the hidden states, and where it stood, comes out. How many columns those are, the compiler is told, or that only
+the choice will tell.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vtc.models.language.decoder_signals import finished, resolve
 from vtc.models.language.forward_state import Run
 from vtc.models.stock.transformers_api import Call, signature_of, takes
 from vtc.models.stock.tripwire import trip
-from vtc.pruners.base import Pruner, resolve_keep
+from vtc.pruners.base import resolve_keep
 from vtc.pruners.signals import AttentionAhead, DecoderHidden, DecoderSignal, DecoderTransition, Signal
 
 MADE_HERE = (AttentionAhead, DecoderHidden)  # by the operator, of the hidden states that it is given
@@ -119,9 +119,7 @@ class TracedStops:
         if layer in self.looking:
             rotary = call.get("rotary")
             signals += [rotary] if isinstance(rotary, Tensor) else rotary or []
-        left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(
-            hidden, signals, *width, layer, self.number
-        )
+        left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, *width, layer, self.number)
         run.memo = {}
         return left
 
