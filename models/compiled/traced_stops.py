@@ -34,15 +34,16 @@ _known: weakref.WeakValueDictionary[int, TracedStops] = weakref.WeakValueDiction
 @torch.library.custom_op(
     "vtc::stop",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor[] signals, int least, int most, int layer, int model) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor[] signals, Tensor[] rotary, Tensor? positions, int least, int most, int layer, "
+    "int model) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _stop(hidden, signals, least, most, layer, model):  # type: ignore[no-untyped-def]
-    return _known[model].choose(hidden, signals, (least, most), layer)
+def _stop(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
+    given = {"rotary": tuple(rotary) if len(rotary) > 1 else next(iter(rotary), None), "positions": positions}
+    return _known[model].choose(hidden, signals, given, (least, most), layer)
 
 
 @_stop.register_fake
-def _(hidden, signals, least, most, layer, model):  # type: ignore[no-untyped-def]
+def _(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
     width = least
     if least < most:
         # a size that only the data tell: new_dynamic_size() wants a setting of the user's, and would break the graph
@@ -93,9 +94,9 @@ class TracedStops:
         return not any(odd)
 
     def _can_look(self, layer: int) -> bool:
-        """Whether hidden states and rotary embeddings are all that a layer's attention needs."""
+        """Whether hidden states, rotary embeddings and position ids are all that a layer's attention needs."""
         module, mixer = self.side.parts.layers[layer], self.side.calls.mixers[layer]
-        return not (any(takes(module, m) for m in ALONG) or mixer is None or takes(mixer, "positions"))
+        return not (any(takes(module, m) for m in ALONG) or mixer is None)
 
     def widths(self, run: Run) -> dict[int, tuple[int, int]]:
         """By layer how many columns a stop leaves of a batch of one row, at least and at most."""
@@ -115,36 +116,40 @@ class TracedStops:
         """What is left of `hidden` `[B, L, D]` before a `call` of a layer, `[B, L', D]` of a `width` that is given as
         its least and its most. Traced by ``torch.compile``.
         """
-        signals = [run.captured[signal][0] for signal in self.signals[layer]]
+        signals, rotary, positions = [run.captured[signal][0] for signal in self.signals[layer]], None, None
         if layer in self.looking:
-            rotary = call.get("rotary")
-            signals += [rotary] if isinstance(rotary, Tensor) else rotary or []
-        left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, *width, layer, self.number)
+            rotary, positions = call.get("rotary"), call.get("positions")
+        rotary = [rotary] if isinstance(rotary, Tensor) else list(rotary or ())
+        left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(
+            hidden, signals, rotary, positions, *width, layer, self.number
+        )
         run.memo = {}
         return left
 
     @torch.compiler.disable
-    def choose(self, hidden: Tensor, signals: list[Tensor], width: tuple[int, int], layer: int) -> tuple[Any, ...]:
+    def choose(
+        self, hidden: Tensor, signals: list[Tensor], given: dict[str, Any], width: tuple[int, int], layer: int
+    ) -> tuple[Any, ...]:
         """What the operator does: ask the methods, and note what is left.
 
-        Behind the signals come the rotary embeddings of all columns, where a method looks ahead into the layer.
+        Where a method looks ahead into the layer, its call is `given` what goes along all columns.
         """
         run = self.local.run
         if run is None:
             trip(f"a compiled graph prunes before decoder layer {layer} where no forward of a prompt is under way")
-        place, seen, given = run.current(), self.signals[layer], hidden
-        for signal, value in zip(seen, signals, strict=False):
+        place, before = run.current(), hidden
+        for signal, value in zip(self.signals[layer], signals, strict=True):
             value = finished(run, signal, value) if isinstance(signal, DecoderTransition) else value
             run.captured[signal] = value, place
         module = self.side.parts.layers[layer]
-        rotary = signals[len(seen) :]
         call = Call(signature_of(module), (), {})
-        if rotary:
-            call.put("rotary", tuple(rotary) if len(rotary) > 1 else rotary[0])
+        for meaning, value in given.items():
+            if value is not None:
+                call.put(meaning, value)
         hidden = self.side.prune_before(run, layer, module, hidden, call)
         if not width[0] <= run.columns.shape[1] <= width[1]:
             trip(f"the stop before decoder layer {layer} left {run.columns.shape[1]} columns, and not {width}")
         self.book(layer, hidden)
         # an operator's results are tensors of their own, and lie as it was said
-        left = hidden.clone() if hidden is given else hidden.contiguous()
+        left = hidden.clone() if hidden is before else hidden.contiguous()
         return left, run.columns.clone(), run.slots.clone(), run.rope_columns.clone()
