@@ -30,7 +30,7 @@ from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
 from vtc.models.stock.call_arguments import Call, Signature, configured, takes
-from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
+from vtc.models.stock.hooks_outside_checkpoint import LATER, LayerHooks, arm
 from vtc.models.stock.per_thread import refuse_copy
 from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.thread_gate import Traffic, traffic
@@ -156,7 +156,7 @@ class Adapter:
                 hook = _uncompiled(functools.partial(d.watch, i))
                 self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True), sleeps=True)
         for place, module in d.sublayers():
-            hook = eager(functools.partial(d.transition, place))
+            hook = _traced(functools.partial(self.planner.transition, place), functools.partial(d.transition, place))
             self._hook(module.register_forward_hook(hook, with_kwargs=True), sleeps=True)
         self._undo.append(self.hooks.stay)  # what is off is not removed
         videos = VideosAsImages(core)
@@ -258,6 +258,17 @@ def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         return None if torch.compiler.is_compiling() else hook(*args)
+
+    return run
+
+
+def _traced(traced: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """`traced`, and where it gives ``LATER`` `plain`, which breaks a graph of torch.compile."""
+    eager = torch.compiler.disable(plain)
+
+    def run(*args: Any) -> Any:
+        found = traced(*args)
+        return eager(*args) if found is LATER else found
 
     return run
 

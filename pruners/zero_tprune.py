@@ -21,7 +21,7 @@ from .registry import register_pruner
 from .signals import EncoderKeys, EncoderQueries, EncoderSegments, EncoderSpecial, Signal
 from .visual_tokens import VisualTokens
 
-AT_A_TIME = 1 << 18, 1 << 23  # entries of a matrix made at once: in the processor's cache, on a device
+AT_A_TIME = 1 << 20, 1 << 23  # entries of a matrix made at once: in the processor's cache, on a device
 
 QUERIES, KEYS, METRIC, SEGMENTS = EncoderQueries(), EncoderKeys(), EncoderKeys(heads="mean"), EncoderSegments()
 SPECIAL_QUERIES, SPECIAL_KEYS = EncoderSpecial(of="queries"), EncoderSpecial(of="keys")
@@ -77,7 +77,7 @@ class Graph:
             torch.cat([used.float().repeat_interleave(stride, 1), size.repeat_interleave(own.shape[2], 1)], 1),
             stride,
             own.shape[2],
-            2 * tokens.features.numel() * tokens.features.element_size(),
+            4 * tokens.features.numel() * tokens.features.element_size(),
         )
 
     def importance(self, left: Tensor, votes: int, uniform: bool) -> Tensor:
@@ -88,8 +88,7 @@ class Graph:
         if special and not uniform:
             classes = self.segment[:, : special : self.stride, None]
             start[:, : special : self.stride] *= ((classes == self.segment[:, None]) & left[:, None]).sum(-1).sqrt()
-        start = start / start.sum(1, keepdim=True) / self.size.clamp(min=torch.finfo(start.dtype).tiny)
-        start = start.to(wide_dtype(self.queries[1]))
+        start = (start / start.sum(1, keepdim=True)).to(wide_dtype(self.queries[1]))
         if not decides_on_host(self.segment):
 
             def hidden(rows: slice) -> Tensor:
@@ -102,29 +101,29 @@ class Graph:
                 for number in self.segment[row, left[row]].unique():
                     some = (left[row] & (self.segment[row] == number)).nonzero()[:, 0]
                     rank[row, :, some] = self._voted(slice(row, row + 1), some, None, start, votes)[0]
-        rank *= self.size[:, None].to(rank.dtype)
         return over_heads(rank, left)[:, special:].unflatten(1, (-1, self.unit)).mean(2)
 
     def _voted(
         self, rows: slice, some: Tensor | slice, hidden: Callable[[slice], Tensor] | None, start: Tensor, votes: int
     ) -> Tensor:
-        """Ranks `[B, H, m]` over sizes of `some` nodes of `rows`, which only see one another."""
+        """Ranks `[B, H, m]` of `some` nodes of `rows`, which only see one another."""
         start, size = start[rows, some], self.size[rows, some]
+        size = None if hidden is None and bool((size == 1).all()) else size
         most, matrix = AT_A_TIME[hidden is not None], start.shape[0] * start.shape[1] ** 2
-        most = min(most, self.room // (8 * start.element_size()))
+        most, room = min(most, self.room // (16 * start.element_size())), self.room if votes > 1 else 0
         step = self.width * max(1, most // matrix)
-        holds = votes > 1 and step // self.width * matrix * start.element_size() <= self.room
         found = []
         for channel in range(0, self.queries[0].shape[2], step):
             wanted = slice(channel, channel + step)
             queries, keys = (self._heads(x, rows, some, wanted) for x in (self.queries, self.keys))
-            attention = Attention(queries.mul_(self.width**-0.5), keys, size, hidden, most, holds)
+            attention = Attention(queries.mul_(self.width**-0.5), keys, size, hidden, most, room)
             found.append(page_rank(attention, start[:, None].expand(-1, queries.shape[1], -1), votes))
         return torch.cat(found, 1)
 
     def _heads(self, x: tuple[Tensor, Tensor], rows: slice, some: Tensor | slice, channels: slice) -> Tensor:
         """Some heads of some nodes, `[B, h, m, d]` float32."""
-        nodes = torch.cat([part[rows, :, channels] for part in x], 1)[:, some]
+        parts = [part[rows, :, channels] for part in x if part.shape[1]]
+        nodes = (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, some]
         return wide(nodes).nan_to_num_(0, 0, 0).unflatten(2, (-1, self.width)).transpose(1, 2).contiguous()
 
 
@@ -193,9 +192,9 @@ class ZeroTPrune(Pruner):
     together; look-alikes are sought in all of them. Where a token is U patches (Qwen-VL, Gemma3), these vote and a
     token has the mean of their importance. Padding patches of crops are no tokens and take no part.
 
-    O(H N^2 (d + votes)) a step, N counting patches. Matrices are made from queries and keys in blocks, and one head's
-    is held at a time where tokens vote more than once and it takes no more than twice the features (else it is made
-    again for each vote): the model's own attention kernel stays. No official code exists.
+    O(H N^2 (d + votes)) a step, N counting patches. Matrices are made from queries and keys in blocks: the model's own
+    attention kernel stays. Where tokens vote more than once, as much of a head's matrix is held as takes four times the
+    features; the rest is made again for each vote. No official code exists.
     """
 
     at: str = "vision"

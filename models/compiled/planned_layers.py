@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from vtc.models.cache.kv_cache import is_pruned, slot_layer
 from vtc.models.language.column_arguments import ALONG, cut_along, pick_columns
 from vtc.models.language.decoder_hooks import DecoderSide
+from vtc.models.language.decoder_signals import changes
 from vtc.models.language.deepstack import Deepstack
-from vtc.models.language.forward_state import Run, gather_columns
+from vtc.models.language.forward_state import Run
 from vtc.models.language.masks import gather_mask, keeps_pattern
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import ATTENTION
@@ -52,8 +53,8 @@ class Planned:
         What is added before this layer.
     behind : bool
         Whether columns and rope are those that a stop within the same graph left.
-    width : int or None
-        The columns that a stop before this very layer leaves.
+    width : (int, int) or None
+        The columns that a stop before this very layer leaves: at least, and at most.
     """
 
     narrowed: bool
@@ -64,7 +65,7 @@ class Planned:
     rope: Tensor | None
     deepstack: Deepstack | None
     behind: bool = False
-    width: int | None = None
+    width: tuple[int, int] | None = None
 
 
 class Planner:
@@ -91,12 +92,16 @@ class Planner:
         self.stops, self.depth = frozenset({*side.stops, *(i + 1 for i in side.hidden)}), len(parts.layers)
         self.traced: TracedStops | None = None
         if set(side.stops) == self.stops:
-            self.traced = TracedStops(side, self.book)
+            traced = TracedStops(side, self.book)
+            self.traced = traced if traced.fit else None
         side.plan = self.plan
         self.signatures = [signature_of(layer) for layer in parts.layers]
         for signature in self.signatures:  # names are looked up once, and not while a graph is traced
             for meaning in ("hidden", "mask", "rotary", "positions", *ALONG):
                 signature.name(meaning)
+        self.changed, self.sublayers = side.changed, {p: signature_of(module) for p, module in side.sublayers()}
+        for signature in self.sublayers.values():
+            signature.name("hidden")
         self.asks_positions = [m is not None and takes(m, "positions") for m in self.calls.mixers]
         own = all(source == i for i, source in enumerate(self.sources))
         self.plain = own and self.windows.streams == 1 and set(self.windows.kinds) == {ATTENTION}
@@ -116,13 +121,15 @@ class Planner:
     def plan(self, first: int, hidden: Tensor, mask: Any = None) -> None:
         """Work out the layers from `first` on, which `hidden` `[B, L, D]` enter; `mask` is the text model's, if any."""
         run = self.local.run
-        self.local.planned = {}
+        self.local.planned, self.local.traced = {}, False
         if run is None or attention_kind(self.lm.config) not in TRACEABLE or (run.past and not run.mask_hidden):
             return
         end = first if first in self.stops else self.book(first, hidden)
         run.memo = {}  # its keys name objects of this forward: a graph that sees them would be traced anew each time
-        if first == 0 and end in self.stops and self._can_trace(run, mask):
-            self._plan_stops(run, end)
+        if first == 0 and end in self.stops and self.traced is not None and self._can_trace(run, mask):
+            widths = self.traced.widths(run)
+            if all(least > 1 for least, _ in widths.values()):  # one query would be another kind of attention
+                self._plan_stops(run, end, widths)
         elif end == self.depth:
             self.local.planned[self.depth] = self._behind(run)
 
@@ -138,10 +145,9 @@ class Planner:
         return self.depth
 
     def _can_trace(self, run: Run, mask: Any) -> bool:
-        """Whether stops may be operators of the graph: no mask is ever needed, and all widths are known."""
+        """Whether stops may be operators of the graph: no mask is ever needed."""
         return (
-            self.traced is not None
-            and self.plain
+            self.plain
             and attention_kind(self.lm.config) == "sdpa"
             and (run.mask_hidden or mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
             and not any((run.past, run.padded, run.asking is not None, *self.windows.now()))
@@ -150,20 +156,15 @@ class Planner:
             and not torch.is_grad_enabled()
         )
 
-    def _plan_stops(self, run: Run, first: int) -> None:
-        planned, traced, present = self.local.planned, self.traced, run.present
+    def _plan_stops(self, run: Run, first: int, widths: dict[int, tuple[int, int]]) -> None:
+        planned = self.local.planned
         assert planned is not None
-        assert traced is not None
+        self.local.traced = True
         for i in range(first, self.depth):
             if isinstance(run.cache, Cache):
                 slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache
-            width = None
-            if i in self.stops:
-                if i not in traced.signals:
-                    return
-                width, present = traced.width(run, i, present)
             deepstack = run.deepstack if run.deepstack is not None and i in run.deepstack.features else None
-            planned[i] = Planned(True, None, None, run.columns, run.columns, None, deepstack, True, width)
+            planned[i] = Planned(True, None, None, run.columns, run.columns, None, deepstack, True, widths.get(i))
         behind = self._behind(run)
         planned[self.depth] = behind and replace(behind, behind=True)
 
@@ -208,7 +209,7 @@ class Planner:
         if plan.deepstack is not None:
             hidden = plan.deepstack.added(i, hidden, columns)
         if plan.width is not None and run is not None and self.traced is not None:
-            hidden = gather_columns(hidden, self.traced.cut(run, i, hidden, plan.width, call), -2)
+            hidden = self.traced.cut(run, i, hidden, plan.width, call)
         call.put("hidden", hidden)
         if plan.narrowed:
             self._narrow(plan, run.rope_columns if plan.behind and run is not None else plan.rope, i, call, hidden)
@@ -231,6 +232,18 @@ class Planner:
         elif mask is not None and mask.is_floating_point():
             mask = mask.to(hidden.dtype)
         call.put("mask", mask)
+
+    def transition(
+        self, place: tuple[int, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Note what the sublayer at `place` does to tokens; ``LATER`` where no operator will read it."""
+        run = self.local.run
+        if run is None or not self.local.traced:
+            return None if run is None else LATER
+        before = args[0] if args else Call(self.sublayers[place], args, kwargs).get("hidden")
+        seen = changes(before, output[0] if isinstance(output, tuple) else output)
+        run.captured.update((signal, (seen, run.columns)) for signal in self.changed[place])
+        return None
 
     def after(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The last layer's hook as planned."""

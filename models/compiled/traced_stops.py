@@ -1,8 +1,9 @@
 """A stop of the decoder stage within a graph of ``torch.compile``: the method is one operator, and the graph goes on.
 
-A graph that breaks inside the text model's loop over its layers leaves the whole loop to the interpreter. So where it
-is known beforehand how many columns a stop leaves, choosing is an operator that the compiler does not look into: hidden
-states and what else the method reads go in, and which columns stay comes out.
+A graph that breaks inside the text model's loop over its layers leaves the whole loop to the interpreter. So choosing
+is an operator that the compiler does not look into: hidden states and what else the methods read go in, and what is
+left of the hidden states, and where it stood, comes out. How many columns those are, the compiler is told, or that only
+the choice will tell.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from vtc.models.language.column_arguments import ALONG
 from vtc.models.language.decoder_hooks import DecoderSide
-from vtc.models.language.decoder_signals import resolve
+from vtc.models.language.decoder_signals import finished, resolve
 from vtc.models.language.forward_state import Run
 from vtc.models.stock.call_arguments import Call, signature_of, takes
 from vtc.models.stock.tripwire import trip
-from vtc.pruners.base import Pruner, resolve_keep
+from vtc.pruners.base import resolve_keep
 from vtc.pruners.signals import AttentionAhead, DecoderHidden, DecoderSignal, DecoderTransition, Signal
 
 MADE_HERE = (AttentionAhead, DecoderHidden)  # by the operator, of the hidden states that it is given
@@ -33,15 +34,24 @@ _known: weakref.WeakValueDictionary[int, TracedStops] = weakref.WeakValueDiction
 @torch.library.custom_op(
     "vtc::stop",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor[] signals, int width, int layer, int model) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor[] signals, Tensor[] rotary, Tensor? positions, int least, int most, int layer, "
+    "int model) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _stop(hidden, signals, width, layer, model):  # type: ignore[no-untyped-def]
-    return _known[model].choose(hidden, signals, width, layer)
+def _stop(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
+    given = {"rotary": tuple(rotary) if len(rotary) > 1 else next(iter(rotary), None), "positions": positions}
+    return _known[model].choose(hidden, signals, given, (least, most), layer)
 
 
 @_stop.register_fake
-def _(hidden, signals, width, layer, model):  # type: ignore[no-untyped-def]
-    return tuple(hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(4))
+def _(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
+    width = least
+    if least < most:
+        # a size that only the data tell: new_dynamic_size() wants a setting of the user's, and would break the graph
+        width = torch.library.get_ctx()._shape_env.create_unbacked_symint()
+        torch._check(width >= least)
+        torch._check(width <= most)
+    places = (hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(3))
+    return (hidden.new_empty(hidden.shape[0], width, hidden.shape[2]), *places)
 
 
 class TracedStops:
@@ -59,73 +69,87 @@ class TracedStops:
         self.side, self.stops, self.local, self.book = side, side.stops, side.local, book
         self.number = next(_numbers)
         _known[self.number] = self
-        self.signals: dict[int, tuple[Signal, ...]] = {}
+        # what each stop is the first to see of what it or a later one reads: behind it other columns are left
+        self.signals: dict[int, tuple[DecoderSignal, ...]] = {}
         self.looking: set[int] = set()  # stops where a method looks ahead into the layer
-        for i, entries in self.stops.items():
-            read = [resolve(s, i) for pruner, stop in entries for s in pruner.signals_at(stop)]
-            if all(self._fits(i, pruner, read) for pruner, _ in entries):
-                seen = (s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, MADE_HERE))
-                self.signals[i] = tuple(dict.fromkeys(seen))
-                if any(isinstance(s, AttentionAhead) for s in read):
-                    self.looking.add(i)
+        self.fit = True
+        at = sorted(self.stops)
+        seen: dict[DecoderSignal, None] = {}
+        for i in at:
+            read = [resolve(s, i) for pruner, stop in self.stops[i] for s in pruner.signals_at(stop)]
+            self.fit &= self._fits(i, read)
+            seen |= dict.fromkeys(s for s in read if isinstance(s, DecoderSignal) and not isinstance(s, MADE_HERE))
+            if any(isinstance(s, AttentionAhead) for s in read):
+                self.looking.add(i)
+        for before, i in zip([0, *at], at, strict=False):
+            self.signals[i] = tuple(s for s in seen if before <= (s.layer or 0) < i)
 
-    def _fits(self, layer: int, pruner: Pruner, read: list[Signal]) -> bool:
-        """Whether a method leaves a number that is known beforehand, and what it reads is there then."""
-        told = not (pruner.adaptive_count or pruner.merges or pruner.joins_crops)
+    def _fits(self, layer: int, read: list[Signal]) -> bool:
+        """Whether what methods read is there when they choose before a layer."""
         odd = (
-            isinstance(s, DecoderTransition)
-            or (isinstance(s, DecoderHidden) and s.layer != layer - 1)
+            (isinstance(s, DecoderHidden) and s.layer != layer - 1)
             or (isinstance(s, AttentionAhead) and not self._can_look(layer))
             for s in read
         )
-        return told and not any(odd)
+        return not any(odd)
 
     def _can_look(self, layer: int) -> bool:
-        """Whether hidden states and rotary embeddings are all that a layer's attention needs."""
+        """Whether hidden states, rotary embeddings and position ids are all that a layer's attention needs."""
         module, mixer = self.side.parts.layers[layer], self.side.calls.mixers[layer]
-        return not (any(takes(module, m) for m in ALONG) or mixer is None or takes(mixer, "positions"))
+        return not (any(takes(module, m) for m in ALONG) or mixer is None)
 
-    def width(self, run: Run, layer: int, present: list[int]) -> tuple[int, list[int]]:
-        """How many columns the stop before `layer` leaves of a batch of one row, and how many tokens of each span."""
-        for _, stop in self.stops[layer]:
-            assert stop.keep is not None
-            present = [
-                min(n, resolve_keep(stop.keep, full)) for n, full in zip(present, run.batch.lengths, strict=True)
-            ]
-        return run.batch.width_after(run.full, present, False, False)[0], present
+    def widths(self, run: Run) -> dict[int, tuple[int, int]]:
+        """By layer how many columns a stop leaves of a batch of one row, at least and at most."""
+        text, found = run.full - sum(run.batch.lengths), {}
+        least = most = run.present
+        for layer in sorted(self.stops):
+            for pruner, stop in self.stops[layer]:
+                assert stop.keep is not None
+                asked = [resolve_keep(stop.keep, full) for full in run.batch.lengths]
+                told = not (pruner.adaptive_count or pruner.joins_crops)
+                least = [min(n, k) if told else 0 for n, k in zip(least, asked, strict=True)]
+                most = [min(n, k) if told else n for n, k in zip(most, asked, strict=True)]
+            found[layer] = text + sum(least), text + sum(most)
+        return found
 
-    def cut(self, run: Run, layer: int, hidden: Tensor, width: int, call: Call) -> Tensor:
-        """Which columns of `hidden` `[B, L, D]` stay before a `call` of a layer, `[B, width]`. Traced by
-        ``torch.compile``.
+    def cut(self, run: Run, layer: int, hidden: Tensor, width: tuple[int, int], call: Call) -> Tensor:
+        """What is left of `hidden` `[B, L, D]` before a `call` of a layer, `[B, L', D]` of a `width` that is given as
+        its least and its most. Traced by ``torch.compile``.
         """
-        signals = [run.captured[signal][0] for signal in self.signals[layer]]
+        signals, rotary, positions = [run.captured[signal][0] for signal in self.signals[layer]], None, None
         if layer in self.looking:
-            rotary = call.get("rotary")
-            signals += [rotary] if isinstance(rotary, Tensor) else rotary or []
-        order, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(hidden, signals, width, layer, self.number)
+            rotary, positions = call.get("rotary"), call.get("positions")
+        rotary = [rotary] if isinstance(rotary, Tensor) else list(rotary or ())
+        left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(
+            hidden, signals, rotary, positions, *width, layer, self.number
+        )
         run.memo = {}
-        return order
+        return left
 
     @torch.compiler.disable
-    def choose(self, hidden: Tensor, signals: list[Tensor], width: int, layer: int) -> tuple[Any, ...]:
+    def choose(
+        self, hidden: Tensor, signals: list[Tensor], given: dict[str, Any], width: tuple[int, int], layer: int
+    ) -> tuple[Any, ...]:
         """What the operator does: ask the methods, and note what is left.
 
-        Behind the signals come the rotary embeddings of all columns, where a method looks ahead into the layer.
+        Where a method looks ahead into the layer, its call is `given` what goes along all columns.
         """
         run = self.local.run
         if run is None:
             trip(f"a compiled graph prunes before decoder layer {layer} where no forward of a prompt is under way")
-        place = run.current()
-        seen = self.signals[layer]
-        run.captured.update((signal, (value, place)) for signal, value in zip(seen, signals, strict=False))
-        module, before = self.side.parts.layers[layer], run.columns
-        rotary = signals[len(seen) :]
+        place, before = run.current(), hidden
+        for signal, value in zip(self.signals[layer], signals, strict=True):
+            value = finished(run, signal, value) if isinstance(signal, DecoderTransition) else value
+            run.captured[signal] = value, place
+        module = self.side.parts.layers[layer]
         call = Call(signature_of(module), (), {})
-        if rotary:
-            call.put("rotary", tuple(rotary) if len(rotary) > 1 else rotary[0])
+        for meaning, value in given.items():
+            if value is not None:
+                call.put(meaning, value)
         hidden = self.side.prune_before(run, layer, module, hidden, call)
-        if run.columns.shape[1] != width:
+        if not width[0] <= run.columns.shape[1] <= width[1]:
             trip(f"the stop before decoder layer {layer} left {run.columns.shape[1]} columns, and not {width}")
         self.book(layer, hidden)
-        # an operator's results are tensors of their own
-        return run.stand_in(before), run.columns.clone(), run.slots.clone(), run.rope_columns.clone()
+        # an operator's results are tensors of their own, and lie as it was said
+        left = hidden.clone() if hidden is before else hidden.contiguous()
+        return left, run.columns.clone(), run.slots.clone(), run.rope_columns.clone()

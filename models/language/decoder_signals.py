@@ -261,12 +261,23 @@ def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -
 
 def capture_transition(run: Run, signals: Sequence[DecoderTransition], before: Tensor, after: Tensor) -> None:
     """Store what a sublayer did to the tokens, `before` and `after` it `[B, L, D]`, for `signals` of it."""
+    seen = changes(before, after)
+    for signal in signals:
+        run.captured[signal] = finished(run, signal, seen), run.current()
+
+
+def changes(before: Tensor, after: Tensor) -> Tensor:
+    """``transition`` of tokens `before` and `after` a sublayer `[B, L, D]`, `[B, L, 2]` float32."""
     with torch.no_grad():
-        ratio, cosine = transition(before.to(after.device), after)
-        for signal in signals:
-            turn = 1 - (cosine.abs() if signal.absolute else cosine)
-            share = (_over_sequence if signal.over == "sequence" else _over_spans)(run, turn)
-            run.captured[signal] = (torch.stack([ratio, share], -1), run.current())
+        return torch.stack(transition(before.to(after.device), after), -1)
+
+
+def finished(run: Run, signal: DecoderTransition, seen: Tensor) -> Tensor:
+    """What `signal` promises, from the ``changes`` that were `seen` at the present columns, `[B, L, 2]` float32."""
+    ratio, cosine = seen.unbind(-1)
+    turn = 1 - (cosine.abs() if signal.absolute else cosine)
+    share = (_over_sequence if signal.over == "sequence" else _over_spans)(run, turn)
+    return torch.stack([ratio, share], -1)
 
 
 def transition(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

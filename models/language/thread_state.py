@@ -30,6 +30,7 @@ _NOTHING = {
     "run": None,
     "untouched": None,
     "planned": None,
+    "traced": False,
     "inside": False,
     "opened": False,
 }
@@ -49,6 +50,7 @@ class Local(ThreadState):
         self.steady: Step | None = None  # instead of a run, in a step that needs none
         self.awake = False  # whether this thread's forward needs the layers' hooks
         self.planned: dict[int, Any] | None = None  # by layer what it is given, in a forward that torch.compile traces
+        self.traced = False  # whether its stops are operators of the graph
         self.report: Report | None = None
         self.prompt: int | None = None  # length of what generate() was given, in columns
         self.encoded: dict[str, VisionRecord] | None = None  # of the vision calls of the generate() that runs

@@ -28,7 +28,7 @@ def zero_tprune(vector: Golden) -> None:
     logits, keys = (torch.from_numpy(draw(*shape)) for shape in ((heads, length, length), (length, meta["d_key"])))
     attention, everyone = logits.softmax(-1), torch.ones(1, length, dtype=torch.bool)
     # the vector does not say how often they voted here: as often as in the last stage
-    rank = page_rank([(attention, 1.0)], torch.full((heads, length), 1 / length), meta["votes"])
+    rank = page_rank([attention], torch.full((heads, length), 1 / length), meta["votes"])
     np.testing.assert_allclose(rank, vector["wpr_uniform_s"], atol=1e-6)
 
     patches, keep = length - 1, meta["keep"]
@@ -44,7 +44,7 @@ def zero_tprune(vector: Golden) -> None:
     graph = Graph.read(tokens, length)
     start = torch.ones(length)
     start[0] = length**0.5
-    voted = page_rank([(attention, 1.0)], (start / start.sum()).expand(heads, -1), 1)[None]
+    voted = page_rank([attention], (start / start.sum()).expand(heads, -1), 1)[None]
     np.testing.assert_allclose(head_variance(voted, everyone)[0], vector["head_var_I1"], rtol=1e-4)
     np.testing.assert_allclose(over_heads(voted, everyone)[0], vector["importance_I1"], atol=1e-7)
     importance = graph.importance(tokens.valid, 1, False)

@@ -378,15 +378,15 @@ def test_votes_go_where_one_looks_and_not_to_who_looks() -> None:
     attention /= attention.sum(-1, keepdim=True)
     start = torch.full((2, 6), 1 / 6, dtype=torch.float64)
     for votes in (1, 50):
-        rank = page_rank([(attention, 1.0)], start, votes)
+        rank = page_rank([attention], start, votes)
         assert rank.argmax(-1).tolist() == [4, 4]
         assert torch.allclose(rank.sum(-1), torch.ones(2, dtype=torch.float64))
         assert (rank.std(-1) > 0.05).all()
-    wrong = page_rank([(attention.mT, 1.0)], torch.rand(2, 6, generator=g, dtype=torch.float64), 50)
+    wrong = page_rank([attention.mT], torch.rand(2, 6, generator=g, dtype=torch.float64), 50)
     assert (wrong.std(-1) < 1e-9).all()
     values, vectors = np.linalg.eig(attention[0].numpy().T)  # page rank's fixed point
     steady = np.real(vectors[:, np.argmax(np.real(values))])
-    np.testing.assert_allclose(page_rank([(attention, 1.0)], start, 200)[0], steady / steady.sum(), atol=1e-9)
+    np.testing.assert_allclose(page_rank([attention], start, 200)[0], steady / steady.sum(), atol=1e-9)
 
 
 def test_the_choice_is_not_the_index_order() -> None:

@@ -16,14 +16,13 @@ from torch import Tensor
 VARIANCE = 0.01, 0.7  # of a head's importance over its mean: heads in this range are heard
 
 
-def page_rank(attention: Iterable[tuple[Tensor, Tensor | float]], start: Tensor, votes: int) -> Tensor:
+def page_rank(attention: Iterable[Tensor], start: Tensor, votes: int) -> Tensor:
     """Weighted page rank: `votes` times ``s_j <- sum_i A_ij s_i``, so that who is looked at gets what looks at it.
 
     Parameters
     ----------
-    attention : iterable of (Tensor, Tensor or float)
-        A in blocks of rows `[..., m, M]`, row i the attention of query i, beside what each row is to be multiplied by,
-        `[..., m]`. It is gone through once a vote.
+    attention : iterable of Tensor
+        A in blocks of rows `[..., m, M]`, row i the attention of query i. It is gone through once a vote.
     start : Tensor
         `[..., M]`, s at first.
     votes : int
@@ -37,9 +36,9 @@ def page_rank(attention: Iterable[tuple[Tensor, Tensor | float]], start: Tensor,
     rank = start
     for _ in range(votes):
         found, at = torch.zeros_like(start), 0
-        for rows, share in attention:
+        for rows in attention:
             stop = at + rows.shape[-2]
-            found = found + ((rank[..., at:stop] * share)[..., None, :] @ rows)[..., 0, :]
+            found = found + (rank[..., None, at:stop] @ rows)[..., 0, :]
             at = stop
         rank = found
     return rank
@@ -63,48 +62,45 @@ def over_heads(rank: Tensor, present: Tensor) -> Tensor:
 
 @dataclass
 class Attention:
-    """Exponents of the attention of some heads in blocks of rows, each with its nodes' sizes over what they sum up to.
+    """The attention of some heads in blocks of rows.
 
     Attributes
     ----------
     queries, keys : Tensor
         `[B, h, M, d]`, the queries scaled.
-    size : Tensor
-        `[B, M]`.
+    size : Tensor, optional
+        `[B, M]`: a node counts as so many; by default as one.
     hidden : callable, optional
         Of a slice of rows, which nodes these don't see, `[B, m, M]` bool.
     entries : int
         Of a block.
-    holds : bool
-        Whether blocks are kept for the next vote, or made again.
+    room : int
+        Bytes of blocks that may be kept for the next vote; the others are made again.
     """
 
     queries: Tensor
     keys: Tensor
-    size: Tensor
+    size: Tensor | None
     hidden: Callable[[slice], Tensor] | None
     entries: int
-    holds: bool
-    held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    room: int
+    held: list[Tensor] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.held:
-            yield from self.held
-            return
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.held
         batch, heads, count = self.queries.shape[:3]
         step = max(1, self.entries // (batch * heads * count))
-        for start in range(0, count, step):
+        for start in range(len(self.held) * step, count, step):
             block = self._rows(slice(start, start + step))
-            if self.holds:
+            if len(self.held) * step == start and (start + step) * (block.nbytes // block.shape[2]) <= self.room:
                 self.held.append(block)
             yield block
             del block  # before the next one is made
 
-    def _rows(self, some: slice) -> tuple[Tensor, Tensor]:
+    def _rows(self, some: slice) -> Tensor:
         x = self.queries[:, :, some] @ self.keys.transpose(2, 3)
         if self.hidden is not None:
-            x.masked_fill_(self.hidden(some)[:, None], float("-inf"))
-        x.sub_(x.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min)).exp_()  # padding sees nobody
-        size = self.size[:, None].to(x.dtype)
-        total = (x @ size[..., None])[..., 0].clamp_(min=torch.finfo(x.dtype).tiny)
-        return x, size[..., some] / total
+            x.masked_fill_(self.hidden(some)[:, None], torch.finfo(x.dtype).min)  # finite: padding sees nobody
+        if self.size is not None:
+            x.add_(self.size.to(x.dtype).clamp(min=torch.finfo(x.dtype).tiny).log()[:, None, None])
+        return x.softmax(-1)

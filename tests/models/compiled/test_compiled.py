@@ -6,10 +6,10 @@ Each test traces a whole model, which takes ten seconds or more; a run takes a s
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
 import pytest
-from compiling import compiled, other_picture
+from compiling import Pieces, compiled, other_picture
 from contracts import TOLERANCE
 from methods import METHODS, Setting, fits
 from zoo import prompt, tiny
@@ -29,39 +29,49 @@ def stages(setting: Setting) -> list[str]:
 
 
 AT_INPUT = [s for s in METHODS if set(stages(s)) == {"input"}]
+AT_DECODER = [s for s in METHODS if "decoder" in stages(s) and s.pruner != "pmod"]  # that lends, and is refused
+PIPELINES = [Setting(spec) for spec in ("uniform(keep=0.8) + fastv(layer=3, keep=0.3)", "dart(layer=2, keep=4)")]
+# after a count that is known before the choice, and after one that is not
+PIPELINES += [Setting(f"pool(layer=1, keep=0.8) + {spec}") for spec in ("tome(layer=3, keep=0.4)", "vtw(layer=3)")]
+PIPELINES += [Setting("todre_removal(layer=2, keep=0.5) + transprune(layers=(4,), ratios=(0.2,), since=1)")]
 
 
 @lru_cache
-def stock_graphs(family: str) -> int:
+def stock_pieces(family: str) -> Pieces:
     model, inputs = tiny(family), prompt(family, "one").inputs
     model(**inputs)
-    with compiled(model) as (run, graphs):
+    with compiled(model) as (run, pieces):
         run(**inputs)
-    return len(graphs)
+    return pieces
 
 
-def graphs_of(setting: Setting, family: str) -> int:
-    """Compiles, runs two pictures, holds both to the uncompiled model, and counts graphs."""
+def more_pieces(setting: Setting, family: str) -> Pieces:
+    """Compiles, runs two pictures, holds both to the uncompiled model; how many pieces more than the stock model's."""
     model, inputs = tiny(family), prompt(family, "one").inputs
     vtc.compress(model, setting.pruner, **({} if setting.keep is None else {"keep": setting.keep}), **setting.params)
     others = other_picture(inputs)
     wanted = [model(**given).logits for given in (inputs, others)]
-    kept: list[Any] = []
-    with compiled(model) as (run, graphs):
+    traced, runs = [], [0]
+    with compiled(model) as (run, pieces):
         for given, logits in zip((inputs, others, inputs), (*wanted, wanted[0]), strict=True):
             found = run(**given).logits
             assert found.shape == logits.shape
             assert (found - logits).abs().max() < TOLERANCE
-            kept.append(len(graphs))
-    assert kept[0] == kept[1] == kept[2], "traced anew for another picture of the same size"
-    return kept[0]
+            traced.append(pieces.traced)
+            runs.append(pieces.run)
+    assert traced[0] == traced[1] == traced[2], "traced anew for another picture of the same size"
+    stock, each = stock_pieces(family), {b - a for a, b in pairwise(runs)}
+    assert len(each) == 1, "another picture of the same size is cut otherwise"
+    return Pieces(traced[0] - stock.traced, each.pop() - stock.run)
 
 
 @pytest.mark.share(2)
 @pytest.mark.parametrize("family", ["llava"])
 @pytest.mark.parametrize("setting", [s for s in AT_INPUT if fits(s, "llava")], ids=str)
 def test_input_stage(setting: Setting, family: str) -> None:
-    assert graphs_of(setting, family) <= stock_graphs(family) + 2
+    more = more_pieces(setting, family)
+    assert more.traced <= 2
+    assert more.run <= 2
 
 
 @pytest.mark.share(4)
@@ -69,19 +79,24 @@ def test_input_stage(setting: Setting, family: str) -> None:
 @pytest.mark.parametrize("spec", ["uniform(keep=3)", "idpruner(keep=3)"])
 def test_input_stage_elsewhere(spec: str, family: str) -> None:
     """Other masks and positions (windows, patterns, three axes), and a tower that breaks graphs of its own."""
-    more = 2
-    if (spec, family) == ("idpruner(keep=3)", "qwen2_5_vl"):
-        more = 3  # its tower breaks graphs in every layer, and the layer that is read has two pieces of its own
-    assert graphs_of(Setting(spec), family) <= stock_graphs(family) + more
+    more = more_pieces(Setting(spec), family)
+    assert more.run <= 2
+    # Qwen2.5-VL's tower breaks graphs in every layer: the one that is read has its two pieces to itself
+    assert more.traced <= (3 if (spec, family) == ("idpruner(keep=3)", "qwen2_5_vl") else 2)
 
 
-# what they read is there when they choose, and how many tokens they leave is known beforehand
-AT_DECODER = ("dart(layer=2, keep=4)", "uniform(keep=0.8) + fastv(layer=3, keep=0.3)", "pyramiddrop(keep=0.3)")
+@pytest.mark.share(4)
+@pytest.mark.parametrize("setting", [s for s in AT_DECODER if fits(s, "llava")] + PIPELINES, ids=str)
+def test_decoder_stage(setting: Setting) -> None:
+    more = more_pieces(setting, "llava")
+    assert more.traced <= 2
+    assert more.run <= 2
 
 
-@pytest.mark.share(2)
-@pytest.mark.parametrize("spec", AT_DECODER)
-def test_decoder_stage(spec: str) -> None:
-    stops = [stop for p in vtc.parse(spec) for stop in p.stops(DEPTH)]
-    assert any(stop.stage == "decoder" for stop in stops)
-    assert graphs_of(Setting(spec), "llava") <= stock_graphs("llava") + 2 * len(stops)
+@pytest.mark.share(4)
+@pytest.mark.parametrize("spec", ["transprune(keep=0.4)", "todre_removal(layer=2, tau=1.0)"])
+def test_decoder_stage_elsewhere(spec: str) -> None:
+    """Three axes of positions, and features that are fed before layers behind the stop."""
+    more = more_pieces(Setting(spec), "qwen2_5_vl")
+    assert more.traced <= 2
+    assert more.run <= 2
