@@ -29,11 +29,11 @@ from vtc.models.loans.loan_hooks import Loans
 from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
+from vtc.models.stock.call_arguments import Call, Signature, configured, takes
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import refuse_copy
 from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.thread_gate import Traffic, traffic
-from vtc.models.stock.transformers_api import Call, Signature, configured, takes
 from vtc.models.stock.tripwire import check_features
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.models.tower.videos_as_images import VideosAsImages

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vtc.models.language.forward_state import Run
 from vtc.models.language.positions import several_axes
-from vtc.models.stock.transformers_api import call_of, takes
+from vtc.models.stock.call_arguments import call_of, takes
 
 from .adapter import Adapter
 
@@ -31,7 +31,7 @@ def kept_embeddings(adapter: Adapter, inputs: Mapping[str, Any]) -> list[list[Te
     def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == thread:
             embeds = call_of(module, args, kwargs).get("embeds")
-            taken.append(_of_each_picture(adapter, local.run, embeds))
+            taken.append(_of_each_picture(adapter, local.run or local.untouched, embeds))
             raise _Taken
 
     # behind the adapter's own hook: it sees what is left

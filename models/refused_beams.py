@@ -16,7 +16,7 @@ from transformers import GenerationMixin
 
 from vtc.models.layout.items_behind_placeholders import joined_crop
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import Call, Signature
+from vtc.models.stock.call_arguments import Call, Signature
 from vtc.models.tower.videos_as_images import takes_videos_as_images
 
 EXPAND = "_expand_inputs_for_generation"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import given
+from vtc.models.stock.call_arguments import given
 
 from .comparisons import TOLERANCE, NothingToSee, Wrong, chosen, close
 from .masked_reference import TYPE_INPUTS, greedy

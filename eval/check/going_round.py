@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import call_of
+from vtc.models.stock.call_arguments import call_of
 from vtc.pruners.base import Lent, Pruner
 
 ENDS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp")  # of an MLP branch

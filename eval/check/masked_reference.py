@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import call_of, takes
+from vtc.models.stock.call_arguments import call_of, takes
 
 from .going_round import Round, going_round
 
@@ -40,7 +40,7 @@ class Generated(NamedTuple):
 
 def greedy(model: Any, inputs: Mapping[str, Any], n: int, special: tuple[int, ...], **kwargs: Any) -> Generated:
     """Exactly `n` greedy tokens with KV cache, placeholders excluded."""
-    from vtc.models.stock.transformers_api import cache_of
+    from vtc.models.stock.call_arguments import cache_of
 
     settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "suppress_tokens": list(special)}
     out = model.generate(**inputs, **settings, **kwargs, return_dict_in_generate=True, output_logits=True)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vtc.api import compressed
 from vtc.eval.check.prompts.build_prompts import Prompts
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import FEATURES, cache_of, call_of, keeps_state
+from vtc.models.stock.call_arguments import cache_of, call_of
+from vtc.models.stock.transformers_api import FEATURES, keeps_state
 from vtc.models.stock.tripwire import held
 from vtc.pruners.base import Pruner
 

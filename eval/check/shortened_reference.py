@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import call_of
+from vtc.models.stock.call_arguments import call_of
 
 from .masked_reference import Uncheckable, Vectors, continued, features_given, layer_inputs, longer
 

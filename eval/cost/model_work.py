@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import FEATURES, cache_of, given, new_cache, takes
+from vtc.models.stock.call_arguments import cache_of, given, takes
+from vtc.models.stock.transformers_api import FEATURES, new_cache
 from vtc.models.tower.refusals import vision_layers
 from vtc.models.tower.tower_hooks import item_lengths
 

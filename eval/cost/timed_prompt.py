@@ -15,7 +15,7 @@ from vtc.eval.vlm.encode_once import core_of, encode, encoder_inputs, reuses_enc
 from vtc.eval.vlm.feature_cache import pruned
 from vtc.eval.vlm.prompts import Row
 from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
-from vtc.models.stock.transformers_api import cache_of, given
+from vtc.models.stock.call_arguments import cache_of, given
 
 from .clocks import Clock, wall_clock
 

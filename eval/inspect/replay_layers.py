@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vtc.eval.vlm.encode_once import to_device
 from vtc.eval.vlm.prompts import Row
 from vtc.models.language.deepstack import Deepstack
-from vtc.models.stock.transformers_api import call_of
+from vtc.models.stock.call_arguments import call_of
 
 TOLERANCE = 2e-2  # in logits, relative to their spread; half precision needs it
 

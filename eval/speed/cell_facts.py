@@ -16,7 +16,7 @@ from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
 from vtc.models.adapter import Adapter
 from vtc.models.layout.model_parts import locate
 from vtc.models.layout.run_projector import projector_of
-from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.call_arguments import cache_of
 from vtc.pipeline_text import parse
 
 from .layer_match import spread_over

@@ -15,7 +15,8 @@ from vtc.eval.cost.prefill_cost import Measured
 from vtc.eval.vlm.encode_once import core_of, encoder_inputs, to_device
 from vtc.eval.vlm.layers_before_choice import PrefixStates
 from vtc.eval.vlm.prompts import Row, pad_id, pad_rows
-from vtc.models.stock.transformers_api import cache_of, given, keeps_state
+from vtc.models.stock.call_arguments import cache_of, given
+from vtc.models.stock.transformers_api import keeps_state
 
 from .chunks_and_batches import batches
 

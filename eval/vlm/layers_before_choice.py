@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vtc.models.language.decoder_signals import resolve
 from vtc.models.layout.model_parts import locate
 from vtc.models.stock.attention_api import attention_kind
-from vtc.models.stock.transformers_api import NAMES, Call, call_of, given, new_cache, plain_cache
+from vtc.models.stock.call_arguments import NAMES, Call, call_of, given
+from vtc.models.stock.transformers_api import new_cache, plain_cache
 from vtc.models.stock.tripwire import held
 from vtc.pipeline_text import parse
 from vtc.pruners.base import Loan

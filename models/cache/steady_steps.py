@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vtc.models.stock.attention_api import additive, attention_kind
-from vtc.models.stock.transformers_api import Call, asks_attentions, plain_cache
+from vtc.models.stock.call_arguments import Call, asks_attentions, gives_attentions
+from vtc.models.stock.transformers_api import plain_cache
 from vtc.models.stock.tripwire import held
 
 from .kv_cache import as_stock, first_columns
@@ -39,6 +40,8 @@ class Steady:
         The attention implementation under which its steps were found to be such.
     limit : int or None
         The number of tokens up to which no window is exceeded.
+    lm : nn.Module
+        The text model: under another configuration its steps may be others.
 
     Attributes
     ----------
@@ -46,8 +49,11 @@ class Steady:
         The cache's first layer with columns, which text models ask how long the past is.
     """
 
-    def __init__(self, cache: Any, kind: str, limit: int | None):
+    def __init__(self, cache: Any, kind: str, limit: int | None, lm: Any):
         self.kind, self.limit = kind, limit
+        # for every token: to read one attribute of a configuration takes longer than to compare all of them
+        self.config, self.now = lm.config, vars(lm.config)
+        self.then = dict(self.now)
         self.cache: Any = None  # within a step only: a cache is let go as soon as nobody else holds it
         self.guard = Guard()  # opened within a step: the first layer takes a column that nobody announced
         self.layers, first = cache.layers, first_columns(cache)
@@ -79,8 +85,9 @@ class Steady:
             and cache.layers is self.layers
             and getattr(self.first, "guard", self.guard) is self.guard  # else it was reset
             and (self.limit is None or self.first.get_seq_length() < self.limit)
-            and attention_kind(lm.config) == self.kind
-            and not asks_attentions(lm, call)
+            and lm.config is self.config
+            and self.now == self.then
+            and not asks_attentions(call)
         )
 
     def begin(self, cache: Any, call: Call) -> None:
@@ -135,7 +142,7 @@ def note_steady(lm: Any, run: Any) -> None:
     if run.full > 1:
         setattr(cache, PADDED, getattr(cache, PADDED, False) or run.came_padded)
         return
-    if run.batch.spans or run.padded or not run.as_stock or run.deepstack is not None:
+    if run.batch.spans or run.padded or not run.as_stock or run.deepstack is not None or gives_attentions(lm.config):
         return
     if len(run.attending) != len(cache.layers):
         return
@@ -151,7 +158,7 @@ def note_steady(lm: Any, run: Any) -> None:
         return
     windows = [window for window in run.windows or () if window is not None]
     # one less than the window, where a text model begins to make masks
-    setattr(cache, STEADY, Steady(cache, kind, min(windows) - 1 if windows else None))
+    setattr(cache, STEADY, Steady(cache, kind, min(windows) - 1 if windows else None, lm))
 
 
 def _all_alike(layers: list[Any]) -> bool:

@@ -22,9 +22,10 @@ from vtc.models.language.forward_state import Run, gather_columns
 from vtc.models.language.masks import gather_mask, keeps_pattern
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import ATTENTION
+from vtc.models.stock.call_arguments import Call, call_of, signature_of, takes
 from vtc.models.stock.hooks_outside_checkpoint import LATER
 from vtc.models.stock.sleeping_hooks import SleepingHooks
-from vtc.models.stock.transformers_api import Cache, Call, call_of, signature_of, takes
+from vtc.models.stock.transformers_api import Cache
 
 from .traced_stops import TracedStops
 

@@ -18,7 +18,8 @@ from vtc.models.language.forward_state import Run
 from vtc.models.language.masks import gather_mask, valid_columns
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import ATTENTION
-from vtc.models.stock.transformers_api import STATIC_COUNTS, Call
+from vtc.models.stock.call_arguments import Call
+from vtc.models.stock.transformers_api import STATIC_COUNTS
 from vtc.pruners.base import Stop
 
 KINDS = ("sdpa", "eager")

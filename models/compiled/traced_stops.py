@@ -19,7 +19,7 @@ from vtc.models.language.column_arguments import ALONG
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import resolve
 from vtc.models.language.forward_state import Run
-from vtc.models.stock.transformers_api import Call, signature_of, takes
+from vtc.models.stock.call_arguments import Call, signature_of, takes
 from vtc.models.stock.tripwire import trip
 from vtc.pruners.base import Pruner, resolve_keep
 from vtc.pruners.signals import AttentionAhead, DecoderHidden, DecoderSignal, DecoderTransition, Signal

@@ -1,6 +1,6 @@
 """What of the text model's and the layers' arguments goes along the columns, and is cut with them.
 
-One table for both: an argument is known by what it means (``transformers_api.NAMES``), whatever it is called. A layer
+One table for both: an argument is known by what it means (``call_arguments.NAMES``), whatever it is called. A layer
 or text model that takes an argument with no entry anywhere is refused when it is wrapped (``refuse_unknown``).
 """
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.stock.transformers_api import Call, unknown_arguments, versions
+from vtc.models.stock.call_arguments import Call, unknown_arguments
+from vtc.models.stock.transformers_api import versions
 
 from .forward_state import gather_columns
 
@@ -58,5 +59,5 @@ def refuse_unknown(module: nn.Module) -> None:
         raise NotImplementedError(
             f"{type(module).__name__}.forward takes {', '.join(unknown)}, which vtc does not know: it may hold a value "
             "for every token, also for those that pruning drops. Use vtc without this model, or add what the argument "
-            f"means to vtc/models/stock/transformers_api.py and column_arguments.py. {versions()}"
+            f"means to vtc/models/stock/call_arguments.py and column_arguments.py. {versions()}"
         )

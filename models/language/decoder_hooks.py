@@ -14,9 +14,10 @@ from vtc.models.cache.kv_cache import Peek, is_pruned, refuse_keyless, refuse_ot
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, Windows
+from vtc.models.stock.call_arguments import Call, call_of, need
 from vtc.models.stock.shared_keys import key_sources
 from vtc.models.stock.spread_over_processes import every_head
-from vtc.models.stock.transformers_api import Call, call_of, keeps_state, need
+from vtc.models.stock.transformers_api import keeps_state
 from vtc.models.stock.tripwire import check_attention, check_columns
 from vtc.pruners.base import Loan, Pruner, Stop
 from vtc.pruners.signals import (

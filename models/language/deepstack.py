@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import Call
+from vtc.models.stock.call_arguments import Call
 
 from .forward_state import gather_columns
 

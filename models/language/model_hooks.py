@@ -14,19 +14,10 @@ from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
 from vtc.models.stock.attention_api import attention_kind
+from vtc.models.stock.call_arguments import Call, configured, need, signature_of, takes
 from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.thread_gate import Traffic
-from vtc.models.stock.transformers_api import (
-    Cache,
-    Call,
-    call_of,
-    checkpointed,
-    configured,
-    keeps_state,
-    need,
-    new_cache,
-    takes,
-)
+from vtc.models.stock.transformers_api import Cache, checkpointed, keeps_state, new_cache
 from vtc.models.stock.tripwire import check_features, check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import QuestionState, Signal
@@ -93,6 +84,7 @@ class Forward:
         self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
         self.input_stops = [e for e in stops if e[1].stage == "input"]
         self.vision_stops = [e for e in stops if e[1].stage == "vision"]
+        self.ends_at_input = len(self.input_stops) + len(self.vision_stops) == len(stops)
         self.encoder_signals = [s for s in signals if s.part == "encoder"]
         asks = any(p.uses_question for p, _ in stops) or any(isinstance(s, QuestionState) for s in signals)
         self.words = words if asks else None
@@ -108,28 +100,29 @@ class Forward:
         refuse_layers(parts.lm)  # before arguments that exist for such layers only
         refuse_unknown(parts.lm)
         self.recurrent = keeps_state(parts.lm.config)
+        self.core_signature, self.lm_signature = signature_of(parts.core), signature_of(parts.lm)
 
     # ------------------------------------------------------------------ the composite model
     def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the placeholders, if visual input came along."""
         pruned_before = self.vision_stops and any(record.steps for record in self.local.records.values())
-        self.local.clear()
+        local = self.local
+        local.clear()
         if not self.traffic.enter():
             raise RuntimeError(
                 "another thread took vtc's hooks off this model, or wrapped it anew, while it was called: call it again"
             )
-        self.local.inside = True
-        call = call_of(core, args, kwargs)
+        local.inside = True
+        local.called = call = Call(self.core_signature, args, kwargs)
+        local.prompted = call, bool(pruned_before)
         features = call.get("features")
-        has = features is not None and (isinstance(features, Tensor) or any(v is not None for v in features.values()))
-        if has and not self.takes_features:
+        if features is None or not (isinstance(features, Tensor) or any(v is not None for v in features.values())):
+            return
+        if not self.takes_features:
             raise NotImplementedError(
                 "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
             )
-        self.local.fed = features if has else None
-        self.local.prompted = (call, bool(pruned_before))
-        self.local.attention_mask = call.get("mask")
-        self.local.video_tokens = call.get("video tokens")
+        local.fed = features
 
     def _visual(self) -> dict[str, Tensor]:
         """Placeholders of the composite model's input, once it has encoded or been given features, whatever of."""
@@ -139,7 +132,7 @@ class Forward:
         call, pruned_before = prompted
         if self.local.fed is None and not self.local.records:
             self._without_pictures(call, pruned_before)
-            self.local.attention_mask = None
+            self.local.called = None
             return {}
         ids = call.get("ids")
         self.local.token_ids = ids if self.keep_ids else None
@@ -161,9 +154,9 @@ class Forward:
 
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
-        unseen = output is not None and not self.local.opened and self.local.unused_features()
-        inside = self.local.inside
-        self.local.clear()
+        local = self.local
+        inside, unseen = local.inside, output is not None and not local.opened and local.unused_features()
+        local.clear()
         if inside:  # else a hook before ours failed
             self.traffic.leave()
         if unseen:
@@ -196,8 +189,10 @@ class Forward:
                     fed[modality] = Fed(record, record.lengths)
                 continue
             fed[modality] = fed_of(self.parts, modality, output, (self.local.encoded or {}).get(modality))
-        if "video" in fed and self.local.video_tokens is not None:
-            fed["video"] = fewer(fed["video"], self.local.video_tokens)
+        called = self.local.called
+        told = None if called is None else called.get("video tokens")
+        if "video" in fed and told is not None:
+            fed["video"] = fewer(fed["video"], told)
         for one in fed.values():
             missing = [s for s in self.encoder_signals if s not in one.record.signals]
             if missing or (self.vision_stops and not one.record.steps):
@@ -225,10 +220,11 @@ class Forward:
     def _begin(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune at the input stage, and slice what goes with the embeddings."""
         local = self.local
-        call = call_of(lm, args, kwargs)
+        call = Call(self.lm_signature, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
         # Gemma3's composite model makes masks of its own, also where it was given none
-        asked = local.attention_mask if local.inside else call.get("mask")
+        called = local.called if local.inside else call
+        asked = None if called is None else called.get("mask")
         steady = steady_of(cache)
         if steady is not None:
             if local.fed is None and not local.records and steady.serves(lm, cache, call, asked):
@@ -295,6 +291,9 @@ class Forward:
                 hidden = gather_columns(embeds, run.columns, -2) if run.pruned else embeds
             if run.pruned or hidden is not embeds:
                 self._slice_inputs(run, call, hidden, shift)
+            elif self.ends_at_input and not (static or is_pruned(cache)):  # all is kept: the stock model's own forward
+                local.untouched, local.opened, local.pending, local.pictured = run, True, False, local.encoded
+                return None
         if static:
             if run.pruned:
                 run.static = self.static.begin(run, call, self._before(run, call) if run.past else None)
@@ -347,7 +346,8 @@ class Forward:
 
     def _asked(self, call: Call) -> Any:
         """The mask that the composite model was given, else the text model's."""
-        return self.local.attention_mask if isinstance(self.local.attention_mask, Tensor) else call.get("mask")
+        mask = None if self.local.called is None else self.local.called.get("mask")
+        return mask if isinstance(mask, Tensor) else call.get("mask")
 
     def _before(self, run: Run, call: Call) -> Tensor | None:
         """``past_columns`` in front of this forward, in a static cache that nothing was pruned from."""

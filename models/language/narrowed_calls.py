@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtc.models.cache.kv_cache import push_slots, seen_slots, slot_layer
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import RECURRENT, Windows
-from vtc.models.stock.transformers_api import Call, takes
+from vtc.models.stock.call_arguments import Call, takes
 
 from .column_arguments import cut_along, pick_columns
 from .forward_state import Run

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.models.layout.model_parts import Parts
-from vtc.models.stock.transformers_api import given, takes
+from vtc.models.stock.call_arguments import given, takes
 from vtc.pruners.signals import QuestionState
 
 from .forward_state import Run

@@ -13,7 +13,8 @@ from torch import Tensor
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import readable
 from vtc.models.stock.attention_api import PACKED_KWARGS, attention_kind
-from vtc.models.stock.transformers_api import CONTINUOUS, Call, configured, own_generate, takes
+from vtc.models.stock.call_arguments import Call, configured, takes
+from vtc.models.stock.transformers_api import CONTINUOUS, own_generate
 from vtc.pruners.base import Pruner, Stop
 
 MERGED = (

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.selection.report import Report
+from vtc.models.stock.call_arguments import Call
 from vtc.models.stock.per_thread import ThreadState
-from vtc.models.stock.transformers_api import Call
 
 from .forward_state import Run
 
@@ -21,6 +21,20 @@ class Step(Protocol):
         """It is over, or has failed."""
 
 
+# of a forward, when it is over
+_NOTHING = {
+    "prompted": None,
+    "fed": None,
+    "called": None,
+    "token_ids": None,
+    "run": None,
+    "untouched": None,
+    "planned": None,
+    "inside": False,
+    "opened": False,
+}
+
+
 class Local(ThreadState):
     """State of one thread's forward, so that threads that share a wrapped model never see each other's."""
 
@@ -28,10 +42,10 @@ class Local(ThreadState):
         self.records: dict[str, VisionRecord] = {}
         self.prompted: tuple[Call, bool] | None = None  # what the composite model was called with, until it is read
         self.fed: Any = None
-        self.attention_mask: Any = None
-        self.video_tokens: Any = None  # which of the videos' features the composite model feeds, where it is told
+        self.called: Call | None = None  # how the composite model was called
         self.token_ids: Tensor | None = None
         self.run: Run | None = None
+        self.untouched: Run | None = None  # instead of a run, where a method kept everything
         self.steady: Step | None = None  # instead of a run, in a step that needs none
         self.awake = False  # whether this thread's forward needs the layers' hooks
         self.planned: dict[int, Any] | None = None  # by layer what it is given, in a forward that torch.compile traces
@@ -47,10 +61,8 @@ class Local(ThreadState):
         """Forget everything but the report."""
         if self.run is not None and self.run.static is not None:  # it was interrupted
             self.run.static.open = False
-        self.records, self.prompted, self.fed, self.attention_mask, self.run = {}, None, None, None, None
-        self.token_ids, self.video_tokens, self.opened, self.inside = None, None, False, False
-        self.planned = None
         self.end_steady()
+        vars(self).update(_NOTHING, records={})  # one step: this is done twice for each token
 
     def end_steady(self) -> bool:
         """End the step that needed no run, if there is one; whether there was."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from vtc.models.stock.transformers_api import FEATURES, takes
+from vtc.models.stock.call_arguments import takes
+from vtc.models.stock.transformers_api import FEATURES
 
 LISTS = (nn.ModuleList, nn.Sequential)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.models.stock.transformers_api import NAMES, features_in
+from vtc.models.stock.call_arguments import NAMES
+from vtc.models.stock.transformers_api import features_in
 from vtc.pruners.layout import Layout
 
 from .layouts_by_family import VisionCall

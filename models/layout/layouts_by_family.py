@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vtc.models.stock.transformers_api import among
+from vtc.models.stock.call_arguments import among
 from vtc.pruners.layout import Grid, Layout
 
 
@@ -52,7 +52,7 @@ class VisionCall:
         return getattr(self.config, name, None) if given is None else given
 
     def given(self, meaning: str) -> Any:
-        """An argument of the call by what it is (``transformers_api.NAMES``)."""
+        """An argument of the call by what it is (``call_arguments.NAMES``)."""
         return among(self.arguments, meaning)
 
     def rows(self, meaning: str) -> list[list[int]] | None:

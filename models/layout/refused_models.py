@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vtc.models.stock.transformers_api import named_arguments, need, takes
+from vtc.models.stock.call_arguments import named_arguments, need, takes
 
 from .find_parts import makes_features, owns_layers, text_config
 

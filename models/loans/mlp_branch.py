@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.language.decoder_hooks import SUBLAYERS
-from vtc.models.stock.transformers_api import call_of, given, undecorated, versions
+from vtc.models.stock.call_arguments import call_of, given, undecorated
+from vtc.models.stock.transformers_api import versions
 
 TOKENS = 2
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention_api import Rule, mask_settings, masks_as_rules
-from .transformers_api import NOTHING, STATE, cache_of, call_of, given, new_cache, takes, undecorated, versions
+from .call_arguments import cache_of, call_of, given, takes, undecorated
+from .transformers_api import NOTHING, STATE, new_cache, versions
 
 FAR = 1 << 18  # a window that is longer is taken for none
 # kinds of layers: attention under a mask, a recurrence that takes a padding mask, and what mixes no tokens

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .transformers_api import takes, versions
+from .call_arguments import takes
+from .transformers_api import versions
 
 
 def key_sources(lm: Any, layers: Sequence[Any]) -> list[int]:

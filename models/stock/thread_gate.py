@@ -19,7 +19,7 @@ class _Gate:
     """What all threads see: who is inside, and whether the hooks are there (open), changing (shut) or gone."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
-    inside: int = 0
+    inside: set[int] = field(default_factory=set)
     state: str = "open"
 
 
@@ -36,30 +36,42 @@ class Traffic(ThreadState):
 
     def __init__(self, gate: _Gate) -> None:  # called in every thread, with the same gate
         self._gate = gate
+        self._me = threading.get_ident()
 
     def enter(self) -> bool:
         """Go in; waits while hooks are changed. False if they are gone by then."""
-        gate = self._gate
-        if self.depth == 0:
-            with gate.changed:
-                gate.changed.wait_for(lambda: gate.state != "shut", PATIENCE)
-                if gate.state != "open":
-                    return False
-                gate.inside += 1
+        if self.depth == 0 and not self._go_in():
+            return False
         self.depth += 1
         return True
+
+    def _go_in(self) -> bool:
+        gate = self._gate
+        # first in, then a look: whoever shuts does it the other way round, and no lock is needed for each token
+        gate.inside.add(self._me)
+        if gate.state == "open":
+            return True
+        with gate.changed:
+            gate.inside.discard(self._me)
+            gate.changed.notify_all()
+            gate.changed.wait_for(lambda: gate.state != "shut", PATIENCE)
+            if gate.state == "open":
+                gate.inside.add(self._me)
+            return gate.state == "open"
 
     def leave(self) -> None:
         """Go out."""
         self.depth -= 1
         if self.depth == 0:
-            with self._gate.changed:
-                self._gate.inside -= 1
-                self._gate.changed.notify_all()
+            gate = self._gate
+            gate.inside.discard(self._me)
+            if gate.state == "shut":  # somebody waits for it
+                with gate.changed:
+                    gate.changed.notify_all()
 
     def alone(self) -> bool:
         """Whether no other thread is inside."""
-        return self._gate.inside <= (self.depth > 0)
+        return len(self._gate.inside) <= (self.depth > 0)
 
     def shut(self) -> None:
         """Wait until nobody is inside, and let nobody in.
@@ -77,7 +89,7 @@ class Traffic(ThreadState):
             )
         with gate.changed:
             before, gate.state = gate.state, "shut"
-            if not gate.changed.wait_for(lambda: gate.inside == 0, PATIENCE):
+            if not gate.changed.wait_for(lambda: not gate.inside, PATIENCE):
                 self._set(before)
                 raise RuntimeError(
                     f"another thread has been inside the wrapped model for {PATIENCE:.0f} seconds, so vtc can't change "

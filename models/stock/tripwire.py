@@ -11,18 +11,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from .transformers_api import (
-    STATE,
-    Cache,
-    Call,
-    StaticLayer,
-    cache_of,
-    call_of,
-    has_state,
-    hidden_of,
-    holds_columns,
-    versions,
-)
+from .call_arguments import Call, cache_of, call_of
+from .transformers_api import STATE, Cache, StaticLayer, has_state, hidden_of, holds_columns, versions
 
 CHECKED = "_vtc_checked"  # of a cache: a step behind its prefill was found right
 

@@ -17,7 +17,7 @@ from vtc.models.layout.newlines import fill_with_newlines
 from vtc.models.layout.vision_call_record import VisionStep
 from vtc.models.selection.select import select_tokens
 from vtc.models.stock.attention_api import is_flash_attention_requested
-from vtc.models.stock.transformers_api import Call
+from vtc.models.stock.call_arguments import Call
 from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 from vtc.pruners.signals import EncoderAttention, EncoderSpecial, Signal

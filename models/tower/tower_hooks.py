@@ -22,10 +22,11 @@ from vtc.models.layout.run_projector import projector_of
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.models.selection.stopwatch import Timing, now
 from vtc.models.stock.attention_taps import AttentionTap
+from vtc.models.stock.call_arguments import call_of
 from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import ThreadState
 from vtc.models.stock.spread_over_processes import every_head
-from vtc.models.stock.transformers_api import call_of, features_in
+from vtc.models.stock.transformers_api import features_in
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.layout import Layout
 from vtc.pruners.signals import EncoderSignal, Signal

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.layout.layouts_by_family import VisionCall
+from vtc.models.stock.call_arguments import call_of, takes
 from vtc.models.stock.per_thread import ThreadState
-from vtc.models.stock.transformers_api import FEATURES, call_of, takes
+from vtc.models.stock.transformers_api import FEATURES
 
 
 def takes_videos_as_images(core: nn.Module) -> bool:

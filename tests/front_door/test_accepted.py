@@ -18,7 +18,7 @@ from versions import ENCODES_FIRST
 from zoo import FAMILIES, SPECIAL, prompt, tiny
 
 import vtc
-from vtc.models.stock.transformers_api import given
+from vtc.models.stock.call_arguments import given
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 WITH_TEXT_POSITIONS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # may stand in front of those of m-rope

@@ -52,6 +52,12 @@ def test_an_engine_fed_with_them_answers_as_the_wrapped_model(family, method):
         torch.testing.assert_close(logits, wrapped.logits[row, last], atol=TOLERANCE, rtol=0)
 
 
+def test_where_everything_is_kept_the_pictures_are_whole():
+    model = vtc.compress(tiny("llava"), "random", keep=1.0, positions="compact")
+    found = vtc.embed(model, prompt("llava", "ragged").inputs)
+    assert [len(picture) for row in found for picture in row] == [s.columns.numel() for s in model.vtc.report.spans]
+
+
 @pytest.mark.parametrize("family", SEVERAL_AXES)
 def test_pictures_that_are_more_than_embeddings_are_refused(family):
     model = vtc.compress(tiny(family), "random", keep=3)

@@ -13,7 +13,8 @@ from vtc.eval.check.tiny_model.shrink import completed, shrink
 from vtc.eval.cost.flops import counting
 from vtc.eval.cost.prefill_cost import lm_cost
 from vtc.eval.vlm.encode_once import core_of
-from vtc.models.stock.transformers_api import cache_of, given, new_cache
+from vtc.models.stock.call_arguments import cache_of, given
+from vtc.models.stock.transformers_api import new_cache
 
 LENGTH = 20  # longer than the small models' windows
 UNCOUNTED = {

@@ -17,7 +17,7 @@ from vtc.eval.cost.flops import counting
 from vtc.eval.cost.model_work import ModelWork
 from vtc.eval.cost.operators import flops_of
 from vtc.eval.plan.picture import read_picture
-from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.call_arguments import cache_of
 
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"), reason="stock processors are of 5.23 on"

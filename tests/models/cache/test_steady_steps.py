@@ -23,7 +23,7 @@ import vtc
 from vtc.models.cache.steady_steps import steady_of
 from vtc.models.language import model_hooks
 from vtc.models.selection import select
-from vtc.models.stock.transformers_api import cache_of
+from vtc.models.stock.call_arguments import cache_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 OURS = Path(model_hooks.__file__).parents[2]
@@ -164,6 +164,20 @@ def test_few_operators_with_padding_and_windows(family: str, shape: str) -> None
 def test_a_token_calls_as_little_of_vtc_whatever_the_depth(spec: str) -> None:
     shallow, double = (calls_of_ours(vtc.compress(deep(depth), spec)) for depth in (4, 8))
     assert 0 < shallow == double < 60
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("shape", ["one", "ragged"])
+def test_a_method_that_keeps_everything_leaves_the_stock_forward_alone(family: str, shape: str) -> None:
+    stock, right = prefill(tiny(family), family, shape)[0], answers(tiny(family), family, shape)
+    model = vtc.compress(tiny(family), "uniform", keep=1.0)
+    out, cache, _ = prefill(model, family, shape)
+    assert torch.equal(out.logits, stock.logits)
+    assert {type(layer) for layer in cache.layers} == {type(layer) for layer in cache_of(stock).layers}
+    report = model.vtc.report
+    assert report.tokens_kept == report.tokens_total > 0
+    assert not any(layer._forward_pre_hooks for layer in model.model.language_model.layers)
+    assert answers(model, family, shape) == right
 
 
 @pytest.mark.parametrize("spec", ["uniform", "fastv"])

@@ -10,7 +10,8 @@ from transformers.cache_utils import StaticCache
 from zoo import prompt, tiny
 
 import vtc
-from vtc.models.stock.transformers_api import STATIC_COUNTS, cache_of
+from vtc.models.stock.call_arguments import cache_of
+from vtc.models.stock.transformers_api import STATIC_COUNTS
 
 pytestmark = [
     pytest.mark.usefixtures("no_grad"),

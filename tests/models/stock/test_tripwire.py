@@ -16,7 +16,7 @@ from zoo import FAMILIES, prompt, tiny
 
 import vtc
 from vtc.models.language.model_hooks import Forward
-from vtc.models.stock import transformers_api as api
+from vtc.models.stock import call_arguments as api
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 WORDS = r"Installed: transformers .* tested: 5.5.0.*vtc.restore\(model\)"

@@ -13,10 +13,10 @@ from transformers import DynamicCache, LlamaModel
 from zoo import FAMILIES, prompt, tiny
 
 import vtc.models
-from vtc.models.stock import transformers_api as api
+from vtc.models.stock import call_arguments as api
 from vtc.models.stock.attention_api import ConfigView
 
-KNOWING = ("transformers_api.py", "attention_api.py")
+KNOWING = ("call_arguments.py", "transformers_api.py", "attention_api.py")
 SOURCES = sorted(Path(vtc.models.__file__).parent.glob("**/*.py"))
 
 
