@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..precision import wide_dtype
+from .bounded import Bounds, choose_by_bounds, has_bounds
 from .isolation import most_isolated
 from .loop import LAST, choose
 from .rows import ALIKE, Rows
@@ -30,6 +31,9 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
         if start is not None:
             first = int(best_of(bar, start[row, : len(bar)]))
         elif bool((bar == 0).any()):
+            if has_bounds(rows):
+                bounds = Bounds(rows, bar == 0)
+                return choose_by_bounds(bounds, share, bar, bounds.most_isolated(bar == 0), k)
             first = most_isolated(rows, bar == 0, whole)
         else:
             first = int(bar.argmax())
