@@ -47,9 +47,8 @@ class Bounds:
 
     Attributes
     ----------
-    above : ndarray
-        `[N, N]` float32, how much a cosine is above the expected one, as rounded; ``OUT`` for a token with itself or
-        with what is not compared.
+    low, high : ndarray
+        `[N, N]` float32, symmetric; ``OUT`` for a token with itself and, as columns, for what is not compared.
     """
 
     def __init__(self, rows: Rows, use: Tensor):
@@ -58,13 +57,15 @@ class Bounds:
         some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
         found = rows.cosines(others, rows.scaled(some)).masked_fill_(others[:, None] == some, -1)
         self.expected = float(found.amax(0).median())
-        self.slack = SLACK
         above = self._products()
         scale = 1 / rows.length
-        above.mul_(scale).mul_(scale[:, None]).fill_diagonal_(OUT)
+        above.mul_(scale).mul_(scale[:, None])
+        off = above.abs().mul_(HALF_STEP).add_(SLACK)
+        above.add_(self.expected).fill_diagonal_(OUT)
         if not bool(use.all()):
             above.masked_fill_(~use, OUT)
-        self.above = above.numpy()
+        self.high = (above + off).numpy()
+        self.low = above.sub_(off).numpy()
 
     def _products(self) -> Tensor:
         """`[N, N]`, of the vectors less what is expected of their lengths."""
@@ -86,65 +87,56 @@ class Bounds:
             made[start:stop, start:] = block.mT
         return made
 
-    def between(self, above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the largest cosine that `above` may stand for, less the expected one."""
-        off = np.abs(above) * np.float32(HALF_STEP) + np.float32(self.slack)
-        return above - off, above + off
-
     def exact(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Cosines of some tokens with some others, one to one, in float32; the same for equal vectors in any order."""
-        a, b = torch.from_numpy(one), torch.from_numpy(other)
-        x, length, made = self.rows.x, self.rows.length, []
-        for i, j in zip(a.split(GROUP), b.split(GROUP), strict=True):
-            made.append((x.index_select(0, i).float() * x.index_select(0, j).float()).sum(1))
-        return alike(torch.cat(made).div_(length[a] * length[b])).numpy()
+        made = []
+        for start in range(0, len(one), GROUP):
+            part = slice(start, start + GROUP)
+            pair = torch.from_numpy(np.concatenate([one[part], other[part]]))
+            wide, length = self.rows.x.index_select(0, pair).float(), self.rows.length.index_select(0, pair)
+            half = len(pair) // 2
+            made.append((wide[:half] * wide[half:]).sum(1).div_(length[:half] * length[half:]))
+        return alike(made[0] if len(made) == 1 else torch.cat(made)).numpy()
 
-    def closest(self, some: np.ndarray, others: np.ndarray, least: np.ndarray, forget: bool = False) -> np.ndarray:
-        """Largest cosine of `some` tokens with `others`, -inf where none may be above `least [some]`."""
-        above = self.above[np.ix_(some, others)]
-        i, j = np.nonzero(self.between(above)[1] + self.expected >= least[:, None])
-        made = np.full(len(some), -np.inf, dtype=np.float32)
+    def nearest(self, some: np.ndarray, others: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """Largest cosine of `some` tokens with `others`, at least `least [some]`, in float32."""
+        i, j = np.nonzero(self.high[some[:, None], others] >= least[:, None])
         if len(i):
-            np.maximum.at(made, i, self.exact(some[i], others[j]))
-            if forget:
-                self.above[some[i], others[j]] = OUT
-        return made
+            np.maximum.at(least, i, self.exact(some[i], others[j]))
+        return least
 
     def most_isolated(self, use: Tensor) -> int:
         """Column of the token whose largest cosine to another one is least, the lowest on ties."""
-        low, high = self.between(self.above.max(1))
-        used = use.numpy()
-        may = np.nonzero(used & (low <= high[used].min()))[0]
+        used, low = use.numpy().nonzero()[0], self.low.max(1)
+        may = used[low[used] <= self.high.max(1)[used].min()]
         if len(may) == 1:
             return int(may[0])
-        near = self.closest(may, np.arange(len(used)), low[may] + self.expected)
-        return int(may[near.argmin()])
+        return int(may[self.nearest(may, used, low[may]).argmin()])
 
 
 def choose_by_bounds(bounds: Bounds, share: Tensor, bar: Tensor, first: int, k: int) -> Tensor:
     """Columns of `k` tokens in the order chosen, ``share * (1 - largest cosine to a chosen one)``: see ``choose``."""
-    ready, weight, expected = bar.numpy().copy(), share.numpy(), np.float32(bounds.expected)
-    order = [first]
-    low = np.full(len(weight), -1, dtype=np.float32)
-    high = low.copy()
+    order, ready, weight = [first], bar.numpy(), share.numpy()
+    low = np.full(len(weight), -1, dtype=np.float32)  # of the largest cosine to a chosen token
+    high, most = low.copy(), low.copy()
     while len(order) < k:
         ready[order[-1]] = -np.inf
-        new = bounds.between(bounds.above[order[-1]])
-        np.maximum(low, new[0] + expected, out=low)
-        np.maximum(high, new[1] + expected, out=high)
-        most, least = ready + weight * (1 - low), ready + weight * (1 - high)
-        best = least.max()
-        if best <= LAST / 2:
+        np.maximum(low, bounds.low[order[-1]], out=low)
+        np.maximum(high, bounds.high[order[-1]], out=high)
+        np.subtract(1, low, out=most)
+        np.multiply(most, weight, out=most)
+        np.add(most, ready, out=most)
+        best = int(most.argmax())
+        if most[best] <= LAST / 2:
             order += np.nonzero(ready > -np.inf)[0][: k - len(order)].tolist()
             break
-        may = np.nonzero(most >= best)[0]
+        may = (most >= weight[best] * (1 - high[best])).nonzero()[0]
         if len(may) > 1:
-            unsure = may[most[may] != least[may]]
-            if len(unsure):
-                near = bounds.closest(unsure, np.array(order), low[unsure], forget=True)
-                low[unsure] = high[unsure] = np.maximum(near, low[unsure])
-            place = int((ready[may] + weight[may] * (1 - low[may])).argmax())
-        else:
-            place = 0
-        order.append(int(may[place]))
+            least = weight[may] * (1 - high[may])
+            unsure = may[(most[may] >= least.max()) & (most[may] > least)]
+            if len(unsure) > 0:
+                low[unsure] = high[unsure] = bounds.nearest(unsure, np.array(order), low[unsure])
+                bounds.high[unsure[:, None], order] = OUT  # known now
+            best = int(may[(weight[may] * (1 - low[may])).argmax()])
+        order.append(best)
     return torch.tensor(order + [0] * (k - len(order)))

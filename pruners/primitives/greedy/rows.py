@@ -39,9 +39,6 @@ class Rows:
         `[N]` bool: the vector's length is finite. Others have the cosine 0 to all.
     own : Tensor
         `[N]` similarity of each token to itself: 1, but 0 for a vector of zeros or one that is not usable.
-    twin : Tensor or None
-        `[N]` int64, for each token the first one whose vector is equal bit by bit: rounding differs with the place in
-        a product, and twins must tie. None where no two are.
     """
 
     def __init__(self, x: Tensor, dtype: torch.dtype, pictures: int = 1):
@@ -53,7 +50,15 @@ class Rows:
         self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
         self.own = (norm / self.length).square().masked_fill_(~self.usable, 0)
         self.buffer = x.new_empty(min(self.chunk, len(x)), x.shape[1], dtype=dtype)
-        self.twin = _twins(x, norm)
+        self.norm = norm
+
+    @cached_property
+    def twin(self) -> Tensor | None:
+        """`[N]` int64, for each token the first one whose vector is equal bit by bit, or None where no two are.
+
+        Rounding differs with the place in a product, and twins must tie.
+        """
+        return _twins(self.x, self.norm)
 
     def scaled(self, index: Tensor) -> Tensor:
         """Unit vectors of some tokens, `[n, D]`."""
