@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..precision import multiplies_bfloat16
 from .loop import LAST
-from .rows import Rows, alike
+from .rows import ALIKE, Rows
 
 MOST = 1024  # tokens of a picture
 LONGEST = 1e15  # a token whose products stay far from overflowing
@@ -21,7 +21,7 @@ SHORTEST = 1e-5  # length of a token as a share of the longest one (or of 1): be
 HALF_STEP = 2.0**-8  # of bfloat16, as a share of a number
 SLACK = 6e-6  # more than two products in float32 are off by, and what counts as equal
 STRIP = 64  # tokens multiplied at a time with those from them on
-SAMPLE = 8, 64  # tokens that tell, and with how many others, what to expect
+SAMPLE = 8, 32  # tokens that tell, and with how many others, what to expect
 GROUP = 64  # pairs made wide together
 OUT = -8.0  # below every cosine and what may be taken off it
 PARTS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 0, 1, 0)  # which parts of two lengths are multiplied: all but the tiny products
@@ -47,8 +47,9 @@ class Bounds:
 
     Attributes
     ----------
-    low, high : ndarray
-        `[N, N]` float32, symmetric; ``OUT`` for a token with itself and, as columns, for what is not compared.
+    low : ndarray
+        `[N, N]` float32, the least that the cosines may be; ``OUT`` for a token with itself and, as columns, for what
+        is not compared.
     """
 
     def __init__(self, rows: Rows, use: Tensor):
@@ -56,16 +57,14 @@ class Bounds:
         count = len(rows.x)
         some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
         found = rows.cosines(others, rows.scaled(some)).masked_fill_(others[:, None] == some, -1)
-        self.expected = float(found.amax(0).median())
+        self.expected = float(found.amax(0).min())  # a token that is far from others is in question
         above = self._products()
         scale = 1 / rows.length
         above.mul_(scale).mul_(scale[:, None])
-        off = above.abs().mul_(HALF_STEP).add_(SLACK)
-        above.add_(self.expected).fill_diagonal_(OUT)
+        above.sub_(above.abs().mul_(HALF_STEP)).add_(self.expected - SLACK).fill_diagonal_(OUT)
         if not bool(use.all()):
             above.masked_fill_(~use, OUT)
-        self.high = (above + off).numpy()
-        self.low = above.sub_(off).numpy()
+        self.low, self.length = above.numpy(), rows.length.numpy()
 
     def _products(self) -> Tensor:
         """`[N, N]`, of the vectors less what is expected of their lengths."""
@@ -87,28 +86,35 @@ class Bounds:
             made[start:stop, start:] = block.mT
         return made
 
+    def high(self, low: np.ndarray) -> np.ndarray:
+        """The most that cosines may be of which the least is `low`; also of the largest of some cosines."""
+        above = low - np.float32(self.expected - SLACK)
+        return low + 2 * (np.abs(above) * np.float32(HALF_STEP / (1 - HALF_STEP)) + np.float32(SLACK))
+
     def exact(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Cosines of some tokens with some others, one to one, in float32; the same for equal vectors in any order."""
-        made = []
+        made = np.empty(len(one), dtype=np.float32)
         for start in range(0, len(one), GROUP):
             part = slice(start, start + GROUP)
             pair = torch.from_numpy(np.concatenate([one[part], other[part]]))
-            wide, length = self.rows.x.index_select(0, pair).float(), self.rows.length.index_select(0, pair)
-            half = len(pair) // 2
-            made.append((wide[:half] * wide[half:]).sum(1).div_(length[:half] * length[half:]))
-        return alike(made[0] if len(made) == 1 else torch.cat(made)).numpy()
+            left, right = self.rows.x.index_select(0, pair).float().chunk(2)
+            made[part] = torch.mul(left, right).sum(1).numpy()
+        made /= self.length[one] * self.length[other]
+        made[made > ALIKE] = 1
+        return made
 
-    def nearest(self, some: np.ndarray, others: np.ndarray, least: np.ndarray) -> np.ndarray:
-        """Largest cosine of `some` tokens with `others`, at least `least [some]`, in float32."""
-        i, j = np.nonzero(self.high[some[:, None], others] >= least[:, None])
+    def nearest(self, some: np.ndarray, others: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """Largest cosine of `some` tokens with `others` that may be as large as `low`, in float32; -inf without any."""
+        i, j = (self.high(self.low[some[:, None], others]) >= low[:, None]).nonzero()
+        found = np.full(len(some), -np.inf, dtype=np.float32)
         if len(i):
-            np.maximum.at(least, i, self.exact(some[i], others[j]))
-        return least
+            np.maximum.at(found, i, self.exact(some[i], others[j]))
+        return found
 
     def most_isolated(self, use: Tensor) -> int:
         """Column of the token whose largest cosine to another one is least, the lowest on ties."""
         used, low = use.numpy().nonzero()[0], self.low.max(1)
-        may = used[low[used] <= self.high.max(1)[used].min()]
+        may = used[low[used] <= self.high(low[used]).min()]
         if len(may) == 1:
             return int(may[0])
         return int(may[self.nearest(may, used, low[may]).argmin()])
@@ -117,26 +123,29 @@ class Bounds:
 def choose_by_bounds(bounds: Bounds, share: Tensor, bar: Tensor, first: int, k: int) -> Tensor:
     """Columns of `k` tokens in the order chosen, ``share * (1 - largest cosine to a chosen one)``: see ``choose``."""
     order, ready, weight = [first], bar.numpy(), share.numpy()
-    low = np.full(len(weight), -1, dtype=np.float32)  # of the largest cosine to a chosen token
-    high, most = low.copy(), low.copy()
+    known = np.full(len(weight), -1, dtype=np.float32)  # largest cosine to chosen tokens, of those looked at again
+    rest = np.full(len(weight), OUT, dtype=np.float32)  # the least it may be to the others
+    most = known.copy()
     while len(order) < k:
         ready[order[-1]] = -np.inf
-        np.maximum(low, bounds.low[order[-1]], out=low)
-        np.maximum(high, bounds.high[order[-1]], out=high)
-        np.subtract(1, low, out=most)
+        np.maximum(rest, bounds.low[order[-1]], out=rest)
+        np.maximum(rest, known, out=most)
+        np.subtract(1, most, out=most)
         np.multiply(most, weight, out=most)
         np.add(most, ready, out=most)
         best = int(most.argmax())
         if most[best] <= LAST / 2:
-            order += np.nonzero(ready > -np.inf)[0][: k - len(order)].tolist()
+            order += (ready > -np.inf).nonzero()[0][: k - len(order)].tolist()
             break
-        may = (most >= weight[best] * (1 - high[best])).nonzero()[0]
+        least = weight[best] * (1 - max(known[best], bounds.high(rest[best])))
+        may = (most >= least).nonzero()[0]
         if len(may) > 1:
-            least = weight[may] * (1 - high[may])
+            least = weight[may] * (1 - np.maximum(known[may], bounds.high(rest[may])))
             unsure = may[(most[may] >= least.max()) & (most[may] > least)]
             if len(unsure) > 0:
-                low[unsure] = high[unsure] = bounds.nearest(unsure, np.array(order), low[unsure])
-                bounds.high[unsure[:, None], order] = OUT  # known now
-            best = int(may[(weight[may] * (1 - low[may])).argmax()])
+                low = np.maximum(rest[unsure], known[unsure])
+                known[unsure] = np.maximum(known[unsure], bounds.nearest(unsure, np.array(order), low))
+                rest[unsure] = bounds.low[unsure[:, None], order] = OUT
+            best = int(may[(weight[may] * (1 - np.maximum(known[may], rest[may]))).argmax()])
         order.append(best)
     return torch.tensor(order + [0] * (k - len(order)))

@@ -100,7 +100,7 @@ def _each(x: Tensor, k: int, valid: Tensor | None, one: Callable[[Rows, Tensor, 
             features, mine = features[:count], mine[:count]
         if len(features):
             rows = Rows(features, wide_dtype(x), len(x))
-            bar = torch.zeros_like(rows.own).masked_fill_(~rows.usable, LAST)
+            bar = torch.zeros_like(rows.length).masked_fill_(~rows.usable, LAST)
             if mine is not None:
                 bar.masked_fill_(~mine, float("-inf"))
             found[row] = one(rows, bar, row)
