@@ -7,6 +7,8 @@ one, which is small where it matters: further channels of the vectors take that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ SLACK = 6e-6  # more than two products in float32 are off by, and what counts as
 STRIP = 64  # tokens multiplied at a time with those from them on
 SAMPLE = 8, 32  # tokens that tell, and with how many others, what to expect
 GROUP = 64  # pairs made wide together
-OUT = -8.0  # below every cosine and what may be taken off it
+OUT = 8.0  # above every distance
 PARTS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 0, 1, 0)  # which parts of two lengths are multiplied: all but the tiny products
 
 
@@ -47,9 +49,9 @@ class Bounds:
 
     Attributes
     ----------
-    low : ndarray
-        `[N, N]` float32, the least that the cosines may be; ``OUT`` for a token with itself and, as columns, for what
-        is not compared.
+    far : ndarray
+        `[N, N]` float32, the most that distances, 1 - cosine, may be; ``OUT`` for a token from itself and, as columns,
+        from what is not compared.
     """
 
     def __init__(self, rows: Rows, use: Tensor):
@@ -61,10 +63,10 @@ class Bounds:
         above = self._products()
         scale = 1 / rows.length
         above.mul_(scale).mul_(scale[:, None])
-        above.sub_(above.abs().mul_(HALF_STEP)).add_(self.expected - SLACK).fill_diagonal_(OUT)
+        far = above.abs().mul_(HALF_STEP).sub_(above).add_(1 - self.expected + SLACK).fill_diagonal_(OUT)
         if not bool(use.all()):
-            above.masked_fill_(~use, OUT)
-        self.low, self.length = above.numpy(), rows.length.numpy()
+            far.masked_fill_(~use, OUT)
+        self.far, self.length = far.numpy(), rows.length.numpy()
 
     def _products(self) -> Tensor:
         """`[N, N]`, of the vectors less what is expected of their lengths."""
@@ -86,13 +88,12 @@ class Bounds:
             made[start:stop, start:] = block.mT
         return made
 
-    def high(self, low: np.ndarray) -> np.ndarray:
-        """The most that cosines may be of which the least is `low`; also of the largest of some cosines."""
-        above = low - np.float32(self.expected - SLACK)
-        return low + 2 * (np.abs(above) * np.float32(HALF_STEP / (1 - HALF_STEP)) + np.float32(SLACK))
+    def near(self, far: Any) -> Any:
+        """The least that distances may be of which the most is `far`; also of the least of some distances."""
+        return far - (abs(far - (1 - self.expected + SLACK)) * (2 * HALF_STEP / (1 - HALF_STEP)) + 2 * SLACK)
 
     def exact(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Cosines of some tokens with some others, one to one, in float32; the same for equal vectors in any order."""
+        """Distances of some tokens from some others, one to one, in float32; the same for equal vectors in any order."""
         made = np.empty(len(one), dtype=np.float32)
         for start in range(0, len(one), GROUP):
             part = slice(start, start + GROUP)
@@ -101,51 +102,51 @@ class Bounds:
             made[part] = torch.mul(left, right).sum(1).numpy()
         made /= self.length[one] * self.length[other]
         made[made > ALIKE] = 1
-        return made
+        return 1 - made
 
-    def nearest(self, some: np.ndarray, others: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """Largest cosine of `some` tokens with `others` that may be as large as `low`, in float32; -inf without any."""
-        i, j = (self.high(self.low[some[:, None], others]) >= low[:, None]).nonzero()
-        found = np.full(len(some), -np.inf, dtype=np.float32)
+    def nearest(self, some: np.ndarray, others: np.ndarray, far: np.ndarray) -> np.ndarray:
+        """Least distance of `some` tokens from `others` that may be as small as `far`, in float32; else ``OUT``."""
+        i, j = (self.near(self.far[some[:, None], others]) <= far[:, None]).nonzero()
+        found = np.full(len(some), OUT, dtype=np.float32)
         if len(i):
-            np.maximum.at(found, i, self.exact(some[i], others[j]))
+            np.minimum.at(found, i, self.exact(some[i], others[j]))
         return found
 
     def most_isolated(self, use: Tensor) -> int:
-        """Column of the token whose largest cosine to another one is least, the lowest on ties."""
-        used, low = use.numpy().nonzero()[0], self.low.max(1)
-        may = used[low[used] <= self.high(low[used]).min()]
+        """Column of the token whose least distance from another one is largest, the lowest on ties."""
+        used, far = use.numpy().nonzero()[0], self.far.min(1)
+        may = used[far[used] >= self.near(far[used]).max()]
         if len(may) == 1:
             return int(may[0])
-        return int(may[self.nearest(may, used, low[may]).argmin()])
+        return int(may[self.nearest(may, used, far[may]).argmax()])
 
 
 def choose_by_bounds(bounds: Bounds, share: Tensor, bar: Tensor, first: int, k: int) -> Tensor:
     """Columns of `k` tokens in the order chosen, ``share * (1 - largest cosine to a chosen one)``: see ``choose``."""
     order, ready, weight = [first], bar.numpy(), share.numpy()
-    known = np.full(len(weight), -1, dtype=np.float32)  # largest cosine to chosen tokens, of those looked at again
-    rest = np.full(len(weight), OUT, dtype=np.float32)  # the least it may be to the others
-    most = known.copy()
+    known = np.full(len(weight), 2, dtype=np.float32)  # distance from the chosen tokens, of those looked at again
+    far = known.copy()  # the most it may be
+    most = np.empty_like(far)
     while len(order) < k:
         ready[order[-1]] = -np.inf
-        np.maximum(rest, bounds.low[order[-1]], out=rest)
-        np.maximum(rest, known, out=most)
-        np.subtract(1, most, out=most)
-        np.multiply(most, weight, out=most)
+        np.minimum(far, bounds.far[order[-1]], out=far)
+        np.multiply(far, weight, out=most)
         np.add(most, ready, out=most)
         best = int(most.argmax())
         if most[best] <= LAST / 2:
             order += (ready > -np.inf).nonzero()[0][: k - len(order)].tolist()
             break
-        least = weight[best] * (1 - max(known[best], bounds.high(rest[best])))
-        may = (most >= least).nonzero()[0]
+        may = (most >= weight[best] * bounds.near(far[best])).nonzero()[0]
         if len(may) > 1:
-            least = weight[may] * (1 - np.maximum(known[may], bounds.high(rest[may])))
+            chosen = np.array(order)
+            rest = bounds.far[may[:, None], chosen].min(1)  # the most that it may be to what was not looked at
+            least = weight[may] * np.minimum(known[may], bounds.near(rest))
             unsure = may[(most[may] >= least.max()) & (most[may] > least)]
             if len(unsure) > 0:
-                low = np.maximum(rest[unsure], known[unsure])
-                known[unsure] = np.maximum(known[unsure], bounds.nearest(unsure, np.array(order), low))
-                rest[unsure] = bounds.low[unsure[:, None], order] = OUT
-            best = int(may[(weight[may] * (1 - np.maximum(known[may], rest[may]))).argmax()])
+                found = bounds.nearest(unsure, chosen, far[unsure])
+                far[unsure] = known[unsure] = np.minimum(known[unsure], found)
+                bounds.far[unsure[:, None], chosen] = OUT
+            best = int((ready[may] + weight[may] * far[may]).argmax())
+            best = int(may[best])
         order.append(best)
     return torch.tensor(order + [0] * (k - len(order)))
