@@ -21,20 +21,31 @@ MOST = 1024  # tokens of a picture
 LONGEST = 1e15  # a token whose products stay far from overflowing
 SHORTEST = 1e-5  # length of a token as a share of the longest one (or of 1): below it products may vanish
 HALF_STEP = 2.0**-8  # of bfloat16, as a share of a number
+ROUNDED = HALF_STEP / (1 - HALF_STEP)  # the same, as a share of a number plus or less it
 SLACK = 6e-6  # more than two products in float32 are off by, and what counts as equal
 STRIP = 64  # tokens multiplied at a time with those from them on
 SAMPLE = 8, 32  # tokens that tell, and with how many others, what to expect
+WEIGHTED_FROM = 0.2  # expected cosine; where tokens are less alike, weights leave few to look at
 GROUP = 64  # pairs made wide together
 OUT = 8.0  # above every distance
 PARTS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 0, 1, 0)  # which parts of two lengths are multiplied: all but the tiny products
 
 
-def has_bounds(rows: Rows) -> bool:
-    """Whether cosines are bounded at less cost than they are made at, and safely."""
-    if rows.x.dtype != torch.bfloat16 or not 1 < len(rows.x) <= MOST or not multiplies_bfloat16():
-        return False
+def bounded(rows: Rows, use: Tensor, weighted: bool) -> Bounds | None:
+    """Bounds of the distances between the tokens `use [N]`; None where they are no safe or no quicker way."""
+    count = len(rows.x)
+    if rows.x.dtype != torch.bfloat16 or not 1 < count <= MOST or not multiplies_bfloat16():
+        return None
     longest = float(rows.length.max())
-    return rows.all_usable and longest < LONGEST and float(rows.length.min()) > SHORTEST * max(1.0, longest)
+    if not (rows.all_usable and longest < LONGEST and float(rows.length.min()) > SHORTEST * max(1.0, longest)):
+        return None
+    # cosine of a token that is far from others, which is in question, with its nearest one: some with some
+    some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
+    found = (rows.x[some] @ rows.x[others].T).float().div_(rows.length[some, None]).div_(rows.length[others])
+    expected = float(found.masked_fill_(some[:, None] == others, -1).amax(1).min())
+    if (weighted and expected < WEIGHTED_FROM) or not bool(use.any()):
+        return None
+    return Bounds(rows, use, expected)
 
 
 class Bounds:
@@ -46,6 +57,8 @@ class Bounds:
         The tokens, ``has_bounds``.
     use : Tensor
         `[N]` bool, those that are compared.
+    expected : float
+        A cosine near to those in question.
 
     Attributes
     ----------
@@ -54,16 +67,13 @@ class Bounds:
         from what is not compared.
     """
 
-    def __init__(self, rows: Rows, use: Tensor):
-        self.rows = rows
-        count = len(rows.x)
-        some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
-        found = rows.cosines(others, rows.scaled(some)).masked_fill_(others[:, None] == some, -1)
-        self.expected = float(found.amax(0).min())  # a token that is far from others is in question
+    def __init__(self, rows: Rows, use: Tensor, expected: float):
+        self.rows, self.expected = rows, expected
+        self.middle = 1 - self.expected + SLACK  # what a distance that is as expected may be
         above = self._products()
         scale = 1 / rows.length
         above.mul_(scale).mul_(scale[:, None])
-        far = above.abs().mul_(HALF_STEP).sub_(above).add_(1 - self.expected + SLACK).fill_diagonal_(OUT)
+        far = above.abs().mul_(HALF_STEP).sub_(above).add_(self.middle).fill_diagonal_(OUT)
         if not bool(use.all()):
             far.masked_fill_(~use, OUT)
         self.far, self.length = far.numpy(), rows.length.numpy()
@@ -90,7 +100,7 @@ class Bounds:
 
     def near(self, far: Any) -> Any:
         """The least that distances may be of which the most is `far`; also of the least of some distances."""
-        return far - (abs(far - (1 - self.expected + SLACK)) * (2 * HALF_STEP / (1 - HALF_STEP)) + 2 * SLACK)
+        return far - 2 * (abs(far - self.middle) * ROUNDED + SLACK)
 
     def exact(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Distances of some tokens from some others, one to one, in float32; the same for equal vectors in any order."""
@@ -99,18 +109,19 @@ class Bounds:
             part = slice(start, start + GROUP)
             pair = torch.from_numpy(np.concatenate([one[part], other[part]]))
             left, right = self.rows.x.index_select(0, pair).float().chunk(2)
-            made[part] = torch.mul(left, right).sum(1).numpy()
+            made[part] = left.mul_(right).sum(1).numpy()
         made /= self.length[one] * self.length[other]
         made[made > ALIKE] = 1
         return 1 - made
 
-    def nearest(self, some: np.ndarray, others: np.ndarray, far: np.ndarray) -> np.ndarray:
-        """Least distance of `some` tokens from `others` that may be as small as `far`, in float32; else ``OUT``."""
-        i, j = (self.near(self.far[some[:, None], others]) <= far[:, None]).nonzero()
-        found = np.full(len(some), OUT, dtype=np.float32)
+    def nearest(self, some: np.ndarray, others: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """Least distance of `some` tokens from `others`, in float32, if it may be up to `least`; else ``OUT``."""
+        off = 2 * (abs(least - self.middle) * ROUNDED + SLACK) / (1 - 2 * ROUNDED)  # ``near`` the other way round
+        i, j = (self.far[some[:, None], others] <= (least + off)[:, None]).nonzero()
+        found = np.full((len(some), len(others)), OUT, dtype=np.float32)
         if len(i):
-            np.minimum.at(found, i, self.exact(some[i], others[j]))
-        return found
+            found[i, j] = self.exact(some[i], others[j])
+        return found.min(1)
 
     def most_isolated(self, use: Tensor) -> int:
         """Column of the token whose least distance from another one is largest, the lowest on ties."""
