@@ -43,7 +43,7 @@ def bounded(rows: Rows, use: Tensor, weighted: bool) -> Bounds | None:
     some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
     found = (rows.x[some] @ rows.x[others].T).float().div_(rows.length[some, None]).div_(rows.length[others])
     expected = float(found.masked_fill_(some[:, None] == others, -1).amax(1).min())
-    if (weighted and expected < WEIGHTED_FROM) or not bool(use.any()):
+    if (weighted and (expected < WEIGHTED_FROM or count > rows.x.shape[1])) or not bool(use.any()):
         return None
     return Bounds(rows, use, expected)
 
@@ -80,7 +80,7 @@ class Bounds:
 
     def _products(self) -> Tensor:
         """`[N, N]`, of the vectors less what is expected of their lengths."""
-        x, width = self.rows.x, self.rows.x.shape[1]
+        x = self.rows.x
         length = self.rows.length * abs(self.expected) ** 0.5
         parts = []
         for _ in range(3):
@@ -103,7 +103,7 @@ class Bounds:
         return far - 2 * (abs(far - self.middle) * ROUNDED + SLACK)
 
     def exact(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Distances of some tokens from some others, one to one, in float32; the same for equal vectors in any order."""
+        """Distances of some tokens from some others, one to one, in float32; the same in either order."""
         made = np.empty(len(one), dtype=np.float32)
         for start in range(0, len(one), GROUP):
             part = slice(start, start + GROUP)
