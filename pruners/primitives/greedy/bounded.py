@@ -25,14 +25,17 @@ ROUNDED = HALF_STEP / (1 - HALF_STEP)  # the same, as a share of a number plus o
 SLACK = 6e-6  # more than two products in float32 are off by, and what counts as equal
 STRIP = 64  # tokens multiplied at a time with those from them on
 SAMPLE = 8, 32  # tokens that tell, and with how many others, what to expect
-WEIGHTED_FROM = 0.2  # expected cosine; where tokens are less alike, weights leave few to look at
+STARTED_FROM = 0.2  # expected cosine; where the first token is given and others are less alike, few need be looked at
 GROUP = 64  # pairs made wide together
 OUT = 8.0  # above every distance
 PARTS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 0, 1, 0)  # which parts of two lengths are multiplied: all but the tiny products
 
 
-def bounded(rows: Rows, use: Tensor, weighted: bool) -> Bounds | None:
-    """Bounds of the distances between the tokens `use [N]`; None where they are no safe or no quicker way."""
+def bounded(rows: Rows, use: Tensor, started: bool) -> Bounds | None:
+    """Bounds of the distances between the tokens `use [N]`; None where they are no safe or no quicker way.
+
+    With a first token (`started`) those that can't be next are left out at less cost where tokens are not alike.
+    """
     count = len(rows.x)
     if rows.x.dtype != torch.bfloat16 or not 1 < count <= MOST or not multiplies_bfloat16():
         return None
@@ -43,7 +46,7 @@ def bounded(rows: Rows, use: Tensor, weighted: bool) -> Bounds | None:
     some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
     found = (rows.x[some] @ rows.x[others].T).float().div_(rows.length[some, None]).div_(rows.length[others])
     expected = float(found.masked_fill_(some[:, None] == others, -1).amax(1).min())
-    if (weighted and (expected < WEIGHTED_FROM or count > rows.x.shape[1])) or not bool(use.any()):
+    if (started and (expected < STARTED_FROM or count > rows.x.shape[1])) or not bool(use.any()):
         return None
     return Bounds(rows, use, expected)
 
@@ -54,7 +57,7 @@ class Bounds:
     Parameters
     ----------
     rows : Rows
-        The tokens, ``has_bounds``.
+        The tokens, as ``bounded`` asks for them.
     use : Tensor
         `[N]` bool, those that are compared.
     expected : float

@@ -29,7 +29,7 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
         if weight is not None:
             bar, share = finite(bar, weight[row, : len(bar)])
         use = bar == 0
-        bounds = bounded(rows, use, weight is not None)
+        bounds = bounded(rows, use, start is not None)
         if start is not None:
             first = int(best_of(bar, start[row, : len(bar)]))
         elif bounds is not None:
