@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..precision import wide_dtype
+from .bounded import bounded, choose_by_bounds
 from .isolation import most_isolated
 from .loop import LAST, choose
 from .rows import ALIKE, Rows
@@ -27,12 +28,18 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
         whole = start is None and len(bar) <= ISOLATION
         if weight is not None:
             bar, share = finite(bar, weight[row, : len(bar)])
+        use = bar == 0
+        bounds = bounded(rows, use, start is not None)
         if start is not None:
             first = int(best_of(bar, start[row, : len(bar)]))
-        elif bool((bar == 0).any()):
-            first = most_isolated(rows, bar == 0, whole)
+        elif bounds is not None:
+            first = bounds.most_isolated(use)
+        elif bool(use.any()):
+            first = most_isolated(rows, use, whole)
         else:
             first = int(bar.argmax())
+        if bounds is not None:
+            return choose_by_bounds(bounds, share, bar, first, k)
         return choose(rows, Closest(rows, share, _distance), bar, first, k, whole)
 
     return _each(x, k, valid, one)
@@ -96,7 +103,7 @@ def _each(x: Tensor, k: int, valid: Tensor | None, one: Callable[[Rows, Tensor, 
             features, mine = features[:count], mine[:count]
         if len(features):
             rows = Rows(features, wide_dtype(x), len(x))
-            bar = torch.zeros_like(rows.own).masked_fill_(~rows.usable, LAST)
+            bar = torch.zeros_like(rows.length).masked_fill_(~rows.usable, LAST)
             if mine is not None:
                 bar.masked_fill_(~mine, float("-inf"))
             found[row] = one(rows, bar, row)

@@ -37,11 +37,6 @@ class Rows:
     ----------
     usable : Tensor
         `[N]` bool: the vector's length is finite. Others have the cosine 0 to all.
-    own : Tensor
-        `[N]` similarity of each token to itself: 1, but 0 for a vector of zeros or one that is not usable.
-    twin : Tensor or None
-        `[N]` int64, for each token the first one whose vector is equal bit by bit: rounding differs with the place in
-        a product, and twins must tie. None where no two are.
     """
 
     def __init__(self, x: Tensor, dtype: torch.dtype, pictures: int = 1):
@@ -51,9 +46,21 @@ class Rows:
         self.usable = norm.isfinite()
         self.all_usable = bool(self.usable.all())
         self.length = norm.clamp(min=1e-8).masked_fill_(~self.usable, 1)
-        self.own = (norm / self.length).square().masked_fill_(~self.usable, 0)
         self.buffer = x.new_empty(min(self.chunk, len(x)), x.shape[1], dtype=dtype)
-        self.twin = _twins(x, norm)
+        self._norm = norm
+
+    @cached_property
+    def own(self) -> Tensor:
+        """`[N]` similarity of each token to itself: 1, but 0 for a vector of zeros or one that is not usable."""
+        return (self._norm / self.length).square().masked_fill_(~self.usable, 0)
+
+    @cached_property
+    def twin(self) -> Tensor | None:
+        """`[N]` int64, for each token the first one whose vector is equal bit by bit, or None where no two are.
+
+        Rounding differs with the place in a product, and twins must tie.
+        """
+        return _twins(self.x, self._norm)
 
     def scaled(self, index: Tensor) -> Tensor:
         """Unit vectors of some tokens, `[n, D]`."""
