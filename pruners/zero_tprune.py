@@ -107,8 +107,8 @@ class Graph:
         self, rows: slice, some: Tensor | slice, hidden: Callable[[slice], Tensor] | None, start: Tensor, votes: int
     ) -> Tensor:
         """Ranks `[B, H, m]` of `some` nodes of `rows`, which only see one another."""
-        start, size = start[rows, some], self.size[rows, some]
-        size = None if hidden is None and bool((size == 1).all()) else size
+        start, merged = start[rows, some], self.size[rows, some]
+        size = None if hidden is None and bool((merged == 1).all()) else merged
         most, matrix = AT_A_TIME[hidden is not None], start.shape[0] * start.shape[1] ** 2
         most, room = min(most, self.room // (16 * start.element_size())), self.room if votes > 1 else 0
         step = self.width * max(1, most // matrix)
