@@ -96,7 +96,7 @@ def test_decoder_stage(setting: Setting) -> None:
 @pytest.mark.share(4)
 @pytest.mark.parametrize("spec", ["transprune(keep=0.4)", "todre_removal(layer=2, tau=1.0)"])
 def test_decoder_stage_elsewhere(spec: str) -> None:
-    """Three axes of positions, and features that are fed before layers behind the stop."""
+    """Three axes of positions, and attention that takes position ids."""
     more = more_pieces(Setting(spec), "qwen2_5_vl")
     assert more.traced <= 2
     assert more.run <= 2
