@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, folders
+from .options import Device, Dtype, output_folder, question_folder, refuse_methods
 
 Targets = Annotated[
     list[str] | None,
@@ -68,10 +68,14 @@ def load_test(
 
     Exit code 0: measured. 2: bad input, or a server that is not there or refuses.
     """
+    from vtc.config_json import refuse_model
     from vtc.eval.load.options import LoadOptions
     from vtc.eval.load.targets import read_targets
 
-    folders(("--data", data))
+    question_folder(data)
+    if measure_limit is not None:
+        refuse_model(measure_limit)
+    output_folder(output)
     try:
         levels = tuple(int(part) for part in concurrency.split(","))
     except ValueError:
@@ -98,6 +102,7 @@ def load_test(
         device=device,
         dtype=dtype,
     )
+    refuse_methods(target.pruner for target in asked.targets if target.pruner is not None)
     from vtc.bundled_files import bundled_data
     from vtc.eval.load.load_job import run_load_test
     from vtc.eval.tasks.reading.load import load_tasks

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, import_all
+from .options import Import, import_all, known_configuration
 
 
 def pruners(
@@ -17,7 +17,10 @@ def pruners(
     ] = "*",
     model: Annotated[
         str | None,
-        typer.Option(help="Which of them run on this model, and why the others don't; MODEL as for vtc check."),
+        typer.Option(
+            callback=known_configuration,
+            help="Which of them run on this model, and why the others don't; MODEL as for vtc check.",
+        ),
     ] = None,
     imports: Import = None,
 ) -> None:
