@@ -46,6 +46,7 @@ def check_source(source: str, data: Path | None) -> Path:
     split_source(source)
     if data is None and source != DIGITS:
         raise ValueError(
-            f"--model {source} needs --data FOLDER, with a folder of images for each class; only {DIGITS} brings its own"
+            f"--model {source} needs --data FOLDER, with a folder of images for each class; only {DIGITS} brings "
+            "its own"
         )
     return data or bundled_digits_path()
