@@ -109,7 +109,7 @@ Data = Annotated[
         "image and label."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap, and the first one of methods that take one.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")]
 AddRandom = Annotated[
     bool,

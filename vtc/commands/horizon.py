@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, heavy_imports, output_folder, question_folder
+from .options import Device, Dtype, Model, heavy_imports, output_folder, question_folder, split_tasks
 
 
 def horizon(
@@ -42,9 +42,8 @@ def horizon(
     output_folder(output)
     from vtc.eval.inspect.options import HorizonOptions, check_horizon
     from vtc.eval.sweep.asked_questions import bundled_tasks
-    from vtc.eval.vlm.pruning_settings import split_list
 
-    names = None if tasks is None else split_list(tasks)
+    names = split_tasks(tasks)
     question_folder(data, names)
     asked = HorizonOptions(
         model=model,

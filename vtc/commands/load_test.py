@@ -60,7 +60,7 @@ def load_test(
     remote: Annotated[
         bool, typer.Option("--remote", help="Servers may be on other machines: only your own, it is a lot of load.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of turns and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of turns and the bootstrap.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:

@@ -114,14 +114,23 @@ def question_folder(data: Path | None, tasks: Sequence[str] | None = None) -> No
 def task_names(tasks: str | None, data: Path | None) -> list[str] | None:
     """What --tasks names; those that are not in --data, or mean nothing without it, are refused."""
     from vtc.eval.sweep.asked_questions import refuse_tasks
-    from vtc.eval.vlm.pruning_settings import split_list
 
-    names = None if tasks is None else split_list(tasks)
-    if names == []:
-        raise ValueError("--tasks is empty: name some, comma-separated, or leave it out for all")
+    names = split_tasks(tasks)
     question_folder(data, names)
     if names and data is None:
         refuse_tasks(names)
+    return names
+
+
+def split_tasks(tasks: str | None) -> list[str] | None:
+    """The names of --tasks; None, which is all, where it is left out."""
+    from vtc.eval.terminal.option_checks import check_not_empty
+    from vtc.eval.vlm.pruning_settings import split_list
+
+    if tasks is None:
+        return None
+    names = split_list(tasks)
+    check_not_empty("--tasks", names, "color, or leave it out for all")
     return names
 
 

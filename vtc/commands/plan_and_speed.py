@@ -116,7 +116,9 @@ def speed(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of random weights, the order within rounds, and the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of random weights, the order within rounds, and the bootstrap.")
+    ] = 0,
     imports: Import = None,
 ) -> None:
     """Measure tower, selection, prefill, decoding and memory of MODEL, pruned and not, in rounds of one run.

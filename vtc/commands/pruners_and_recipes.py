@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, import_all, known_configuration
+from .options import Import, import_all, known_configuration, refuse_methods
 
 
 def pruners(
@@ -26,6 +26,8 @@ def pruners(
 ) -> None:
     """List the methods: where they prune, what they read, their paper, the families they run on."""
     import_all(imports)
+    if "(" in pattern or "+" in pattern:
+        refuse_methods([pattern])
     if model is not None:
         _on_model(model, pattern, as_json)
         return

@@ -67,7 +67,7 @@ Output = Annotated[
     ),
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of your own instead of the bundled tasks.")]
-Seed = Annotated[int, typer.Option(help="Of the split, the bootstrap and methods that draw at random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the split, the bootstrap and methods that draw at random.")]
 
 
 def tune(
