@@ -127,8 +127,8 @@ def refuse_few(count: int, where: object) -> None:
     """Refuse to calibrate on fewer pictures than ``LEAST``."""
     if count < LEAST:
         raise ValueError(
-            f"{count} pictures in {where}: a calibration compares many and needs at least {LEAST}, better {FEW} or more "
-            "that differ"
+            f"{count} pictures in {where}: a calibration compares many and needs at least {LEAST}, better {FEW} or "
+            "more that differ"
         )
 
 
