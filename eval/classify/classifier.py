@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from vtc.eval.terminal.option_checks import check_choice, device_of
 from vtc.eval.vlm.loading import Loaded
 from vtc.models.tower.bare_vit import find_vit
 
-DIGITS = "timm:digits"
-LOCAL = "local-dir:"
+from .sources import LOCAL, split_source
+
 TEMPLATES = ("a photo of a {}.",)  # CLIP's own first one
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -56,33 +55,6 @@ class Classifier(Loaded):
         """Images as the model takes them, `[B, 3, H, W]` on its device."""
         first = next(self.model.parameters())
         return torch.stack([self.processor(image) for image in images]).to(first.device, first.dtype)
-
-
-def split_source(source: str) -> tuple[str, str, str]:
-    """``timm:NAME@FILE`` as kind, name and weights; a folder becomes timm's and open_clip's ``local-dir:FOLDER``.
-
-    Raises
-    ------
-    ValueError
-        For an empty name or missing files.
-    """
-    from vtc.bundled_files import bundled_digits_path
-
-    kind, _, rest = source.partition(":")
-    name, weights = rest, ""
-    if "@" in rest and not Path(rest).exists():
-        name, _, weights = rest.rpartition("@")
-    if not name:
-        raise ValueError(f"--model {source!r} names no model: say for example {kind}:vit_small_patch16_224")
-    if source == DIGITS:
-        name = f"{LOCAL}{bundled_digits_path()}"
-    elif Path(name).is_dir():
-        name = f"{LOCAL}{name}"
-    elif name.startswith((".", "/", "~")):
-        raise ValueError(f"--model {source!r}: no such folder: {name}")
-    if kind == "timm" and weights and not Path(weights).is_file():
-        raise ValueError(f"--model {source!r}: no such file: {weights}")
-    return kind, name, weights
 
 
 def load_classifier(source: str, device: str = "auto", dtype: str = "auto") -> Classifier:

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vtc.bundled_files import bundled_digits_path
 from vtc.eval.cost.interleaved_timing import TIMING
 from vtc.eval.cost.prefill_cost import Cost
 from vtc.eval.files.output_folder import writing_to
@@ -37,13 +36,14 @@ from vtc.eval.vlm.pruning_settings import first_of_lines
 from vtc.pruners import list_pruners
 
 from .class_labels import place_labels
-from .classifier import DIGITS, TEMPLATES, Classifier, load_classifier, zero_shot
+from .classifier import TEMPLATES, Classifier, load_classifier, zero_shot
 from .classifier_costs import WARM_UP, batch_times, measure_costs
 from .classifier_sweep import ClassifySweep, run_classify
 from .classifier_tables import print_tables
 from .kept_patches_for_report import kept_finder
 from .pictures import class_names, load_pictures, read_mapping
 from .plan import DEFAULT_KEEPS, DEFAULT_METHODS, plan_cells
+from .sources import check_source
 
 BATCH = 64
 
@@ -89,12 +89,7 @@ def check_options(options: ClassifyOptions) -> Path:
     """
     check_choice("--match", options.match, RULES)
     check_choice("--on-error", options.on_error, ON_ERROR)
-    if options.data is None and options.model != DIGITS:
-        raise ValueError(
-            f"--model {options.model} needs --data FOLDER, with a folder of images for each class; only {DIGITS} "
-            "brings its own"
-        )
-    return options.data or bundled_digits_path()
+    return check_source(options.model, options.data)
 
 
 def load_both(options: ClassifyOptions) -> tuple[Classifier, TaskSet, dict[str, int], str]:

@@ -22,12 +22,10 @@ from vtc.eval.vlm.loading import Loaded, load_model, software
 from vtc.pruners.primitives.vocabulary import FORMAT
 
 from .embedlens import Found, Group, calibrate
-from .options import LEAST, LensOptions, check_lens
+from .options import FEW, LensOptions, check_lens, picture_files, refuse_few
 from .watch_projected_tokens import features_of, table_of
 
-FEW = 50  # below so many images the paper's recipe says nothing
 SHOWN = 6  # words of a group
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
@@ -48,9 +46,8 @@ def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
     """
     if data is not None and not data.is_dir():
         raise FileNotFoundError(f"--data: no such folder: {data}")
-    files = [] if data is None else sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES)
-    is_set = data is None or (data / "questions.parquet").is_file() or any(data.glob("*.yaml"))
-    if is_set:
+    files = None if data is None else picture_files(data)
+    if files is None:
         tasks = load_tasks(data or bundled_data())
         pictures = (i for q in tasks.subset().questions if q.kind == "image" for i in q.media)
         ids = list(dict.fromkeys(pictures))[-count:]
@@ -58,11 +55,7 @@ def pictures(data: Path | None, count: int) -> list[tuple[str, Any]]:
     else:
         places = np.linspace(0, max(len(files) - 1, 0), min(count, len(files))).round().astype(int).tolist()
         found = [(str(files[i]), lambda path=files[i]: open_image(path)) for i in dict.fromkeys(places)]
-    if len(found) < LEAST:
-        raise ValueError(
-            f"{len(found)} pictures in {data or 'the bundled set'}: a calibration compares many and needs at least "
-            f"{LEAST}, better {FEW} or more that differ"
-        )
+    refuse_few(len(found), data or "the bundled set")
     return found
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 DEFAULT_LIMIT = 5
 LEAST = 8  # pictures of a calibration
+FEW = 50  # below so many the paper's recipe says nothing
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # what ``vtc show --signal`` can draw
 TITLES = {
     "relevance": "relevance for the answer",
@@ -114,6 +116,22 @@ class LensOptions:
     dtype: str = "auto"
 
 
+def picture_files(data: Path) -> list[Path] | None:
+    """The pictures of a folder and those in it, sorted; None where it is an evaluation set."""
+    if (data / "questions.parquet").is_file() or any(data.glob("*.yaml")):
+        return None
+    return sorted(path for path in data.rglob("*") if path.suffix.lower() in PICTURES)
+
+
+def refuse_few(count: int, where: object) -> None:
+    """Refuse to calibrate on fewer pictures than ``LEAST``."""
+    if count < LEAST:
+        raise ValueError(
+            f"{count} pictures in {where}: a calibration compares many and needs at least {LEAST}, better {FEW} or "
+            "more that differ"
+        )
+
+
 def check_lens(options: LensOptions) -> None:
     """Refuse options out of range before anything is loaded.
 
@@ -124,3 +142,5 @@ def check_lens(options: LensOptions) -> None:
     """
     if options.images < LEAST:
         raise ValueError(f"--images {options.images} is out of range: at least {LEAST}")
+    if options.data is not None and (files := picture_files(options.data)) is not None:
+        refuse_few(len(files), options.data)

@@ -12,10 +12,10 @@ from vtc.eval.files.atomic import write_atomic
 from vtc.eval.vlm.loading import hardware, software
 
 from .figures import Figures
+from .older_run import FORMAT
 from .options import SpeedOptions
 from .subject import Subject
 
-FORMAT = 1
 SAME = {  # what must be the same, by what it is called in words
     "identity": "model",
     "layers": "layers measured",
@@ -90,29 +90,6 @@ def _row(one: Figures, told: Mapping[str, Any], cut: bool) -> dict[str, Any]:
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write the file, whole or not at all."""
     write_atomic(path, json.dumps(result, indent=1) + "\n")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """An older run.
-
-    Raises
-    ------
-    ValueError
-        If it is none, in one line.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--compare: can't read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"--compare: {path} is no JSON") from None
-    if not isinstance(found, dict) or "vtc_speed" not in found:
-        raise ValueError(f"--compare: {path} was not written by vtc speed --output")
-    if found["vtc_speed"] != FORMAT:
-        raise ValueError(
-            f"--compare: {path} is of format {found['vtc_speed']!r}, this vtc reads {FORMAT}; measure anew"
-        )
-    return found
 
 
 def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

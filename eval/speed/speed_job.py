@@ -19,8 +19,9 @@ from .cell_facts import Facts, FlopRatios, facts_of
 from .compare_runs import FASTER, SLOWER, Change, compare_runs, not_compared
 from .figures import figures
 from .measure import Measurement
+from .older_run import older_run
 from .options import SpeedOptions
-from .result_file import about, as_json, read, refuse_other, write
+from .result_file import about, as_json, refuse_other, write
 from .subject import load_subject
 from .tables import change_table, remarks, speed_table, tower_table
 
@@ -71,7 +72,7 @@ def run_speed(
     OSError, ValueError, NotImplementedError
         In one line; before anything is measured where that can be known.
     """
-    old = None if compare is None else read(compare)
+    old = None if compare is None else older_run(compare)
     cells = plan_cells(options.pruners, options.keeps, (options.seed,)).cells
     subject = load_subject(options)
     clock = work_clock(next(subject.model.parameters()).device)

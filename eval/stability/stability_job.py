@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vtc.eval.terminal.option_checks import token_counts
 from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.pruning_settings import split_list
 from vtc.pruners import list_pruners
@@ -60,23 +61,9 @@ def asked_methods(options: StabilityOptions) -> list[str]:
     return found
 
 
-def asked_tokens(text: str) -> list[int]:
-    """Numbers of tokens, separated by commas.
-
-    Raises
-    ------
-    ValueError
-        If they are no ints of at least 2.
-    """
-    found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(found) < 2:
-        raise ValueError(f"--tokens must be ints >= 2, separated by commas, e.g. 576,2880; got {text!r}")
-    return found
-
-
 def run_stability(options: StabilityOptions, console: Console, quiet: bool = False) -> list[Stability]:
     """Measure what was asked for, with a bar unless `quiet`."""
-    methods, tokens = asked_methods(options), asked_tokens(options.tokens)
+    methods, tokens = asked_methods(options), token_counts(options.tokens)
     found = []
     with plain_progress(console, disable=quiet) as progress:
         task = progress.add_task("", total=len(methods) * len(tokens))

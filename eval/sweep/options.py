@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.unusable_rows import ON_ERROR
-from vtc.eval.terminal.option_checks import check_choice
+from vtc.eval.terminal.option_checks import check_choice, check_output_file
 from vtc.eval.vlm.pruning_settings import CACHE_BYTES, DEFAULT_KEEPS, DEFAULT_PRUNERS
 
 from .paper_recipes import Recipe
@@ -100,8 +100,8 @@ def check_options(options: BenchOptions) -> tuple[int, int]:
     check_choice("--on-error", options.on_error, ON_ERROR)
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds} is out of range: at least 1")
-    if options.emit is not None and not options.emit.resolve().parent.is_dir():
-        raise ValueError(f"--emit: no such folder: {options.emit.resolve().parent}")
+    if options.emit is not None:
+        check_output_file("--emit", options.emit)
     return parse_shard(options.shard) if options.shard else (1, 1)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,73 @@ def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"{option} {value!r} is unknown: allowed are {', '.join(choices)}")
 
 
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse what is no file.
+
+    Raises
+    ------
+    ValueError
+        Naming the option and the path.
+    """
+    if path is not None and not path.is_file():
+        raise ValueError(
+            f"{option}: {path} is a folder, not a file" if path.is_dir() else f"{option}: no such file: {path}"
+        )
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Refuse a file to be that is a folder, or whose folder is not there.
+
+    Raises
+    ------
+    ValueError
+        Naming the option and the folder.
+    """
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"{option}: no such folder: {path.resolve().parent}")
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder")
+
+
+def check_output_folder(option: str, path: Path | None) -> None:
+    """Refuse a folder to be that can't be made, because there is a file.
+
+    Raises
+    ------
+    ValueError
+        Naming the option and the file.
+    """
+    for place in () if path is None else (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{option}: {place} is a file; name a folder, which is made if it is not there")
+
+
+def token_counts(text: str) -> list[int]:
+    """The numbers of ``--tokens 576,2880``.
+
+    Raises
+    ------
+    ValueError
+        If they are no ints of at least 2.
+    """
+    found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(found) < 2:
+        raise ValueError(f"--tokens must be ints >= 2, separated by commas, e.g. 576,2880; got {text!r}")
+    return found
+
+
+def check_not_empty(option: str, values: Collection[object], example: str) -> None:
+    """Refuse a list without entries.
+
+    Raises
+    ------
+    ValueError
+        Naming the option, with an example.
+    """
+    if not values:
+        raise ValueError(f"{option} is empty: say for example {option} {example}")
+
+
 def picture_size(text: str) -> tuple[int, int]:
     """Width and height of ``--image 1280x960``.
 
@@ -56,7 +124,8 @@ def check_device_name(name: str) -> None:
     ValueError
         If there is no such kind.
     """
-    if name.partition(":")[0] not in DEVICES and not entry_points(group="torch.backends"):
+    kind, colon, index = name.partition(":")
+    if (kind not in DEVICES or (colon and not index.isdecimal())) and not entry_points(group="torch.backends"):
         raise ValueError(f"device {name!r} is unknown: try cpu or cuda")
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import typer
@@ -14,15 +19,31 @@ from vtc.bundled_files import bundled_data
 from vtc.commands.main import app
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+# all cases in one process, in which whoever imports torch or transformers is stopped
 RUN = """
-import sys
+import contextlib, io, json, sys
+
+class Heavy(BaseException):
+    pass
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers"):
+            raise Heavy(name)
+
+sys.meta_path.insert(0, Stop())
 from vtc.commands.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit as stop:
-    loaded = [name for name in ("torch", "transformers") if name in sys.modules]
-    print("LOADED", *loaded)
-    sys.exit(stop.code)
+
+for args in json.load(sys.stdin):
+    said, imported, code = io.StringIO(), None, None
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(args)
+        except SystemExit as stop:
+            code = stop.code
+        except Heavy as heavy:
+            imported = str(heavy)
+    print(json.dumps([code, said.getvalue(), imported]))
 """
 BAD = {
     "bench": [
@@ -40,6 +61,26 @@ BAD = {
         "--shard x",
         "--data MISSING",
         "--model ./missing",
+        "--model EMPTY",
+        "--output FILE",
+        "--output FILE/x",
+        "--data EMPTY",
+        "--data SET --tasks nope",
+        "--tasks=",
+        "--keep=",
+        "--pruners=",
+        "--device cuda:x",
+        "--cell nope",
+        "--emit EMPTY",
+        "--seed=-1",
+        "--limit 0",
+        "--recipe list.yaml",
+        "--model timm:",
+        "--model timm:./missing",
+        "--model timm:nope@MISSING",
+        "--model timm:vit",
+        "--model timm:digits --tasks color",
+        "--model timm:digits --match nope",
     ],
     "tune": [
         "--pruners nope",
@@ -49,6 +90,18 @@ BAD = {
         "--data MISSING",
         "--dtype nope",
         "--model ./missing",
+        "--model EMPTY",
+        "--output FILE",
+        "--output FILE/x",
+        "--data EMPTY",
+        "--data SET --tasks nope",
+        "--tasks=",
+        "--target 2",
+        "--confidence 0",
+        "--confirm 1",
+        "--eta 1",
+        "--on-error nope",
+        "--seed=-1",
     ],
     "ask": [
         "--image PICTURE --question hi --pruner nope",
@@ -58,6 +111,11 @@ BAD = {
         "--image PICTURE --question hi --dtype nope",
         "--image PICTURE --question hi --device nope",
         "--image PICTURE --question hi --model ./missing",
+        "--image PICTURE --question hi --model EMPTY",
+        "--image PICTURE --question hi --model 'a b/c'",
+        "--image FILE --question hi",
+        "--image PICTURE --question hi --device cuda:x",
+        "--image PICTURE --question hi --max-new-tokens 0",
     ],
     "show": [
         "--pruner nope --keep 0.5",
@@ -65,6 +123,11 @@ BAD = {
         "--signal nope",
         "--pruner dart --keep 0.5 --image MISSING",
         "--pruner dart --keep 0.5 --dtype nope",
+        "--signal predicted --weights MISSING",
+        "--pruner dart --keep 0.5 --out MISSING/x.png",
+        "--pruner dart --keep 0.5 --out x.jpg",
+        "--pruner dart --keep 0.5 --model EMPTY",
+        "--keep 0.5",
     ],
     "serve": [
         "--pruner nope --keep 0.5",
@@ -73,8 +136,55 @@ BAD = {
         "--dtype nope",
         "--allow nope",
         "--min-keep 2.0",
+        "./missing",
+        "EMPTY",
+        "FILE",
+        "--positions nope",
+        "--port=-1",
+        "--port 65536",
+        "--host=",
+        "--api-key=",
+        "--min-keep 0.5 --max-keep 0.2",
+        "--min-keep 4 --max-keep 0.2",
+        "--device cuda:x",
+        "--max-tokens 0",
+        "--prompt-tokens 0",
+        "--pictures 0",
+        "--picture-megapixels 0",
+        "--body-mb 0",
+        "--text-chars 0",
+        "--seconds 0",
+        "--queue -1",
     ],
-    "load-test": ["--target x", "--data MISSING", "--dtype nope"],
+    "load-test": [
+        "--target x",
+        "--data MISSING",
+        "--dtype nope",
+        "--target 'a http://127.0.0.1:1' --data EMPTY",
+        "--target 'a http://127.0.0.1:1' --output FILE",
+        "--target 'a http://127.0.0.1:1' --measure-limit ./missing",
+        "--target 'a http://127.0.0.1:1' --measure-limit EMPTY",
+        "--target 'a http://127.0.0.1:1' --baseline nope",
+        "--target 'a http://127.0.0.1:1' --concurrency x",
+        "--target 'a http://127.0.0.1:1' --concurrency 0",
+        "--target 'a http://127.0.0.1:1' --rounds 0",
+        "--target 'a http://127.0.0.1:1' --requests 0",
+        "--target 'a http://127.0.0.1:1' --block-seconds 0",
+        "--target 'a http://127.0.0.1:1' --request-seconds nan",
+        "--target 'a http://127.0.0.1:1' --minutes 0",
+        "--target 'a http://127.0.0.1:1' --output-tokens 0",
+        "--target 'a http://127.0.0.1:1' --pictures 0",
+        "--target 'a http://127.0.0.1:1' --pictures 65",
+        "--target 'a http://127.0.0.1:1' --video 1",
+        "--target 'a http://127.0.0.1:1' --picture-side 8",
+        "--target 'a http://127.0.0.1:1' --seed=-1",
+        "--target 'a http://127.0.0.1:1 resize=2'",
+        "--target 'a http://127.0.0.1:1 keep=7.5'",
+        "--target 'a http://127.0.0.1:1 pruner=nope keep=4'",
+        "--target 'a http://192.0.2.1'",
+        "--targets MISSING",
+        "--targets FILE",
+    ],
     "plan": [
         "--model bundled --keep 2.0",
         "--model bundled --pruners nope",
@@ -82,19 +192,70 @@ BAD = {
         "--model bundled --image nope",
         "--model bundled --batch x",
         "--model bundled --dtype nope",
+        "--model EMPTY",
+        "--model FILE",
+        "--model ./missing",
+        "--model bundled --keep=",
+        "--model bundled --batch 0",
+        "--model bundled --processor ./missing",
+        "--model bundled --text-tokens 0",
+        "--model bundled --answer-tokens 0",
     ],
-    "speed": ["--pruners nope", "--keep 2.0", "--image nope", "--dtype nope", "--data MISSING"],
+    "speed": [
+        "--pruners nope",
+        "--keep 2.0",
+        "--image nope",
+        "--dtype nope",
+        "--data MISSING",
+        "EMPTY",
+        "FILE",
+        "./missing",
+        "--data EMPTY",
+        "--rounds 2",
+        "--batch 0",
+        "--layers 0",
+        "--tower-layers 0",
+        "--compare MISSING",
+        "--compare FILE",
+        "--compare EMPTY",
+        "--keep=",
+        "--pruners=",
+        "--output MISSING/x.json",
+        "--seed=-1",
+    ],
     "check": [
         "bundled --attn nope",
         "bundled --stage nope",
         "bundled --pruner nope",
         "bundled --pruner dart --keep 2.0",
+        "EMPTY",
+        "FILE",
+        "./missing",
+        "bundled --attn=",
+        "bundled --part x",
+        "bundled --tokens 1",
+        "bundled --stage input --pruner dart",
+        "bundled --keep 0.5",
     ],
-    "stability": ["--pruners nope", "--keep 2.0"],
+    "stability": [
+        "--pruners nope",
+        "--keep 2.0",
+        "--tokens x",
+        "--tokens 1",
+        "--tokens=",
+        "--draws 0",
+        "--output MISSING/x.md",
+        "--output EMPTY",
+        "--pruners=",
+    ],
     "compare-selections": [
         "--pruner dart --pruner nope --keep 0.5",
         "--pruner dart --pruner uniform --keep 2.0",
         "--pruner dart --pruner uniform --keep 0.5 --image MISSING",
+        "--pruner dart --pruner uniform --keep 0.5 --images 0",
+        "--pruner dart --pruner uniform --keep 0.5 --data EMPTY",
+        "--pruner dart --pruner uniform --keep 0.5 --out MISSING/x.png",
+        "--pruner dart --pruner uniform --keep 0.5 --model EMPTY",
     ],
     "horizon": [
         "--tasks nope",
@@ -105,6 +266,16 @@ BAD = {
         "--data MISSING",
         "--dtype nope",
         "--model ./missing",
+        "--window 0",
+        "--eta 0",
+        "--start 0",
+        "--batch-size 0",
+        "--data EMPTY",
+        "--data SET --tasks nope",
+        "--tasks=",
+        "--model EMPTY",
+        "--output FILE",
+        "--output FILE/x",
     ],
     "embedlens": [
         "--data MISSING",
@@ -113,6 +284,14 @@ BAD = {
         "--presence 2",
         "--sink-cosine 0.1",
         "--dtype nope",
+        "--image PICTURE --classes MISSING",
+        "--image PICTURE --classes EMPTY",
+        "--classes MISSING",
+        "--data EMPTY",
+        "--dead-share nan",
+        "--output MISSING/x.json",
+        "--image PICTURE --out x.jpg",
+        "--model EMPTY",
     ],
     "train": [
         "nope",
@@ -133,37 +312,86 @@ BAD = {
         "explainer --epochs 0",
         "explainer --rate 0",
         "explainer --held-out 2",
+        "tokenflex --weights MISSING",
+        "tokenflex --output FILE",
+        "tokenflex --data EMPTY",
+        "tokenflex --data SET --tasks nope",
+        "tokenflex --rate 0",
+        "tokenflex --lm-rate nan",
+        "tokenflex --counts 4,0",
+        "tokenflex --counts 4 --shares=-1",
+        "tokenflex --keep 0",
+        "tokenflex --save-every 0",
+        "explainer --output FILE",
+        "explainer --batch-size 0",
+        "explainer --max-new-tokens 0",
+        "explainer --limit 0",
     ],
     "train-explainer": ["--data MISSING", "--dtype nope", "--tasks color,nope"],
-    "export-vllm": ["bundled OUT --pruner nope", "bundled OUT --pruner dart --keep 2.0", "./missing OUT --pruner dart"],
-    "pruners": ["--import MISSING"],
+    "export-vllm": [
+        "bundled OUT --pruner nope",
+        "bundled OUT --pruner dart --keep 2.0",
+        "./missing OUT --pruner dart",
+        "OUT --model EMPTY --pruner dart --keep 4",
+        "FILE --model bundled --pruner dart --keep 4",
+        "FILE/x --model bundled --pruner dart --keep 4",
+        "OUT --model bundled --pruner dart --keep 4 --choice nope",
+    ],
+    "pruners": [
+        "--import MISSING",
+        "--model EMPTY",
+        "--model FILE",
+        "--model ./missing",
+        "nope(",
+    ],
     "recipes": ["--nope"],
 }
 
 
-def run(*args: str) -> tuple[int, str, list[str]]:
-    """Exit code, stderr, and which of the heavy libraries were imported."""
-    done = subprocess.run([sys.executable, "-c", RUN, *args], capture_output=True, text=True, timeout=300)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("LOADED"))
-    return done.returncode, done.stderr, line.split()[1:]
+def cases() -> list[tuple[str, str]]:
+    return [(command, text) for command, texts in BAD.items() for text in texts]
+
+
+def helps() -> list[list[str]]:
+    return [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+
+
+@cache
+def results() -> list[tuple[int | None, str, str | None]]:
+    """Exit code, stderr, and the heavy library that was imported, of all ``cases`` and then of all ``helps``."""
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        places = {name: str(home / name.lower()) for name in ("PICTURE", "MISSING", "OUT", "EMPTY", "FILE")}
+        places |= {"BUNDLED": str(bundled_data()), "SET": str(bundled_data())}
+        Image.new("RGB", (28, 28)).save(home / "picture", "png")
+        (home / "empty").mkdir()
+        (home / "file").write_text("no JSON\n")
+        pattern = re.compile(r"\b(?:" + "|".join(places) + r")\b")
+        lines = [[command, *shlex.split(pattern.sub(lambda m: places[m[0]], text))] for command, text in cases()]
+        done = subprocess.run(
+            [sys.executable, "-c", RUN],
+            input=json.dumps(lines + helps()),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=True,
+            cwd=folder,
+        )
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_every_command_has_bad_inputs() -> None:
     assert sorted(BAD) == COMMANDS
 
 
-@pytest.mark.parametrize(("command", "text"), [(c, t) for c, texts in BAD.items() for t in texts])
-def test_bad_input_is_told_before_torch_is_imported(command: str, text: str, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (28, 28)).save(picture)
-    places = {"PICTURE": str(picture), "MISSING": str(tmp_path / "missing"), "OUT": str(tmp_path / "out")}
-    places["BUNDLED"] = str(bundled_data())
-    code, error, loaded = run(command, *(places.get(word, word) for word in text.split()))
-    assert (code, loaded) == (2, []), error
+@pytest.mark.parametrize(("number", "case"), enumerate(cases()), ids=[" ".join(case) for case in cases()])
+def test_bad_input_is_told_before_torch_is_imported(number: int, case: tuple[str, str]) -> None:
+    code, error, imported = results()[number]
+    assert (code, imported) == (2, None), error
     assert error.startswith("vtc: ")
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
-def test_help_imports_no_torch(args: list[str]) -> None:
-    assert run(*args) == (0, "", [])
+@pytest.mark.parametrize("number", range(len(helps())), ids=lambda number: " ".join(helps()[number]))
+def test_help_imports_no_torch(number: int) -> None:
+    assert results()[len(cases()) + number] == (0, "", None)

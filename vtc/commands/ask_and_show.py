@@ -99,6 +99,10 @@ def show(
         raise ValueError("say what to draw: --pruner METHOD (with --keep), or --signal relevance")
     if weights is not None and "predicted" not in (signal or ()):
         raise ValueError("--weights goes with --signal predicted")
+    from vtc.eval.terminal.option_checks import check_file
+
+    if weights is not None and not weights.is_dir():
+        check_file("--weights", weights)
     if signal:
         from vtc.eval.inspect.options import check_signals
 

@@ -25,6 +25,7 @@ from .options import (
     import_all,
     known_model,
     not_bundled,
+    output_folder,
     refuse_given,
     refuse_methods,
     task_names,
@@ -108,7 +109,7 @@ Data = Annotated[
         "image and label."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap, and the first one of methods that take one.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap, and the first one of methods that take one.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each method that takes one, such as random.")]
 AddRandom = Annotated[
     bool,
@@ -175,12 +176,13 @@ def bench(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is out of range: it is the number of questions per task, at least 1")
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    output_folder(output)
     import_all(imports)
-    refuse_methods(methods, "all", "unpruned", "none")
+    refuse_methods([*methods, *(cell or ())], "all", "unpruned", "none")
     from vtc.eval.sweep.options import BenchOptions, check_options
     from vtc.eval.sweep.paper_recipes import load_recipe
 
-    names = task_names(tasks, data)
+    names = None if classifier is not None else task_names(tasks, data)
     asked = BenchOptions(
         pruners=methods,
         keeps=keeps,
@@ -213,6 +215,9 @@ def bench(
     )
     check_options(asked)
     if classifier is not None:
+        from vtc.eval.classify.sources import check_source
+
+        check_source(classifier, data)
         _bench_classifier(context, classifier, asked)
         return
     with heavy_imports():
@@ -223,16 +228,15 @@ def bench(
 
 def _settings(pruners: str | None, keep: str | None, recipe: str | None) -> tuple[Sequence[str], Sequence[int | float]]:
     """The methods and keeps that are asked for."""
+    from vtc.eval.terminal.option_checks import check_not_empty
     from vtc.eval.vlm.pruning_settings import DEFAULT_KEEPS, DEFAULT_PRUNERS, parse_keep, split_list
 
     if recipe is not None and (pruners is not None or keep is not None):
         raise ValueError(f"--recipe says itself what is run: leave out {'--keep' if pruners is None else '--pruners'}")
     keeps = DEFAULT_KEEPS if keep is None else tuple(parse_keep(part) for part in split_list(keep))
-    if not keeps:
-        raise ValueError("--keep is empty: say for example --keep 0.25,64")
+    check_not_empty("--keep", keeps, "0.25,64")
     methods = DEFAULT_PRUNERS if pruners is None else tuple(split_list(pruners))
-    if not methods:
-        raise ValueError("--pruners is empty: say for example --pruners random,dart, or all")
+    check_not_empty("--pruners", methods, "random,dart, or all")
     return methods, keeps
 
 

@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, cell_of, heavy_imports, import_all
+from .options import Import, cell_of, heavy_imports, import_all, known_configuration
 
 
 def check(
     model: Annotated[
         str,
         typer.Argument(
+            callback=known_configuration,
             help="Hub id (its config.json must be on this machine), folder, config.json, model_type such as llava or "
-            "qwen3_vl, or bundled."
+            "qwen3_vl, or bundled.",
         ),
     ],
     attn: Annotated[

@@ -14,10 +14,10 @@ from .options import (
     Model,
     Overwrite,
     cell_of,
-    folders,
     import_all,
     method_text,
     output_file,
+    question_folder,
     refuse_methods,
 )
 
@@ -43,7 +43,7 @@ def compare_selections(
 ) -> None:
     """Show how much of the same several methods keep, beside what chance would give."""
     file = output_file("--out", out, "selections.png", overwrite)
-    folders(("--data", data))
+    question_folder(data)
     if image is not None and (images is not None or data is not None):
         raise ValueError("--image is one picture; leave out --images and --data, which choose others")
     if images is not None and images < 1:

@@ -58,8 +58,10 @@ def embedlens(
         return
     file = output_file("--out", out, "classes.png", overwrite)
     from vtc.eval.tasks.media.images import open_image
+    from vtc.eval.terminal.option_checks import check_file
 
     picture = open_image(image)
+    check_file("--classes", classes)
     from vtc.eval.inspect.token_classes import show_classes
     from vtc.eval.vlm.loading import load_model
     from vtc.pruners.primitives.vocabulary import read_calibration

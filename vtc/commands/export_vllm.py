@@ -28,14 +28,18 @@ def export_vllm(
     Of a folder the files are linked into DIR, beside a config.json with our architecture and settings; of a hub id DIR
     gets what --hf-overrides needs. The server needs vllm 0.32 or 0.33 and vtc (docs/vllm.md).
     """
+    from vtc.config_json import refuse_model
+    from vtc.eval.terminal.option_checks import check_output_folder
     from vtc.eval.vlm.pruning_settings import parse_keep
     from vtc.model_sources import find_source
 
     kept = None if keep is None else parse_keep(keep)
+    refuse_model(model)
     source = find_source(model)
     import_all(imports)
     method = method_text(pruner)
-    refuse_methods([method])
+    refuse_methods([method, *(choices or ())])
+    check_output_folder("DIR", folder)
     from vtc.integrations.vllm.export import export, settings_of
 
     settings = settings_of(

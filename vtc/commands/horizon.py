@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, folders, heavy_imports
+from .options import Device, Dtype, Model, heavy_imports, output_folder, question_folder, split_tasks
 
 
 def horizon(
@@ -39,15 +39,16 @@ def horizon(
     dtype: Dtype = "auto",
 ) -> None:
     """Measure what visual tokens still tell at each decoder layer, and from which layer on nothing."""
-    folders(("--data", data))
+    output_folder(output)
     from vtc.eval.inspect.options import HorizonOptions, check_horizon
     from vtc.eval.sweep.asked_questions import bundled_tasks
-    from vtc.eval.vlm.pruning_settings import split_list
 
+    names = split_tasks(tasks)
+    question_folder(data, names)
     asked = HorizonOptions(
         model=model,
         data=data,
-        tasks=split_list(tasks) if tasks else None,
+        tasks=names,
         limit=limit,
         window=window,
         threshold=threshold,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, folders
+from .options import Device, Dtype, output_folder, question_folder, refuse_methods
 
 Targets = Annotated[
     list[str] | None,
@@ -60,7 +60,7 @@ def load_test(
     remote: Annotated[
         bool, typer.Option("--remote", help="Servers may be on other machines: only your own, it is a lot of load.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of turns and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of turns and the bootstrap.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -68,10 +68,14 @@ def load_test(
 
     Exit code 0: measured. 2: bad input, or a server that is not there or refuses.
     """
+    from vtc.config_json import refuse_model
     from vtc.eval.load.options import LoadOptions
     from vtc.eval.load.targets import read_targets
 
-    folders(("--data", data))
+    question_folder(data)
+    if measure_limit is not None:
+        refuse_model(measure_limit)
+    output_folder(output)
     try:
         levels = tuple(int(part) for part in concurrency.split(","))
     except ValueError:
@@ -98,6 +102,7 @@ def load_test(
         device=device,
         dtype=dtype,
     )
+    refuse_methods(target.pruner for target in asked.targets if target.pruner is not None)
     from vtc.bundled_files import bundled_data
     from vtc.eval.load.load_job import run_load_test
     from vtc.eval.tasks.reading.load import load_tasks

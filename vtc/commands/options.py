@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +19,20 @@ def not_bundled(model: str | None) -> str | None:
 
 def known_model(model: str | None) -> str | None:
     """The same, and a name that can be no model is refused before torch is imported."""
-    from vtc.model_sources import find_source
+    from vtc.config_json import refuse_model
 
     if model is not None:
-        find_source(model)
+        refuse_model(model)
     return not_bundled(model)
+
+
+def known_configuration(model: str | None) -> str | None:
+    """The same where a configuration is enough: a file too, or a model type, which transformers alone knows."""
+    from vtc.config_json import refuse_configuration
+
+    if model is not None:
+        refuse_configuration(model)
+    return model
 
 
 def known_dtype(dtype: str) -> str:
@@ -86,14 +95,42 @@ def folders(*given: tuple[str, Path | None]) -> None:
             raise ValueError(f"{option}: no such folder: {folder}")
 
 
-def task_names(tasks: str | None, data: Path | None) -> list[str] | None:
-    """What --tasks names; without --data, whose folder is not read yet, names that mean nothing are refused."""
-    from vtc.eval.sweep.asked_questions import refuse_tasks
-    from vtc.eval.vlm.pruning_settings import split_list
+def output_folder(output: Path | None) -> None:
+    """Refuse an --output that can't be a folder."""
+    from vtc.eval.terminal.option_checks import check_output_folder
 
-    names = split_list(tasks) if tasks else None
+    check_output_folder("--output", output)
+
+
+def question_folder(data: Path | None, tasks: Sequence[str] | None = None) -> None:
+    """Refuse a --data that holds no evaluation set, or not these tasks."""
+    folders(("--data", data))
+    if data is not None:
+        from vtc.eval.tasks.reading.task_names import refuse_folder
+
+        refuse_folder(data, tasks)
+
+
+def task_names(tasks: str | None, data: Path | None) -> list[str] | None:
+    """What --tasks names; those that are not in --data, or mean nothing without it, are refused."""
+    from vtc.eval.sweep.asked_questions import refuse_tasks
+
+    names = split_tasks(tasks)
+    question_folder(data, names)
     if names and data is None:
         refuse_tasks(names)
+    return names
+
+
+def split_tasks(tasks: str | None) -> list[str] | None:
+    """The names of --tasks; None, which is all, where it is left out."""
+    from vtc.eval.terminal.option_checks import check_not_empty
+    from vtc.eval.vlm.pruning_settings import split_list
+
+    if tasks is None:
+        return None
+    names = split_list(tasks)
+    check_not_empty("--tasks", names, "color, or leave it out for all")
     return names
 
 
@@ -125,13 +162,12 @@ def output_file(option: str, given: Path | None, usual: str, overwrite: bool, su
     ValueError
         If it is of another kind, its folder is not there, or it is there and may not be replaced.
     """
+    from vtc.eval.terminal.option_checks import check_output_file
+
     out = Path(usual) if given is None else given
     if suffix is not None and out.suffix.lower() != suffix:
         raise ValueError(f"{option} must end in {suffix}, got {out}")
-    if not out.resolve().parent.is_dir():
-        raise ValueError(f"{option}: no such folder: {out.resolve().parent}")
-    if out.is_dir():
-        raise ValueError(f"{option}: {out} is a folder")
+    check_output_file(option, out)
     if overwrite or not out.exists():
         return out
     if given is not None:

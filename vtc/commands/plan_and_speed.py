@@ -13,20 +13,25 @@ from .options import (
     Dtype,
     Import,
     Overwrite,
-    folders,
     heavy_imports,
     import_all,
+    known_configuration,
     known_dtype,
     method_text,
     not_bundled,
     output_file,
+    question_folder,
     refuse_methods,
 )
 
 
 def plan(
     model: Annotated[
-        str, typer.Option(help="Folder, hub id, config.json, model_type such as qwen2_5_vl, or bundled; no weights.")
+        str,
+        typer.Option(
+            callback=known_configuration,
+            help="Folder, hub id, config.json, model_type such as qwen2_5_vl, or bundled; no weights.",
+        ),
     ],
     image: Annotated[str, typer.Option(help="Size of the picture in pixels, WIDTHxHEIGHT.")] = "1280x960",
     keep: Annotated[str, typer.Option(help="What is kept, comma-separated: 0.25 or 64.")] = "0.25,0.11",
@@ -53,14 +58,16 @@ def plan(
     imports: Import = None,
 ) -> None:
     """Say what pruning will be worth: tokens, FLOPs, memory and times from the configuration alone, in seconds."""
-    from vtc.eval.terminal.option_checks import picture_size, request_counts
+    from vtc.eval.terminal.option_checks import check_not_empty, picture_size, request_counts
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
+    from vtc.model_sources import find_source
 
     picture_size(image)
     request_counts(batch)
     import_all(imports)
-    for part in split_list(keep):
-        parse_keep(part)
+    check_not_empty("--keep", [parse_keep(part) for part in split_list(keep)], "0.25,64")
+    if processor is not None:
+        find_source(processor)
     refuse_methods(split_list(pruners or ""))
     from vtc.eval.plan.device_names import check_device
 
@@ -109,7 +116,9 @@ def speed(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of random weights, the order within rounds, and the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of random weights, the order within rounds, and the bootstrap.")
+    ] = 0,
     imports: Import = None,
 ) -> None:
     """Measure tower, selection, prefill, decoding and memory of MODEL, pruned and not, in rounds of one run.
@@ -117,18 +126,22 @@ def speed(
     Exit code 0: measured. 1: with --compare, something became slower or larger beyond noise. 2: bad input, or an older
     run of another model, setting or machine.
     """
+    from vtc.eval.speed.older_run import older_run
     from vtc.eval.speed.options import SpeedOptions
-    from vtc.eval.terminal.option_checks import picture_size
+    from vtc.eval.terminal.option_checks import check_not_empty, picture_size
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
-    folders(("--data", data))
+    known_configuration(model)
+    question_folder(data)
+    if compare is not None:
+        older_run(compare)
     if output is not None:
         output_file("--output", output, "speed.json", overwrite, ".json")
     import_all(imports)
     asked = SpeedOptions(
         model=model,
         pruners=[method_text(name) for name in split_list(pruners)],
-        keeps=[parse_keep(part) for part in keep.split(",")],
+        keeps=[parse_keep(part) for part in split_list(keep)],
         image=picture_size(image),
         batch=batch,
         rounds=rounds,
@@ -139,6 +152,8 @@ def speed(
         tower_layers=tower_layers,
         data=data,
     )
+    check_not_empty("--keep", asked.keeps, "0.25,64")
+    check_not_empty("--pruners", asked.pruners, "random,dart, or all")
     refuse_methods(asked.pruners, "all")
     with heavy_imports():
         from vtc.eval.speed.speed_job import run_speed

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Import, import_all
+from .options import Import, import_all, known_configuration, refuse_methods
 
 
 def pruners(
@@ -17,12 +17,17 @@ def pruners(
     ] = "*",
     model: Annotated[
         str | None,
-        typer.Option(help="Which of them run on this model, and why the others don't; MODEL as for vtc check."),
+        typer.Option(
+            callback=known_configuration,
+            help="Which of them run on this model, and why the others don't; MODEL as for vtc check.",
+        ),
     ] = None,
     imports: Import = None,
 ) -> None:
     """List the methods: where they prune, what they read, their paper, the families they run on."""
     import_all(imports)
+    if "(" in pattern or "+" in pattern:
+        refuse_methods([pattern])
     if model is not None:
         _on_model(model, pattern, as_json)
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, cell_of, import_all, not_bundled, refuse_methods
+from .options import Device, Dtype, Import, cell_of, import_all, known_model, refuse_methods
 
 Allow = Annotated[
     str | None,
@@ -29,7 +30,7 @@ Key = Annotated[
 def serve(
     model: Annotated[
         str | None,
-        typer.Argument(callback=not_bundled, help="Folder or hub id of a transformers VLM; bundled if left out."),
+        typer.Argument(callback=known_model, help="Folder or hub id of a transformers VLM; bundled if left out."),
     ] = None,
     pruner: Annotated[
         str | None,
@@ -75,25 +76,13 @@ def serve(
     low, high = (None if bound is None else parse_keep(bound) for bound in (min_keep, max_keep))
     wanted = None if allow is None else split_list(allow)
     refuse_methods((text.replace("(...)", "") for text in wanted or ()), "all", "unpruned")
-    from vtc.serve.run_server import check_extra
-
-    check_extra()
-    from vtc.eval.inspect.ask import saved_cell
-    from vtc.eval.vlm.loading import load_model
-    from vtc.pruners.registry import list_pruners
     from vtc.serve.requests.limits import Limits
     from vtc.serve.requests.pruning_choice import UNPRUNED, Allowed
-    from vtc.serve.run_server import run
     from vtc.serve.settings import ServerSettings, served_name
 
-    cell = cell or saved_cell(model)
-    spec = None if cell.spec == UNPRUNED else cell.spec
-    usual = [UNPRUNED] if spec else [*DEFAULT_PRUNERS, UNPRUNED]
-    if wanted is not None and "all" in wanted:
-        usual, wanted = [*(text for text in wanted if text != "all"), *list_pruners()], None
+    Allowed.read(None, None, (), low, high)  # the bounds alone: what else is allowed is known behind the methods
     settings = ServerSettings(
         name=name or served_name(model or "bundled"),
-        allowed=Allowed.read(spec, None, usual if wanted is None else wanted, low, high),
         limits=Limits(
             body_mb=body_mb,
             picture_megapixels=picture_megapixels,
@@ -111,4 +100,18 @@ def serve(
         page=page,
         positions=positions,
     )
-    raise typer.Exit(run(load_model(model, device, dtype), settings, wanted))
+    from vtc.serve.run_server import check_extra
+
+    check_extra()
+    from vtc.eval.inspect.ask import saved_cell
+    from vtc.eval.vlm.loading import load_model
+    from vtc.pruners.registry import list_pruners
+    from vtc.serve.run_server import run
+
+    cell = cell or saved_cell(model)
+    spec = None if cell.spec == UNPRUNED else cell.spec
+    usual = [UNPRUNED] if spec else [*DEFAULT_PRUNERS, UNPRUNED]
+    if wanted is not None and "all" in wanted:
+        usual, wanted = [*(text for text in wanted if text != "all"), *list_pruners()], None
+    allowed = Allowed.read(spec, None, usual if wanted is None else wanted, low, high)
+    raise typer.Exit(run(load_model(model, device, dtype), replace(settings, allowed=allowed), wanted))

@@ -26,13 +26,16 @@ def stability(
 
     The exit code is 1 if a method keeps less than it promises, or can't be measured.
     """
+    from vtc.eval.terminal.option_checks import check_not_empty, check_output_file, token_counts
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
     import_all(imports)
     kept = parse_keep(keep)
+    check_not_empty("--pruners", split_list(pruners), "random,dart, or all")
     refuse_methods(split_list(pruners), "all")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: no such folder: {output.resolve().parent}")
+    token_counts(tokens)
+    if output is not None:
+        check_output_file("--output", output)
     from vtc.eval.stability.stability_job import StabilityOptions, as_rows, run_stability, screen_table, write_page
     from vtc.eval.terminal.console import make_console
 

@@ -10,7 +10,7 @@ import typer
 
 from vtc.pruners.method_modules import TRAINED
 
-from .options import DataDir, Device, Dtype, Model, folders, heavy_imports, task_names
+from .options import DataDir, Device, Dtype, Model, folders, heavy_imports, output_folder, task_names
 
 Data = Annotated[Path | None, typer.Option(help="Folder with images.parquet and questions.parquet to train on.")]
 Tasks = Annotated[
@@ -51,6 +51,7 @@ def train_explainer(
 ) -> None:
     """Train the network of the explainer method on what a model's answers rest on."""
     folders(("--data", data), ("--data-dir", data_dir))
+    output_folder(output)
     from vtc.eval.train.explainer.options import ExplainerOptions, check_options
 
     asked = ExplainerOptions(
@@ -124,6 +125,7 @@ def train_compressor(
 ) -> None:
     """Train the network of this method; --stage and --train say what learns with it. The tower never does."""
     folders(("--data", data), ("--data-dir", data_dir))
+    output_folder(output)
     from vtc.eval.train.compressor.options import CompressorOptions, check_options
 
     options = CompressorOptions(

@@ -23,6 +23,7 @@ from .options import (
     folders,
     heavy_imports,
     import_all,
+    output_folder,
     refuse_methods,
     task_names,
 )
@@ -66,7 +67,7 @@ Output = Annotated[
     ),
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of your own instead of the bundled tasks.")]
-Seed = Annotated[int, typer.Option(help="Of the split, the bootstrap and methods that draw at random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the split, the bootstrap and methods that draw at random.")]
 
 
 def tune(
@@ -103,6 +104,7 @@ def tune(
     from vtc.eval.vlm.pruning_settings import parse_keep, split_list
 
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
+    output_folder(output)
     names = task_names(tasks, data)
     asked = TuneOptions(
         target=target,

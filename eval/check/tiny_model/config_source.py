@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+from vtc.config_json import HUB_ID, config_file, read_config
 
 
 def config_of(model: str) -> Any:
@@ -33,9 +31,7 @@ def config_of(model: str) -> Any:
         return _read(bundled_model_path() / "config.json")
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise OSError(f"the folder {path} has no config.json")
-        return _read(path / "config.json")
+        return _read(config_file(path))
     if path.is_file():
         return _read(path)
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -63,21 +59,11 @@ def _cached(hub_id: str) -> Path:
     return Path(found)
 
 
-def _special_float(given: dict[str, Any]) -> Any:
-    """What JSON has no number for, as transformers writes it: ``{"__float__": "Infinity"}``."""
-    return float(given["__float__"]) if given.keys() == {"__float__"} else given
-
-
 def _read(path: Path) -> Any:
+    given = read_config(path)
     from transformers import CONFIG_MAPPING
 
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    kind = given.get("model_type") if isinstance(given, dict) else None
-    if not isinstance(kind, str):
-        raise ValueError(f"{path} has no model_type, so it is no configuration of transformers")
+    kind = given["model_type"]
     if kind not in CONFIG_MAPPING:
         code = " (it comes with code of its own: take the transformers-native port, a '-hf' repository)"
         raise ValueError(

@@ -19,7 +19,8 @@ IMAGE_COLUMNS = ("image_id", "image")
 QUESTION_COLUMNS = ("question_id", "task", "image_id", "question", "answer")
 
 
-def _table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _check(path: Path, columns: Sequence[str]) -> None:
+    """Refuse what is no readable table with these columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -32,9 +33,23 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {', '.join(have)}"
             )
+    except pa.ArrowInvalid as e:
+        raise _unreadable(path, e) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}")
+
+
+def _table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _check(path, columns)
+    try:
         return pq.read_table(path, columns=list(columns)).to_pylist()
     except pa.ArrowInvalid as e:
-        raise ValueError(f"{path} is not a readable parquet file: {str(e).splitlines()[0]}") from None
+        raise _unreadable(path, e) from None
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -45,8 +60,8 @@ def _about(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_parquet_set(folder: Path, on_error: str = "stop") -> TaskSet:
-    """See ``load.load_tasks``."""
+def _files(folder: Path) -> tuple[Path, Path]:
+    """The tables of images and questions; refuses a folder with neither."""
     files = (folder / "images.parquet", folder / "questions.parquet")
     if not any(file.is_file() for file in files):
         other = next((f"; {p.name} must be called .yaml" for p in sorted(folder.glob("*.yml"))), "")
@@ -54,6 +69,20 @@ def read_parquet_set(folder: Path, on_error: str = "stop") -> TaskSet:
             f"{folder} holds no evaluation set: put images.parquet and questions.parquet there, or a definition such "
             f"as task.yaml beside its data (docs/own-questions.md){other}"
         )
+    return files
+
+
+def task_column(folder: Path) -> list[str]:
+    """The tasks that a folder's questions name, in their order; of the pictures only the table's schema is read."""
+    images, questions = _files(folder)
+    _check(images, IMAGE_COLUMNS)
+    _check(questions, QUESTION_COLUMNS)
+    return list(dict.fromkeys(str(row["task"]) for row in _table(questions, ("task",))))
+
+
+def read_parquet_set(folder: Path, on_error: str = "stop") -> TaskSet:
+    """See ``load.load_tasks``."""
+    files = _files(folder)
     problems = Problems(on_error)
     readers, places = {}, {}
     for number, row in enumerate(_table(files[0], IMAGE_COLUMNS), 1):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtc.bundled_files import bundled_data
+from vtc.eval.terminal.option_checks import check_file
 from vtc.pruners.method_modules import TRAINED
 
 CAPTION = "caption"
@@ -81,6 +82,8 @@ def check_options(options: CompressorOptions) -> None:
     for name in ("rate", "lm_rate"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range: it must be above 0")
+    if options.weights is not None and not Path(options.weights).is_dir():
+        check_file("--weights", Path(options.weights))
     _check_parts(options.parts)
     _check_counts(options)
     if options.data is not None and options.data.resolve() == bundled_data().resolve():

@@ -14,10 +14,11 @@ from torch.nn.functional import normalize
 
 from vtc.bundled_files import bundled_digits_path
 from vtc.commands.main import main
-from vtc.eval.classify.classifier import load_classifier, split_source, zero_shot
+from vtc.eval.classify.classifier import load_classifier, zero_shot
 from vtc.eval.classify.classifier_costs import count_flops
 from vtc.eval.classify.classifier_job import ClassifyOptions, run_bench
 from vtc.eval.classify.pictures import class_names, load_pictures
+from vtc.eval.classify.sources import split_source
 from vtc.eval.vlm.pruning_settings import UNPRUNED
 
 

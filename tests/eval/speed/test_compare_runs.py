@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from vtc.eval.speed.compare_runs import compare_runs, not_compared
-from vtc.eval.speed.result_file import FORMAT, read, refuse_other
+from vtc.eval.speed.older_run import FORMAT, older_run
+from vtc.eval.speed.result_file import refuse_other
 
 MEDIANS = {"prefill": 0.3, "tower": 0.1, "selection": 0.01, "decode": 0.01}
 ABOUT = {
@@ -108,12 +109,12 @@ def test_what_is_no_older_run(tmp_path: Path):
         return tmp_path / "old.json"
 
     with pytest.raises(ValueError, match=r"can't read .*No such file"):
-        read(tmp_path / "none.json")
+        older_run(tmp_path / "none.json")
     with pytest.raises(ValueError, match="is no JSON"):
-        read(written("{"))
+        older_run(written("{"))
     with pytest.raises(ValueError, match="was not written by vtc speed"):
-        read(written("[]"))
+        older_run(written("[]"))
     other = copy.deepcopy(run(0))
     other["vtc_speed"] = 99
     with pytest.raises(ValueError, match="format 99, this vtc reads 1"):
-        read(written(json.dumps(other)))
+        older_run(written(json.dumps(other)))
