@@ -56,10 +56,9 @@ class ZooPrune(Pruner):
         first argmax s_i, then argmax_i s_i min_{j chosen} (1 - cos(z_i, z_j))
 
     S is computed in float32 (the difference of activations in float64) whatever the model's dtype: in half precision
-    h u is below the rounding of x. CPUs that multiply bfloat16 faster give it within 2e-4 where the second matrix has
-    1,024 rows. It is exact algebra for the projectors of all families (see ``sensitivity``): the first layer costs a
-    row per token and one per direction, the second half a row per pair, O(m N H D / 2) instead of twice both layers;
-    low rank is computed from the loaded weights. Selection is O(k N D).
+    h u is below the rounding of x. It is exact algebra for the projectors of all families (see ``sensitivity``): the
+    first layer costs a row per token and one per direction, the second half a row per pair, O(m N H D / 2) instead of
+    twice both layers; low rank is computed from the loaded weights. Selection is O(k N D).
 
     WARNING: the selection itself is dear, and may cost more than it saves; `vtc plan --pruner zoo_prune` says what it
     is on a model and a device. The sensitivity alone is of the order of a pruned prefill (LLaVA-1.5-7B, 576 tokens, m =

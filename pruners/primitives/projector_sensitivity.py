@@ -5,8 +5,7 @@ token and one for each direction. The second is linear, too, so the difference i
 first layer scale by a number that follows from ``|x|^2``, ``x.u`` and ``|u|^2``.
 
 Everything is computed in float32, the difference of activations in float64 (where there is one: not on MPS). On the CPU
-a token's differences are told by two numbers for all directions where there is no norm and float32 can't see it; where
-it multiplies bfloat16 faster, triangles are multiplied in it with how a token's differences differ from another's.
+a token's differences are told by two numbers for all directions where there is no norm and float32 can't see it.
 Weights stay as they were loaded and are widened a few rows at a time.
 """
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from vtc.pruners.signals import PreProjector
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .precision import decides_on_host, exact, multiplies_bfloat16, wide, wide_dtype
+from .precision import decides_on_host, exact, wide, wide_dtype
 from .projector import Projector, read_projector
 
 CHUNK = 2**20  # numbers of a state at a time
@@ -153,23 +152,11 @@ def _lengths(moved: Tensor, projector: Projector) -> Tensor:
         return moved.norm(dim=-1)
     flat, lengths = moved.flatten(0, -2), []
     size = STRIP if projector.triangular else ROWS
-    # what a token's change has in common with the first one's is known exactly: little is left to round
-    rounded = projector.triangular and len(moved) > 1 and _may_round(moved)
-    rest = (moved - moved[:1]).bfloat16().flatten(0, -2) if rounded else flat
     for start in range(0, len(second), size):
         inside = slice(start if projector.triangular else 0, None)
         rows = second[start : start + size, inside].to(moved.dtype)
-        if rounded:
-            behind = (rest[:, inside] @ rows.bfloat16().T).to(moved.dtype).view(*moved.shape[:-1], -1)
-            lengths.append((behind + moved[:1, ..., inside] @ rows.T).norm(dim=-1))
-        else:
-            lengths.append((flat[:, inside] @ rows.T).norm(dim=-1).view(moved.shape[:-1]))
+        lengths.append((flat[:, inside] @ rows.T).norm(dim=-1).view(moved.shape[:-1]))
     return torch.stack(lengths).norm(dim=0)
-
-
-def _may_round(moved: Tensor) -> bool:
-    """Whether products in bfloat16 are the quicker way to lengths, and leave more digits than are asked for."""
-    return moved.dtype == torch.float32 and decides_on_host(moved) and multiplies_bfloat16()
 
 
 def drawn_directions(count: int, width: int, seed: int = 0) -> Tensor:
@@ -183,7 +170,5 @@ def projector_sensitivity(tokens: VisualTokens, directions: Tensor, step: float,
     x = tokens.read(PreProjector())
     projector = read_projector(tokens.projector, x.shape[-2], x.shape[-1], rank)
     device = projector.first.device
-    # on the CPU picture by picture, so that rounding is the same in every batch
-    parts = x if decides_on_host(x) else x.flatten(0, 1)[None]
-    found = torch.cat([sensitivity(part.to(device), projector, directions.to(device), step) for part in parts])
+    found = sensitivity(x.flatten(0, 1).to(device), projector, directions.to(device), step)
     return found.view(x.shape[:2]).to(tokens.ids.device)
