@@ -75,7 +75,7 @@ BAD = {
     "unknown task 'colour'": ("bench", "--tasks", "colour"),
     "--limit 0": ("bench", "--limit", "0"),
     "Invalid value for '--limit'": ("bench", "--limit", "many"),
-    "can't write": ("bench", "--output", "file/out"),
+    "--output: file is a file": ("bench", "--output", "file/out"),
     "no such folder: nowhere": ("bench", "--data", "nowhere"),
     "must end in .png": ("show", "--pruner", "random(keep=3)", "--out", "kept.jpg"),
     "--out: no such folder": ("show", "--pruner", "random(keep=3)", "--out", "no/kept.png"),

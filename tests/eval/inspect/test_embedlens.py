@@ -257,7 +257,7 @@ BAD = {
     "--classes goes with --image": ("--classes", "c.json"),
     "no such image": ("--image", "nowhere.png"),
     "must end in .png": ("--image", "a.png", "--out", "a.jpg"),
-    "'none.json' is no file here": ("--image", "a.png", "--classes", "none.json"),
+    "--classes: no such file: none.json": ("--image", "a.png", "--classes", "none.json"),
     "does not know the classes of this model": ("--image", "a.png"),
     "better 50 or more that differ": ("--data", "."),
 }

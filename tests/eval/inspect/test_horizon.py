@@ -269,7 +269,7 @@ BAD = {
     "unknown task 'colour'": ("--tasks", "colour"),
     "no such folder: nowhere": ("--data", "nowhere"),
     "no such model": ("--model", "nowhere"),
-    "can't write": ("--output", "file/out"),
+    "--output: file is a file": ("--output", "file/out"),
 }
 
 

@@ -175,7 +175,7 @@ def test_a_broken_promise_is_said_and_fails(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["--pruners", "nope"], "unknown pruner 'nope'"),
         (["--pruners", "norm + cls"], "is a pipeline of 2"),
-        (["--pruners", ","], "names no method"),
+        (["--pruners", ","], "--pruners is empty"),
         (["--tokens", "5x"], "--tokens must be ints >= 2"),
         (["--keep", "0"], "--keep=0 is out of range"),
         (["--draws", "0"], "draws"),
