@@ -114,7 +114,7 @@ class Forward:
             )
         local.inside = True
         local.called = call = Call(self.core_signature, args, kwargs)
-        local.prompted = call, bool(pruned_before)
+        local.prompted = bool(pruned_before)
         features = call.get("features")
         if features is None or not (isinstance(features, Tensor) or any(v is not None for v in features.values())):
             return
@@ -126,10 +126,10 @@ class Forward:
 
     def _visual(self) -> dict[str, Tensor]:
         """Placeholders of the composite model's input, once it has encoded or been given features, whatever of."""
-        prompted, self.local.prompted = self.local.prompted, None
-        if prompted is None:
+        pruned_before, self.local.prompted = self.local.prompted, None
+        call = self.local.called
+        if pruned_before is None or call is None:
             return {}
-        call, pruned_before = prompted
         if self.local.fed is None and not self.local.records:
             self._without_pictures(call, pruned_before)
             self.local.called = None

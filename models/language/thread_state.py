@@ -41,7 +41,7 @@ class Local(ThreadState):
 
     def __init__(self) -> None:
         self.records: dict[str, VisionRecord] = {}
-        self.prompted: tuple[Call, bool] | None = None  # what the composite model was called with, until it is read
+        self.prompted: bool | None = None  # whether its tower had pruned pictures before the call, until that is read
         self.fed: Any = None
         self.called: Call | None = None  # how the composite model was called
         self.token_ids: Tensor | None = None
