@@ -18,6 +18,11 @@ from .plugins import import_source, load_plugins, plugins, refuse_source
 _REGISTRY: dict[str, type[Pruner]] = {}
 _IMPORTED: dict[str, list[str]] = {}  # what a user had imported, and the methods in it
 OWN = "a method of your own is there once its file is imported: --import FILE.py, in Python vtc.import_methods(FILE)"
+# what `vtc bench` compares with, and is no method
+CONTROLS = {
+    "downsample": "it makes pictures smaller before the model sees them. vtc bench compares with it, by itself; "
+    "to use it, give the stock model smaller pictures"
+}
 _loaded = False
 P = TypeVar("P", bound=type[Pruner])
 
@@ -150,6 +155,8 @@ def pruner_class(name: str) -> type[Pruner]:
     """
     if name in HOME or plugins():  # an unknown name is told before torch is imported
         _load()
+    if name in CONTROLS:
+        raise ValueError(f"{name!r} is no pruner: {CONTROLS[name]}")
     if name not in _REGISTRY:
         raise ValueError(f"unknown pruner {name!r}. {nearest(name, [*HOME, *(_REGISTRY.keys() - HOME)])} ({OWN})")
     return _REGISTRY[name]

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +69,7 @@ def measure_costs(
     row: Row,
     repeats: int = 5,
     advance: Callable[[str], None] = lambda step: None,
+    small: Mapping[str, Row] = MappingProxyType({}),
 ) -> dict[str, Cost]:
     """Time all cells on one prompt, batch 1.
 
@@ -83,26 +85,33 @@ def measure_costs(
         Measured turns.
     advance : callable
         Called with ``TIMING`` after each cell's turn, and with ``PEAKS`` after its memory was measured.
+    small : mapping
+        By spec the prompt with smaller pictures, of cells that show those.
 
     Returns
     -------
     dict
         By spec, without FLOPs.
     """
-    prompt = TimedPrompt(model, row)
+    prompts = _prompts(model, cells, row, small)
     readings: dict[str, dict[str, list[float]]] = {cell.spec: {} for cell in cells}
     for turn, cell in turns(cells, repeats):
-        for part, seconds in prompt.read(cell).items():
+        for part, seconds in prompts[cell.spec].read(cell).items():
             if turn:
                 readings[cell.spec].setdefault(part, []).append(seconds)
         advance(TIMING)
     found = {}
     for cell in cells:
         spreads: dict[str, Any] = {part: spread(values) for part, values in readings[cell.spec].items()}
-        peak, of = prompt.memory(cell)
+        peak, of = prompts[cell.spec].memory(cell)
         advance(PEAKS)
         found[cell.spec] = Cost(peak_memory=peak, memory_of=of, repeats=repeats, **spreads)
     return found
+
+
+def _prompts(model: nn.Module, cells: Sequence[Cell], row: Row, small: Mapping[str, Row]) -> dict[str, TimedPrompt]:
+    whole = TimedPrompt(model, row)
+    return {cell.spec: TimedPrompt(model, small[cell.spec]) if cell.spec in small else whole for cell in cells}
 
 
 @torch.no_grad()
@@ -153,12 +162,14 @@ def steps_of(cells: Sequence[Cell], repeats: int) -> dict[str, int]:
 
 
 @torch.no_grad()
-def try_ahead(model: nn.Module, cells: Sequence[Cell], row: Row, repeats: int) -> dict[str, float]:
+def try_ahead(
+    model: nn.Module, cells: Sequence[Cell], row: Row, small: Mapping[str, Row], repeats: int
+) -> dict[str, float]:
     """Seconds that a step of ``measure_costs`` will take, from a small part of its turns, for the time left."""
-    prompt = TimedPrompt(model, row)
-    chosen = tried(cells, repeats + 1)
-    prompt.read(chosen[0])  # the first turn of all is no measure
-    found = [prompt.clock.measure(lambda cell=cell: prompt.read(cell)) for cell in chosen]  # type: ignore[misc]
+    prompts, chosen = _prompts(model, cells, row, small), tried(cells, repeats + 1)
+    prompts[chosen[0].spec].read(chosen[0])  # the first turn of all is no measure
+    clock = prompts[chosen[0].spec].clock
+    found = [clock.measure(lambda cell=cell: prompts[cell.spec].read(cell)) for cell in chosen]  # type: ignore[misc]
     return {TIMING: statistics.fmean(s for s, _ in found), PEAKS: statistics.fmean(r["prefill"] for _, r in found)}
 
 

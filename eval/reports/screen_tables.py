@@ -15,6 +15,7 @@ from vtc.eval.statistics.cell_summary import CellSummary, keep_text
 from vtc.eval.statistics.power import MARGIN
 from vtc.eval.tasks.questions import TaskSet
 
+from .against_smaller import ABOUT, HEADS, TITLE, smaller_rows
 from .screen_table_notes import cost_caption, unparsed, unreached
 
 RATIOS: dict[str, Callable[[CellSummary], float | None]] = {
@@ -35,6 +36,8 @@ def print_tables(console: Console, cells: Sequence[CellSummary], tasks: TaskSet,
         console.print(line, highlight=False, soft_wrap=True)
     for table in task_tables(cells, tasks, console.width) if len(tasks.tasks) > 1 else ():
         console.print(table)
+    if rows := smaller_rows(cells):
+        console.print(_smaller_table(rows))
     console.print(cost_table(cells))
 
 
@@ -126,6 +129,18 @@ def task_tables(cells: Sequence[CellSummary], tasks: TaskSet, width: int) -> Ite
             return [words.percent(cell.accuracy.get(task)) for task in block]
 
         yield fill_table(table, cells, row)
+
+
+def _smaller_table(rows: Sequence[Sequence[str]]) -> Table:
+    table = make_table(TITLE, ABOUT)
+    table.add_column(HEADS[0], overflow="fold", min_width=8)
+    for head in HEADS[1:]:
+        table.add_column(head, justify="right")
+    for i, row in enumerate(rows):
+        if i and row[0] != rows[i - 1][0]:
+            table.add_row()
+        table.add_row(Text(row[0]), *row[1:])
+    return table
 
 
 def cost_table(cells: Sequence[CellSummary]) -> Table:

@@ -37,7 +37,7 @@ def _asked(cell: Cell, rows: Iterable[Mapping[str, Any]]) -> float:
 
 def last_keep(spec: str) -> int | float | None:
     """The keep of a pipeline's last method; None for the unpruned model, and where tokens go round layers only."""
-    if spec == UNPRUNED.spec:
+    if spec == UNPRUNED.spec:  # of smaller pictures the cell says it
         return None
     from vtc.pipeline_text import parse
     from vtc.pruners.base import Loan

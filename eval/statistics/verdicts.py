@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .against_smaller import compare_with_smaller
 from .cell_summary import CellSummary
 from .equal_budget import match_cells, random_partner, same_budget
 from .paired import Questions
@@ -48,6 +49,7 @@ def compare_all(
         p_holm = found.p_value if s.p_holm is None else s.p_holm
         s.verdict = verdict(found.difference, found.p_value, p_holm, found.detectable, found.needed, margin=margin)
     _rank(summaries, line_of, questions, match)
+    compare_with_smaller(summaries, line_of, questions, match)
 
 
 def _correct(summaries: Sequence[CellSummary]) -> None:

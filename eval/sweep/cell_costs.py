@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.progress import Progress
@@ -10,7 +11,8 @@ from vtc.eval.cost.interleaved_timing import measure_costs, steps_of, try_ahead
 from vtc.eval.cost.prefill_cost import Cost
 from vtc.eval.terminal.progress_bars_and_eta import Estimator
 from vtc.eval.vlm.prompts import Row, make_row
-from vtc.eval.vlm.pruning_settings import first_of_lines
+from vtc.eval.vlm.pruning_settings import Cell, first_of_lines
+from vtc.eval.vlm.smaller_pictures import SmallRows
 
 from .results_store import ResultStore
 from .sweep_run import Sweep
@@ -24,12 +26,21 @@ def first_row(sweep: Sweep) -> Row:
     return make_row(sweep.loaded.processor, sweep.model.config, sweep.tasks.visuals(first, sweep.frames), first)
 
 
-def expect_timing(sweep: Sweep, repeats: int, estimator: Estimator) -> None:
-    """Have the estimate of the time left count the timing that follows the answers."""
+def first_rows(sweep: Sweep, cells: Sequence[Cell]) -> tuple[Row, dict[str, Row]]:
+    """``first_row``, and by spec the same with smaller pictures, for the cells that show those."""
+    row, small = first_row(sweep), SmallRows(sweep.loaded.processor, sweep.model)
+    visuals = sweep.tasks.visuals(row.question, sweep.frames)
+    return row, {c.spec: small.make(row, visuals, c.keep) for c in cells if c.small and c.keep is not None}
+
+
+def expect_timing(sweep: Sweep, repeats: int, estimator: Estimator, ahead: bool) -> None:
+    """Have the estimate of the time left count the timing behind the answers, and try `ahead` how long it takes."""
     cells = first_of_lines(sweep.cells)
     estimator.left.update(steps_of(cells, repeats))
     estimator.alone |= {*steps_of(cells, repeats)}
-    for step, seconds in (try_ahead(sweep.model, cells, first_row(sweep), repeats) if repeats else {}).items():
+    if not (repeats and ahead):
+        return
+    for step, seconds in try_ahead(sweep.model, cells, *first_rows(sweep, cells), repeats).items():
         estimator.expect(step, seconds)
 
 
@@ -55,7 +66,7 @@ def sweep_costs(
 
     cells = first_of_lines(sweep.cells)
     first = sweep.tasks.questions[0]
-    row = first_row(sweep)
+    row, small = first_rows(sweep, cells)
     costs: dict[str, Cost] = {cell.spec: Cost() for cell in cells}
     if repeats:
         bar = progress.add_task("timing", total=sum(steps_of(cells, repeats).values()), estimator=estimator)
@@ -65,16 +76,17 @@ def sweep_costs(
             progress.advance(bar)
 
         estimator.skip()
-        costs = measure_costs(sweep.model, cells, row, repeats, advance)
+        costs = measure_costs(sweep.model, cells, row, repeats, advance, small)
     if sweep.cost is None:
         return costs
     try:
         lm, plain = LMFlops(sweep.model), None
         for cell in cells:
             answered = store.rows[cell.spec, first.question_id]
-            lengths = [len(row.ids) - row.visual + n for n in answered[PER_LAYER]]
+            shown = small.get(cell.spec, row)
+            lengths = [len(shown.ids) - shown.visual + n for n in answered[PER_LAYER]]
             same = None if cell.vision_stage else plain
-            found = count_flops(sweep.model, cell, row, lengths, lm, same, answered.get(ASKED, 0))
+            found = count_flops(sweep.model, cell, shown, lengths, lm, same, answered.get(ASKED, 0))
             plain = plain if cell.vision_stage else found
             costs[cell.spec] = replace(
                 costs[cell.spec],

@@ -14,7 +14,7 @@ from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.vlm.encode_once import core_of
 from vtc.eval.vlm.loading import Loaded, config_hash, hardware, software
 from vtc.eval.vlm.prompts import media_form, prompt_template
-from vtc.eval.vlm.pruning_settings import UNPRUNED, Cell
+from vtc.eval.vlm.pruning_settings import Cell
 
 from .options import REPS, RunOptions, frames_of, longest_answers
 
@@ -60,7 +60,7 @@ def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
     """
     from vtc.pipeline_text import parse
 
-    pruners = [pruner for cell in cells if cell.spec != UNPRUNED.spec for pruner in parse(cell.spec)]
+    pruners = [pruner for cell in cells if not cell.stock for pruner in parse(cell.spec)]
     named = {
         str(file)
         for p in pruners

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import make_row
-from vtc.eval.vlm.pruning_settings import RANDOM, UNPRUNED, Cell, make_seeds, takes_keep
+from vtc.eval.vlm.pruning_settings import (
+    DOWNSAMPLE,
+    RANDOM,
+    UNPRUNED,
+    Cell,
+    is_downsample,
+    make_seeds,
+    sets_keep,
+    takes_keep,
+)
+from vtc.eval.vlm.smaller_pictures import SmallRows
 
 from .answer import answer_plain
 from .options import BenchOptions
@@ -60,24 +70,24 @@ def plan_cells(
     ValueError, TypeError
         For an unknown method, parameter or keep. A method out of "all" that does not take a keep is left out instead.
     """
-    from vtc.pipeline_text import parse
     from vtc.pruners import list_pruners
 
     named = [m for m in methods if m not in ("unpruned", "none", ALL)]
-    others = [m for m in list_pruners() if m not in named] if ALL in methods else []
+    others = [m for m in (DOWNSAMPLE, *list_pruners()) if m not in named] if ALL in methods else []
     first = [RANDOM, *late_random(named)] if random and (named or others) else []
     optional = [m for m in [*(late_random(others) if random else ()), *others] if m not in (*first, *named)]
     named = [*first, *named]
     cells, left_out = [UNPRUNED], {}
     for method in dict.fromkeys([*named, *optional]):
-        own = not any(map(takes_keep, parse(method)))
-        for keep in [None] if own else keeps:
+        for keep in [None] if sets_keep(method) else keeps:
             try:
                 cells += make_seeds(method, keep, seeds)
             except (ValueError, TypeError) as error:
                 if method in named:
                     raise
                 left_out[_label(method, keep)] = str(error)
+    # smaller pictures too: processors may know one size only
+    optional = [*optional, *filter(is_downsample, named)]
     return Plan(list({cell.spec: cell for cell in cells}.values()), frozenset(optional), left_out)
 
 
@@ -87,7 +97,7 @@ def late_random(methods: Sequence[str]) -> list[str]:
 
     found: dict[str, None] = {}
     for method in methods:
-        pipeline = parse(method)
+        pipeline = [] if is_downsample(method) else parse(method)
         stops = [pipeline[0].stops(depth) for depth in DEPTHS] if len(pipeline) == 1 else []
         layers = {stop.layer for places in stops for stop in places if stop.stage == "decoder"}
         if len(layers) == 1 and all(len(places) == 1 for places in stops) and takes_keep(pipeline[0]):
@@ -134,14 +144,17 @@ def leave_out(plan: Plan, loaded: Loaded, tasks: TaskSet) -> Plan:
     if not plan.optional:
         return plan
     first = tasks.questions[0]
-    row = make_row(loaded.processor, loaded.model.config, tasks.visuals(first), first)
+    visuals = tasks.visuals(first)
+    row = make_row(loaded.processor, loaded.model.config, visuals, first)
+    small = SmallRows(loaded.processor, loaded.model)
     cells, left_out, ran = [], dict(plan.left_out), set()
     for cell in plan.cells:
         try:
             if cell.method in plan.optional:
+                shown = small.make(row, visuals, cell.keep) if cell.small and cell.keep is not None else row
                 with pruned(loaded.model, cell) as model:
                     if cell.method not in ran:
-                        answer_plain(model, loaded.processor, [row], None, 1)
+                        answer_plain(model, loaded.processor, [shown], None, 1)
                 ran.add(cell.method)
             cells.append(cell)
         except (ValueError, NotImplementedError) as error:

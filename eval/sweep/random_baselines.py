@@ -15,7 +15,7 @@ from vtc.eval.vlm.encode_once import reuses_encoder
 from vtc.eval.vlm.feature_cache import Features, pruned
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import Row, make_row
-from vtc.eval.vlm.pruning_settings import DEPTH, RANDOM, UNPRUNED, Cell, first_of_lines, is_random, make_seeds
+from vtc.eval.vlm.pruning_settings import DEPTH, RANDOM, Cell, first_of_lines, is_random, make_seeds
 from vtc.pipeline_text import parse
 
 from .answer import answer_plain
@@ -62,7 +62,7 @@ def add_baselines(plan: Plan, loaded: Loaded, tasks: TaskSet, seeds: Sequence[in
     seeds : sequence of int
         For the added cells.
     """
-    lines = [cell for cell in first_of_lines(plan.cells) if cell != UNPRUNED]
+    lines = [cell for cell in first_of_lines(plan.cells) if not cell.stock]
     randoms = [cell for cell in lines if is_random(cell.method)]
     keeps = [cell.keep for cell in randoms if cell.method == RANDOM]
     unknown = [cell for cell in lines if cell not in randoms and not _like_random(cell, keeps)]

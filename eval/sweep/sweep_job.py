@@ -100,8 +100,8 @@ class Job:
             parts[ENCODING] = len(sweep.tasks.groups())
         wait = rank.rank == 0 and not options.partial
         estimator = Estimator(parts)
-        if wait and missing(sweep, store):
-            expect_timing(sweep, options.timing, estimator)
+        if wait:
+            expect_timing(sweep, options.timing, estimator, ahead=missing(sweep, store) > 0)
         compute(sweep, store, workers, options.source, progress, estimator, wait=wait)
         return estimator
 

@@ -20,6 +20,7 @@ from vtc.eval.vlm.layers_before_choice import layers_before_choice
 from vtc.eval.vlm.loading import Loaded
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import CACHE_BYTES, Cell
+from vtc.eval.vlm.smaller_pictures import SmallRows
 
 from .answer import Answer, answer_behind, answer_plain, answer_shared, prefix_states, shares_prefix
 from .chunks_and_batches import batches, deal, packs, turns
@@ -101,6 +102,7 @@ class Sweep:
 def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, Any]:
     """One line of the results file."""
     q, m, text = row.question, answer.measured, len(row.ids) - row.visual
+    total = row.whole or m.total  # of smaller pictures: what they would have been
     scorer = metric(q.metric)
     line: dict[str, Any] = {
         "cell": cell.spec,
@@ -117,7 +119,7 @@ def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, 
         "parsed": scorer.parse(q, answer.text),
         "score": scorer.score(q, answer.text),
         "prompt_tokens": len(row.ids),
-        "visual_total": m.total,
+        "visual_total": total,
         "visual_kept": m.kept,
         "visual_mean_per_layer": round(m.mean, 3),
         "visual_per_layer": list(m.per_layer),
@@ -125,7 +127,7 @@ def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, 
         **({"own_flops": m.own} if m.own else {}),
     }
     if sweep.cost is not None:
-        lengths, full = [text + n for n in m.per_layer], [len(row.ids)] * len(m.per_layer)
+        lengths, full = [text + n for n in m.per_layer], [text + row.total] * len(m.per_layer)
         line |= {
             "lm_flops": sweep.cost.flops(lengths, m.asked) + m.own,
             "lm_flops_unpruned": sweep.cost.flops(full),
@@ -138,20 +140,30 @@ def result_row(sweep: Sweep, cell: Cell, row: Row, answer: Answer) -> dict[str, 
 class _Chunk:
     """Model inputs of the questions about a few images, made when they are first needed."""
 
-    def __init__(self, sweep: Sweep):
-        self.sweep = sweep
+    def __init__(self, sweep: Sweep, small: SmallRows):
+        self.sweep, self.small = sweep, small
         self._rows: dict[str, Row] = {}
 
-    def rows(self, questions: Sequence[Question]) -> list[Row]:
-        """Rows of questions about the same image."""
-        loaded, seen = self.sweep.loaded, {}
+    def rows(self, questions: Sequence[Question], cell: Cell) -> list[Row]:
+        """Rows of questions about the same image, as `cell` shows it."""
+        seen: dict[Any, Any] = {}
+
+        def visuals(q: Question) -> Any:
+            key = (q.media, q.kind, q.task if q.kind != "image" else "")  # a task says how many frames
+            if key not in seen:
+                seen[key] = self.sweep.tasks.visuals(q, self.sweep.frames)
+            return seen[key]
+
         for q in questions:
             if q.question_id not in self._rows:
-                key = (q.media, q.kind, q.task if q.kind != "image" else "")  # a task says how many frames
-                if key not in seen:
-                    seen[key] = self.sweep.tasks.visuals(q, self.sweep.frames)
-                self._rows[q.question_id] = make_row(loaded.processor, loaded.model.config, seen[key], q)
-        return [self._rows[q.question_id] for q in questions]
+                self._rows[q.question_id] = make_row(
+                    self.sweep.loaded.processor, self.sweep.model.config, visuals(q), q
+                )
+        rows = [self._rows[q.question_id] for q in questions]
+        if not cell.small:
+            return rows
+        assert cell.keep is not None
+        return [self.small.make(row, visuals(row.question), cell.keep) for row in rows]
 
 
 def _alike(sweep: Sweep, groups: Sequence[list[Row]]) -> dict[tuple[int, str], list[list[Row]]]:
@@ -264,7 +276,8 @@ def _pass(
     """Go through the work once; returns what others were at."""
     busy: list[tuple[int, Cell]] = []
     encoded: set[int] = set()
-    chunk, at = _Chunk(sweep), -1
+    small = SmallRows(sweep.loaded.processor, sweep.model)
+    chunk, at = _Chunk(sweep, small), -1
     for groups, i, cell in work:
         name = f"{getattr(store, 'config', '')} {cell.spec} {groups[0][0].question_id}"
         if claims and not claims.take(name, wait):
@@ -274,13 +287,13 @@ def _pass(
             if claims:
                 store.refresh()  # type: ignore[attr-defined]
             if i != at:
-                chunk, at = _Chunk(sweep), i
+                chunk, at = _Chunk(sweep, small), i
                 if all((c.spec, q.question_id) in store for c in sweep.cells for g in groups for q in g):
                     encoded.add(i)
                     advance(ENCODING, len(groups), True)
             todo = [[q for q in g if (cell.spec, q.question_id) not in store] for g in groups]
             advance(cell.spec, sum(map(len, groups)) - sum(map(len, todo)), True)
-            rows = [chunk.rows(g) for g in todo if g]
+            rows = [chunk.rows(g, cell) for g in todo if g]
             for answered in _answers(sweep, cell, features, rows, branching) if rows else ():
                 orphaned(sweep)
                 if not answered:

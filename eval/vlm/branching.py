@@ -21,7 +21,7 @@ from vtc.pipeline_text import parse
 from vtc.pruners.base import Loan
 
 from .prompts import Row, pad_id
-from .pruning_settings import UNPRUNED, Cell
+from .pruning_settings import Cell
 from .question_branches import Branches, first_logits, greedy
 
 COPY = 1 / 8  # what it takes to copy a column's keys and values, over running it through the layers
@@ -70,7 +70,7 @@ class Branching:
 
     def under(self, cell: Cell) -> Branching | None:
         """This, or None for a cell whose tokens go round layers and come back: what follows a prompt may, too."""
-        if cell.spec == UNPRUNED.spec:
+        if cell.stock:
             return self
         stops = (stop for pruner in parse(cell.spec) for stop in pruner.stops(len(self.parts.layers)))
         return None if any(isinstance(stop, Loan) for stop in stops) else self

@@ -16,14 +16,17 @@ from vtc.pruners.signals import Signal
 
 from .encode_once import RECORD, encode
 from .prompts import Row
-from .pruning_settings import CACHE_BYTES, DEPTH, UNPRUNED, Cell
+from .pruning_settings import CACHE_BYTES, DEPTH, Cell
+from .smaller_pictures import any_size
 
 
 def pruned(model: nn.Module, cell: Cell) -> Any:
     """Context in which `model` runs under `cell`."""
     from vtc.api import compressed
 
-    return nullcontext(model) if cell.spec == UNPRUNED.spec else compressed(model, cell.spec)
+    if cell.small:
+        return any_size(model)
+    return nullcontext(model) if cell.stock else compressed(model, cell.spec)
 
 
 @dataclass(kw_only=True)
@@ -43,7 +46,7 @@ def encoder_signals(cells: Sequence[Cell]) -> tuple[Signal, ...]:
 
     found: dict[Signal, None] = {}
     for cell in cells:
-        if cell.spec != UNPRUNED.spec and not cell.vision_stage:
+        if not (cell.stock or cell.vision_stage):
             for pruner in parse(cell.spec):
                 stops = pruner.stops(DEPTH)
                 found |= dict.fromkeys(s for stop in stops for s in pruner.signals_at(stop) if s.part == "encoder")
@@ -88,7 +91,7 @@ class Features:
     def __init__(self, model: nn.Module, cells: Sequence[Cell], limit: int = CACHE_BYTES):
         self.model, self.limit = model, limit
         self.signals = encoder_signals(cells)
-        self.wrapped = any(c.spec != UNPRUNED.spec and not c.vision_stage for c in cells)
+        self.wrapped = any(not (c.stock or c.vision_stage) for c in cells)
         self.bytes = self.runs = 0
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 

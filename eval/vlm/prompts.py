@@ -28,7 +28,8 @@ class Row:
 
     ``ids [L]`` and the other ``tokens`` are unpadded and on the CPU, ``vision`` are the remaining processor outputs
     (pixels, grids), ``prefix`` counts the columns up to the last visual token, it included, ``visual`` the visual ones.
-    ``modality`` is that of the pixels, "image" or "video". Without a picture ``prefix`` and ``visual`` are 0.
+    ``modality`` is that of the pixels, "image" or "video". Without a picture ``prefix`` and ``visual`` are 0. ``whole``
+    are the visual tokens of the pictures as they are, where this row has smaller ones, else 0.
     """
 
     question: Question
@@ -38,6 +39,12 @@ class Row:
     prefix: int
     visual: int
     modality: str = "image"
+    whole: int = 0
+
+    @property
+    def total(self) -> int:
+        """Visual tokens of the pictures as they are."""
+        return self.whole or self.visual
 
 
 def one_turn(processor: Any, question: str, visuals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -142,7 +149,9 @@ def _warn_of_times(processor: Any, frames: Frames, question: str, inputs: Mappin
         )
 
 
-def make_row(processor: Any, config: Any, visuals: Image.Image | Sequence[Image.Image], question: Question) -> Row:
+def make_row(
+    processor: Any, config: Any, visuals: Image.Image | Sequence[Image.Image], question: Question, **options: Any
+) -> Row:
     """Run the processor's chat template on one question: its pictures, in order, and its text are one sample.
 
     Parameters
@@ -154,6 +163,8 @@ def make_row(processor: Any, config: Any, visuals: Image.Image | Sequence[Image.
         of its video, which know when they are shown.
     question : Question
         Its ``kind`` says which of the two they are.
+    options
+        For the processor's call, of pictures.
 
     Raises
     ------
@@ -166,7 +177,7 @@ def make_row(processor: Any, config: Any, visuals: Image.Image | Sequence[Image.
         inputs = video_inputs(processor, frames, question.question)
         _warn_of_times(processor, frames, question.question, inputs)
     else:
-        inputs = chat_inputs(processor, question.question, [{"type": "image", "image": p} for p in pictures])
+        inputs = chat_inputs(processor, question.question, [{"type": "image", "image": p} for p in pictures], **options)
     # some processors give a video's frames as pictures, and so their models take them
     modality = "video" if "pixel_values_videos" in inputs else "image"
     ids = inputs.pop("input_ids")[0]

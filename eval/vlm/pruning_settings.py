@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-DEFAULT_PRUNERS = ("random", "uniform", "pool", "dart", "fastv")
 DEFAULT_KEEPS: tuple[int | float, ...] = (0.5, 0.25, 0.11, 0.05)
 RANDOM = "random"
+DOWNSAMPLE = "downsample"  # no method, but smaller pictures: see ``smaller_pictures``
+DEFAULT_METHODS = (RANDOM, "uniform", "pool", "dart", "fastv")
+DEFAULT_PRUNERS = (DOWNSAMPLE, *DEFAULT_METHODS)
 CACHE_BYTES = 2 << 30  # of vision features that are held
 DEPTH = 32  # only to ask a method for its stages, before any model is loaded
 
@@ -31,11 +33,13 @@ class Cell:
     encoder : str
         Cells of one value can use the same vision outputs; empty for all that don't prune inside the tower.
     vision_stage : bool
-        Whether it prunes inside the vision tower.
+        Whether it prunes inside the vision tower, or the tower is given another picture.
     seed : int or None
         Seed of a method that takes one; None for the others and where the text says it.
     line : str
         What its seeds share: method and keep; empty where there is one cell only.
+    small : bool
+        Whether the model is the stock one, on smaller pictures.
     """
 
     method: str
@@ -46,6 +50,12 @@ class Cell:
     vision_stage: bool = False
     seed: int | None = None
     line: str = ""
+    small: bool = False
+
+    @property
+    def stock(self) -> bool:
+        """Whether the model is the stock one: ``spec`` is no pipeline then."""
+        return self.small or self.spec == "unpruned"
 
 
 UNPRUNED = Cell("unpruned", None, "unpruned")
@@ -72,6 +82,20 @@ def saved_setting(path: Path) -> str:
 def is_random(method: str) -> bool:
     """Whether a method is a random baseline, of whatever parameters."""
     return method.split("(")[0].strip() == RANDOM and method.count(")") <= 1 and "+" not in method
+
+
+def is_downsample(method: str) -> bool:
+    """Whether a line is the control of smaller pictures, which is no method."""
+    return method.split("(")[0].strip() == DOWNSAMPLE and "+" not in method
+
+
+def sets_keep(method: str) -> bool:
+    """Whether a line's text says itself what is kept."""
+    from vtc.pipeline_text import parse, split_pipeline
+
+    if is_downsample(method):
+        return "keep" in split_pipeline(method)[0][1]
+    return not any(map(takes_keep, parse(method)))
 
 
 def is_trained(spec: str) -> bool:
@@ -163,6 +187,8 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
     from vtc.pipeline_text import format_pipeline, parse
     from vtc.pruners.signals import AttentionAhead, DecoderAttention, TextEmbeddings
 
+    if is_downsample(method):
+        return _smaller(method, keep)
     pipeline = parse(method, keep=keep)
     if seed is not None:
         if not takes_seed(pipeline, method):
@@ -181,6 +207,18 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
     return Cell(method, keep, spec, reads_text, spec if in_tower else "", in_tower, seed, line)
 
 
+def _smaller(method: str, keep: int | float | None) -> Cell:
+    from vtc.pipeline_text import split_pipeline
+    from vtc.pruners.base import check_keep
+
+    ((_, given),) = split_pipeline(method)
+    if unknown := sorted(given.keys() - {"keep"}):
+        raise ValueError(f"{DOWNSAMPLE} has no parameter {unknown[0]!r}: it takes keep alone")
+    keep = check_keep(given.get("keep", keep), f"{DOWNSAMPLE}.keep")
+    spec = f"{DOWNSAMPLE}(keep={keep!r})"
+    return Cell(method, keep, spec, encoder=spec, vision_stage=True, small=True)
+
+
 def takes_seed(pipeline: Any, method: str) -> bool:
     """Whether a pipeline draws at random and its text does not say the seed."""
     return "seed" not in method and any(hasattr(pruner, "seed") for pruner in pipeline)
@@ -190,7 +228,7 @@ def make_seeds(method: str, keep: int | float | None, seeds: Sequence[int]) -> l
     """A cell, or one for each of `seeds` where the method takes one; the same pipeline comes once."""
     from vtc.pipeline_text import parse
 
-    if not takes_seed(parse(method, keep=keep), method):
+    if is_downsample(method) or not takes_seed(parse(method, keep=keep), method):
         return [make_cell(method, keep)]
     cells = {cell.spec: cell for cell in (make_cell(method, keep, seed) for seed in seeds)}
     return list(cells.values())

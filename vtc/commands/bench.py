@@ -178,7 +178,9 @@ def bench(
     folders(("--data", data), ("--data-dir", data_dir), ("--include-path", include_path))
     output_folder(output)
     import_all(imports)
-    refuse_methods([*methods, *(cell or ())], "all", "unpruned", "none")
+    from vtc.eval.vlm.pruning_settings import is_downsample
+
+    refuse_methods((m for m in (*methods, *(cell or ())) if not is_downsample(m)), "all", "unpruned", "none")
     from vtc.eval.sweep.options import BenchOptions, check_options
     from vtc.eval.sweep.paper_recipes import load_recipe
 

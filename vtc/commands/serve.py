@@ -69,7 +69,7 @@ def serve(
 
     Exit code 0: stopped by Ctrl-C or SIGTERM. 2: bad input, or it could not start.
     """
-    from vtc.eval.vlm.pruning_settings import DEFAULT_PRUNERS, parse_keep, split_list
+    from vtc.eval.vlm.pruning_settings import DEFAULT_METHODS, parse_keep, split_list
 
     import_all(imports)
     cell = cell_of(pruner, keep)
@@ -110,7 +110,7 @@ def serve(
 
     cell = cell or saved_cell(model)
     spec = None if cell.spec == UNPRUNED else cell.spec
-    usual = [UNPRUNED] if spec else [*DEFAULT_PRUNERS, UNPRUNED]
+    usual = [UNPRUNED] if spec else [*DEFAULT_METHODS, UNPRUNED]
     if wanted is not None and "all" in wanted:
         usual, wanted = [*(text for text in wanted if text != "all"), *list_pruners()], None
     allowed = Allowed.read(spec, None, usual if wanted is None else wanted, low, high)

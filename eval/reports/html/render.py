@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.files.atomic import write_atomic
+from vtc.eval.reports.against_smaller import ABOUT as SMALLER_ABOUT
+from vtc.eval.reports.against_smaller import HEADS as SMALLER_HEADS
+from vtc.eval.reports.against_smaller import smaller_rows
 from vtc.eval.reports.wording import notices
 from vtc.eval.reports.wording import numbers_in_words as words
 from vtc.eval.statistics.cell_summary import CellSummary, keep_text
@@ -130,6 +133,9 @@ def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet
         "classifier": about.get("kind") == CLASSIFIER,
         "batch": about.get("batch_size"),
         "costs": cost_columns(cells),
+        "smaller": smaller_rows(cells),
+        "smaller_heads": SMALLER_HEADS,
+        "smaller_about": SMALLER_ABOUT,
         "memory": memory_note(cells),
         "configuration": json.dumps(about.get("configuration") or {}, indent=1, ensure_ascii=False, default=str),
         "version": (about.get("versions") or {}).get("vtc", ""),

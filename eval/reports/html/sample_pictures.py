@@ -70,6 +70,8 @@ def kept_finder(loaded: Any, cells: Iterable[Any], tasks: TaskSet) -> Finder:
     def find(spec: str, question: Question) -> Kept | None:
         from vtc.eval.inspect.kept_tokens import find_kept
 
+        if of[spec].small:  # every token of a smaller picture is there
+            return None
         kept, pictures = find_kept(loaded, of[spec], tasks.image(question.media[0]), question.question, 1)
         return kept.masks, pictures
 
