@@ -57,7 +57,8 @@ Pruners = Annotated[
     str | None,
     typer.Option(
         help="Methods, comma-separated: names, pipelines such as 'random(layer=2, seed=3)', or all for every one "
-        "that can run (default: random,uniform,pool,dart,fastv)."
+        "that can run (default: downsample,random,uniform,pool,dart,fastv). downsample is the stock model on smaller "
+        "pictures."
     ),
 ]
 Keep = Annotated[
