@@ -11,7 +11,7 @@ from typing import NamedTuple
 from vtc.models.layout.families import FAMILIES
 from vtc.models.layout.family import UNKNOWN, Family, Tower
 from vtc.pruners.base import Pruner
-from vtc.pruners.signals import EncoderAttention, EncoderSignal, PreProjector
+from vtc.pruners.signals import EncoderAttention, EncoderSignal, Pixels, PreProjector
 
 DEPTH = 32  # only to ask a method for its stages
 NO_CLASS_TOKEN = "its vision tower has no class token"
@@ -54,7 +54,7 @@ def why_not(pruner: Pruner, family: Family, tower: Tower) -> str:
     """
     stops = pruner.stops(DEPTH)
     signals = [s for stop in stops for s in pruner.signals_at(stop)]
-    of_encoder = [s for s in signals if isinstance(s, EncoderSignal | PreProjector)]
+    of_encoder = [s for s in signals if isinstance(s, EncoderSignal | PreProjector | Pixels)]
     in_tower = any(stop.stage == "vision" for stop in stops)
     if in_tower and family.no_vision_stage:
         return f"it can't be pruned inside its vision tower: {family.no_vision_stage}"

@@ -22,6 +22,7 @@ HOME = {
     "holov": "holov",
     "idpruner": "idpruner",
     "langdc": "langdc",
+    "pixelprune": "pixelprune",
     "pmod": "pmod",
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",

@@ -200,6 +200,17 @@ class PreProjector(Signal):
 
 
 @dataclass(frozen=True)
+class Pixels(Signal):
+    """Pixels of each patch, normalised as the tower is given them: `[B, N, U, C]` (`U` patches per token).
+
+    Channels and, in towers of videos, frames lie side by side. For the vision stage only, which prunes at its first
+    layer before any block of the tower has run.
+    """
+
+    part: ClassVar[str] = "encoder"
+
+
+@dataclass(frozen=True)
 class Projected(Signal):
     """Projected features, as they enter the language model, at any stage behind it: `[B, N, D]`."""
 

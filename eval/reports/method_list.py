@@ -32,6 +32,7 @@ WORDS = {
     "EncoderSegments": "encoder queries",
     "EncoderFeatures": "encoder states",
     "PreProjector": "encoder output",
+    "Pixels": "pixels",
     "Projected": "projected features",
     "TextEmbeddings": "text",
     "QuestionState": "a pass over the question",

@@ -29,6 +29,7 @@ from vtc.pruners.signals import (
     EncoderSignal,
     EncoderSpecial,
     EncoderValues,
+    Pixels,
     PreProjector,
     Projected,
     QuestionState,
@@ -67,7 +68,7 @@ def shape_of(signal: Signal, n: int, sizes: Sizes) -> tuple[int, ...]:
         return (sizes.heads, sizes.text if signal.queries == "text" else 1, n)
     if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads == "mean":
         return (n, sizes.unit, sizes.head)
-    if isinstance(signal, PreProjector):
+    if isinstance(signal, PreProjector | Pixels):  # pixels are about as many
         return (n, sizes.unit, sizes.encoder)
     if isinstance(signal, EncoderSegments):
         return (n, sizes.unit, 1)

@@ -23,9 +23,10 @@ from vtc.pruners.layout import LazyLayouts
 from vtc.pruners.signals import EncoderAttention, EncoderSpecial, Signal
 from vtc.pruners.visual_tokens import VisualTokens
 
-from .captures_needed import kind_of
+from .captures_needed import PIXELS, kind_of
 from .encoder_signals import StopSignals
 from .packed_segments import Segments
+from .pixels import pixels_of_patches
 from .rows_of_each_item import TowerGeometry
 
 
@@ -270,7 +271,8 @@ class VisionRun(TowerGeometry):
 
     def patches(self, kind: str, layer: int) -> Tensor:
         """`[total, C]`: the captured rows at their flat positions."""
-        return torch.cat(self.captured[kind, layer]).flatten(0, -2)
+        found = torch.cat(self.captured[kind, layer])
+        return pixels_of_patches(found, self) if kind == PIXELS else found.flatten(0, -2)
 
     def forget(self, captured: Iterable[tuple[str, int]]) -> None:
         """Free what nobody will read again."""

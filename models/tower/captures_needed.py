@@ -8,10 +8,12 @@ from vtc.pruners.signals import (
     EncoderSignal,
     EncoderSpecial,
     EncoderValues,
+    Pixels,
     PreProjector,
     Signal,
 )
 
+PIXELS = "pixels"  # of no layer
 # what stands for the class token's attention in a tower without one, by what a method asks for
 SUBSTITUTES = {"auto": "received", "global": "mean", "cls_or_none": "none"}
 
@@ -20,6 +22,8 @@ def kind_of(signal: Signal, prefix: int) -> str:
     """What has to be captured for `signal`."""
     if isinstance(signal, PreProjector):
         return "projector"
+    if isinstance(signal, Pixels):
+        return PIXELS
     if isinstance(signal, EncoderAttention):
         substitute = SUBSTITUTES.get(signal.queries)
         queries = signal.queries if substitute is None else "cls" if prefix else substitute
@@ -34,7 +38,7 @@ def kind_of(signal: Signal, prefix: int) -> str:
 
 
 def layer_of(signal: Signal, default: int, depth: int) -> int:
-    """The encoder layer that `signal` means, counted from 0; -1 for what the projector reads."""
+    """The encoder layer that `signal` means, counted from 0; -1 for what the projector reads, and for pixels."""
     if not isinstance(signal, EncoderSignal):
         return -1
     if signal.layer is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, EncoderSpecial, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, EncoderSpecial, Pixels, Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
 from .captures_needed import kind_of, layer_of
@@ -44,7 +44,7 @@ class StopSignals(SignalSource):
         """See ``VisualTokens.read``."""
         if signal not in self.declared:
             raise ValueError(f"{signal} was not declared in the pruner's `signals`, so it was not computed")
-        assert isinstance(signal, EncoderSignal)
+        assert isinstance(signal, EncoderSignal | Pixels)
         attention = isinstance(signal, EncoderAttention)
         values = self.run.patches(kind_of(signal, self.run.prefix), layer_of(signal, self.layer - 1, self.depth))
         if isinstance(signal, EncoderSpecial):

@@ -11,7 +11,7 @@ from vtc.models.layout.family import UNKNOWN, Family
 from vtc.models.layout.layouts_by_family import VisionCall
 from vtc.models.layout.model_parts import Parts
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, PreProjector, Signal
+from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal, Pixels, PreProjector, Signal
 
 from .captures_needed import layer_of
 
@@ -112,6 +112,8 @@ def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: i
             raise NotImplementedError(
                 f"{signal} is read inside the vision tower only; behind it, layouts have the crops"
             )
+        if isinstance(signal, Pixels) and not in_tower:
+            raise NotImplementedError(f"{signal} are read at the vision stage only")
         if isinstance(signal, EncoderSignal) and not 0 <= layer_of(signal, 0, depth) < depth:
             raise ValueError(f"{signal}: the vision tower has layers 0 to {depth - 1} (or -1 to -{depth})")
 
@@ -161,6 +163,8 @@ def check_stops(
         signals = pruner.signals_at(stop)
         check_signals(parts, signals, prefix, depth, in_tower=True)
         for signal in signals:
+            if isinstance(signal, Pixels):  # there before the first layer
+                continue
             if not isinstance(signal, EncoderSignal) or isinstance(signal, PreProjector):
                 raise NotImplementedError(
                     f"{name} reads {signal}, which is not there yet inside the vision tower; {instead}"

@@ -33,7 +33,7 @@ from vtc.pruners.signals import EncoderSignal, Signal
 
 from .aligned_signals import AlignedSignals
 from .call_state import VisionRun
-from .captures_needed import kind_of, layer_of
+from .captures_needed import PIXELS, kind_of, layer_of
 from .packed_segments import SegmentedAttention
 from .refusals import (
     FEATURE_LAYER,
@@ -132,6 +132,8 @@ class VisionSide:
         if "projector" in self.needs.get(-1, ()):
             projector = projector_of(self.parts)
             self._handles.append(projector.register_forward_pre_hook(self._projector, with_kwargs=True))
+        if PIXELS in self.needs.get(-1, ()):
+            self._handles.append(self.tower.register_forward_pre_hook(self._pixels, with_kwargs=True))
         if self.stops:
             self._handles.append(self.tower.register_forward_hook(self._restore))
             if self.family.packed:
@@ -258,6 +260,11 @@ class VisionSide:
         run = self._run()
         if run is not None:
             run.capture("projector", -1, args[0] if args else next(iter(kwargs.values())))
+
+    def _pixels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run = self._run()
+        if run is not None:
+            run.capture(PIXELS, -1, args[0] if args else next(x for x in kwargs.values() if isinstance(x, Tensor)))
 
     def _restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self._run()

@@ -277,7 +277,7 @@ def test_all_methods_run_and_what_can_not_is_told(tmp_path: Path):
     refused = {(m, k) for m in refusing for k in (0.5, 3)} | {("vtw", 3)}
     assert set(left_out) == {f"{m} at {k}" for m, k in refused}
     ran = {(cell.method, cell.keep) for cell in summary if cell.complete}
-    wanted = {(name, keep) for name in [*vtc.list_pruners(), "random(layer=2)"] for keep in (0.5, 3)}
+    wanted = {(name, keep) for name in ["downsample", *vtc.list_pruners(), "random(layer=2)"] for keep in (0.5, 3)}
     assert ran == wanted - refused | {("unpruned", None)}
     assert {cell.tokens_kept for cell in summary if cell.method == "vtw"} == {0}
     assert {cell.tokens_per_layer for cell in summary if cell.method == "vtw"} == {TOKENS / 2}
