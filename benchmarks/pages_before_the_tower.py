@@ -1,8 +1,8 @@
 """What PixelPrune saves of a packed tower on pages: CPU time of Qwen2.5-VL's tower at true width, stock against pruned.
 
 The pages are drawn here: lines of words, a table, a white margin; a noisy one has what a scanner adds. Weights are
-random and do not matter: nothing is chosen by them. Both sides take turns; the figure is the median of the pairs' ratios,
-with their range.
+random and do not matter: nothing is chosen by them. Both sides take turns; the figure is the median of the pairs'
+ratios, with their range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 import vtc
 
-WORDS = "the invoice of last month is paid in full and no further charge applies to this order of goods".split()
+WORDS = ("the", "invoice", "of", "last", "month", "is", "paid", "in", "full", "and", "no", "further", "charge", "goods")
 
 
 def page(size: tuple[int, int], seed: int, noise: int = 0) -> Image.Image:
