@@ -45,6 +45,7 @@ OPTIONS = (
     "num_frames",
     "random",
     "seed",
+    "second",
     "seeds",
     "share",
     "workers",
@@ -101,12 +102,15 @@ class Answers:
         What each line of the table costs, by setting.
     folder : Path
         Where the answers are kept; the same sweep begun again finds them.
+    second : ResultStore, optional
+        Second questions on the cache that a first one was pruned for; None where none can be asked.
     """
 
     job: Job
     store: ResultStore
     costs: dict[str, Cost]
     seconds: float
+    second: ResultStore | None = None
 
     @property
     def rows(self) -> Mapping[tuple[str, str], Mapping[str, Any]]:
@@ -186,7 +190,8 @@ def run_sweep(
     with writing_to(job.folder), job.store() as store, make_progress(console) as bars:
         estimator = job.answer(store, bars)
         costs = job.costs(store, bars, estimator)
-    return Answers(job, store, costs, time.time() - started)
+        second = job.second(console, bars)
+    return Answers(job, store, costs, time.time() - started, second)
 
 
 def _in_memory(model: nn.Module, processor: Any) -> Loaded:
@@ -214,10 +219,9 @@ def summarise(answers: Answers, match: str | None = None) -> list[CellSummary]:
     match : {"keep", "mean-tokens", "flops"}, optional
         At what equal cost methods meet random; None: as the sweep's options say.
     """
-    options = answers.job.options
-    return summarise_sweep(
-        answers.store, answers.job.sweep, answers.costs, options.seed, options.match if match is None else match
-    )
+    job, options = answers.job, answers.job.options
+    match = options.match if match is None else match
+    return summarise_sweep(answers.store, job.sweep, answers.costs, options.seed, match, answers.second)
 
 
 def paired_difference(answers: Answers, method: str, reference: str = "unpruned") -> Comparison:

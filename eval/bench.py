@@ -12,11 +12,11 @@ from vtc.eval.files.output_folder import writing_to
 from vtc.eval.reports.measured_beside_published import measured, published_table, recipe_json
 from vtc.eval.reports.screen_tables import print_tables
 from vtc.eval.reports.sweep_folder import FILES, write_files
+from vtc.eval.reports.what_a_sweep_will_do import introduce
 from vtc.eval.statistics.cell_summary import CellSummary
 from vtc.eval.statistics.rows_to_cells import summarise_sweep
 from vtc.eval.sweep.asked_questions import asked_questions
 from vtc.eval.sweep.options import BenchOptions, check_options
-from vtc.eval.sweep.preview import introduce
 from vtc.eval.sweep.shell_commands import emit_cells
 from vtc.eval.sweep.sweep_job import Job
 from vtc.eval.sweep.worker_processes import Rank
@@ -66,7 +66,8 @@ def run_bench(options: BenchOptions, console: Console | None = None) -> list[Cel
                 say(console, f"{job.found(store)} of {job.sweep.total()} answers of this part are in {job.folder}")
                 return []
             costs = job.costs(store, progress, estimator)
-            summary = summarise_sweep(store, job.sweep, costs, options.seed, options.match)
+            second = job.second(console, progress)
+            summary = summarise_sweep(store, job.sweep, costs, options.seed, options.match, second)
         about = job.about(time.time() - started)
         found = measured(recipe, job.asked, summary, tasks) if recipe else {}
         if recipe:

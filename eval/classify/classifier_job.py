@@ -18,13 +18,13 @@ from vtc.eval.reports.html import write_report
 from vtc.eval.reports.pareto_plot import draw_pareto
 from vtc.eval.reports.summary_files import write_csv, write_json
 from vtc.eval.reports.sweep_folder import FILES
+from vtc.eval.reports.what_a_sweep_will_do import NAMED
 from vtc.eval.statistics.cell_summary import CellSummary
 from vtc.eval.statistics.rows_to_cells import summarise
 from vtc.eval.sweep.asked_questions import check_media
 from vtc.eval.sweep.fingerprint import KEYED, record, subject
 from vtc.eval.sweep.options import RULES
 from vtc.eval.sweep.plan import Plan
-from vtc.eval.sweep.preview import NAMED
 from vtc.eval.sweep.results_store import AnswerStore, ResultStore, results_folder
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.tasks.reading.unusable_rows import ON_ERROR

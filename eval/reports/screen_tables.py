@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vtc.eval.reports.wording import hidden_scores as hidden
 from vtc.eval.reports.wording import numbers_in_words as words
+from vtc.eval.reports.wording.against_smaller import ABOUT, HEADS, TITLE, smaller_rows
+from vtc.eval.reports.wording.hidden_scores import hidden_heads, hidden_rows
 from vtc.eval.statistics.cell_summary import CellSummary, keep_text
 from vtc.eval.statistics.power import MARGIN
 from vtc.eval.tasks.questions import TaskSet
 
-from .against_smaller import ABOUT, HEADS, TITLE, smaller_rows
 from .screen_table_notes import cost_caption, unparsed, unreached
 
 RATIOS: dict[str, Callable[[CellSummary], float | None]] = {
@@ -37,7 +39,9 @@ def print_tables(console: Console, cells: Sequence[CellSummary], tasks: TaskSet,
     for table in task_tables(cells, tasks, console.width) if len(tasks.tasks) > 1 else ():
         console.print(table)
     if rows := smaller_rows(cells):
-        console.print(_smaller_table(rows))
+        console.print(_table_of(TITLE, ABOUT, HEADS, rows))
+    if rows := hidden_rows(cells):
+        console.print(_table_of(hidden.TITLE, hidden.ABOUT, hidden_heads(cells), rows))
     console.print(cost_table(cells))
 
 
@@ -131,10 +135,10 @@ def task_tables(cells: Sequence[CellSummary], tasks: TaskSet, width: int) -> Ite
         yield fill_table(table, cells, row)
 
 
-def _smaller_table(rows: Sequence[Sequence[str]]) -> Table:
-    table = make_table(TITLE, ABOUT)
-    table.add_column(HEADS[0], overflow="fold", min_width=8)
-    for head in HEADS[1:]:
+def _table_of(title: str, about: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = make_table(title, about)
+    table.add_column(heads[0], overflow="fold", min_width=8)
+    for head in heads[1:]:
         table.add_column(head, justify="right")
     for i, row in enumerate(rows):
         if i and row[0] != rows[i - 1][0]:

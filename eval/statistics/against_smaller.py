@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from .cell_summary import AgainstSmaller, CellSummary, Part
+from .beside_the_mean import AgainstSmaller, Part
+from .cell_summary import CellSummary
 from .equal_budget import random_partner, same_budget
 from .paired import Questions
 from .pooled_seeds import Line

@@ -8,38 +8,8 @@ from typing import Any
 from vtc.eval.cost.interleaved_timing import PrefillTime
 from vtc.eval.vlm.pruning_settings import UNPRUNED, is_downsample, is_random, is_trained
 
+from .beside_the_mean import AgainstSmaller, Hidden, ends
 from .intervals import Interval
-
-
-@dataclass
-class Part:
-    """Some of the questions: how many, and the share of them that is right."""
-
-    n: int
-    accuracy: float | None
-
-
-@dataclass
-class AgainstSmaller:
-    """A cell beside ``downsample``; None where the sweep has no smaller pictures that cost as much.
-
-    Attributes
-    ----------
-    partner, tokens, difference
-        The smaller pictures of about as many tokens, in words, what they have, and the paired difference to them.
-    easy, hard : Part, optional
-        The questions that are right on those, and the others: how many, and how many of them the cell has right.
-    timed, timed_difference
-        The largest smaller pictures whose whole prefill is no slower, and the paired difference to them.
-    """
-
-    partner: str = ""
-    tokens: float | None = None
-    difference: Interval | None = None
-    easy: Part | None = None
-    hard: Part | None = None
-    timed: str = ""
-    timed_difference: Interval | None = None
 
 
 @dataclass
@@ -67,6 +37,8 @@ class CellSummary:
         The metrics of each task under their official names.
     against_smaller : AgainstSmaller, optional
         What the same pictures made smaller give.
+    hidden : Hidden, optional
+        What the mean hides.
     """
 
     method: str
@@ -107,6 +79,7 @@ class CellSummary:
     official: dict[str, dict[str, float]] = field(default_factory=dict)
     cost: Any = None
     against_smaller: AgainstSmaller | None = None
+    hidden: Hidden | None = None
 
     @property
     def is_smaller(self) -> bool:
@@ -140,15 +113,15 @@ class CellSummary:
         row |= {"trained": self.is_trained}
         row |= {"n": self.n, "complete": self.complete}
         row |= {f"accuracy_{task}": value for task, value in self.accuracy.items()}
-        row |= _ends("accuracy", self.mean, "accuracy_mean")
-        row |= _ends("difference", self.difference or (Interval(0.0, 0.0, 0.0) if self.is_unpruned else None))
+        row |= ends("accuracy", self.mean, "accuracy_mean")
+        row |= ends("difference", self.difference or (Interval(0.0, 0.0, 0.0) if self.is_unpruned else None))
         row |= {"flip_rate": self.flips, "flips_down": self.flips_down, "flips_up": self.flips_up}
         row |= {"p_mcnemar": self.p_mcnemar, "p_mcnemar_holm": self.p_mcnemar_holm}
         row |= {"against": self.against, "against_ratio": self.against_ratio}
-        row |= _ends("random_difference", self.against_random)
+        row |= ends("random_difference", self.against_random)
         row |= {"p_value": self.p_value, "p_holm": self.p_holm, "detectable": self.detectable, "needed": self.needed}
-        row |= {"verdict": self.verdict, **_ends("rank", self.rank)}
-        row |= _smaller(self.against_smaller or AgainstSmaller())
+        row |= {"verdict": self.verdict, **ends("rank", self.rank)}
+        row |= (self.against_smaller or AgainstSmaller()).flat() | (self.hidden or Hidden()).flat()
         row |= {"tokens_total": self.tokens_total, "tokens_asked": self.tokens_asked, "tokens_kept": self.tokens_kept}
         row |= {"tokens_mean_per_layer": self.tokens_per_layer, "kv_ratio": self.kv_ratio, "lm_flops": self.lm_flops}
         row |= {"lm_flops_ratio": self.lm_flops_ratio, "flops_ratio": self.flops_ratio}
@@ -159,19 +132,6 @@ class CellSummary:
         figures = ((task, name, value) for task, found in self.official.items() for name, value in found.items())
         row |= {f"{task}_{name}": value for task, name, value in figures if "/" not in name}  # not of each category
         return {name: ("" if value is None else value) for name, value in row.items()}
-
-
-def _smaller(found: AgainstSmaller) -> dict[str, Any]:
-    row: dict[str, Any] = {"smaller": found.partner, "smaller_tokens": found.tokens}
-    row |= {**_ends("smaller_difference", found.difference)}
-    for name, part in (("easy", found.easy), ("hard", found.hard)):
-        row |= {f"{name}_n": part and part.n, f"{name}_accuracy": part and part.accuracy}
-    return row | {"smaller_in_time": found.timed, **_ends("smaller_in_time_difference", found.timed_difference)}
-
-
-def _ends(name: str, interval: Interval | None, value: str = "") -> dict[str, float | None]:
-    found = interval or (None, None, None)
-    return dict(zip((value or name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 def keep_text(keep: int | float | None) -> str:

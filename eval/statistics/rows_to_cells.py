@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from vtc.eval.cost.interleaved_timing import PrefillTime, prefill_times
@@ -16,8 +17,9 @@ from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.vlm.pruning_settings import DEPTH, UNPRUNED, Cell
 
 from .cell_summary import CellSummary
+from .hidden_scores import add_hidden
 from .paired import Questions, flips, mcnemar_of
-from .pooled_seeds import Line, pool_lines
+from .pooled_seeds import Line, Rows, pool_lines
 from .power import MARGIN
 from .verdicts import compare_all
 
@@ -59,6 +61,7 @@ def summarise(
     reps: int = REPS,
     match: str = "keep",
     margin: float = MARGIN,
+    second: Mapping[str, Rows] = MappingProxyType({}),
 ) -> list[CellSummary]:
     """One summary per line of cells that has any result.
 
@@ -70,6 +73,8 @@ def summarise(
         Which random cell a method is compared with, and which methods are ranked together; see ``match_cells``.
     margin : float
         The difference to random that a sample should be able to tell, in accuracy; a verdict says where it can't.
+    second : mapping
+        Rows of second questions by spec.
     """
     wanted = {q.question_id: q for q in tasks.questions}
     found: dict[str, dict[str, Mapping[str, Any]]] = {c.spec: {} for c in cells}
@@ -88,6 +93,7 @@ def summarise(
         _add_cost(summary, line.every_row, vision or {})
         summaries.append(summary)
     compare_all(summaries, lines, questions, match, margin)
+    add_hidden(summaries, lines, wanted, questions, second)
     return summaries
 
 
@@ -97,11 +103,13 @@ def summarise_sweep(
     costs: Mapping[str, Cost],
     seed: int = 0,
     match: str = "keep",
+    second: ResultStore | None = None,
 ) -> list[CellSummary]:
-    """``summarise`` of a sweep with what its lines cost, by spec."""
+    """``summarise`` of a sweep with what its lines cost, by spec, and with its `second` questions."""
     towers = {spec: n for spec, c in costs.items() if (n := c.tower_flops) is not None}
     times, vision = prefill_times(costs), towers if sweep.cost else None
-    summary = summarise(store, sweep.tasks, sweep.cells, times, vision, seed=seed, match=match)
+    again = {cell.spec: second.cell(cell.spec) for cell in sweep.cells} if second else {}
+    summary = summarise(store, sweep.tasks, sweep.cells, times, vision, seed=seed, match=match, second=again)
     for line in summary:
         line.cost = costs.get(line.spec)
     return summary

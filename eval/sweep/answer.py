@@ -36,7 +36,7 @@ def depth_of(model: nn.Module) -> int:
     return core_of(model).config.get_text_config().num_hidden_layers
 
 
-def _measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> list[Measured]:
+def measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> list[Measured]:
     """Counts of each row; ``samples[i]`` is its place in the batch of the last prefill."""
     depth = depth_of(model)
     handle = getattr(model, "vtc", None)
@@ -45,7 +45,14 @@ def _measure(model: nn.Module, samples: Sequence[int], rows: Sequence[Row]) -> l
     return [Measured.from_report(handle.report, sample, depth) for sample in samples]
 
 
-def _generate(model: nn.Module, processor: Any, batch: dict[str, Any], max_new_tokens: int, **more: Any) -> list[str]:
+def generate(model: nn.Module, processor: Any, batch: dict[str, Any], max_new_tokens: int, **more: Any) -> list[str]:
+    """The most likely answers to a batch; `more` goes to the model's generate.
+
+    Raises
+    ------
+    RuntimeError
+        If the model fails inside its forward: with what to try.
+    """
     batch = {name: to_device(value, model) for name, value in batch.items()}
     pad = pad_id(processor)
     try:
@@ -86,13 +93,13 @@ def answer_plain(
     """
     batch: dict[str, Any] = dict(pad_rows([r.ids for r in rows], [r.tokens for r in rows], pad_id(processor)))
     if encoded is not None:
-        texts = _generate(model, processor, batch, max_new_tokens, **encoder_inputs(rows, encoded, model))
-        return [Answer(t, m) for t, m in zip(texts, _measure(model, range(len(rows)), rows), strict=True)]
+        texts = generate(model, processor, batch, max_new_tokens, **encoder_inputs(rows, encoded, model))
+        return [Answer(t, m) for t, m in zip(texts, measure(model, range(len(rows)), rows), strict=True)]
     answers = []
     for row in rows:  # pixels of different images don't stack in every family
         single = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
-        text = _generate(model, processor, single, max_new_tokens)[0]
-        answers.append(Answer(text, _measure(model, [0], [row])[0]))
+        text = generate(model, processor, single, max_new_tokens)[0]
+        answers.append(Answer(text, measure(model, [0], [row])[0]))
     return answers
 
 
@@ -142,7 +149,7 @@ def answer_shared(
     pad = pad_id(processor)
     firsts = [group[0] for group in groups]
     output = model(**_heads(model, processor, firsts, encoded), use_cache=True, logits_to_keep=1)
-    per_image, prefixes = _measure(model, range(len(groups)), firsts), cache_of(output)
+    per_image, prefixes = measure(model, range(len(groups)), firsts), cache_of(output)
     if branching is not None and branching.serves(prefixes, groups[0], functools.partial(_turn, model, prefixes)):
         for told in branching.answer(prefixes, groups, max_new_tokens):
             yield [(row, Answer(text, per_image[i])) for i, row, text in told]
@@ -152,7 +159,7 @@ def answer_shared(
             rows = [row for _, row in batch]
             inputs = pad_rows([row.ids for row in rows], [row.tokens for row in rows], pad)
             cache = select_cache(prefixes, [i for i, _ in batch])
-            texts = _generate(model, processor, inputs, max_new_tokens, **given(core_of(model), cache=cache))
+            texts = generate(model, processor, inputs, max_new_tokens, **given(core_of(model), cache=cache))
             yield [(row, Answer(text, per_image[i])) for (i, row), text in zip(batch, texts, strict=True)]
 
 

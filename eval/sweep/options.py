@@ -18,6 +18,7 @@ RULES = ("keep", "mean-tokens", "flops")  # by which methods are compared at equ
 REPS = 2000  # bootstrap samples behind an interval
 DEFAULT_LIMIT = 100
 LONGEST = 16
+IMAGES = 40  # about which second questions are asked
 
 
 @dataclass
@@ -58,7 +59,8 @@ class RunOptions:
 class BenchOptions(RunOptions):
     """Options of a sweep; the command line's defaults.
 
-    ``timing`` are the measured turns of the timings (0: none). A ``recipe`` stands for pruners and keeps, and for the
+    ``timing`` are the measured turns of the timings (0: none), ``second`` the pictures about which a second question is
+    asked on the first one's cache. A ``recipe`` stands for pruners and keeps, and for the
     model where none is given. Methods that draw at random are run under ``seeds`` seeds from ``seed`` on, and
     ``random`` puts the random baselines into every sweep. ``only`` are the cells, by their specs, and ``shard`` the
     part "i/n" of the questions to answer; nothing else is measured then. ``emit`` is a file to write the cells'
@@ -70,6 +72,7 @@ class BenchOptions(RunOptions):
     seeds: int = 3
     random: bool = True
     timing: int = 5
+    second: int = IMAGES
     match: str = "keep"
     recipe: Recipe | None = None
     only: Sequence[str] | None = None
@@ -98,6 +101,8 @@ def check_options(options: BenchOptions) -> tuple[int, int]:
     """
     check_choice("--match", options.match, RULES)
     check_choice("--on-error", options.on_error, ON_ERROR)
+    if options.second < 0:
+        raise ValueError(f"--second {options.second} is out of range: a number of pictures, 0 for none")
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds} is out of range: at least 1")
     if options.emit is not None:

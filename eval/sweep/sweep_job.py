@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from vtc.eval.cost.prefill_cost import Cost, LMCost, lm_cost
 from vtc.eval.tasks.questions import TaskSet
+from vtc.eval.terminal.console import say
 from vtc.eval.terminal.progress_bars_and_eta import Estimator
 from vtc.eval.vlm.loading import Loaded, config_hash
 from vtc.eval.vlm.pruning_settings import Cell
@@ -23,6 +24,7 @@ from .options import BenchOptions, check_options
 from .plan import Plan, chosen_cells, leave_out, plan_sweep
 from .random_baselines import add_baselines
 from .results_store import AnswerStore, ResultStore, results_folder
+from .second_questions import ask_second, can_ask, pairs_of
 from .sweep_run import ENCODING, Sweep, missing
 from .worker_processes import Rank, compute, useful_workers
 
@@ -104,6 +106,20 @@ class Job:
             expect_timing(sweep, options.timing, estimator, ahead=missing(sweep, store) > 0)
         compute(sweep, store, workers, options.source, progress, estimator, wait=wait)
         return estimator
+
+    def second(self, console: Console, progress: Progress) -> ResultStore | None:
+        """Ask second questions; the answers, or None where there are none to ask."""
+        if not self.options.second:
+            return None
+        pairs = pairs_of(self.tasks, self.options.second)
+        if why := can_ask(self.sweep, pairs):
+            say(console, f"no second questions: {why}")
+            return None
+        store = AnswerStore(self.folder / "second.jsonl", config_hash(self.described))
+        bar = progress.add_task("second questions", total=len(pairs) * len(self.sweep.cells))
+        with store:
+            ask_second(self.sweep, pairs, store, lambda n: progress.advance(bar, n))
+        return store
 
     def about(self, seconds: float) -> dict[str, Any]:
         """How the sweep was made, for ``summary.json`` and the report."""

@@ -118,6 +118,12 @@ AddRandom = Annotated[
 ]
 Match = Annotated[str, typer.Option(help="Compare methods at the same keep, mean-tokens (per layer) or flops.")]
 Timing = Annotated[bool, typer.Option(help="Measure times and memory.")]
+Second = Annotated[
+    int,
+    typer.Option(
+        help="Pictures about which a second question is asked on the cache that the first one was pruned for (0: none)."
+    ),
+]
 SharePrefix = Annotated[
     bool, typer.Option(help="Answer all questions of an image behind one prefill where the method allows it.")
 ]
@@ -157,6 +163,7 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     timing: Timing = True,
+    second: Second = 40,
     share_prefix: SharePrefix = True,
     cell: Cells = None,
     shard: Shard = None,
@@ -208,6 +215,7 @@ def bench(
         device=device,
         dtype=dtype,
         timing=5 if timing else 0,
+        second=second,
         share=share_prefix,
         workers=workers,
         cache_bytes=cache_mb << 20,

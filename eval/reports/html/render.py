@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.files.atomic import write_atomic
-from vtc.eval.reports.against_smaller import ABOUT as SMALLER_ABOUT
-from vtc.eval.reports.against_smaller import HEADS as SMALLER_HEADS
-from vtc.eval.reports.against_smaller import smaller_rows
 from vtc.eval.reports.wording import notices
 from vtc.eval.reports.wording import numbers_in_words as words
+from vtc.eval.reports.wording.against_smaller import ABOUT as SMALLER_ABOUT
+from vtc.eval.reports.wording.against_smaller import HEADS as SMALLER_HEADS
+from vtc.eval.reports.wording.against_smaller import smaller_rows
+from vtc.eval.reports.wording.hidden_scores import ABOUT as HIDDEN_ABOUT
+from vtc.eval.reports.wording.hidden_scores import hidden_heads, hidden_rows
 from vtc.eval.statistics.cell_summary import CellSummary, keep_text
 from vtc.eval.statistics.which_flops import flops_ratio, flops_shown, flops_words
 from vtc.eval.tasks.questions import TaskSet
@@ -136,6 +138,9 @@ def _context(cells: Sequence[CellSummary], about: dict[str, Any], tasks: TaskSet
         "smaller": smaller_rows(cells),
         "smaller_heads": SMALLER_HEADS,
         "smaller_about": SMALLER_ABOUT,
+        "hidden": hidden_rows(cells),
+        "hidden_heads": hidden_heads(cells),
+        "hidden_about": HIDDEN_ABOUT,
         "memory": memory_note(cells),
         "configuration": json.dumps(about.get("configuration") or {}, indent=1, ensure_ascii=False, default=str),
         "version": (about.get("versions") or {}).get("vtc", ""),

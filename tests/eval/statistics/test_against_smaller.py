@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_up_sweeps import make_sweep
 
-from vtc.eval.reports.against_smaller import HEADS, smaller_rows
+from vtc.eval.reports.wording.against_smaller import HEADS, smaller_rows
 from vtc.eval.statistics.cell_summary import CellSummary
 
 

@@ -80,9 +80,9 @@ def test_the_tower_runs_once_per_image_for_all_cells_behind_it(
 @pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
 def test_questions_of_a_chunk_are_branches_behind_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data, runs, turns = save_data(tmp_path / "data", IMAGES), [], []
-    greedy, generate = branching.greedy, answer._generate
+    greedy, generate = branching.greedy, answer.generate
     monkeypatch.setattr(branching, "greedy", lambda *given: runs.append(given[1]) or greedy(*given))
-    monkeypatch.setattr(answer, "_generate", lambda *given, **more: turns.append(given) or generate(*given, **more))
+    monkeypatch.setattr(answer, "generate", lambda *given, **more: turns.append(given) or generate(*given, **more))
     monkeypatch.setattr(bench, "write_files", lambda *_: None)
     run(data, tmp_path / "out", INPUT[:2])
     rows = read_all(tmp_path / "out" / "results.jsonl")

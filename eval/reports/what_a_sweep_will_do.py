@@ -6,11 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vtc.eval.sweep.options import BenchOptions
+from vtc.eval.sweep.plan import Plan
 from vtc.eval.tasks.questions import TaskSet
 from vtc.eval.terminal.console import say
-
-from .options import BenchOptions
-from .plan import Plan
 
 NAMED = 10  # skipped rows that are listed on the screen; summary.json has them all
 

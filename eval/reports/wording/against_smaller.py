@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vtc.eval.reports.wording import numbers_in_words as words
-from vtc.eval.statistics.cell_summary import CellSummary, Part, keep_text
+from vtc.eval.statistics.beside_the_mean import Part
+from vtc.eval.statistics.cell_summary import CellSummary, keep_text
 from vtc.eval.statistics.intervals import Interval
 
 TITLE = "Beside smaller pictures"
