@@ -3,5 +3,5 @@
 In: summaries.
 Out: tables on the screen, files in the output folder.
 Uses: eval.files, eval.reports.html, eval.reports.wording, eval.statistics, eval.sweep, eval.tasks, eval.tasks.metrics,
-eval.vlm, methods, models, pruners, vtc.
+eval.terminal, eval.vlm, methods, models, pruners, vtc.
 """
