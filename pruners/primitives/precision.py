@@ -38,8 +38,12 @@ def exact(x: Tensor) -> Tensor:
 
 def vector_lengths(x: Tensor, rows: int = 256) -> Tensor:
     """Lengths of the vectors `x [N, D]`, `[N]`, some `rows` at a time."""
+    dtype, parts = wide_dtype(x), x.split(rows)
+    if x.dtype == dtype:
+        return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in parts])
     # widened first: a norm of half precision in float32 takes several times as long
-    return torch.cat([torch.linalg.vector_norm(wide(part), dim=-1) for part in x.split(rows)])
+    buffer = x.new_empty(min(rows, len(x)), x.shape[1], dtype=dtype)
+    return torch.cat([torch.linalg.vector_norm(buffer[: len(part)].copy_(part), dim=-1) for part in parts])
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtc.pruners.primitives.greedy import bounded, farthest_point, host
+from vtc.pruners.primitives.greedy import bounded, farthest_point, host, lazily_bounded
 from vtc.pruners.primitives.greedy.rows import Rows
 
 LOOKS = ("noise", "alike", "copies", "opposite")
@@ -27,7 +27,8 @@ def drawn(look: str, n: int, d: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def _everywhere(monkeypatch):
     """Products in bfloat16 are the same where they are slow."""
-    monkeypatch.setattr(bounded, "multiplies_bfloat16", lambda: True)
+    for module in (bounded, lazily_bounded):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize("d", [16, 1024, 4096])
@@ -64,6 +65,56 @@ def test_the_choice_is_that_of_unrounded_cosines(look, weighted, monkeypatch):
         with monkeypatch.context() as plain:
             plain.setattr(host, "bounded", lambda *_: None)
             assert torch.equal(mine, farthest_point(x, k, valid, weight))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("look", LOOKS)
+def test_so_is_the_choice_from_some_tokens_at_a_time(look, weighted, monkeypatch):
+    made = []
+    real = lazily_bounded._Choice
+    monkeypatch.setattr(lazily_bounded, "_Choice", lambda *given: made.append(1) or real(*given))
+    monkeypatch.setattr(lazily_bounded, "LEAST", (1, 8))
+    monkeypatch.setattr(lazily_bounded, "FEW", 16)
+    monkeypatch.setattr(lazily_bounded, "AHEAD", 5)
+    monkeypatch.setattr(host, "bounded", lambda *_: None)
+    monkeypatch.setattr(host, "ISOLATION", 0)
+    for seed, (n, d) in enumerate([(2, 8), (40, 64), (150, 256), (300, 1024)]):
+        x = drawn(look, n, d, seed)
+        valid = torch.arange(n)[None] < n - n // 5
+        weight = torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) if weighted else None
+        if weight is not None:
+            weight[:, 1::4] = 0
+            weight[:, n // 2] = float("nan")
+        k = min(n - n // 5, d // 2)
+        mine = farthest_point(x, k, valid, weight)
+        assert len(made) == seed + 1
+        with monkeypatch.context() as plain:
+            plain.setattr(host, "lazily_bounded", lambda *_: None)
+            assert torch.equal(mine, farthest_point(x, k, valid, weight))
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_cosines_of_some_tokens_are_within_their_bounds(look):
+    x = drawn(look, 150, 1024)[0]
+    ones = torch.ones(150)
+    choice = lazily_bounded._Choice(Rows(x, torch.float32), ones, torch.zeros(150), first=0, k=4)
+    some, others = torch.arange(0, 150, 2), torch.arange(1, 150, 2)
+    unit = x.double() / x.double().norm(dim=1, keepdim=True)
+    for known in (-1.0, 0.0, 0.3, 1.0):
+        choice.low[:] = known
+        least, most = choice._between(some, *choice._right(others.numpy()))
+        true = (unit[others] @ unit[some].T).clamp(max=1)
+        assert (least <= true).all()
+        assert (true <= most).all()
+        assert (most - least <= 2.1 * bounded.ROUNDED * (true - known).abs() + 3e-5).all()
+
+
+def test_many_equal_tokens_are_chosen_by_index(monkeypatch):
+    monkeypatch.setattr(lazily_bounded, "LEAST", (1, 8))
+    monkeypatch.setattr(host, "bounded", lambda *_: None)
+    x = drawn("noise", 7, 1024).repeat(1, 60, 1)  # every vector 60 times
+    weight = torch.ones(1, 420)
+    assert farthest_point(x, 300, None, weight)[0, 7:].tolist() == list(range(7, 300))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 0.0, 1e-30, 1e20])

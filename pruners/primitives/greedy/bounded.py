@@ -15,20 +15,14 @@ from torch import Tensor
 
 from ..precision import multiplies_bfloat16
 from .loop import LAST
-from .rows import ALIKE, Rows
+from .products import HALF_STEP, ROUNDED, SLACK, bears_products, exact_cosines, left_channels, right_channels
+from .rows import Rows
 
 MOST = 1024  # tokens of a picture
-LONGEST = 1e15  # a token whose products stay far from overflowing
-SHORTEST = 1e-5  # length of a token as a share of the longest one (or of 1): below it products may vanish
-HALF_STEP = 2.0**-8  # of bfloat16, as a share of a number
-ROUNDED = HALF_STEP / (1 - HALF_STEP)  # the same, as a share of a number plus or less it
-SLACK = 6e-6  # more than two products in float32 are off by, and what counts as equal
 STRIP = 64  # tokens multiplied at a time with those from them on
 SAMPLE = 8, 32  # tokens that tell, and with how many others, what to expect
 STARTED_FROM = 0.2  # expected cosine; where the first token is given and others are less alike, few need be looked at
-GROUP = 64  # pairs made wide together
 OUT = 8.0  # above every distance
-PARTS = (0, 0, 0, 1, 1, 2), (0, 1, 2, 0, 1, 0)  # which parts of two lengths are multiplied: all but the tiny products
 
 
 def bounded(rows: Rows, use: Tensor, started: bool) -> Bounds | None:
@@ -39,8 +33,7 @@ def bounded(rows: Rows, use: Tensor, started: bool) -> Bounds | None:
     count = len(rows.x)
     if rows.x.dtype != torch.bfloat16 or not 1 < count <= MOST or not multiplies_bfloat16():
         return None
-    longest = float(rows.length.max())
-    if not (rows.all_usable and longest < LONGEST and float(rows.length.min()) > SHORTEST * max(1.0, longest)):
+    if not bears_products(rows):
         return None
     # cosine of a token that is far from others, which is in question, with its nearest one: some with some
     some, others = (torch.arange(0, count, max(1, count // n)) for n in SAMPLE)
@@ -79,19 +72,13 @@ class Bounds:
         far = above.abs().mul_(HALF_STEP).sub_(above).add_(self.middle).fill_diagonal_(OUT)
         if not bool(use.all()):
             far.masked_fill_(~use, OUT)
-        self.far, self.length = far.numpy(), rows.length.numpy()
+        self.far = far.numpy()
 
     def _products(self) -> Tensor:
         """`[N, N]`, of the vectors less what is expected of their lengths."""
         x = self.rows.x
-        length = self.rows.length * abs(self.expected) ** 0.5
-        parts = []
-        for _ in range(3):
-            parts.append(length.bfloat16())
-            length = length - parts[-1].float()
-        taken = torch.stack(parts, 1)
-        right = torch.cat([x, taken[:, PARTS[1]]], 1)
-        less = taken[:, PARTS[0]] * (-1 if self.expected > 0 else 1)
+        right = torch.cat([x, right_channels(self.rows.length)], 1)
+        less = left_channels(-self.expected * self.rows.length)
         made = torch.empty(len(x), len(x))
         for start in range(0, len(x), STRIP):
             stop = min(start + STRIP, len(x))
@@ -107,15 +94,7 @@ class Bounds:
 
     def exact(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Distances of some tokens from some others, one to one, in float32; the same in either order."""
-        made = np.empty(len(one), dtype=np.float32)
-        for start in range(0, len(one), GROUP):
-            part = slice(start, start + GROUP)
-            pair = torch.from_numpy(np.concatenate([one[part], other[part]]))
-            left, right = self.rows.x.index_select(0, pair).float().chunk(2)
-            made[part] = left.mul_(right).sum(1).numpy()
-        made /= self.length[one] * self.length[other]
-        made[made > ALIKE] = 1
-        return 1 - made
+        return 1 - exact_cosines(self.rows, one, other)
 
     def nearest(self, some: np.ndarray, others: np.ndarray, least: np.ndarray) -> np.ndarray:
         """Least distance of `some` tokens from `others`, in float32, if it may be up to `least`; else ``OUT``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..precision import wide_dtype
 from .bounded import bounded, choose_by_bounds
 from .isolation import most_isolated
+from .lazily_bounded import lazily_bounded
 from .loop import LAST, choose
 from .rows import ALIKE, Rows
 from .rules import Closest, Determinant
@@ -40,7 +41,8 @@ def farthest_point(x: Tensor, k: int, valid: Tensor | None, weight: Tensor | Non
             first = int(bar.argmax())
         if bounds is not None:
             return choose_by_bounds(bounds, share, bar, first, k)
-        return choose(rows, Closest(rows, share, _distance), bar, first, k, whole)
+        found = None if whole else lazily_bounded(rows, share, bar, first, k)
+        return choose(rows, Closest(rows, share, _distance), bar, first, k, whole) if found is None else found
 
     return _each(x, k, valid, one)
 

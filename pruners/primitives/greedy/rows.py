@@ -97,7 +97,10 @@ class Rows:
     def _wide(self, part: Tensor | slice) -> Tensor:
         """Vectors of some tokens `[n, D]`, perhaps a view; at most ``chunk`` of them only until the next call."""
         if isinstance(part, slice):
-            rows = self.x[part].to(self.dtype)
+            rows = self.x[part]
+            if rows.dtype != self.dtype:  # memory of its own would be asked for and cleared anew every time
+                fits = len(rows) <= len(self.buffer)
+                rows = self.buffer[: len(rows)].copy_(rows) if fits else rows.to(self.dtype)
         elif len(part) > self.chunk:
             rows = self.x.index_select(0, part).to(self.dtype)
         elif self.x.dtype == self.dtype:
