@@ -77,7 +77,7 @@ class Graph:
             torch.cat([used.float().repeat_interleave(stride, 1), size.repeat_interleave(own.shape[2], 1)], 1),
             stride,
             own.shape[2],
-            4 * tokens.features.numel() * tokens.features.element_size(),
+            4 * tokens.features.numel() * tokens.features.element_size() * own.shape[2],
         )
 
     def importance(self, left: Tensor, votes: int, uniform: bool) -> Tensor:
@@ -194,7 +194,7 @@ class ZeroTPrune(Pruner):
 
     O(H N^2 (d + votes)) a step, N counting patches. Matrices are made from queries and keys in blocks: the model's own
     attention kernel stays. Where tokens vote more than once, as much of a head's matrix is held as takes four times the
-    features; the rest is made again for each vote. No official code exists.
+    states of all patches (a layer's MLP takes more); the rest is made again for each vote. No official code exists.
     """
 
     at: str = "vision"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -85,6 +86,11 @@ def record(
         side.detach()
     assert found is not None
     return output, found
+
+
+def pad_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pruned tower pad its rows as on a device, where lengths are not looked at."""
+    monkeypatch.setattr("vtc.models.tower.packed_segments.decides_on_host", lambda x: False)
 
 
 def rows_of(output: Any) -> list[Tensor]:

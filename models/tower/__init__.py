@@ -2,5 +2,5 @@
 
 In: pixels.
 Out: features, encoder signals, and what is left of each item.
-Uses: models.layout, models.selection, models.stock, pruners.
+Uses: models.layout, models.selection, models.stock, pruners, pruners.primitives.
 """

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vtc.models.stock.attention_api import PACKED_KWARGS, ConfigView, attention_function, attention_kind
 from vtc.models.stock.per_thread import ThreadState
+from vtc.pruners.primitives.precision import decides_on_host
 
 PREFIX = "vtc_segments_"
 ROWS = 512  # queries at a time when only a mean over them is asked for
@@ -61,18 +62,31 @@ class Segments:
         mask = torch.zeros(self.count * self.width, dtype=torch.bool, device=self.ids.device)
         return mask.scatter(0, self.place, True).view(self.count, self.width)
 
+    @property
+    def pieces(self) -> list[int] | None:
+        """Lengths of the chunks to cut the row into; None where it is to be padded instead.
+
+        On the CPU looking is free, and chunks are views, where the padded form is a copy of all queries, keys and
+        values; elsewhere looking would wait for the device.
+        """
+        return self.lengths if self.lengths is not None or not decides_on_host(self.ids) else self._counted
+
+    @cached_property
+    def _counted(self) -> list[int]:
+        return [n for n in torch.bincount(self.ids, minlength=self.count).tolist() if n]
+
     def split(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         """`[1, H, M, d]` tensors as chunks `[S, H, L, d]`: one chunk if lengths are equal or unknown (then padded)."""
-        if self.lengths is None:
+        pieces = self.pieces
+        if pieces is None:
             return [tuple(self._pad(t) for t in tensors)]
-        if len(set(self.lengths)) == 1:
-            n = self.lengths[0]
-            return [tuple(t[0].unflatten(1, (-1, n)).transpose(0, 1) for t in tensors)]
-        return list(zip(*(t.split(self.lengths, 2) for t in tensors), strict=True))
+        if len(set(pieces)) == 1:
+            return [tuple(t[0].unflatten(1, (-1, pieces[0])).transpose(0, 1) for t in tensors)]
+        return list(zip(*(t.split(pieces, 2) for t in tensors), strict=True))
 
     def join(self, chunks: list[Tensor]) -> Tensor:
         """The reverse of ``split`` for one tensor."""
-        if self.lengths is None:
+        if self.pieces is None:
             flat = chunks[0].transpose(0, 1).flatten(1, 2)
             return flat.index_select(1, self.place.to(flat.device))[None]
         return torch.cat([c.transpose(0, 1).flatten(1, 2) for c in chunks], 1)[None]
@@ -100,7 +114,7 @@ def _segmented(
     bias = None if segments.bias is None else segments.split(segments.bias.to(query)[None, None, :, None])
     for i, (q, k, v) in enumerate(segments.split(query, key, value)):
         mask = None if bias is None else bias[i][0].transpose(2, 3)  # [S, 1, 1, L]
-        if segments.lengths is None:
+        if segments.pieces is None:
             # an empty segment sees one zero key: no NaN, which would reach the gradients
             seen = segments.real.to(q.device)
             seen = torch.cat([seen[:, :1] | ~seen.any(1, keepdim=True), seen[:, 1:]], 1)[:, None, None]
@@ -171,7 +185,7 @@ def received_attention(
     if segments is None:
         return _received(query, key, allowed_pairs(mask, query, key), scaling)
     seen = None
-    if segments.lengths is None:
+    if segments.pieces is None:
         real = segments.real.to(query.device)
         seen = real[:, None, :, None] & real[:, None, None, :]
     chunks = [_received(q, k, seen, scaling)[..., None] for q, k in segments.split(query, key)]

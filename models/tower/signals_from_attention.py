@@ -74,7 +74,7 @@ def cls_attention(
         chunks = [(query, key)]
     else:
         chunks = segments.split(query, key)  # type: ignore[assignment]
-        mask = segments.real[:, None, None] if segments.lengths is None else None
+        mask = segments.real[:, None, None] if segments.pieces is None else None
     found = []
     for q, k in chunks:
         first = torch.zeros(q.shape[0], 1, dtype=torch.long, device=q.device)
@@ -89,7 +89,7 @@ def mean_attention(query: Tensor, key: Tensor, mask: Any, scaling: float, segmen
         if mask is not None:
             return _mean_of_seen(query, key, mask, scaling)
         return _mean_row(query, key, None, scaling)
-    real = segments.real.to(query.device)[:, None] if segments.lengths is None else None
+    real = segments.real.to(query.device)[:, None] if segments.pieces is None else None
     found = [_mean_row(q, k, real, scaling)[..., None] for q, k in segments.split(query, key)]
     return segments.join(found)[..., 0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from vision_tools import Norm, arguments, features, own_attention, ready, record, token_patches
+from vision_tools import Norm, arguments, features, own_attention, pad_segments, ready, record, token_patches
 from zoo import FAMILIES, prompt, shapes_of, tiny
 
 import vtc
@@ -89,8 +89,12 @@ def test_mean_queries_keys_and_values_of_every_tower(name: str, shape: str, moda
             assert torch.allclose(have, want, atol=1e-4, rtol=1e-4), (signal, (have - want).abs().max())
 
 
-@pytest.mark.parametrize("lengths", [[5, 5, 5], [7, 1, 3], None])
-def test_segments_are_rows_by_themselves(lengths: list[int] | None) -> None:
+@pytest.mark.parametrize(("lengths", "padded"), [([5, 5, 5], False), ([7, 1, 3], False), (None, False), (None, True)])
+def test_segments_are_rows_by_themselves(
+    lengths: list[int] | None, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if padded:
+        pad_segments(monkeypatch)
     sizes = lengths or [4, 0, 6]
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
     segments = Segments(ids, 3, max(sizes), lengths)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 from vision_reference import NAMES, assert_equal_where_kept, masked
-from vision_tools import Norm, features, ready, record, rows_of
+from vision_tools import Norm, features, pad_segments, ready, record, rows_of
 from zoo import FAMILIES, prompt, shapes_of
 
 from vtc.models.layout.model_parts import locate
 from vtc.models.layout.vision_call_record import VisionRecord
 from vtc.pruners.base import resolve_keep
+from vtc.pruners.visual_tokens import VisualTokens
 
 PLANS = ([(1, 0.4)], [(0, 5)], [(1, 0.7), (2, 0.3)], [(0, 0.9), (2, 1)])
 CELLS = [
@@ -90,9 +93,51 @@ def test_batch_is_one_by_one(name: str) -> None:
     assert item == len(found.lengths)
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
-def test_windows_without_tokens_vanish() -> None:
+def test_windows_without_tokens_vanish(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if padded:
+        pad_segments(monkeypatch)
     parts, inputs = locate(ready("qwen2_5_vl")), prompt("qwen2_5_vl", "sizes").inputs
     output, found = record(parts, inputs, pruners=[Norm(layer=0, keep=1)])  # layers 0 and 2 have windows of 4 units
     assert [len(k) for k in found.steps[0].kept] == [1] * len(found.lengths)
+    assert_equal_where_kept(output, masked(parts, inputs, "image", found), found)
+
+
+@pytest.mark.parametrize("plan", PLANS[::2], ids=str)
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_padded_as_on_a_device(name: str, plan: list[tuple[int, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, inputs = locate(ready(name)), prompt(name, "ragged").inputs
+    pruners = [Norm(layer=layer, keep=keep) for layer, keep in plan]
+    want, found = record(parts, inputs, pruners=pruners)
+    pad_segments(monkeypatch)
+    output, same = record(parts, inputs, pruners=pruners)
+    assert all(torch.equal(a, b) for a, b in zip(found.steps[-1].kept, same.steps[-1].kept, strict=True))
+    assert_equal_where_kept(output, want, found)
+
+
+@dataclass(kw_only=True)
+class LongerThan(Norm):
+    """Keeps all tokens whose features are longer than `least`, and one at least."""
+
+    least: float = 0.0
+    adaptive_count: ClassVar[bool] = True
+
+    def select(self, tokens: VisualTokens, k: int) -> Tensor:
+        score = self.score(tokens).masked_fill(~tokens.valid, -1)
+        columns = torch.arange(score.shape[1]).expand_as(score)
+        return columns.masked_fill((score <= self.least) & (score < score.amax(1, keepdim=True)) | ~tokens.valid, -1)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@torch.no_grad()
+def test_a_step_that_drops_nothing_leaves_the_tower_alone(name: str) -> None:
+    parts, inputs = locate(ready(name)), prompt(name, "ragged").inputs
+    all_kept, fewer = LongerThan(layer=1, keep=1), LongerThan(layer=2, keep=1, least=1e9)
+    output, found = record(parts, inputs, pruners=[all_kept])
+    for a, b in zip(rows_of(features(parts.core, inputs)), rows_of(output), strict=True):
+        assert torch.equal(a, b)
+    output, found = record(parts, inputs, pruners=[all_kept, fewer])
+    assert [len(k) for k in found.steps[1].kept] == [1] * len(found.lengths)
     assert_equal_where_kept(output, masked(parts, inputs, "image", found), found)

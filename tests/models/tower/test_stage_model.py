@@ -12,7 +12,7 @@ import torch
 from anatomy import anatomy
 from torch import Tensor
 from vision_reference import NAMES, masked
-from vision_tools import Norm, features, ready, record, rows_of
+from vision_tools import Norm, features, pad_segments, ready, record, rows_of
 from zoo import SPECIAL, prompt
 
 import vtc
@@ -63,8 +63,12 @@ def test_generation_equals_a_masked_tower_and_dropped_placeholders(name: str) ->
     assert torch.equal(pruned, model.generate(**inputs, **options))
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl"])
-def test_gradients_and_checkpointing(name: str) -> None:
+def test_gradients_and_checkpointing(name: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if padded:
+        pad_segments(monkeypatch)
+
     def gradients(checkpointing: bool) -> tuple[Tensor, dict[str, Tensor]]:
         model = ready(name)
         model.train()
