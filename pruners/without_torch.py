@@ -43,7 +43,7 @@ class Anything:
             raise AttributeError(name)
         return type(name, (Needed,), {}) if name.endswith("Error") else Anything()  # errors stand behind `except`
 
-    def __call__(self, *_: Any, **__: Any) -> Anything:
+    def __call__(self, *_: Any, **__: Any) -> Anything:  # noqa: D102
         return Anything()
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:

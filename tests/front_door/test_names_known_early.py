@@ -18,7 +18,6 @@ from vtc.eval.terminal.option_checks import DEVICES
 from vtc.pruners.method_modules import HOME
 from vtc.pruners.registry import make_pruner, pruner_class
 
-
 # every method is built by each of these lines, in a process that can't import torch
 RUN = """
 import sys
