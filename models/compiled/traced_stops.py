@@ -46,8 +46,9 @@ def _stop(hidden, signals, rotary, positions, least, most, layer, model):  # typ
 def _(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
     width = least
     if least < most:
-        # a size that only the data tell: new_dynamic_size() wants a setting of the user's, and would break the graph
-        width = torch.library.get_ctx()._shape_env.create_unbacked_symint()
+        # a size that only the data tell: torch.library's new_dynamic_size() wants a setting of the user's, and would
+        # break the graph without it
+        width = hidden.fake_mode.shape_env.create_unbacked_symint()
         torch._check(width >= least)
         torch._check(width <= most)
     places = (hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(3))
