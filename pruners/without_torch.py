@@ -52,7 +52,7 @@ class Anything:
     __getitem__ = __or__ = __ror__ = __call__
     __bool__ = __len__ = __iter__ = __contains__ = __enter__ = __exit__ = __instancecheck__ = __subclasscheck__ = _look
     __int__ = __float__ = __index__ = __fspath__ = __neg__ = __str__ = __repr__ = __format__ = _look
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _look  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _look
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _look
     __pow__ = __rpow__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __matmul__ = __rmatmul__ = _look
     __hash__ = object.__hash__

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import is_pruned, slot_layer
+from vtc.models.cache.slot_layer import PromptLayer
 from vtc.models.language.column_arguments import ALONG, cut_along, pick_columns
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import changes
@@ -154,7 +155,12 @@ class Planner:
             and not (run.past or run.asking is not None)
             and bool(run.batch.spans)
             and not torch.is_grad_enabled()
+            and not any(isinstance(held, PromptLayer) for held in self._held(run))  # windows of another kind
         )
+
+    def _held(self, run: Run) -> list[Any]:
+        """The cache's layers, made before a graph is traced that knows them; none without a cache."""
+        return [slot_layer(run.cache, i) for i in range(self.depth)] if isinstance(run.cache, Cache) else []
 
     def _plan_stops(self, run: Run, first: int, widths: dict[int, Width]) -> None:
         planned = self.local.planned
@@ -162,8 +168,6 @@ class Planner:
         self.local.traced = True
         full, windows, left = None if run.mask_hidden else run.full, self.windows.now(), widths[first]
         for i in range(first, self.depth):
-            if isinstance(run.cache, Cache):
-                slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache
             deepstack = run.deepstack if run.deepstack is not None and i in run.deepstack.features else None
             left, window = widths.get(i, left), windows[i]
             if run.cache is not None and window is not None and run.full <= window:

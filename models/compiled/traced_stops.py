@@ -133,7 +133,7 @@ class TracedStops:
         return found
 
     def cut(self, run: Run, layer: int, hidden: Tensor, width: Width, call: Call) -> Tensor:
-        """What is left of `hidden` `[B, L, D]` before a `call` of a layer, `[B, L', D]`. Traced by ``torch.compile``."""
+        """What is left of `hidden` `[B, L, D]` before a layer's `call`, `[B, L', D]`. Traced by ``torch.compile``."""
         signals, rotary = [run.captured[signal][0] for signal in self.signals[layer]], None
         positions = mask = None
         if layer in self.looking:

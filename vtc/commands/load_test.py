@@ -103,9 +103,9 @@ def load_test(
         device=device,
         dtype=dtype,
     )
-    for target in asked.targets:
+    for text in (one.pruner for one in asked.targets if one.pruner is not None):
         with suppress(FileNotFoundError):  # a method's files lie where the server runs
-            refuse_methods([] if target.pruner is None else [target.pruner])
+            refuse_methods([text])
     from vtc.bundled_files import bundled_data
     from vtc.eval.load.load_job import run_load_test
     from vtc.eval.tasks.reading.load import load_tasks
