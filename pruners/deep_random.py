@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,6 +71,8 @@ class DeepRandom(Pruner):
         super().__post_init__()
         if self.first == self.name:
             raise ValueError(f"deep_random.first must be another method's name, got {self.first!r}")
+        if not isinstance(self.first_params, Mapping | None):
+            raise TypeError(f"deep_random.first_params must be a dict of parameters, got {self.first_params!r}")
         params = dict(self.first_params or {})
         if "keep" in params:
             raise ValueError("deep_random.first_params: what the first method keeps follows from the average")

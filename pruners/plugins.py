@@ -8,8 +8,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import SOURCE_SUFFIXES, all_suffixes
 from importlib.metadata import EntryPoints, entry_points
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,30 @@ def load_plugins(register: Callable[[str], Callable[[Any], Any]]) -> None:
 
 
 def refuse_source(source: str) -> None:
-    """Refuse what is neither a file that is there nor a module's name.
+    """Refuse what is neither a Python file nor the name of a module that may be there, without running anything.
 
     Raises
     ------
     ValueError
-        Naming it, and what is allowed.
+        Naming it, and what is allowed or the line that can't be read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         raise ValueError(f"can't import {source}: it is a folder; give a .py file, or a module's name")
-    if path.suffix != ".py" and not path.is_file():
-        if not all(part.isidentifier() for part in source.split(".")):
-            raise ValueError(f"can't import {source!r}: give a .py file, or a module's name")
-    elif not path.is_file():
+    if path.is_file():
+        if path.suffix not in all_suffixes():
+            raise ValueError(f"can't import {source}: it is no Python file; give a .py file, or a module's name")
+        if path.suffix in SOURCE_SUFFIXES:
+            try:
+                compile(path.read_bytes(), path, "exec", dont_inherit=True)
+            except Exception as error:  # also of what compiling can't read, as null bytes or a nest too deep
+                raise _refused(source, error) from error
+    elif path.suffix == ".py":
         raise ValueError(f"can't import {source}: no such file")
+    elif not all(part.isidentifier() for part in source.split(".")):
+        raise ValueError(f"can't import {source!r}: give a .py file, or a module's name")
+    elif find_spec(source.partition(".")[0]) is None:  # what lies in a package, its own code says
+        raise ValueError(f"can't import {source}: there is no module {source.partition('.')[0]!r}")
 
 
 def import_source(source: str) -> str:
@@ -79,8 +89,7 @@ def import_source(source: str) -> str:
     try:
         return _run(path.resolve()) if path.is_file() else import_module(source).__name__
     except (Exception, SystemExit) as error:
-        words = f"{type(error).__name__}: {_words(error)}{_line(error, str(path.resolve()))}"
-        raise ValueError(f"can't import {source}: {words}") from error
+        raise _refused(source, error) from error
 
 
 def _run(path: Path) -> str:
@@ -113,8 +122,10 @@ def failed_at(error: BaseException) -> str:
     return ""
 
 
-def _words(error: BaseException) -> str:
-    return error.msg if isinstance(error, SyntaxError) else str(error)
+def _refused(source: str, error: BaseException) -> ValueError:
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    line = _line(error, str(Path(source).expanduser().resolve()))
+    return ValueError(f"can't import {source}: {type(error).__name__}: {words}{line}")
 
 
 def _line(error: BaseException, file: str) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .base import Pruner, check_keep
+from .base import Pruner
 from .method_modules import HOME
-from .parameter_names import parameter_names
 from .plugins import import_source, load_plugins, plugins, refuse_source
+from .without_torch import Needed, class_without_torch
 
 _REGISTRY: dict[str, type[Pruner]] = {}
 _IMPORTED: dict[str, list[str]] = {}  # what a user had imported, and the methods in it
@@ -122,27 +124,42 @@ def nearest(word: str, known: list[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"There is: {', '.join(sorted(known))}."
 
 
-def refuse_call(name: str, params: Mapping[str, Any]) -> None:
-    """Refuse an unknown method or parameter, or a ``keep`` out of range; no torch is imported for vtc's own methods.
+def refuse_call(name: str, params: Mapping[str, Any]) -> Pruner | None:
+    """Refuse what ``make_pruner`` would refuse; no torch is imported for vtc's own methods.
+
+    Returns
+    -------
+    Pruner or None
+        The method, which without torch can say where it prunes, but not choose; None where it can't be built so.
 
     Raises
     ------
     ValueError, TypeError
-        As ``make_pruner``, which finds the rest.
+        As ``make_pruner``.
     """
     if name not in HOME:
         pruner_class(name)
-        return
-    if params.get("keep") is not None:
-        check_keep(params["keep"], f"{name}.keep")
-    if known := parameter_names(name):
-        _refuse_unknown(name, params, known)
+        return None
+    if "torch" in sys.modules:
+        return make_pruner(name, **params)
+    with suppress(Needed):
+        return _make_without_torch(name, **params)
+    return None
 
 
-def _refuse_unknown(name: str, params: Mapping[str, Any], known: Sequence[str]) -> None:
+def _make_without_torch(name: str, /, **params: Any) -> Pruner:
+    """``make_pruner`` in the code of a method that is run without torch."""
+    if name not in HOME:
+        return make_pruner(name, **params)
+    return _build(class_without_torch(name, _make_without_torch), name, params)
+
+
+def _build(cls: type[Pruner], name: str, params: Mapping[str, Any]) -> Pruner:
+    known = [f.name for f in fields(cls) if f.init]
     for key in params:
         if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r}. {nearest(key, list(known))}")
+            raise ValueError(f"{name} has no parameter {key!r}. {nearest(key, known)}")
+    return cls(**params)
 
 
 def pruner_class(name: str) -> type[Pruner]:
@@ -172,7 +189,6 @@ def make_pruner(name: str, /, **params: Any) -> Pruner:
     TypeError
         For a value of the wrong type.
     """
-    refuse_call(name, params)
-    cls = pruner_class(name)
-    _refuse_unknown(name, params, [f.name for f in fields(cls) if f.init])
-    return cls(**params)
+    if "torch" not in sys.modules:  # importing it takes seconds: what is wrong is told before
+        refuse_call(name, params)
+    return _build(pruner_class(name), name, params)

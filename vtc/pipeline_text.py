@@ -7,7 +7,7 @@ expressions: numbers, quoted or bare words, True, False, None, and lists or tupl
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,20 +44,7 @@ def parse(spec: str | Pruner | Iterable[Pruner], keep: Any = None, **params: Any
 
 def _parse(spec: str | Pruner | Iterable[Pruner], keep: Any, **params: Any) -> Pipeline:
     if isinstance(spec, str):
-        calls = split_pipeline(spec)
-        if len(calls) > 1 and (keep is not None or params):
-            extra = ", ".join(["keep"] * (keep is not None) + list(params))
-            raise ValueError(
-                f"a pipeline's methods say their own parameters, e.g. 'random(keep=64)'; got {extra} beside {spec!r}"
-            )
-        if len(calls) == 1:
-            name, inner = calls[0]
-            twice = [k for k in (*params, *(["keep"] if keep is not None else [])) if k in inner]
-            if twice:
-                raise ValueError(f"{twice[0]} is given twice: in {spec!r} and as an argument")
-            given = {**inner, **params, **({"keep": keep} if keep is not None else {})}
-            return (make_pruner(name, **given),)
-        return tuple(make_pruner(name, **inner) for name, inner in calls)
+        return tuple(make_pruner(name, **given) for name, given in _calls(spec, keep, params))
     if isinstance(spec, type) and issubclass(spec, Pruner):
         raise TypeError(
             f"pruner must be an instance, got the class {spec.__name__}; pass {spec.__name__}(keep=...) or its name"
@@ -79,16 +66,39 @@ def format_pipeline(pipeline: Iterable[Pruner]) -> str:
     return " + ".join(f"{p.name}({', '.join(f'{k}={v!r}' for k, v in p.params().items())})" for p in pipeline)
 
 
-def refuse_text(spec: str) -> None:
-    """Refuse what ``parse`` would refuse in any case, without importing torch: see ``refuse_call``.
+def refuse_text(spec: str, keep: Any = None) -> Pipeline | None:
+    """Refuse what ``parse`` would refuse, without importing torch for vtc's own methods.
+
+    Returns
+    -------
+    tuple of Pruner or None
+        The methods as ``refuse_call`` gives them; None where one of them can't be built without torch.
 
     Raises
     ------
     TypeError, ValueError
-        If the text is no pipeline, or names an unknown method or a keep out of range.
+        As ``parse``, but for methods from elsewhere of which only the name is looked at.
     """
-    for name, inner in split_pipeline(spec):
-        refuse_call(name, inner)
+    found = [refuse_call(name, given) for name, given in _calls(spec, keep, {})]
+    built = tuple(pruner for pruner in found if pruner is not None)
+    return built if len(built) == len(found) else None
+
+
+def _calls(spec: str, keep: Any, params: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The methods of a text with all their parameters; `keep` and `params` are those of a single one."""
+    calls = split_pipeline(spec)
+    if len(calls) > 1:
+        if keep is not None or params:
+            extra = ", ".join(["keep"] * (keep is not None) + list(params))
+            raise ValueError(
+                f"a pipeline's methods say their own parameters, e.g. 'random(keep=64)'; got {extra} beside {spec!r}"
+            )
+        return calls
+    name, inner = calls[0]
+    twice = [k for k in (*params, *(["keep"] if keep is not None else [])) if k in inner]
+    if twice:
+        raise ValueError(f"{twice[0]} is given twice: in {spec!r} and as an argument")
+    return [(name, {**inner, **params, **({"keep": keep} if keep is not None else {})})]
 
 
 def split_pipeline(spec: str) -> list[tuple[str, dict[str, Any]]]:

@@ -19,7 +19,7 @@ from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.terminal.console import make_console, say
 from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.loading import Loaded, load_model, software
-from vtc.pruners.primitives.vocabulary import FORMAT
+from vtc.pruners.primitives.calibration_file import FORMAT
 
 from .embedlens import Found, Group, calibrate
 from .options import FEW, LensOptions, check_lens, picture_files, refuse_few

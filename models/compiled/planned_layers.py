@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import is_pruned, slot_layer
+from vtc.models.cache.slot_layer import PromptLayer
 from vtc.models.language.column_arguments import ALONG, cut_along, pick_columns
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import changes
 from vtc.models.language.deepstack import Deepstack
 from vtc.models.language.forward_state import Run
-from vtc.models.language.masks import gather_mask, keeps_pattern
+from vtc.models.language.masks import gather_mask, keeps_pattern, slot_mask
 from vtc.models.stock.attention_api import attention_kind
 from vtc.models.stock.attention_windows import ATTENTION
 from vtc.models.stock.call_arguments import Call, call_of, signature_of, takes
@@ -28,7 +29,7 @@ from vtc.models.stock.hooks_outside_checkpoint import LATER
 from vtc.models.stock.sleeping_hooks import SleepingHooks
 from vtc.models.stock.transformers_api import Cache
 
-from .traced_stops import TracedStops
+from .traced_stops import TracedStops, Width
 
 TRACEABLE = ("sdpa", "eager")  # implementations whose masks are tensors, or none
 
@@ -51,10 +52,12 @@ class Planned:
         `[B, L]`: what is left of everything else that goes along; None: all.
     deepstack : Deepstack or None
         What is added before this layer.
-    behind : bool
-        Whether columns and rope are those that a stop within the same graph left.
-    width : (int, int) or None
-        The columns that a stop before this very layer leaves: at least, and at most.
+    behind : Width or None
+        The columns that a stop within the same graph left: columns, rope and mask are of these.
+    window : int or None
+        The layer's sliding window, behind such a stop.
+    width : Width or None
+        What a stop before this very layer leaves.
     """
 
     narrowed: bool
@@ -64,8 +67,9 @@ class Planned:
     keys: Tensor
     rope: Tensor | None
     deepstack: Deepstack | None
-    behind: bool = False
-    width: tuple[int, int] | None = None
+    behind: Width | None = None
+    window: int | None = None
+    width: Width | None = None
 
 
 class Planner:
@@ -126,9 +130,9 @@ class Planner:
             return
         end = first if first in self.stops else self.book(first, hidden)
         run.memo = {}  # its keys name objects of this forward: a graph that sees them would be traced anew each time
-        if first == 0 and end in self.stops and self.traced is not None and self._can_trace(run, mask):
+        if first == 0 and end in self.stops and self.traced is not None and self._can_trace(run):
             widths = self.traced.widths(run)
-            if all(least > 1 for least, _ in widths.values()):  # one query would be another kind of attention
+            if all(width.least > 1 for width in widths.values()):  # one query would be another kind of attention
                 self._plan_stops(run, end, widths)
         elif end == self.depth:
             self.local.planned[self.depth] = self._behind(run)
@@ -144,29 +148,35 @@ class Planner:
             planned[i] = self._one(run, i, hidden)
         return self.depth
 
-    def _can_trace(self, run: Run, mask: Any) -> bool:
-        """Whether stops may be operators of the graph: no mask is ever needed."""
+    def _can_trace(self, run: Run) -> bool:
+        """Whether stops may be operators of the graph: masks behind them are of the columns that they leave alone."""
         return (
             self.plain
-            and attention_kind(self.lm.config) == "sdpa"
-            and (run.mask_hidden or mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
-            and not any((run.past, run.padded, run.asking is not None, *self.windows.now()))
-            and run.batch.single
+            and not (run.past or run.asking is not None)
             and bool(run.batch.spans)
             and not torch.is_grad_enabled()
+            and not any(isinstance(held, PromptLayer) for held in self._held(run))  # windows of another kind
         )
 
-    def _plan_stops(self, run: Run, first: int, widths: dict[int, tuple[int, int]]) -> None:
+    def _held(self, run: Run) -> list[Any]:
+        """The cache's layers, made before a graph is traced that knows them; none without a cache."""
+        return [slot_layer(run.cache, i) for i in range(self.depth)] if isinstance(run.cache, Cache) else []
+
+    def _plan_stops(self, run: Run, first: int, widths: dict[int, Width]) -> None:
         planned = self.local.planned
         assert planned is not None
         self.local.traced = True
+        full, windows, left = None if run.mask_hidden else run.full, self.windows.now(), widths[first]
         for i in range(first, self.depth):
-            if isinstance(run.cache, Cache):
-                slot_layer(run.cache, i)  # before a graph is traced that knows the layers of the cache
             deepstack = run.deepstack if run.deepstack is not None and i in run.deepstack.features else None
-            planned[i] = Planned(True, None, None, run.columns, run.columns, None, deepstack, True, widths.get(i))
+            left, window = widths.get(i, left), windows[i]
+            if run.cache is not None and window is not None and run.full <= window:
+                window = None  # nothing is as far back
+            planned[i] = Planned(
+                True, None, full, run.columns, run.columns, None, deepstack, left, window, widths.get(i)
+            )
         behind = self._behind(run)
-        planned[self.depth] = behind and replace(behind, behind=True)
+        planned[self.depth] = behind and replace(behind, behind=left)
 
     def _one(self, run: Run, i: int, hidden: Tensor) -> Planned | None:
         if run.checks is not None:
@@ -226,9 +236,15 @@ class Planner:
         elif rope is not None:
             positions = pick_columns("positions", positions, rope)
         call.put("positions", positions)
+        run, device = self.local.run, hidden.device
+        columns, keys = plan.columns, plan.keys
+        if plan.behind is not None and run is not None:
+            columns, keys = run.columns, run.slots
         if plan.full is not None and keeps_pattern(given, plan.full):
-            device = hidden.device
-            mask = gather_mask(given, plan.columns.to(device), self.lm.config, plan.keys.to(device))
+            mask = gather_mask(given, columns.to(device), self.lm.config, keys.to(device))
+        elif plan.behind is not None:
+            slots = keys.to(device)
+            mask = slot_mask(self.lm.config, slots, slots, hidden.dtype, plan.behind.padded, plan.window)
         elif mask is not None and mask.is_floating_point():
             mask = mask.to(hidden.dtype)
         call.put("mask", mask)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,24 +34,34 @@ _known: weakref.WeakValueDictionary[int, TracedStops] = weakref.WeakValueDiction
 @torch.library.custom_op(
     "vtc::stop",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor[] signals, Tensor[] rotary, Tensor? positions, int least, int most, int layer, "
-    "int model) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor[] signals, Tensor[] rotary, Tensor? positions, Tensor? mask, int least, int most, "
+    "int layer, int model) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _stop(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
-    given = {"rotary": tuple(rotary) if len(rotary) > 1 else next(iter(rotary), None), "positions": positions}
+def _stop(hidden, signals, rotary, positions, mask, least, most, layer, model):  # type: ignore[no-untyped-def]
+    turned = tuple(rotary) if len(rotary) > 1 else next(iter(rotary), None)
+    given = {"rotary": turned, "positions": positions, "mask": mask}
     return _known[model].choose(hidden, signals, given, (least, most), layer)
 
 
 @_stop.register_fake
-def _(hidden, signals, rotary, positions, least, most, layer, model):  # type: ignore[no-untyped-def]
+def _(hidden, signals, rotary, positions, mask, least, most, layer, model):  # type: ignore[no-untyped-def]
     width = least
     if least < most:
-        # a size that only the data tell: new_dynamic_size() wants a setting of the user's, and would break the graph
-        width = torch.library.get_ctx()._shape_env.create_unbacked_symint()
+        # a size that only the data tell: torch.library's new_dynamic_size() wants a setting of the user's, and would
+        # break the graph without it
+        width = hidden.fake_mode.shape_env.create_unbacked_symint()
         torch._check(width >= least)
         torch._check(width <= most)
     places = (hidden.new_empty(hidden.shape[0], width, dtype=torch.long) for _ in range(3))
     return (hidden.new_empty(hidden.shape[0], width, hidden.shape[2]), *places)
+
+
+class Width(NamedTuple):
+    """How many columns a stop leaves, at least and at most, and whether any of them may be padding."""
+
+    least: int
+    most: int
+    padded: bool
 
 
 class TracedStops:
@@ -98,30 +108,39 @@ class TracedStops:
         module, mixer = self.side.parts.layers[layer], self.side.calls.mixers[layer]
         return not (any(takes(module, m) for m in ALONG) or mixer is None)
 
-    def widths(self, run: Run) -> dict[int, tuple[int, int]]:
-        """By layer how many columns a stop leaves of a batch of one row, at least and at most."""
-        text, found = run.full - sum(run.batch.lengths), {}
-        least = most = run.present
+    def widths(self, run: Run) -> dict[int, Width]:
+        """By layer what a stop leaves of a batch."""
+        batch, found = run.batch, {}
+        least, most = list(run.present), list(run.present)
+        width = Width(run.columns.shape[1], run.columns.shape[1], run.padded)
         for layer in sorted(self.stops):
+            before, exact = (least, most), True
             for pruner, stop in self.stops[layer]:
                 assert stop.keep is not None
-                asked = [resolve_keep(stop.keep, full) for full in run.batch.lengths]
+                asked = [resolve_keep(stop.keep, full) for full in batch.lengths]
                 told = not (pruner.adaptive_count or pruner.joins_crops)
+                exact &= told
                 least = [min(n, k) if told else 0 for n, k in zip(least, asked, strict=True)]
                 most = [min(n, k) if told else n for n, k in zip(most, asked, strict=True)]
-            found[layer] = text + sum(least), text + sum(most)
+            if not exact or (least, most) != before:  # else nothing goes, and padding stays where it is
+                low, high = batch.left_of_rows(run.full, least), batch.left_of_rows(run.full, most)
+                padded = width.padded if batch.single else low != high or min(low) < max(low)
+                may_stay = not exact or most == before[1]
+                width = Width(
+                    min(width.least, max(low)), width.most if may_stay else min(width.most, max(high)), padded
+                )
+            found[layer] = width
         return found
 
-    def cut(self, run: Run, layer: int, hidden: Tensor, width: tuple[int, int], call: Call) -> Tensor:
-        """What is left of `hidden` `[B, L, D]` before a `call` of a layer, `[B, L', D]` of a `width` that is given as
-        its least and its most. Traced by ``torch.compile``.
-        """
-        signals, rotary, positions = [run.captured[signal][0] for signal in self.signals[layer]], None, None
+    def cut(self, run: Run, layer: int, hidden: Tensor, width: Width, call: Call) -> Tensor:
+        """What is left of `hidden` `[B, L, D]` before a layer's `call`, `[B, L', D]`. Traced by ``torch.compile``."""
+        signals, rotary = [run.captured[signal][0] for signal in self.signals[layer]], None
+        positions = mask = None
         if layer in self.looking:
-            rotary, positions = call.get("rotary"), call.get("positions")
+            rotary, positions, mask = call.get("rotary"), call.get("positions"), call.get("mask")
         rotary = [rotary] if isinstance(rotary, Tensor) else list(rotary or ())
         left, run.columns, run.slots, run.rope_columns = torch.ops.vtc.stop(
-            hidden, signals, rotary, positions, *width, layer, self.number
+            hidden, signals, rotary, positions, mask, width.least, width.most, layer, self.number
         )
         run.memo = {}
         return left

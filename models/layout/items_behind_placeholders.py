@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,7 +71,7 @@ def item_lengths(features: Any) -> list[int]:
     """Tokens of each item of such features: a list of `[n, D]`, or one `[N, n, D]` or `[n, D]` tensor."""
     if isinstance(features, Tensor) and features.dim() == 2:
         return [features.shape[0]]
-    return [f.reshape(-1, f.shape[-1]).shape[0] for f in features]
+    return [math.prod(f.shape[:-1]) for f in features]  # nothing of torch's, which would be traced as a graph
 
 
 def _first_of_each(features: Any) -> list[int] | None:

@@ -111,15 +111,19 @@ class Batch:
         where the token itself is kept, which only the device knows.
         """
         more = [int(asking and end) for end in self.ends]
+        widths = [n + m for n, m in zip(self.left_of_rows(full, after), more, strict=True)]
         if self.single:
-            width = full - sum(self.lengths) + sum(after) + sum(more)
-            _refuse_empty([width])
-            return width, padded or any(more)
-        widths = [n + m for n, m in zip(self.row_lengths, more, strict=True)]
-        for span, n, k in zip(self.spans, self.lengths, after, strict=True):
-            widths[span.sample] -= n - k
+            _refuse_empty(widths)
+            return widths[0], padded or any(more)
         _refuse_empty([widths[span.sample] for span in self.spans])
         return max(widths), any(more) or min(widths) < max(widths)
+
+    def left_of_rows(self, full: int, after: list[int]) -> list[int]:
+        """Columns of each row with `after` tokens left of each span: without padding, but of a single row with it."""
+        left = [full] if self.single else list(self.row_lengths)
+        for span, n, k in zip(self.spans, self.lengths, after, strict=True):
+            left[span.sample] -= n - k
+        return left
 
 
 def _refuse_empty(widths: list[int]) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from vtc.bundled_files import bundled_data
 from vtc.commands.main import app
+from vtc.pruners.primitives.calibration_file import FORMAT
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 # all cases in one process, in which whoever imports torch or transformers is stopped
@@ -45,6 +46,7 @@ for args in json.load(sys.stdin):
             imported = str(heavy)
     print(json.dumps([code, said.getvalue(), imported]))
 """
+PLACES = ("PICTURE", "MISSING", "OUT", "EMPTY", "FILE", "LIST", "DAMAGED", "BROKEN.py")
 BAD = {
     "bench": [
         "--pruners nope",
@@ -81,6 +83,22 @@ BAD = {
         "--model timm:vit",
         "--model timm:digits --tasks color",
         "--model timm:digits --match nope",
+        "--pruners divprune(foo=1)",
+        "--pruners dart(pivots=0)",
+        "--pruners dart(pivots=x)",
+        "--pruners dart(variant=nope)",
+        "--pruners 'dart(variant=angelslim, official=True)'",
+        "--pruners 'deep_random(first=dart, first_params={\"pivots\": 0})'",
+        "--pruners deep_random(first=nope)",
+        "--pruners 'uniform(keep=0.5) + fastv(layer=x, keep=4)'",
+        "--pruners \"explainer(weights='MISSING')\"",
+        "--cell dart(pivots=0)",
+        "--import MISSING",
+        "--import FILE",
+        "--import BROKEN.py",
+        "--import EMPTY",
+        "--import not_there.methods",
+        "--import 'a b'",
     ],
     "tune": [
         "--pruners nope",
@@ -102,6 +120,8 @@ BAD = {
         "--eta 1",
         "--on-error nope",
         "--seed=-1",
+        "--pruners dart(pivots=0)",
+        "--import BROKEN.py",
     ],
     "ask": [
         "--image PICTURE --question hi --pruner nope",
@@ -116,6 +136,10 @@ BAD = {
         "--image FILE --question hi",
         "--image PICTURE --question hi --device cuda:x",
         "--image PICTURE --question hi --max-new-tokens 0",
+        "--image PICTURE --question hi --pruner dart(pivots=0)",
+        "--image PICTURE --question hi --pruner vtw --keep 64",
+        "--image PICTURE --question hi --pruner dart",
+        "--image PICTURE --question hi --import FILE",
     ],
     "show": [
         "--pruner nope --keep 0.5",
@@ -128,6 +152,10 @@ BAD = {
         "--pruner dart --keep 0.5 --out x.jpg",
         "--pruner dart --keep 0.5 --model EMPTY",
         "--keep 0.5",
+        "--pruner dart(pivots=0) --keep 0.5",
+        "--pruner dart(keep=0.5) --keep 0.5",
+        "--pruner dart",
+        "--pruner dart --keep 0.5 --import BROKEN.py",
     ],
     "serve": [
         "--pruner nope --keep 0.5",
@@ -155,6 +183,9 @@ BAD = {
         "--text-chars 0",
         "--seconds 0",
         "--queue -1",
+        "--pruner dart(pivots=0) --keep 0.5",
+        "--allow 'dart(pivots=0)'",
+        "--import BROKEN.py",
     ],
     "load-test": [
         "--target x",
@@ -184,6 +215,7 @@ BAD = {
         "--target 'a http://192.0.2.1'",
         "--targets MISSING",
         "--targets FILE",
+        "--target 'a http://127.0.0.1:1 pruner=dart(pivots=0) keep=4'",
     ],
     "plan": [
         "--model bundled --keep 2.0",
@@ -200,6 +232,8 @@ BAD = {
         "--model bundled --processor ./missing",
         "--model bundled --text-tokens 0",
         "--model bundled --answer-tokens 0",
+        "--model bundled --pruners dart(pivots=0)",
+        "--model bundled --import BROKEN.py",
     ],
     "speed": [
         "--pruners nope",
@@ -222,6 +256,8 @@ BAD = {
         "--pruners=",
         "--output MISSING/x.json",
         "--seed=-1",
+        "--pruners dart(pivots=0)",
+        "--import BROKEN.py",
     ],
     "check": [
         "bundled --attn nope",
@@ -236,6 +272,9 @@ BAD = {
         "bundled --tokens 1",
         "bundled --stage input --pruner dart",
         "bundled --keep 0.5",
+        "bundled --pruner dart(pivots=0)",
+        "bundled --pruner dart",
+        "bundled --import BROKEN.py",
     ],
     "stability": [
         "--pruners nope",
@@ -247,6 +286,8 @@ BAD = {
         "--output MISSING/x.md",
         "--output EMPTY",
         "--pruners=",
+        "--pruners dart(pivots=0)",
+        "--import BROKEN.py",
     ],
     "compare-selections": [
         "--pruner dart --pruner nope --keep 0.5",
@@ -256,6 +297,8 @@ BAD = {
         "--pruner dart --pruner uniform --keep 0.5 --data EMPTY",
         "--pruner dart --pruner uniform --keep 0.5 --out MISSING/x.png",
         "--pruner dart --pruner uniform --keep 0.5 --model EMPTY",
+        "--pruner dart(pivots=0) --pruner uniform --keep 0.5",
+        "--pruner dart --pruner uniform --import BROKEN.py",
     ],
     "horizon": [
         "--tasks nope",
@@ -292,6 +335,10 @@ BAD = {
         "--output MISSING/x.json",
         "--image PICTURE --out x.jpg",
         "--model EMPTY",
+        "--image PICTURE --classes FILE",
+        "--image PICTURE --classes LIST",
+        "--image PICTURE --classes DAMAGED",
+        "--image PICTURE --classes BROKEN.py",
     ],
     "train": [
         "nope",
@@ -336,6 +383,8 @@ BAD = {
         "FILE --model bundled --pruner dart --keep 4",
         "FILE/x --model bundled --pruner dart --keep 4",
         "OUT --model bundled --pruner dart --keep 4 --choice nope",
+        "bundled OUT --pruner dart(pivots=0)",
+        "bundled OUT --pruner dart --import BROKEN.py",
     ],
     "pruners": [
         "--import MISSING",
@@ -343,6 +392,9 @@ BAD = {
         "--model FILE",
         "--model ./missing",
         "nope(",
+        "dart(pivots=0)",
+        "--import FILE",
+        "--import BROKEN.py",
     ],
     "recipes": ["--nope"],
 }
@@ -361,12 +413,18 @@ def results() -> list[tuple[int | None, str, str | None]]:
     """Exit code, stderr, and the heavy library that was imported, of all ``cases`` and then of all ``helps``."""
     with TemporaryDirectory() as folder:
         home = Path(folder)
-        places = {name: str(home / name.lower()) for name in ("PICTURE", "MISSING", "OUT", "EMPTY", "FILE")}
+        places = {name: str(home / name.lower()) for name in PLACES}
         places |= {"BUNDLED": str(bundled_data()), "SET": str(bundled_data())}
         Image.new("RGB", (28, 28)).save(home / "picture", "png")
         (home / "empty").mkdir()
         (home / "file").write_text("no JSON\n")
-        pattern = re.compile(r"\b(?:" + "|".join(places) + r")\b")
+        (home / "list").write_text("[1]")
+        one = {"kind": "sink", "ids": [1], "direction": [0.0, 0.0], "threshold": 0.5}
+        (home / "damaged").write_text(
+            json.dumps({"format": FORMAT, "hidden_size": 2, "vocabulary_size": 9, "classes": [one]})
+        )
+        (home / "broken.py").write_text("import vtc\n\nclass Mine(\n")
+        pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, places)) + r")\b")
         lines = [[command, *shlex.split(pattern.sub(lambda m: places[m[0]], text))] for command, text in cases()]
         done = subprocess.run(
             [sys.executable, "-c", RUN],

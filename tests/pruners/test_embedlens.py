@@ -19,8 +19,9 @@ import vtc
 from vtc.eval.vlm.loading import load_model
 from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import locate
+from vtc.pruners.primitives.calibration_file import FORMAT
 from vtc.pruners.primitives.nearest_rows import nearest_ids
-from vtc.pruners.primitives.vocabulary import FORMAT, SHIPPED, read_calibration, shipped
+from vtc.pruners.primitives.vocabulary import SHIPPED, read_calibration, shipped
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 V, D = 90, 24

@@ -61,13 +61,14 @@ def embedlens(
     from vtc.eval.terminal.option_checks import check_file
 
     picture = open_image(image)
-    check_file("--classes", classes)
+    if classes is not None:
+        from vtc.pruners.primitives.calibration_file import read_stored
+
+        check_file("--classes", classes)
+        read_stored(str(classes))
     from vtc.eval.inspect.token_classes import show_classes
     from vtc.eval.vlm.loading import load_model
-    from vtc.pruners.primitives.vocabulary import read_calibration
 
-    if classes is not None:
-        read_calibration(str(classes))
     found = show_classes(load_model(model, device, dtype), picture, file, None if classes is None else str(classes))
     typer.echo(found.note)
     typer.echo(f"written: {file}")

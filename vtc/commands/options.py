@@ -51,6 +51,16 @@ def known_device(device: str) -> str:
     return device
 
 
+def readable_files(files: list[Path] | None) -> list[Path] | None:
+    """What --import names; what can't be Python is refused before anything is imported."""
+    if files:
+        from vtc.pruners.plugins import refuse_source
+
+        for file in files:
+            refuse_source(str(file))
+    return files
+
+
 Model = Annotated[
     str | None,
     typer.Option(callback=known_model, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
@@ -58,7 +68,9 @@ Model = Annotated[
 Import = Annotated[
     list[Path] | None,
     typer.Option(
-        "--import", help="Python file with methods of your own (docs/own-methods.md); may be said several times."
+        "--import",
+        callback=readable_files,
+        help="Python file with methods of your own (docs/own-methods.md); may be said several times.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
@@ -217,10 +229,10 @@ def cell_of(pruner: str | None, keep: str | None) -> Any:
         if keep is not None:
             raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
         return None
-    from vtc.pipeline_text import parse
+    from vtc.pipeline_text import parse, refuse_text
 
     pruner, value = method_text(pruner), parse_keep(keep) if keep is not None else None
-    refuse_methods([pruner])
-    if value is None and any(map(needs_keep, parse(pruner))):
+    pipeline = refuse_text(pruner, value)
+    if value is None and any(map(needs_keep, parse(pruner) if pipeline is None else pipeline)):
         raise ValueError(f"{pruner!r} needs --keep, for example --keep 0.25 or --keep 64")
     return make_cell(pruner, value)
