@@ -48,7 +48,7 @@ def pairs_of(tasks: TaskSet, count: int) -> list[Pair]:
 
     The same ones in every run, for the ids alone decide.
     """
-    found = []
+    found: list[Pair] = []
     for group in tasks.groups():
         able = [q for q in group if q.kind == "image" and len(q.media) == 1]
         if len(able) < 2 or len(found) == count:

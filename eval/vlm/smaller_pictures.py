@@ -105,7 +105,8 @@ class SmallRows:
 
     def _sizes(self, share: float) -> dict[str, Any]:
         """The picture processor's own sizes at a share, in whole patches."""
-        patch, found = self.model.config.vision_config.patch_size, {}  # type: ignore[union-attr]
+        config: Any = self.model.config
+        patch, found = config.vision_config.patch_size, {}
         for name in ("size", "crop_size"):
             own = dict(getattr(self.processor.image_processor, name, None) or {})
             sides = {k: max(1, round(v * share / patch)) * patch for k, v in own.items() if isinstance(v, int)}

@@ -21,7 +21,7 @@ ABOUT = (
 
 def smaller_rows(cells: Sequence[CellSummary]) -> list[tuple[str, ...]]:
     """A row under ``HEADS`` for each cell that was compared; none where the sweep has no ``downsample``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for cell in cells:
         found = cell.against_smaller
         if found is not None and (found.partner or found.timed):
