@@ -5,6 +5,7 @@ from __future__ import annotations
 HOME = {
     "norm": "ablations",
     "cls": "ablations",
+    "budget": "budget",
     "cdpruner": "cdpruner",
     "dart": "dart",
     "deep_random": "deep_random",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .layout import Layout
@@ -80,6 +80,27 @@ class VisualTokens:
         """A declared signal at the text tokens of each SAMPLE, `[S, T, ...]`; see ``text_valid`` for the padding."""
         known = as_signal(signal, "text")
         return self._source().text(known)
+
+    def take(self, rows: list[int]) -> VisualTokens:
+        """Some of the rows, cut to their longest; these themselves where it is all of them."""
+        if len(rows) == len(self.counts):
+            return self
+        from torch import tensor
+
+        width = max(self.counts[i] for i in rows)
+        pick = tensor(rows, device=self.ids.device)
+        return replace(
+            self,
+            features=self.features[pick, :width],
+            ids=self.ids[pick, :width],
+            counts=[self.counts[i] for i in rows],
+            budgets=[self.budgets[i] for i in rows],
+            layouts=[self.layouts[i] for i in rows],
+            sample=self.sample[pick],
+            order=[self.order[i] for i in rows],
+            span=[self.span[i] for i in rows],
+            size=None if self.size is None else self.size[pick, :width],
+        )
 
     def text_valid(self, after: bool = False) -> Tensor:
         """`[S, T]` bool, the real text tokens; with ``after=True`` `[B, T]`: those behind each span's last token."""

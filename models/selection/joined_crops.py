@@ -15,7 +15,7 @@ from vtc.pruners.base import Pruner
 from vtc.pruners.signals import Signal
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
-from .select import select_tokens, take_rows
+from .select import select_tokens
 
 Choice = dict[int, tuple[Tensor, Tensor | None]]
 
@@ -158,7 +158,7 @@ class Joined(SignalSource):
         """See ``VisualTokens.text_valid``."""
         if tokens is None:
             return self.inner.text_valid()
-        return take_rows(self.inner, [self.last[i] for i in self._rows(tokens)]).text_valid(after=True)
+        return self.inner.take([self.last[i] for i in self._rows(tokens)]).text_valid(after=True)
 
     def final_norm(self, x: Tensor) -> Tensor:
         """See ``VisualTokens.final_norm``."""

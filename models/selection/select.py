@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -43,7 +41,7 @@ def select_tokens(
     features: list[Tensor | None] = [None] * rows
     weights: list[Tensor | None] = [None] * rows
     for group in _groups(pruner, tokens):
-        part = take_rows(tokens, group)
+        part = tokens.take(group)
         k = max(part.budgets)
         with torch.autocast(part.ids.device.type, enabled=False):  # methods say themselves what they compute in
             found = pruner.select(part, k)
@@ -123,23 +121,3 @@ def _groups(pruner: Pruner, tokens: VisualTokens) -> list[list[int]]:
     for i in rows:
         groups.setdefault((tokens.counts[i], tokens.budgets[i]), []).append(i)
     return list(groups.values())
-
-
-def take_rows(tokens: VisualTokens, rows: list[int]) -> VisualTokens:
-    """The rows `rows` of `tokens`, cut to their longest."""
-    if len(rows) == len(tokens.counts):
-        return tokens
-    width = max(tokens.counts[i] for i in rows)
-    pick = torch.tensor(rows, device=tokens.ids.device)
-    return replace(
-        tokens,
-        features=tokens.features[pick, :width],
-        ids=tokens.ids[pick, :width],
-        counts=[tokens.counts[i] for i in rows],
-        budgets=[tokens.budgets[i] for i in rows],
-        layouts=[tokens.layouts[i] for i in rows],
-        sample=tokens.sample[pick],
-        order=[tokens.order[i] for i in rows],
-        span=[tokens.span[i] for i in rows],
-        size=None if tokens.size is None else tokens.size[pick, :width],
-    )
