@@ -23,6 +23,7 @@ HOME = {
     "idpruner": "idpruner",
     "langdc": "langdc",
     "pmod": "pmod",
+    "priortr": "priortr",
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
     "pyramiddrop": "pyramiddrop",

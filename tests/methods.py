@@ -149,6 +149,8 @@ VARIANTS = [
         "norm(shortest=True)",
         "pmod(target=shiftedlinear, weights=untrained)",
         "pool(layer=2)",
+        "priortr(queries=last, layer=2)",
+        "priortr(queries=question_but_last, null=1)",
         "prumerge(adaptive=True)",
         "prumerge(official=True)",
         "prumerge_plus(adaptive=True)",

@@ -99,6 +99,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "norm": {"shortest": FLAG},
     "pmod": {"target": st.sampled_from(["shiftedcos", "shiftedlinear"]), **OFFICIAL},
     "pool": {"layer": LAYER},
+    "priortr": {
+        "layer": LAYER,
+        "queries": st.sampled_from(["question", "question_but_last", "last"]),
+        "null": st.integers(0, 3),
+    },
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
