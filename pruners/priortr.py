@@ -51,8 +51,8 @@ class PriorTR(ScorePruner):
     last one's last, text between them included, as one span, and the first sample of a batch for all. Where no text
     stands behind the null token, P is the last prompt token's row and Q is flat (there: P = Q, and every score is 0).
     They round scores to the model's dtype before ranking; here ties go to the lowest index, and what is not finite
-    comes last (there: counts as 0). Their ratios keep ``int(ratio N)``, ours ``floor(ratio N + 0.5)``. Their variant with two forwards (PriorTR-2F), the maximum over
-    heads and the threshold S > 0 are not implemented.
+    comes last (there: counts as 0). Their ratios keep ``int(ratio N)``, ours ``floor(ratio N + 0.5)``. Their variant
+    with two forwards (PriorTR-2F), the maximum over heads and the threshold S > 0 are not implemented.
     """
 
     layer: int = 3

@@ -98,7 +98,9 @@ def test_every_picture_of_every_sample_is_scored_by_the_text_behind_it(family, s
         assert torch.equal(best, kept)
 
 
-@pytest.mark.parametrize(("spec", "words"), [("queries=all", "queries='all' is unknown"), ("null=-1", "null=-1 is out of")])
+@pytest.mark.parametrize(
+    ("spec", "words"), [("queries=all", "queries='all' is unknown"), ("null=-1", "null=-1 is out of")]
+)
 def test_wrong_parameters_are_told(spec, words):
     with pytest.raises(ValueError, match=words):
         vtc.parse(f"priortr({spec})")
