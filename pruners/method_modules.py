@@ -5,6 +5,7 @@ from __future__ import annotations
 HOME = {
     "norm": "ablations",
     "cls": "ablations",
+    "agilepruner": "agilepruner",
     "cdpruner": "cdpruner",
     "dart": "dart",
     "deep_random": "deep_random",
@@ -18,6 +19,7 @@ HOME = {
     "flowcut": "flowcut",
     "focusllava": "focusllava",
     "globalcom2": "globalcom2",
+    "hiprune": "hiprune",
     "hired": "hired",
     "holov": "holov",
     "idpruner": "idpruner",

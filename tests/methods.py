@@ -121,6 +121,7 @@ METHODS = [setting(name) for name in vtc.list_pruners()]
 VARIANTS = [
     Setting(spec, KEEP)
     for spec in (
+        "agilepruner(step=0.3, tau_max=1.0, erank_avg=4.0)",
         "cdpruner(relevance=none)",
         "cdpruner(theta=0.5)",
         "dart(official=True)",
@@ -138,6 +139,8 @@ VARIANTS = [
         "focusllava(vision=False, layer=2, weights=untrained)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
+        "hiprune(alpha=1)",
+        "hiprune(official=True, alpha=0.5, shallow=1)",
         "hired(official=True)",
         "holov(crops=4)",
         "holov(official=True)",

@@ -34,6 +34,11 @@ REMOVAL = {"layer": LAYER, "tau": UNIT}
 PRUMERGE = {"adaptive": FLAG, **OFFICIAL}
 
 TABLE: dict[str, dict[str, Any]] = {
+    "agilepruner": {
+        "step": st.sampled_from([0.0, 0.01, 0.3]),
+        "tau_max": UNIT,
+        "erank_avg": st.sampled_from([1.0, 10.0, 95.0]),
+    },
     "cdpruner": {
         "relevance": st.sampled_from(["auto", "embeddings", "none"]),
         "theta": st.integers(0, 18).map(lambda n: n / 20),
@@ -84,6 +89,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "score": st.sampled_from(["auto", "attention", "cosine"]),
         **OFFICIAL,
     },
+    "hiprune": {"alpha": UNIT, "shallow": st.one_of(TOWER, SHARE), **OFFICIAL},
     "hired": {"alpha": UNIT, "shallow": st.integers(0, 3), **OFFICIAL},
     "holov": {"crops": st.integers(1, 16), "alpha": UNIT, **OFFICIAL},
     "idpruner": {
