@@ -18,6 +18,7 @@ HOME = {
     "fastvid": "fastvid",
     "flowcut": "flowcut",
     "focusllava": "focusllava",
+    "fsr": "fsr",
     "globalcom2": "globalcom2",
     "hiprune": "hiprune",
     "hired": "hired",

@@ -137,6 +137,8 @@ VARIANTS = [
         "flowcut(official=True)",
         "focusllava(text=False, weights=untrained)",
         "focusllava(vision=False, layer=2, weights=untrained)",
+        "fsr(beta=6.0, rho=0.3, kappa=2.0)",
+        "fsr(rho=0.0)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
         "hiprune(alpha=1)",

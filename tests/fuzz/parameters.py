@@ -83,6 +83,13 @@ TABLE: dict[str, dict[str, Any]] = {
         "vision": FLAG,
         "text": FLAG,
     },
+    "fsr": {
+        "alpha": UNIT,
+        "beta": st.sampled_from([0.0, 1.0, 8.0]),
+        "rho": UNIT,
+        "kappa": st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        "negate": FLAG,
+    },
     "globalcom2": {
         "tau": st.sampled_from([0.1, 1.0, 10.0]),
         "alpha": UNIT,
@@ -178,6 +185,7 @@ LEFT_OUT = {
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
     "focusllava.weights": "a file, always an untrained network",
+    "fsr.text_encoder": "a CLIP to load",
     "idpruner.scorer": "a file",
     "langdc.weights": "a file, always an untrained network",
     "pmod.weights": "a file, always untrained",
