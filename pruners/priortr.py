@@ -94,5 +94,5 @@ def _mean(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _shares(mass: Tensor) -> Tensor:
-    """`mass [B, N]`, divided by its sum."""
-    return mass / (mass.sum(1, keepdim=True) + EPS)
+    """`mass [B, N]`, divided by the sum of what is finite."""
+    return mass / (mass.nan_to_num(0, 0, 0).sum(1, keepdim=True) + EPS)
