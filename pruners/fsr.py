@@ -56,11 +56,12 @@ class FSR(Pruner):
         refine    of the others the kappa |scan| with the largest cosine to a scanned token join the one that is
                   nearest: sum phi x / sum phi over it and its own; the focus stays as it is    (eq. 8 and 9)
 
-    O(K N D) and an N x K matrix; one pass of CLIP over the question. No code was published; of these equations OURS is
-    that a focus larger than K is cut to its best K (the paper leaves open what happens then, and without relevance it
-    is so at most budgets), that x is projected in both later stages, that all views of an anyres picture are one span,
-    and that a scanned token of no priority which only such tokens join stays as it is. Ties go to the lowest index;
-    tokens whose features or scores are not finite have no priority and come last.
+    O(K N D) and an N x K matrix; one pass of CLIP over the question. No code was published, and the equations were
+    read in two transcriptions of the paper that agree. OURS is that a focus larger than K is cut to its best K (the
+    paper leaves open what happens then, and without relevance it is so at most budgets), that x is projected in
+    both later stages, that all views of an anyres picture are one span, and that a scanned token of no priority
+    which only such tokens join stays as it is. Ties go to the lowest index; tokens whose features or scores are not
+    finite have no priority and come last.
     """
 
     text_encoder: str | None = None
