@@ -121,6 +121,7 @@ METHODS = [setting(name) for name in vtc.list_pruners()]
 VARIANTS = [
     Setting(spec, KEEP)
     for spec in (
+        "agilepruner(step=0.3, tau_max=1.0, erank_avg=4.0)",
         "cdpruner(relevance=none)",
         "cdpruner(theta=0.5)",
         "dart(official=True)",
@@ -136,8 +137,12 @@ VARIANTS = [
         "flowcut(official=True)",
         "focusllava(text=False, weights=untrained)",
         "focusllava(vision=False, layer=2, weights=untrained)",
+        "fsr(beta=6.0, rho=0.3, kappa=2.0)",
+        "fsr(rho=0.0)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
+        "hiprune(alpha=1)",
+        "hiprune(official=True, alpha=0.5, shallow=1)",
         "hired(official=True)",
         "holov(crops=4)",
         "holov(official=True)",
@@ -149,6 +154,8 @@ VARIANTS = [
         "norm(shortest=True)",
         "pmod(target=shiftedlinear, weights=untrained)",
         "pool(layer=2)",
+        "priortr(queries=last, layer=2)",
+        "priortr(queries=question_but_last, null=1)",
         "prumerge(adaptive=True)",
         "prumerge(official=True)",
         "prumerge_plus(adaptive=True)",

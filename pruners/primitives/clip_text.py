@@ -52,7 +52,7 @@ class ClipText:
         except (OSError, RuntimeError, ValueError) as error:
             raise OSError(
                 f"text_encoder={self.name!r} can't be loaded; without a network it must be there already, cached or "
-                f"as a local folder or file. relevance='embeddings' needs no CLIP. The loader says: {error}"
+                f"as a local folder or file. Without text_encoder the method needs no CLIP. The loader says: {error}"
             ) from error
 
     def _transformers(self) -> None:
@@ -116,7 +116,7 @@ class ClipText:
         if x.shape[-1] != self.width:
             raise ValueError(
                 f"text_encoder={self.name!r} embeds image states of width {self.width}, this model's tower gives "
-                f"{x.shape[-1]}: it must be the CLIP that the tower was taken from; else use relevance='embeddings'"
+                f"{x.shape[-1]}: it must be the CLIP that the tower was taken from; else leave text_encoder out"
             )
         return normalize(self.post_norm(x.float().to(self.device)) @ self.projection, dim=-1)
 

@@ -34,6 +34,11 @@ REMOVAL = {"layer": LAYER, "tau": UNIT}
 PRUMERGE = {"adaptive": FLAG, **OFFICIAL}
 
 TABLE: dict[str, dict[str, Any]] = {
+    "agilepruner": {
+        "step": st.sampled_from([0.0, 0.01, 0.3]),
+        "tau_max": UNIT,
+        "erank_avg": st.sampled_from([1.0, 10.0, 95.0]),
+    },
     "cdpruner": {
         "relevance": st.sampled_from(["auto", "embeddings", "none"]),
         "theta": st.integers(0, 18).map(lambda n: n / 20),
@@ -78,12 +83,20 @@ TABLE: dict[str, dict[str, Any]] = {
         "vision": FLAG,
         "text": FLAG,
     },
+    "fsr": {
+        "alpha": UNIT,
+        "beta": st.sampled_from([0.0, 1.0, 8.0]),
+        "rho": UNIT,
+        "kappa": st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        "negate": FLAG,
+    },
     "globalcom2": {
         "tau": st.sampled_from([0.1, 1.0, 10.0]),
         "alpha": UNIT,
         "score": st.sampled_from(["auto", "attention", "cosine"]),
         **OFFICIAL,
     },
+    "hiprune": {"alpha": UNIT, "shallow": st.one_of(TOWER, SHARE), **OFFICIAL},
     "hired": {"alpha": UNIT, "shallow": st.integers(0, 3), **OFFICIAL},
     "holov": {"crops": st.integers(1, 16), "alpha": UNIT, **OFFICIAL},
     "idpruner": {
@@ -99,6 +112,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "norm": {"shortest": FLAG},
     "pmod": {"target": st.sampled_from(["shiftedcos", "shiftedlinear"]), **OFFICIAL},
     "pool": {"layer": LAYER},
+    "priortr": {
+        "layer": LAYER,
+        "queries": st.sampled_from(["question", "question_but_last", "last"]),
+        "null": st.integers(0, 3),
+    },
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
@@ -167,6 +185,7 @@ LEFT_OUT = {
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
     "focusllava.weights": "a file, always an untrained network",
+    "fsr.text_encoder": "a CLIP to load",
     "idpruner.scorer": "a file",
     "langdc.weights": "a file, always an untrained network",
     "pmod.weights": "a file, always untrained",

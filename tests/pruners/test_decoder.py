@@ -49,7 +49,7 @@ def make(counts, budgets, seed=0, text=5):
     return Spans([draw(n, WIDTH) for n in counts], budgets, reads, texts, stage="decoder", layer=2)
 
 
-@pytest.mark.parametrize("spec", ["fastv", "pyramiddrop", "sparsevlm(recycle=False)"])
+@pytest.mark.parametrize("spec", ["fastv", "priortr", "pyramiddrop", "sparsevlm(recycle=False)"])
 def test_a_score_that_is_not_finite_is_the_lowest(spec):
     given_spans = make([9], [6], seed=1)
     for values in given_spans.reads.values():

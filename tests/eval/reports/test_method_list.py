@@ -38,6 +38,10 @@ FLAG_CASES = {
     "todre_diversity(pivot=random)": {"uses_attention": False, "uses_cls": False},
     "sparsevlm(rank_scale=0.5)": {"adaptive_count": True, "merges": True},
     "cdpruner(text_encoder='somewhere')": {"uses_question": True},
+    "priortr": {"uses_text": True, "uses_attention": True, "uses_cls": False},
+    "hiprune": {"order_dependent": True, "uses_attention": True, "uses_cls": False, "uses_text": False},
+    "fsr": {"merges": True, "uses_cls": True, "uses_text": False, "uses_question": False},
+    "fsr(text_encoder='somewhere')": {"uses_text": True, "uses_question": True},
     "prumerge_plus": {"order_dependent": True, "uses_cls": True},
     "pool": {"merges": True, "ragged": True},
 }
