@@ -156,6 +156,7 @@ VARIANTS = [
         "quecc(weights=untrained, kernel=3, exact=False, no_text=True)",
         "random(layer=2)",
         "random(official=True)",
+        "scope(alpha=0, space=projected)",
         "sparsevlm(official=True)",
         "sparsevlm(rank_scale=0.6)",
         "sparsevlm(recycle=False)",
