@@ -19,6 +19,7 @@ HOME = {
     "focusllava": "focusllava",
     "globalcom2": "globalcom2",
     "hired": "hired",
+    "holitom": "holitom",
     "holov": "holov",
     "idpruner": "idpruner",
     "langdc": "langdc",

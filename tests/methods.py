@@ -139,6 +139,8 @@ VARIANTS = [
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
         "hired(official=True)",
+        "holitom(official=True)",
+        "holitom(tau=0, beta=0.2, neighbours=3)",
         "holov(crops=4)",
         "holov(official=True)",
         "idpruner(importance=flowcut)",

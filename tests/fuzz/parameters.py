@@ -85,6 +85,7 @@ TABLE: dict[str, dict[str, Any]] = {
         **OFFICIAL,
     },
     "hired": {"alpha": UNIT, "shallow": st.integers(0, 3), **OFFICIAL},
+    "holitom": {"tau": UNIT, "beta": UNIT, "neighbours": SMALL, **OFFICIAL},
     "holov": {"crops": st.integers(1, 16), "alpha": UNIT, **OFFICIAL},
     "idpruner": {
         "importance": st.sampled_from(["cls", "flowcut", "norm", "uniform", "zoo"]),

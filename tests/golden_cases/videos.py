@@ -1,4 +1,4 @@
-"""Vectors of the video methods EVS, DyCoke, VidCom2 and FastVID."""
+"""Vectors of the video methods EVS, DyCoke, VidCom2, FastVID and HoliTom."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from golden_support import Golden, Served, golden, tokens_of
 import vtc
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.primitives.crops_and_frames import frames_of
+from vtc.pruners.signals import EncoderAttention
 
 
 def video(frames: int, rows: int, cols: int) -> list[Layout]:
@@ -85,3 +86,25 @@ def fastvid(vector: Golden) -> None:
     rows = out[torch.from_numpy(vector["keep_positions"]).long()]
     np.testing.assert_allclose(rows.norm(dim=-1), vector["out_rownorm"], atol=1e-3)
     np.testing.assert_allclose(rows[:, :8], vector["out_first8"], atol=1e-3)
+
+
+@golden("holitom")
+def holitom(vector: Golden) -> None:
+    """The authors give vectors, those of a window that repeat before those that move: compared in sorted order."""
+    meta, r = vector.meta, vector.rng()
+    frames, n, d = meta["frames"], meta["n"], meta["d"]
+    pictures = r.standard_normal((len(meta["cuts"]) + 1, n, d), dtype=np.float32)
+    noise = r.standard_normal((frames, n, d), dtype=np.float32)
+    size, attention = r.random((1, n, 1), dtype=np.float32), r.random((frames, n), dtype=np.float32)
+    x = pictures[np.searchsorted(meta["cuts"], np.arange(frames), "right")] + np.float32(0.8) * size * noise
+    source = Served({EncoderAttention(): torch.from_numpy(attention).view(1, 1, -1)})
+    pruner = vtc.parse(
+        "holitom", keep=meta["ratio"], tau=meta["tau"], beta=meta["beta"], neighbours=meta["k"], official=True
+    )[0]
+    tokens = tokens_of(x.reshape(-1, d), round(meta["ratio"] * frames * n), source, video(frames, 1, n))
+    found = pruner.select(tokens, tokens.budgets[0])
+    made = found.features[0][found.index[0] >= 0].numpy()
+    expected = vector["features"]
+    assert made.shape == expected.shape
+    rows = [rows[np.lexsort(rows.T[::-1])] for rows in (made, expected)]
+    np.testing.assert_allclose(*rows, atol=1e-5)

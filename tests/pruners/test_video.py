@@ -31,9 +31,15 @@ from vtc.pruners.signals import EncoderAttention, PreProjector
 from vtc.pruners.visual_tokens import VisualTokens
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-NAMES = ("evs", "dycoke", "vidcom2", "fastvid")
+NAMES = ("evs", "dycoke", "vidcom2", "fastvid", "holitom")
 SPECS = (*NAMES, "fastvid(segments=2, context=0.7, every=2, weight=0)")
-OFFICIAL = ("evs(official=True)", "dycoke(official=True)", "vidcom2(official=True)", "fastvid(official=True)")
+OFFICIAL = (
+    "evs(official=True)",
+    "dycoke(official=True)",
+    "vidcom2(official=True)",
+    "fastvid(official=True)",
+    "holitom(official=True)",
+)
 VIDEOS = [f for f in FAMILIES if "clip" in shapes_of(FAMILIES[f], ("clip",))]
 
 
