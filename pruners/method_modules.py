@@ -27,6 +27,7 @@ HOME = {
     "pmod": "pmod",
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
+    "prunevid": "prunevid",
     "pyramiddrop": "pyramiddrop",
     "quecc": "quecc",
     "random": "random",

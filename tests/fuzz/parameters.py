@@ -107,6 +107,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "pool": {"layer": LAYER},
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
+    "prunevid": {"segments": UNIT, "tau": UNIT, "neighbours": SMALL, **OFFICIAL},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
     "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
