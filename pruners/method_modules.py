@@ -27,6 +27,7 @@ HOME = {
     "pmod": "pmod",
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
+    "prunesid": "prunesid",
     "prunevid": "prunevid",
     "pyramiddrop": "pyramiddrop",
     "quecc": "quecc",

@@ -31,6 +31,7 @@ SPECS = [
     "cdpruner(theta=0.5)",
     "cdpruner(official=True, theta=0.9)",
     "mmtok",
+    "prunesid",
     "scope",
     "scope(space=projected)",
     "norm",
