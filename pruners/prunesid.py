@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.best_per_part import best, budgets_of, columns_of, part_sizes, per_token
+from vtc.pruners.primitives.best_per_part import best, columns_of, part_sizes, per_token
 from vtc.pruners.primitives.greedy import all_cosines, barred
 from vtc.pruners.primitives.merging import mean_of_patches
-from vtc.pruners.primitives.precision import decides_on_host, exact
+from vtc.pruners.primitives.precision import decides_on_host, exact, settled
 from vtc.pruners.primitives.projector_sensitivity import drawn_directions
 
 from .base import Pruner
@@ -20,6 +21,7 @@ from .signals import PreProjector, Signal
 from .visual_tokens import VisualTokens
 
 MORE, ROUNDS = 8, 4  # further directions, and rounds, of the low-rank decomposition
+BLOCK = 256  # tokens in float64 at a time
 
 
 @register_pruner("prunesid")
@@ -51,8 +53,7 @@ class PruneSID(Pruner):
     From the paper's formulas as third parties note them; the authors' code, which has no licence, was not read. Theirs
     round shares of the groups down; here the largest remainder makes the count exact, what a group is too small for
     goes to the others, and look-alikes come last. The paper's other variant, whose budget follows ``1 - rho`` from
-    picture to picture, is left out: how was not to be had. It cascades: components of like strength mix, and with them
-    groups.
+    picture to picture, is left out: how was not to be had.
     """
 
     per_group: int = 4
@@ -60,7 +61,7 @@ class PruneSID(Pruner):
 
     paper: ClassVar[str] = "arXiv 2603.09480"
     signals: ClassVar[tuple[Signal, ...]] = (PreProjector(),)
-    cascades: ClassVar[bool] = True
+    ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,43 +72,62 @@ class PruneSID(Pruner):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
-        """The first ones of each group, `[B, k]` ascending."""
-        x = mean_of_patches(tokens.read(self.signals[0])).to(tokens.ids.device)
-        usable = (barred(x) == 0) & (barred(tokens.features) == 0)
-        groups = max(1, k // self.per_group)
-        loading = principal(x, usable, groups).abs()
-        importance, group = loading.max(-1)
+        """The first ones of each group, `[B, k]` ascending; span by span, since each has its own number of groups."""
+        seen = mean_of_patches(tokens.read(self.signals[0])).to(tokens.ids.device)
+        bar = torch.minimum(barred(seen), barred(tokens.features))
+        found = []
+        for row, (n, budget) in enumerate(zip(tokens.counts, tokens.budgets, strict=True)):
+            kept = self._one(seen[row : row + 1, :n], bar[row : row + 1, :n] == 0, budget)
+            found.append(torch.nn.functional.pad(kept, (0, k - budget)))
+        return torch.cat(found)
+
+    def _one(self, x: Tensor, usable: Tensor, k: int) -> Tensor:
+        """What is kept of one span `x [1, T, D]`, `[1, k]`."""
+        groups, last = max(1, k // self.per_group), x.shape[1]
+        # settled: of two tokens alone both have the same
+        importance, group = settled(principal(x, usable, groups).abs_()).max(-1)
         cosine = all_cosines(x, usable)
-        count = usable.sum(1).double()
-        rho = (cosine.sum((1, 2), dtype=torch.float64) - cosine.diagonal(0, 1, 2).sum(1)) / (count * (count - 1)).clamp(
-            min=1
-        )
+        count = exact(usable.sum(1))
+        pairs = cosine.sum(2).sum(1, dtype=count.dtype) - cosine.diagonal(0, 1, 2).sum(1)
+        threshold = k / self.scale * pairs / (count * (count - 1)).clamp(min=1)
         # by falling importance; what is not finite comes last
         order = importance.masked_fill(~usable, -1).sort(dim=1, descending=True, stable=True).indices
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=x.device).expand_as(order)
-        )
-        turn = taken(cosine, group, rank.masked_fill(~usable, len(rank[0])), (k / self.scale * rho)[:, None], groups, k)
-        sizes = part_sizes(group.masked_fill(~usable, groups), groups)
-        quota = sizes * (k / count)[:, None]
-        key = torch.where(turn < k, per_token(quota, group) - turn, -1.0 * x.shape[1] - rank)
-        return columns_of(best(key, budgets_of(tokens), tokens.valid), k)
+        rank = torch.empty_like(order).scatter_(1, order, torch.arange(last, device=x.device)[None])
+        turn = taken(cosine, group, rank.masked_fill(~usable, last), threshold[:, None], groups, k)
+        quota = part_sizes(group.masked_fill(~usable, groups), groups) * (k / count)[:, None]
+        key = torch.where(turn < k, per_token(quota, group) - turn, -1.0 * last - rank)
+        budget = torch.full_like(order[:, :1], k)
+        return columns_of(best(key, budget, torch.ones_like(usable)), k)
 
 
 def principal(x: Tensor, usable: Tensor, rank: int) -> Tensor:
     """Loadings V `[B, T, rank]` of the `usable` tokens on the principal components of ``sigmoid(x)``; others are 0."""
-    centred = exact(x).masked_fill(~usable[..., None], 0).sigmoid_().mul_(usable[..., None])
-    mean = centred.sum(1, keepdim=True) / usable.sum(1).clamp(min=1)[:, None, None]
-    centred.sub_(mean).mul_(usable[..., None])
-    width = min(rank + MORE, *centred.shape[1:])
-    found = centred @ drawn_directions(width, x.shape[-1]).to(centred).mT
+
+    def centred(mean: Tensor | float) -> Iterator[tuple[slice, Tensor]]:
+        """Some tokens at a time: in float64 all would count."""
+        for some in (slice(start, start + BLOCK) for start in range(0, x.shape[1], BLOCK)):
+            part = exact(x[:, some]).masked_fill(~usable[:, some, None], 0).sigmoid_()
+            yield some, part.sub_(mean).mul_(usable[:, some, None])
+
+    def tokens_by(directions: Tensor) -> Tensor:
+        return torch.cat([part @ directions for _, part in centred(mean)], 1)
+
+    def channels_by(base: Tensor) -> Tensor:
+        made = torch.zeros_like(base[:, :1]).expand(-1, x.shape[2], -1).contiguous()
+        for some, part in centred(mean):
+            made += part.mT @ base[:, some]
+        return made
+
+    mean = torch.stack([part.sum(1) for _, part in centred(0.0)]).sum(0)[:, None]
+    mean = mean / usable.sum(1).clamp(min=1)[:, None, None]
+    width = min(rank + MORE, *x.shape[1:])
+    found = tokens_by(drawn_directions(width, x.shape[2]).to(mean).mT)
     for _ in range(ROUNDS):
-        found = centred @ (centred.mT @ torch.linalg.qr(found).Q)
+        found = tokens_by(channels_by(torch.linalg.qr(found).Q))
     base = torch.linalg.qr(found).Q
-    small = base.mT @ centred
-    rotation = torch.linalg.eigh(small @ small.mT).eigenvectors.flip(-1)[..., :rank]
-    loading = base @ rotation
-    return torch.nn.functional.pad(loading, (0, rank - loading.shape[-1]))
+    small = channels_by(base)
+    rotation = torch.linalg.eigh(small.mT @ small).eigenvectors.flip(-1)[..., :rank]
+    return torch.nn.functional.pad(base @ rotation, (0, max(0, rank - width)))
 
 
 def taken(cosine: Tensor, group: Tensor, rank: Tensor, threshold: Tensor, groups: int, steps: int) -> Tensor:
