@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import best, columns_of, part_sizes, per_token
 from vtc.pruners.primitives.greedy import all_cosines, barred
 from vtc.pruners.primitives.merging import mean_of_patches
-from vtc.pruners.primitives.precision import decides_on_host, exact, settled
+from vtc.pruners.primitives.precision import decides_on_host, exact, exact_dtype, settled
 from vtc.pruners.primitives.projector_sensitivity import drawn_directions
 
 from .base import Pruner
@@ -21,7 +20,7 @@ from .signals import PreProjector, Signal
 from .visual_tokens import VisualTokens
 
 MORE, ROUNDS = 8, 4  # further directions, and rounds, of the low-rank decomposition
-BLOCK = 256  # tokens in float64 at a time
+BLOCK = 256  # tokens at a time, where more of them would be held twice
 
 
 @register_pruner("prunesid")
@@ -85,7 +84,7 @@ class PruneSID(Pruner):
         """What is kept of one span `x [1, T, D]`, `[1, k]`."""
         groups, last = max(1, k // self.per_group), x.shape[1]
         # settled: of two tokens alone both have the same
-        importance, group = settled(principal(x, usable, groups).abs_()).max(-1)
+        importance, group = settled(principal(x[0], usable[0], groups).abs_())[None].max(-1)
         cosine = all_cosines(x, usable)
         count = exact(usable.sum(1))
         pairs = cosine.sum(2).sum(1, dtype=count.dtype) - cosine.diagonal(0, 1, 2).sum(1)
@@ -101,32 +100,22 @@ class PruneSID(Pruner):
 
 
 def principal(x: Tensor, usable: Tensor, rank: int) -> Tensor:
-    """Loadings V `[B, T, rank]` of the `usable` tokens on the principal components of ``sigmoid(x)``; others are 0."""
+    """Loadings V `[T, rank]` of the `usable` tokens of `x [T, D]` on the principal components of ``sigmoid(x)``.
 
-    def centred(mean: Tensor | float) -> Iterator[tuple[slice, Tensor]]:
-        """Some tokens at a time: in float64 all would count."""
-        for some in (slice(start, start + BLOCK) for start in range(0, x.shape[1], BLOCK)):
-            part = exact(x[:, some]).masked_fill(~usable[:, some, None], 0).sigmoid_()
-            yield some, part.sub_(mean).mul_(usable[:, some, None])
-
-    def tokens_by(directions: Tensor) -> Tensor:
-        return torch.cat([part @ directions for _, part in centred(mean)], 1)
-
-    def channels_by(base: Tensor) -> Tensor:
-        made = torch.zeros_like(base[:, :1]).expand(-1, x.shape[2], -1).contiguous()
-        for some, part in centred(mean):
-            made += part.mT @ base[:, some]
-        return made
-
-    mean = torch.stack([part.sum(1) for _, part in centred(0.0)]).sum(0)[:, None]
-    mean = mean / usable.sum(1).clamp(min=1)[:, None, None]
-    width = min(rank + MORE, *x.shape[1:])
-    found = tokens_by(drawn_directions(width, x.shape[2]).to(mean).mT)
+    Float64; zeros for the other tokens.
+    """
+    centred = x.new_empty(x.shape, dtype=exact_dtype(x.device))
+    for made, part, there in zip(*(t.split(BLOCK) for t in (centred, x, usable[:, None])), strict=True):
+        made.copy_(part).masked_fill_(~there, 0).sigmoid_().mul_(there)
+    centred.sub_(centred.sum(0) / usable.sum().clamp(min=1)).mul_(usable[:, None])
+    width = min(rank + MORE, *x.shape)
+    found = centred @ drawn_directions(width, x.shape[1]).to(centred).mT
     for _ in range(ROUNDS):
-        found = tokens_by(channels_by(torch.linalg.qr(found).Q))
+        # products of few rows: of few columns they take many times as long
+        found = centred @ (torch.linalg.qr(found).Q.mT @ centred).mT
     base = torch.linalg.qr(found).Q
-    small = channels_by(base)
-    rotation = torch.linalg.eigh(small.mT @ small).eigenvectors.flip(-1)[..., :rank]
+    small = base.mT @ centred
+    rotation = torch.linalg.eigh(small @ small.mT).eigenvectors.flip(-1)[:, :rank]
     return torch.nn.functional.pad(base @ rotation, (0, max(0, rank - width)))
 
 
