@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtc.pruners.primitives.crops_and_frames import frames_of, similarity
 from vtc.pruners.primitives.greedy import barred
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import exact, wide
 from vtc.pruners.primitives.repeats import Windows, merge_repeats
 
 from .base import Merged, Pruner
@@ -93,7 +93,7 @@ class HoliTom(Pruner):
         def counts(sizes: Tensor, share: Tensor, frames: int) -> Tensor:
             if isinstance(self.keep, float):  # not of the rounded budget
                 total = torch.tensor(list(tokens.counts), device=sizes.device)[:, None]
-                share = self.keep / (sizes.sum(1, keepdim=True).double() / total)
+                share = self.keep / (exact(sizes.sum(1, keepdim=True)) / total)
             quota = sizes * share.clamp(max=1)
             return torch.cat([quota[:, :frames].ceil(), quota[:, frames:].round()], 1)
 
@@ -105,7 +105,7 @@ def windows_of(alike: Tensor) -> Windows:
     rows, count, _ = alike.shape
     run, saved = alike[:, 1:], alike.new_zeros(rows, count, count, dtype=torch.long)
     for length in range(1, count):
-        saved[:, torch.arange(count - length), torch.arange(length, count)] = run.sum(2) * length
+        saved.diagonal(length, 1, 2).copy_(run.sum(2) * length)
         run = run[:, :-1] & alike[:, length + 1 :]
     # most that the frames up to each save, and where the last window begins then
     most, starts = [torch.zeros_like(saved[:, 0, 0])], []

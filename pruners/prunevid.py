@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.pruners.primitives.clustering import dpc_knn
 from vtc.pruners.primitives.crops_and_frames import Frames, frames_of
 from vtc.pruners.primitives.merging import combine, group_sums, membership, take
-from vtc.pruners.primitives.precision import vector_lengths
+from vtc.pruners.primitives.precision import exact, vector_lengths
 from vtc.pruners.primitives.repeats import CHANNELS, Windows, merge_repeats
 
 from .base import Merged, Pruner
@@ -96,7 +96,7 @@ class PruneVid(Pruner):
 
     def _counts(self, sizes: Tensor, share: Tensor, frames: int) -> Tensor:
         keep = 1.0 if self.keep is None else self.keep
-        return torch.where(sizes > WHOLE, (sizes.double() * keep).floor(), sizes)
+        return torch.where(sizes > WHOLE, (exact(sizes) * keep).floor(), sizes)
 
     def _still(self, x: Tensor, frames: Frames, begin: Tensor, valid: Tensor) -> Tensor:
         """Which places stay the same over the segment that starts at ``begin [B, T]``; `[B, T, P]`."""

@@ -16,6 +16,7 @@ from .best_per_part import at_least_one, best, budgets_of, columns_of, part_size
 from .clustering import peaks_in_blocks
 from .crops_and_frames import BLOCK, Frames
 from .merging import add_weighted, combine, group_sums, membership, nearest, squared_distances, take
+from .precision import exact
 from .ranking import rankable
 
 CHANNELS = 256  # widened together
@@ -75,7 +76,7 @@ def merge_repeats(
     named = torch.where(still, torch.where(first, count + windows.begin[..., None], 2 * count), turn[:, None])
     part = frames.collect(named).masked_fill(~tokens.valid, 2 * count + 1)
     sizes = part_sizes(part, 2 * count + 1)[:, : 2 * count]
-    share = budgets_of(tokens).double() / sizes.sum(1, keepdim=True)
+    share = exact(budgets_of(tokens)) / sizes.sum(1, keepdim=True)
     quota = sizes * share.clamp(max=1)
     kept = quota if official is None else official(sizes, share, count)
     means = _means(x, frames, windows, tokens.valid) if count > 1 else x
