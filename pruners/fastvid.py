@@ -10,20 +10,18 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from vtc.pruners.primitives.best_per_part import at_least_one, best, budgets_of, columns_of, per_token, rank_in_part
+from vtc.pruners.primitives.clustering import peaks_in_blocks
 from vtc.pruners.primitives.crops_and_frames import BLOCK, Frames, frames_of
 from vtc.pruners.primitives.merging import (
     add_weighted,
     combine,
     cosine,
-    inner,
     mean_of_patches,
     membership,
     nearest,
-    squared_distances,
     take,
 )
-from vtc.pruners.primitives.precision import decides_on_host, exact_dtype, settled, wide
-from vtc.pruners.primitives.ranking import rankable
+from vtc.pruners.primitives.precision import exact_dtype, settled, wide
 
 from .base import Merged, Pruner
 from .registry import register_pruner
@@ -31,7 +29,6 @@ from .signals import EncoderAttention, PreProjector, Signal
 from .visual_tokens import VisualTokens
 
 NEIGHBOURS = 4  # of the density, as in the authors' code
-ROWS = 64, BLOCK // 2  # of the distances within a frame at a time, in float64: from and to, an eighth of the features
 
 
 @register_pruner("fastvid")
@@ -175,7 +172,7 @@ class FastVid(Pruner):
         scores = []
         for columns, mask in zip(frames.column.split(block, 1), free.split(block, 1), strict=True):
             x = take(tokens.features.detach(), columns.flatten(1)).view(*mask.shape, -1)
-            scores.append(peaks(x.flatten(0, 1), mask.flatten(0, 1)).view(mask.shape))
+            scores.append(peaks_in_blocks(x.flatten(0, 1), mask.flatten(0, 1), NEIGHBOURS).view(mask.shape))
         return rank_in_part(frames.collect(torch.cat(scores, 1)), frames.frame, free.shape[1])
 
     def _merge(self, tokens: VisualTokens, columns: Tensor, used: Tensor, others: Tensor, segment: Tensor) -> Tensor:
@@ -188,58 +185,3 @@ class FastVid(Pruner):
         own = (1 / size).clamp(min=self.weight)
         mean = (1 - own) / size
         return add_weighted(combine(inside, tokens.features).mul_(mean), anchors, own + mean)
-
-
-def peaks(x: Tensor, free: Tensor) -> Tensor:
-    """Score of each `free [F, P]` token of a frame as a density peak, from its features `[F, P, D]`.
-
-    `[F, P]` float64, the logarithm of density times distance (the density alone would vanish for large distances); the
-    lowest for what is not finite, -inf for what is not free. Some rows at a time: no P x P matrix is kept.
-    """
-    longest = inner(x[:, :1], x, exact_dtype(x.device))[2].nan_to_num(0, 0, 0).amax(1)
-
-    def distances(some: Tensor | slice, first: int) -> Tensor:
-        """Squared distances over D of some tokens to those from `first` on, `[F, n, P - first]`; inf if not free."""
-        distance = squared_distances(x[:, some], x[:, first:], longest)
-        return distance.masked_fill_(~(free[:, some, None] & free[:, None, first:]), float("inf"))
-
-    size = max(ROWS[0], min(ROWS[1], x.shape[2] * x.element_size() // 64))
-    near, most = _Nearest(free), x.new_zeros(len(x), dtype=longest.dtype)
-    for start in range(0, x.shape[1], size):
-        stop = min(start + size, x.shape[1])
-        distance = distances(slice(start, stop), start)  # what is left of them they are to earlier ones
-        distance.diagonal(0, 1, 2).masked_fill_(free[:, start:stop], 0)
-        near.add(slice(start, stop), distance, start)
-        near.add(slice(stop, None), distance[..., stop - start :].mT, start)
-        most = torch.maximum(most, distance.masked_fill_(distance.isinf(), 0).flatten(1).amax(1))
-    counted = near.value.isfinite()
-    density = -near.value.masked_fill(~counted, 0).sum(-1) / counted.sum(-1).clamp(min=1)
-    denser = density.gather(1, near.place.flatten(1)).view_as(near.value) > density[..., None]
-    separation = near.value.masked_fill(~denser, float("inf")).amin(2)
-    # mostly one of the nearest is denser; where it is not, all are looked at
-    rest = torch.arange(x.shape[1], device=x.device)
-    if decides_on_host(x):
-        rest = (free & separation.isinf()).any(0).nonzero()[:, 0]
-    for some in rest.split(size):
-        distance = distances(some, 0)
-        separation[:, some] = distance.masked_fill_(density[:, None] <= density[:, some, None], float("inf")).amin(2)
-    # the densest: as far as any two of the frame
-    separation = torch.where(separation.isinf(), most[:, None], separation)
-    return rankable(density + separation.log() / 2, free)
-
-
-class _Nearest:
-    """The ``NEIGHBOURS`` least distances of each token `[F, P]`, itself included, and to whom."""
-
-    def __init__(self, free: Tensor):
-        width = min(NEIGHBOURS, free.shape[1])
-        self.value = torch.full((*free.shape, width), float("inf"), dtype=exact_dtype(free.device), device=free.device)
-        self.place = torch.zeros_like(self.value, dtype=torch.int64)
-
-    def add(self, some: slice, distance: Tensor, first: int) -> None:
-        """Take in the `distance` `[F, n, m]` of some tokens to those from `first` on."""
-        width = self.value.shape[2]
-        value, place = distance.topk(min(width, distance.shape[2]), dim=-1, largest=False)
-        values, places = torch.cat([self.value[:, some], value], 2), torch.cat([self.place[:, some], place + first], 2)
-        value, order = values.topk(width, dim=-1, largest=False)
-        self.value[:, some], self.place[:, some] = value, places.gather(2, order)

@@ -58,6 +58,16 @@ def slow_dpp(x, k, weight):
     return order
 
 
+def slow_cover(covers, k, weight):
+    """Of `covers` `[R, N]`: how much of it is covered by the chosen columns, and what each other one would add."""
+    order = []
+    while len(order) < k:
+        total = lambda some: np.concatenate([covers[:, some], np.zeros((len(covers), 1))], 1).max(1).sum()  # noqa: E731
+        gain = [weight[i] * (total([*order, i]) - total(order)) for i in range(covers.shape[1])]
+        order.append(best_of(np.round(gain, 9), order))
+    return order
+
+
 def spans_of(reads, lengths, dims=6, keep=0.4, seed=0, dtype=torch.float32, texts=()):
     torch.manual_seed(seed)
     features = [torch.randn(n, dims, dtype=dtype) for n in lengths]

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .merging import FAR, squared_distances
-from .precision import wide, wide_dtype
+from .merging import FAR, inner, squared_distances
+from .precision import decides_on_host, exact_dtype, wide, wide_dtype
 from .ranking import rankable, top_k
+
+ROWS = 64, 512  # of the distances at a time, in float64: from and to, an eighth of the features
 
 
 class Clusters(NamedTuple):
@@ -123,3 +125,60 @@ def cluster_means(x: Tensor, owner: Tensor, clusters: int) -> Tensor:
     ones = torch.ones_like(index, dtype=torch.float32)
     count = torch.zeros(batch, clusters + 1, device=x.device).scatter_add(1, index, ones)
     return (total / count.clamp(min=1)[..., None])[:, :clusters]
+
+
+def peaks_in_blocks(x: Tensor, free: Tensor, neighbours: int | Tensor, most: int | None = None) -> Tensor:
+    """``density_peaks`` of the `free [F, P]` rows of `x [F, P, D]`, some at a time: no P x P matrix is kept.
+
+    `[F, P]` float64; the lowest for what is not finite, -inf for what is not free. `neighbours` may differ, `[F]`
+    int64 of at most `most`.
+    """
+    wanted = neighbours if isinstance(neighbours, int) else neighbours[:, None, None]
+    longest = inner(x[:, :1], x, exact_dtype(x.device))[2].nan_to_num(0, 0, 0).amax(1)
+
+    def distances(some: Tensor | slice, first: int) -> Tensor:
+        """Squared distances over D of some tokens to those from `first` on, `[F, n, P - first]`; inf if not free."""
+        distance = squared_distances(x[:, some], x[:, first:], longest)
+        return distance.masked_fill_(~(free[:, some, None] & free[:, None, first:]), float("inf"))
+
+    size = max(ROWS[0], min(ROWS[1], x.shape[2] * x.element_size() // 64))
+    width = neighbours if isinstance(neighbours, int) else most or x.shape[1]
+    near, farthest = _Nearest(free, width), x.new_zeros(len(x), dtype=longest.dtype)
+    for start in range(0, x.shape[1], size):
+        stop = min(start + size, x.shape[1])
+        distance = distances(slice(start, stop), start)  # what is left of them they are to earlier ones
+        distance.diagonal(0, 1, 2).masked_fill_(free[:, start:stop], 0)
+        near.add(slice(start, stop), distance, start)
+        near.add(slice(stop, None), distance[..., stop - start :].mT, start)
+        farthest = torch.maximum(farthest, distance.masked_fill_(distance.isinf(), 0).flatten(1).amax(1))
+    counted = near.value.isfinite() & (torch.arange(near.value.shape[2], device=x.device) < wanted)
+    density = -near.value.masked_fill(~counted, 0).sum(-1) / counted.sum(-1).clamp(min=1)
+    denser = density.gather(1, near.place.flatten(1)).view_as(near.value) > density[..., None]
+    separation = near.value.masked_fill(~denser, float("inf")).amin(2)
+    # mostly one of the nearest is denser; where it is not, all are looked at
+    rest = torch.arange(x.shape[1], device=x.device)
+    if decides_on_host(x):
+        rest = (free & separation.isinf()).any(0).nonzero()[:, 0]
+    for some in rest.split(size):
+        distance = distances(some, 0)
+        separation[:, some] = distance.masked_fill_(density[:, None] <= density[:, some, None], float("inf")).amin(2)
+    # the densest: as far as any two of the frame
+    separation = torch.where(separation.isinf(), farthest[:, None], separation)
+    return rankable(density + separation.log() / 2, free)
+
+
+class _Nearest:
+    """The `width` least distances of each token `[F, P]`, itself included, and to whom."""
+
+    def __init__(self, free: Tensor, width: int):
+        width = min(width, free.shape[1])
+        self.value = torch.full((*free.shape, width), float("inf"), dtype=exact_dtype(free.device), device=free.device)
+        self.place = torch.zeros_like(self.value, dtype=torch.int64)
+
+    def add(self, some: slice, distance: Tensor, first: int) -> None:
+        """Take in the `distance` `[F, n, m]` of some tokens to those from `first` on."""
+        width = self.value.shape[2]
+        value, place = distance.topk(min(width, distance.shape[2]), dim=-1, largest=False)
+        values, places = torch.cat([self.value[:, some], value], 2), torch.cat([self.place[:, some], place + first], 2)
+        value, order = values.topk(width, dim=-1, largest=False)
+        self.value[:, some], self.place[:, some] = value, places.gather(2, order)

@@ -98,6 +98,7 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     "hiprune": {"alpha": UNIT, "shallow": st.one_of(TOWER, SHARE), **OFFICIAL},
     "hired": {"alpha": UNIT, "shallow": st.integers(0, 3), **OFFICIAL},
+    "holitom": {"tau": UNIT, "beta": UNIT, "neighbours": SMALL, **OFFICIAL},
     "holov": {"crops": st.integers(1, 16), "alpha": UNIT, **OFFICIAL},
     "idpruner": {
         "importance": st.sampled_from(["cls", "flowcut", "norm", "uniform", "zoo"]),
@@ -109,6 +110,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "state": st.sampled_from([None, "paper", "code"]),
         "join": FLAG,
     },
+    "mmtok": {
+        "alpha": UNIT,
+        "text_temperature": st.sampled_from([0.02, 0.1, 1.0]),
+        "vision_temperature": st.sampled_from([0.02, 0.2, 1.0]),
+    },
     "norm": {"shortest": FLAG},
     "pmod": {"target": st.sampled_from(["shiftedcos", "shiftedlinear"]), **OFFICIAL},
     "pool": {"layer": LAYER},
@@ -119,9 +125,12 @@ TABLE: dict[str, dict[str, Any]] = {
     },
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
+    "prunesid": {"per_group": SMALL, "scale": st.sampled_from([4.0, 16.0, 32.0])},
+    "prunevid": {"segments": UNIT, "tau": UNIT, "neighbours": SMALL, **OFFICIAL},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
     "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
+    "scope": {"alpha": UNIT, "space": st.sampled_from(["encoder", "projected"])},
     "sparsevlm": {
         "budget": st.sampled_from([192, 128, 64]),
         "counts": st.lists(st.integers(1, 16), min_size=1, max_size=3).map(lambda x: tuple(sorted(x)[::-1])),

@@ -1,4 +1,4 @@
-"""Vectors of the video methods EVS, DyCoke, VidCom2 and FastVID."""
+"""Vectors of the video methods EVS, DyCoke, VidCom2, FastVID, HoliTom and PruneVid."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from golden_support import Golden, Served, golden, tokens_of
 
 import vtc
+from vtc.pruners.base import Merged
 from vtc.pruners.layout import Grid, Layout
 from vtc.pruners.primitives.crops_and_frames import frames_of
+from vtc.pruners.signals import EncoderAttention
 
 
 def video(frames: int, rows: int, cols: int) -> list[Layout]:
@@ -85,3 +87,44 @@ def fastvid(vector: Golden) -> None:
     rows = out[torch.from_numpy(vector["keep_positions"]).long()]
     np.testing.assert_allclose(rows.norm(dim=-1), vector["out_rownorm"], atol=1e-3)
     np.testing.assert_allclose(rows[:, :8], vector["out_first8"], atol=1e-3)
+
+
+def noisy_pictures(meta: dict, r: np.random.Generator) -> np.ndarray:
+    """Frames of one picture after another, some of whose places are noisier."""
+    frames, n, d = meta["frames"], meta["n"], meta["d"]
+    pictures = r.standard_normal((len(meta["cuts"]) + 1, n, d), dtype=np.float32)
+    noise = r.standard_normal((frames, n, d), dtype=np.float32)
+    size = r.random((1, n, 1), dtype=np.float32)
+    return pictures[np.searchsorted(meta["cuts"], np.arange(frames), "right")] + np.float32(0.8) * size * noise
+
+
+def same_vectors(found: Merged, expected: np.ndarray) -> None:
+    """The authors give vectors in another order, what repeats before what moves: compared in sorted order."""
+    made = found.features[0][found.index[0] >= 0].numpy()
+    assert made.shape == expected.shape
+    rows = [rows[np.lexsort(rows.T[::-1])] for rows in (made, expected)]
+    np.testing.assert_allclose(*rows, atol=1e-5)
+
+
+@golden("holitom")
+def holitom(vector: Golden) -> None:
+    meta, r = vector.meta, vector.rng()
+    frames, n = meta["frames"], meta["n"]
+    x = noisy_pictures(meta, r)
+    attention = torch.from_numpy(r.random((frames, n), dtype=np.float32)).view(1, 1, -1)
+    given = {"tau": meta["tau"], "beta": meta["beta"], "neighbours": meta["k"]}
+    pruner = vtc.parse("holitom", keep=meta["ratio"], official=True, **given)[0]
+    budget = round(meta["ratio"] * frames * n)
+    tokens = tokens_of(x.reshape(frames * n, -1), budget, Served({EncoderAttention(): attention}), video(frames, 1, n))
+    same_vectors(pruner.select(tokens, budget), vector["features"])
+
+
+@golden("prunevid")
+def prunevid(vector: Golden) -> None:
+    meta, frames, n = vector.meta, vector.meta["frames"], vector.meta["n"]
+    x = noisy_pictures(meta, vector.rng())
+    given = {"tau": meta["tau"], "segments": meta["segments"], "neighbours": meta["k"]}
+    pruner = vtc.parse("prunevid", keep=meta["ratio"], official=True, **given)[0]
+    budget = round(meta["ratio"] * frames * n)
+    tokens = tokens_of(x.reshape(frames * n, -1), budget, layouts=video(frames, 1, n))
+    same_vectors(pruner.select(tokens, budget), vector["features"])

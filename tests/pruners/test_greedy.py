@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from greedy_tools import slow_dpp, slow_farthest, slow_max_sum, slow_mmr
+from greedy_tools import cosines, slow_cover, slow_dpp, slow_farthest, slow_max_sum, slow_mmr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import peak_bytes
@@ -16,7 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vtc.pruners.primitives import greedy
-from vtc.pruners.primitives.greedy import dpp_map, farthest_point, finite_range, host, isolation, loop, max_sum, mmr
+from vtc.pruners.primitives.greedy import (
+    dpp_map,
+    facility_location,
+    farthest_point,
+    finite_range,
+    host,
+    isolation,
+    loop,
+    max_sum,
+    mmr,
+)
 from vtc.pruners.primitives.greedy.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -47,6 +57,7 @@ def test_the_primitives_are_their_formulas(case):
     assert farthest_point(a, k, start=b)[0].tolist() == slow_farthest(x, k, start=w)
     assert max_sum(a, k, b)[0].tolist() == slow_max_sum(x, k, w)
     assert mmr(a, b, k, 0.7, None, parallel)[0].tolist() == slow_mmr(x, w, k, 0.7, parallel)
+    assert facility_location(a, k, None, b)[0].tolist() == slow_cover(cosines(x), k, w)
     k = min(k, d - 1)  # beyond the rank only rounding decides
     assert dpp_map(a, k, None, b)[0].tolist() == slow_dpp(x, k, w)
 
@@ -59,6 +70,7 @@ PRIMITIVES = {
     "mmr": lambda x, w, k, valid: mmr(x, w, k, 0.5, valid),
     "mmr3": lambda x, w, k, valid: mmr(x, w, k, 0.5, valid, 3),
     "dpp_map": lambda x, w, k, valid: dpp_map(x, k, valid, w),
+    "facility_location": lambda x, w, k, valid: facility_location(x, k, valid, w),
 }
 primitives = pytest.mark.parametrize("choose", PRIMITIVES.values(), ids=list(PRIMITIVES))
 

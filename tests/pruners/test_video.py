@@ -25,15 +25,22 @@ import vtc
 from vtc.pruners import fastvid
 from vtc.pruners.base import resolve_keep
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.primitives import merging
+from vtc.pruners.primitives import clustering, merging
 from vtc.pruners.primitives.crops_and_frames import frames_of, spread_order
 from vtc.pruners.signals import EncoderAttention, PreProjector
 from vtc.pruners.visual_tokens import VisualTokens
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-NAMES = ("evs", "dycoke", "vidcom2", "fastvid")
+NAMES = ("evs", "dycoke", "vidcom2", "fastvid", "holitom", "prunevid")
 SPECS = (*NAMES, "fastvid(segments=2, context=0.7, every=2, weight=0)")
-OFFICIAL = ("evs(official=True)", "dycoke(official=True)", "vidcom2(official=True)", "fastvid(official=True)")
+OFFICIAL = (
+    "evs(official=True)",
+    "dycoke(official=True)",
+    "vidcom2(official=True)",
+    "fastvid(official=True)",
+    "holitom(official=True)",
+    "prunevid(official=True)",
+)
 VIDEOS = [f for f in FAMILIES if "clip" in shapes_of(FAMILIES[f], ("clip",))]
 
 
@@ -75,8 +82,9 @@ def two_are_left(pruner: vtc.Pruner, spans: Spans) -> bool:
     """FastVID: whether a frame has two tokens left to choose an anchor from, each as dense as the other."""
     with pytest.MonkeyPatch.context() as patch:
         left: list[bool] = []
-        peaks = fastvid.peaks
-        patch.setattr(fastvid, "peaks", lambda x, free: left.append(bool((free.sum(-1) == 2).any())) or peaks(x, free))
+        peaks = fastvid.peaks_in_blocks
+        note = lambda x, free, n: left.append(bool((free.sum(-1) == 2).any())) or peaks(x, free, n)  # noqa: E731
+        patch.setattr(fastvid, "peaks_in_blocks", note)
         chosen(pruner, spans.tokens())
     return any(left)
 
@@ -129,7 +137,9 @@ def test_memory_at_full_size(spec, dtype, frames):
         return replace(tokens, features=torch.empty(1, n, d, dtype=dtype))
 
     held = peak_bytes(prepare, lambda tokens: pruner.select(tokens, n // 10))
-    assert 0 < held <= 4 * n * d * dtype.itemsize
+    # parts of up to 14 tokens stay whole, so that many more than asked may be kept
+    times = 7 if spec == "prunevid(official=True)" else 4
+    assert 0 < held <= times * n * d * dtype.itemsize
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -381,7 +391,7 @@ def test_fastvid_looks_at_some_rows_and_channels_at_a_time(places, monkeypatch):
     pruner, spans = clip("fastvid", 3, 1, places, 12)
     whole = pruner.select(spans.tokens(), 12)
     monkeypatch.setattr(fastvid, "BLOCK", 4)
-    monkeypatch.setattr(fastvid, "ROWS", (4, 4))
+    monkeypatch.setattr(clustering, "ROWS", (4, 4))
     monkeypatch.setattr(merging, "CHANNELS", 4)
     found = pruner.select(spans.tokens(), 12)
     assert found.index.tolist() == whole.index.tolist()

@@ -1,4 +1,4 @@
-"""Greedy choices of one token a step: max-min, max-sum, marginal relevance, determinants.
+"""Greedy choices of one token a step: max-min, max-sum, marginal relevance, determinants, coverage.
 
 In float32 at least, on cosine similarities. On a device every function is one loop of `k` steps over the whole batch,
 without a host sync; on the CPU pictures are taken one by one and what can't be next is not computed (both choose the
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..precision import decides_on_host, wide
-from . import host, steps
+from . import coverage, host, steps
+from .loop import LAST
 
 
 def finite_range(score: Tensor, valid: Tensor | None = None, epsilon: float = 1e-6) -> Tensor:
@@ -147,3 +148,78 @@ def dpp_map(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | Non
     if decides_on_host(x):
         return host.dpp_map(x, k, valid, weight)
     return steps.dpp_map(x, k, valid, weight)
+
+
+@torch.no_grad()
+def facility_location(x: Tensor, k: int, valid: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    """Facility location: each step takes the token that raises the coverage of all tokens most.
+
+    ``argmax_i w_i sum_u max(0, cos(x_u, x_i) - c_u)`` with ``c_u`` the largest cosine of u to a chosen token, at first
+    0.
+
+    Parameters
+    ----------
+    x, k, valid
+        See the module.
+    weight : Tensor, optional
+        `[B, N]` w >= 0 (default 1).
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+
+    Notes
+    -----
+    O(N^2 D) for the cosines, which are held: `[B, N, N]`; see ``cover`` for the rest.
+    """
+    bar = barred(x, valid)
+    return cover(all_cosines(x, bar == 0), k, bar, weight)
+
+
+@torch.no_grad()
+def all_cosines(x: Tensor, usable: Tensor, above: int = 0) -> Tensor:
+    """Cosines of the `usable [B, N]` tokens of `x [B, N, D]` with one another; those of others are 0.
+
+    In float32 at least, symmetric, and on the CPU equal for equal vectors: the last N rows of `[B, above + N, N]`, the
+    others zeros. Beside them some tokens are held widened, never all.
+    """
+    return coverage.all_cosines(x, usable, above)
+
+
+def barred(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """`[B, N]` to be added to scores: 0, a large negative number for what is not finite, -inf for padding."""
+    # some at a time: a norm of half precision in float32 widens all it is given
+    finite = torch.cat([torch.linalg.vector_norm(wide(part), dim=-1) for part in x.split(256, 1)], 1).isfinite()
+    bar = torch.zeros_like(finite, dtype=torch.float32).masked_fill_(~finite, LAST)
+    return bar if valid is None else bar.masked_fill_(~valid, float("-inf"))
+
+
+@torch.no_grad()
+def cover(covers: Tensor, k: int, bar: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Facility location of anything: each step takes the candidate that raises the sum of what is covered most.
+
+    ``argmax_i w_i sum_u max(0, S_ui - c_u)`` with ``c_u = max_{j chosen} S_uj``, at first 0.
+
+    Parameters
+    ----------
+    covers : Tensor
+        `[B, R, N]` S: how well each candidate covers each of R things. Rows of zeros count for nothing.
+    k : int
+        How many.
+    bar : Tensor
+        `[B, N]`, see ``barred``.
+    weight : Tensor, optional
+        `[B, N]` w >= 0 (default 1).
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+
+    Notes
+    -----
+    O(k R N), and on the CPU only those rows are looked at again that the last choice covers better than all before it:
+    about O(R N log k).
+    """
+    return coverage.cover(covers, k, bar, weight)

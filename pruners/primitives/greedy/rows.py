@@ -60,7 +60,7 @@ class Rows:
 
         Rounding differs with the place in a product, and twins must tie.
         """
-        return _twins(self.x, self._norm)
+        return twins(self.x, self._norm)
 
     def scaled(self, index: Tensor) -> Tensor:
         """Unit vectors of some tokens, `[n, D]`."""
@@ -139,7 +139,7 @@ class Rows:
         return found if self.twin is None else found[self.twin[:, None], self.twin]
 
 
-def _twins(x: Tensor, norm: Tensor) -> Tensor | None:
+def twins(x: Tensor, norm: Tensor) -> Tensor | None:
     """``Rows.twin``: vectors of one length and one sum of their first entries are compared entry by entry."""
     mark = norm.double() + x[:, :64].double().sum(-1) / 3
     order = mark.argsort(stable=True)

@@ -1,0 +1,92 @@
+"""MMTok: the tokens that cover the question's words and the whole picture together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.pruners.primitives.greedy import all_cosines, barred, cover
+from vtc.pruners.primitives.merging import cosine, mean_of_patches
+
+from .base import Pruner
+from .registry import register_pruner
+from .signals import PreProjector, Signal, TextEmbeddings
+from .visual_tokens import VisualTokens
+
+BLOCK = 96  # rows at a time
+
+
+@register_pruner("mmtok")
+@dataclass(kw_only=True)
+class MMTok(Pruner):
+    """MMTok (Dong et al., ICLR 2026, arXiv 2508.18264): coverage of text tokens and of visual tokens, maximised.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens kept per span, exactly.
+    alpha : float
+        Weight of the visual tokens, >= 0, beside 1 for the text. The authors' default is 0.5.
+    text_temperature, vision_temperature : float
+        Of the softmax of the two kinds of similarities, > 0. The authors' defaults are 0.02 and 0.2.
+
+    Notes
+    -----
+    Stage: input. With the embeddings z `[M, D]` of the text behind the span, projected features x `[N, D]` and what the
+    projector reads, v `[N, D_enc]`::
+
+        P = softmax_i(cos(z_m, x_i) / text_temperature) / M
+        Q = softmax_i(cos(v_u, v_i) / vision_temperature) / N
+        greedy maximum over sets S of k of  sum_m max_{i in S} P_mi + alpha sum_u max_{i in S} Q_ui
+
+    O(N^2 D_enc + k N (M + N)) time and an (M + N) x N matrix, on the CPU about (M + N) N log k behind the similarities.
+    Its rows are sums of softmax over the tokens that are there.
+
+    The authors cover the words of the question but some 40 ("what", "the") and the usual instructions, told apart by a
+    tokenizer; here every text token behind the picture counts, the template's too. With LLaVA-1.5 they choose no token
+    of the padding that makes a picture square; here all are candidates. Without text it is coverage of the picture.
+    """
+
+    alpha: float = 0.5
+    text_temperature: float = 0.02
+    vision_temperature: float = 0.2
+
+    paper: ClassVar[str] = "arXiv 2508.18264"
+    uses_text: ClassVar[bool] = True
+    signals: ClassVar[tuple[Signal, ...]] = (PreProjector(), TextEmbeddings())
+    ragged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha >= 0:
+            raise ValueError(f"mmtok.alpha={self.alpha!r} is out of range; it must be a number >= 0")
+        for name in ("text_temperature", "vision_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"mmtok.{name}={getattr(self, name)!r} is out of range; it must be a number > 0")
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens, k: int) -> Tensor:
+        """Greedy coverage, `[B, k]` in the order chosen."""
+        x, device = tokens.features, tokens.ids.device
+        seen = mean_of_patches(tokens.read(self.signals[0])).to(device)
+        words = tokens.text(self.signals[1])[tokens.sample]
+        behind = tokens.text_valid(after=True)
+        bar = torch.minimum(barred(x, tokens.valid), barred(seen, tokens.valid))
+        there, lines = bar == 0, words.shape[1]
+        named = cosine(words, x)  # before the matrix is there: it holds wide channels of x
+        covers = all_cosines(seen, there, lines)
+        covers[:, :lines] = named
+        _shares(covers[:, :lines], there, behind, self.text_temperature, 1.0)
+        _shares(covers[:, lines:], there, there, self.vision_temperature, self.alpha)
+        return cover(covers, k, bar)
+
+
+def _shares(likeness: Tensor, columns: Tensor, rows: Tensor, temperature: float, weight: float) -> None:
+    """Softmax of each row over the `columns [B, N]`, times the weight of one of the `rows [B, R]`; in place."""
+    each = (weight / rows.sum(1, keepdim=True).clamp(min=1)) * rows
+    for part, share in zip(likeness.split(BLOCK, 1), each.split(BLOCK, 1), strict=True):
+        part.div_(temperature).masked_fill_(~columns[:, None], torch.finfo(part.dtype).min)
+        part.copy_(part.softmax(-1).mul_(share[..., None]))
