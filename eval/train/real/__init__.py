@@ -1,0 +1,6 @@
+"""The adapter of ``bundled-real``: ``python -m vtc.eval.train.real --out DIR``.
+
+In: scenes, the two packages with weights.
+Out: a projector and matrices of low rank, their figures, their card.
+Uses: eval.train, eval.train.basics, eval.train.language, eval.train.scenes, vtc.real.
+"""
