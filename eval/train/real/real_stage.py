@@ -17,8 +17,9 @@ from vtc.eval.train.basics.optimizer import MixedOptimizer
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import NO_TARGET, Wording, pack
 from vtc.eval.train.language.question_batches import accuracies, answer_weights, choose_tokens
-from vtc.real.assemble import FEATURE_LAYERS, PATCH, SIZE, build_model, build_processor
-from vtc.real.tower import WIDTH
+from vtc.real.assemble import FEATURE_LAYERS, build_model, build_processor
+from vtc.real.tower import PATCH, WIDTH
+from vtc.real.wheels import SIZE
 
 from .asking import wording_of
 from .low_rank import LowRankLinear, add_low_rank
@@ -97,9 +98,7 @@ def train_adapter(recipe: RealRecipe, place: Place) -> Student:
     """
     student = build_student(recipe)
     shape = (recipe.scenes + recipe.easy, GRID * GRID, WIDTH * len(FEATURE_LAYERS))
-    store = FeatureStore(
-        place.folder / "features", shape, student.encode, lambda number: draw(recipe, number).open()
-    )
+    store = FeatureStore(place.folder / "features", shape, student.encode, lambda number: draw(recipe, number).open())
     _align(recipe, place, student, store)
     optimizer = MixedOptimizer(student.trained(), [], recipe.learning_rate, 0.0, place.ranks)
 

@@ -20,7 +20,7 @@ _SIZE_WEIGHT = 0.3
 class WordsOfPatches(nn.Module):
     """Cross-entropy of the cosine between a token and the embeddings of the words of each heading.
 
-    Words are asked only of patches that show something with a name; a size near that of word embeddings is asked of all.
+    Words are asked only of patches that show something with a name, a size near that of word embeddings of all.
 
     Parameters
     ----------
