@@ -193,7 +193,7 @@ NO_VISION_STAGE = ("llava_onevision", "internvl", "idefics3", "smolvlm", "mistra
 
 
 # families that lack what a method reads, and say so (test_methods_merging asks each for its reason)
-WITH_CLASS_TOKEN = ("llava", "llava_sliding", "llava_next", "internvl")
+WITH_CLASS_TOKEN = ("llava", "llava_dinov2", "llava_sliding", "llava_next", "internvl")
 LACKING: dict[str, tuple[str, ...]] = {
     "prumerge": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
     "prumerge_plus": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),

@@ -32,6 +32,9 @@ PIXELS = {
     "video": ("pixel_values_videos", "video_grid_thw", "video_merge_sizes"),
 }
 
+CLASS_TOKEN = ("clip_vision_model", "dinov2", "internvl_vision")
+"""Towers with a class token in front of each row."""
+
 
 @dataclass(kw_only=True)
 class Norm(ScorePruner):

@@ -16,7 +16,7 @@ from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal
 from .captures_needed import layer_of
 
 PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks", "layers")
-DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "qianfan_ocr_vision", "janus_vision_model")
+DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "qianfan_ocr_vision", "janus_vision_model")
 FEATURE_LAYER, FEATURE_STRATEGY = "vision_feature_layer", "vision_feature_select_strategy"
 QUERIES = ("auto", "cls", "received", "mean", "global", "cls_or_none")
 
@@ -141,7 +141,7 @@ def check_stops(
         kind = getattr(parts.tower.config, "model_type", None)
         if not parts.family.packed and kind not in DENSE_TOWERS:
             raise NotImplementedError(
-                f"{name}: the vision tower {tower} can't be pruned inside (CLIP and SigLIP can); {instead}"
+                f"{name}: the vision tower {tower} can't be pruned inside (CLIP, SigLIP and DINOv2 can); {instead}"
             )
         if cut != prefix:
             raise NotImplementedError(

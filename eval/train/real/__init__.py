@@ -2,5 +2,5 @@
 
 In: scenes, the two packages with weights.
 Out: a projector and matrices of low rank, their figures, their card.
-Uses: eval.train, eval.train.basics, eval.train.language, eval.train.scenes, vtc.real.
+Uses: eval.train, eval.train.basics, eval.train.language, eval.train.scenes, eval.train.vision, real, vtc.
 """
