@@ -2,5 +2,6 @@
 
 In: scenes, the two packages with weights.
 Out: a projector and matrices of low rank, their figures, their card.
-Uses: eval.train, eval.train.basics, eval.train.language, eval.train.scenes, eval.train.vision, real, vtc.
+Uses: eval.statistics, eval.train, eval.train.basics, eval.train.language, eval.train.scenes, eval.train.vision, real,
+vtc.
 """

@@ -6,19 +6,19 @@ import functools
 from typing import Any
 
 from vtc.eval.train.language.pack_questions import Wording
-from vtc.real.tower import PATCH
-from vtc.real.wheels import SIZE
 
 _BEFORE, _BETWEEN, _END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 
 
-def wording_of(tokenizer: Any) -> Wording:
+def wording_of(tokenizer: Any, patches: int) -> Wording:
     """What the chat template writes, in parts.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
         SmolLM2's.
+    patches : int
+        Visual tokens of a picture.
     """
 
     @functools.lru_cache(maxsize=8192)
@@ -27,7 +27,7 @@ def wording_of(tokenizer: Any) -> Wording:
 
     return Wording(
         prefix=ids(_BEFORE),
-        patches=(SIZE // PATCH) ** 2,
+        patches=patches,
         prompt=lambda text: ids(text + _BETWEEN),
         answer=lambda text: ids(text + _END),
         pad=tokenizer.pad_token_id,

@@ -12,20 +12,19 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vtc.bundled_files import bundled_data, bundled_model_path
+from vtc.eval.statistics.intervals import cluster_bootstrap
 from vtc.eval.train.bundled_model_figures import answers_right
 from vtc.eval.train.evaluation_set import Encoded, load_samples
 from vtc.eval.train.scenes.build_evaluation_set import QUESTIONS_FILE, prior_accuracy
 
 from .asking import wording_of
 
-DRAWS = 2000
 SHARES = {"unpruned": 1.0, "uniform, half": 0.5, "uniform, a quarter": 0.25, "blind": 0.0}
 """Row -> share of the visual tokens that are kept, evenly spaced."""
 
@@ -50,8 +49,8 @@ def measure(model_folder: Path, data: Path, every: int = 1) -> dict[str, Any]:
     torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(model_folder)
-    wording = wording_of(processor.tokenizer)
-    hits: dict[str, dict[str, list[list[bool]]]] = {row: defaultdict(list) for row in SHARES}
+    wording = wording_of(processor.tokenizer, model.config.image_seq_length)
+    hits: dict[str, dict[str, list[tuple[str, bool]]]] = {row: defaultdict(list) for row in SHARES}
     for sample in track(load_samples(data)[::every], description="ask"):
         pixels = processor.image_processor(images=sample.image, return_tensors="pt")["pixel_values"]
         projected = model.get_image_features(pixel_values=pixels).pooler_output[0]
@@ -59,23 +58,17 @@ def measure(model_folder: Path, data: Path, every: int = 1) -> dict[str, Any]:
         for row, share in SHARES.items():
             count = round(share * wording.patches)
             kept = ((torch.arange(count) + 0.5) * wording.patches / max(count, 1)).long()
-            by_task: dict[str, list[bool]] = defaultdict(list)
             for question, right in zip(sample.questions, answers_right(model, image, kept, wording), strict=True):
-                by_task[question.task].append(right)
-            for task, found in by_task.items():
-                hits[row][task].append(found)
-    rows: dict[str, Any] = {row: {task: interval(found) for task, found in of.items()} for row, of in hits.items()}
+                hits[row][question.task].append((sample.image_id, right))
+    rows: dict[str, Any] = {row: {task: _interval(found) for task, found in of.items()} for row, of in hits.items()}
     rows["prior"] = prior_accuracy(pq.read_table(data / QUESTIONS_FILE).to_pylist())
     return rows
 
 
-def interval(pictures: list[list[bool]]) -> list[float]:
-    """Accuracy of the answers about each picture, the ends of its 95% interval (bootstrap over pictures), their count."""
-    right = np.array([sum(found) for found in pictures], float)
-    asked = np.array([len(found) for found in pictures], float)
-    drawn = np.random.default_rng(0).integers(0, len(asked), (DRAWS, len(asked)))
-    low, high = np.quantile(right[drawn].sum(1) / asked[drawn].sum(1), [0.025, 0.975])
-    return [round(float(100 * x), 1) for x in (right.sum() / asked.sum(), low, high)] + [int(asked.sum())]
+def _interval(answers: list[tuple[str, bool]]) -> list[float]:
+    pictures, right = zip(*answers, strict=True)
+    found = cluster_bootstrap([100.0 * hit for hit in right], pictures)
+    return [round(value, 1) for value in found] + [len(right)]
 
 
 def as_markdown(rows: dict[str, Any]) -> str:

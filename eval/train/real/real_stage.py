@@ -17,17 +17,13 @@ from vtc.eval.train.basics.optimizer import MixedOptimizer
 from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import NO_TARGET, Wording, pack
 from vtc.eval.train.language.question_batches import accuracies, answer_weights, choose_tokens
-from vtc.real.assemble import FEATURE_LAYERS, build_model, build_processor
-from vtc.real.tower import PATCH, WIDTH
-from vtc.real.wheels import SIZE
+from vtc.real.assemble import build_model, build_processor
 
 from .asking import wording_of
 from .low_rank import LowRankLinear, add_low_rank
 from .pictures import FeatureStore, draw
 from .recipe import RealRecipe
 from .words_of_patches import WordsOfPatches, start_projector
-
-GRID = SIZE // PATCH
 
 
 @dataclass
@@ -57,6 +53,11 @@ class Student:
         """The stock two-layer projector."""
         return self.model.model.multi_modal_projector
 
+    @property
+    def grid(self) -> int:
+        """Patches along a side of a picture."""
+        return round(self.wording.patches**0.5)
+
     def trained(self) -> list[nn.Parameter]:
         """All trained parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -68,11 +69,11 @@ class Student:
 
     @torch.no_grad()
     def encode(self, picture: Image.Image) -> Tensor:
-        """The tower's features of the layers that the projector reads, ``[patches, 3 * 384]``."""
+        """The tower's features of the layers that the projector reads, side by side: ``[patches, width]``."""
         pixels = self.processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
         with torch.autocast("cpu", torch.bfloat16):
             states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        return torch.cat([states[layer][0, 1:].float() for layer in FEATURE_LAYERS], dim=-1)
+        return torch.cat([states[layer][0, 1:].float() for layer in self.model.config.vision_feature_layer], dim=-1)
 
 
 def build_student(recipe: RealRecipe) -> Student:
@@ -83,7 +84,7 @@ def build_student(recipe: RealRecipe) -> Student:
     words = WordsOfPatches(processor.tokenizer, model.get_input_embeddings().weight)
     model.model.multi_modal_projector.requires_grad_(True)
     added = add_low_rank(model.model.language_model, recipe.rank)
-    return Student(model, processor, added, words, wording_of(processor.tokenizer))
+    return Student(model, processor, added, words, wording_of(processor.tokenizer, model.config.image_seq_length))
 
 
 def train_adapter(recipe: RealRecipe, place: Place) -> Student:
@@ -97,7 +98,7 @@ def train_adapter(recipe: RealRecipe, place: Place) -> Student:
         Where the run lives; it keeps the tower's features there too.
     """
     student = build_student(recipe)
-    shape = (recipe.scenes + recipe.easy, GRID * GRID, WIDTH * len(FEATURE_LAYERS))
+    shape = (recipe.scenes + recipe.easy, student.wording.patches, student.projector.linear_1.in_features)
     store = FeatureStore(place.folder / "features", shape, student.encode, lambda number: draw(recipe, number).open())
     _align(recipe, place, student, store)
     optimizer = MixedOptimizer(student.trained(), [], recipe.learning_rate, 0.0, place.ranks)
@@ -119,7 +120,7 @@ def train_adapter(recipe: RealRecipe, place: Place) -> Student:
         loss = (losses * weights).sum() / weights.sum()
         extra = 0.0
         if pictures[0].scene is not None:
-            targets = student.words.targets([picture.labels(GRID) for picture in pictures])
+            targets = student.words.targets([picture.labels(student.grid) for picture in pictures])
             extra, _ = student.words(projected.flatten(0, 1), targets)
         optimizer.step(loss + recipe.align_weight * extra, rate_factor(step, recipe.steps, recipe.warmup))
         return {"loss": loss.item(), **accuracies(packed, logits, asked)}
@@ -142,7 +143,7 @@ def _align(recipe: RealRecipe, place: Place, student: Student, store: FeatureSto
     projector, words = student.projector, student.words
     numbers = [recipe.scenes - 1 - i for i in range(recipe.align_scenes)]
     features = store(numbers).flatten(0, 1)
-    targets = words.targets([draw(recipe, number).labels(GRID) for number in numbers])
+    targets = words.targets([draw(recipe, number).labels(student.grid) for number in numbers])
     start_projector(projector, features[:: max(1, len(features) // 8192)], words.size)
     optimizer = MixedOptimizer(list(projector.parameters()), [], recipe.align_rate, 0.0, place.ranks)
 

@@ -65,13 +65,13 @@ class WordsOfPatches(nn.Module):
         projected = projected.float()
         size = projected.pow(2).mean(dim=-1).add(1e-9).sqrt()
         loss = _SIZE_WEIGHT * (size / self.size).log().pow(2).mean()
-        unit, figures = F.normalize(projected, dim=-1), {"size": float(size.mean() / self.size)}
+        unit, figures = F.normalize(projected, dim=-1), {"size": size.mean().item() / self.size}
         for heading, words in self._words.items():
             known = targets[heading] >= 0
             if known.any():
                 cosine = unit[known] @ words.T
                 loss = loss + F.cross_entropy(cosine * _SHARPNESS, targets[heading][known])
-                figures[heading] = float((cosine.argmax(-1) == targets[heading][known]).float().mean())
+                figures[heading] = (cosine.argmax(-1) == targets[heading][known]).float().mean().item()
         return loss, figures
 
 
