@@ -113,16 +113,15 @@ def test_a_configuration_is_enough_of_every_bundled_model(name: str) -> None:
 def test_the_tower_is_the_same_each_time_and_takes_both_sizes() -> None:
     tower, again = read_tower(file_of(TOWER)), read_tower(file_of(TOWER))
     for size, tokens in ((224, 256), (518, 1369)):
-        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        pixels = torch.zeros(1, 3, size, size)
+        pixels[..., : size // 2] = torch.linspace(-2, 2, size)[:, None]  # its left half is shaded
         states = tower(pixels, output_hidden_states=True).hidden_states
         assert len(states) == 13
         assert states[FEATURE_LAYERS[-1]].shape == (1, 1 + tokens, 384)
         assert torch.equal(states[-1], again(pixels, output_hidden_states=True).hidden_states[-1])
-    # trained, not drawn: what a picture shows moves neighbours alike
-    grid = states[-1][0, 1:].unflatten(0, (37, 37))
-    near = torch.cosine_similarity(grid[:, 1:], grid[:, :-1], dim=-1).mean()
-    far = torch.cosine_similarity(grid, grid.flip(0, 1), dim=-1).mean()
-    assert near > far + 0.05
+    grid = torch.nn.functional.normalize(states[-1][0, 1:].unflatten(0, (37, 37)), dim=-1)
+    left, right = grid[:, :17].flatten(0, 1), grid[:, 20:].flatten(0, 1)
+    assert (right @ right.T).mean() > (left @ right.T).mean() + 0.05, "its patches tell what they show"
 
 
 needs_adapter = pytest.mark.skipif(
@@ -183,5 +182,5 @@ def test_it_answers_pruned() -> None:
     row = processor(text=[text], images=[picture], return_tensors="pt")
     out = model.generate(**row, max_new_tokens=5, do_sample=False)
     answer = processor.tokenizer.decode(out[0, row["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert model.vtc.report.counts == [64]
+    assert model.vtc.report.tokens_kept == 64
     assert answer.strip() == "red"

@@ -40,7 +40,7 @@ class RealRecipe:
     align_tokens: int = 2048
     align_rate: float = 2e-3
     align_weight: float = 0.1
-    steps: int = 600
+    steps: int = 400
     warmup: int = 30
     scenes_per_step: int = 2
     easy_per_step: int = 3
