@@ -102,7 +102,8 @@ def visual_layers(parts: Parts) -> nn.ModuleList:
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
-    return next(m for n, m in layer.named_children() if "attn" in n or ("attention" in n and "norm" not in n))
+    found = next(m for n, m in layer.named_children() if "attn" in n or ("attention" in n and "norm" not in n))
+    return getattr(found, "attention", found)  # DINOv2's is wrapped before transformers 5.23
 
 
 @contextmanager

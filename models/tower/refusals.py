@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -77,6 +78,11 @@ def read_layer(index: Any, depth: int) -> int:
     return depth + index if index < 0 else index - 1
 
 
+def _passes_on(layer: nn.Module) -> bool:
+    """Whether a layer takes further arguments by name, for its attention."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(layer.forward).parameters.values())
+
+
 def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: int, in_tower: bool = False) -> None:
     """Refuse encoder signals that this tower does not have.
 
@@ -142,6 +148,11 @@ def check_stops(
         if not parts.family.packed and kind not in DENSE_TOWERS:
             raise NotImplementedError(
                 f"{name}: the vision tower {tower} can't be pruned inside (CLIP, SigLIP and DINOv2 can); {instead}"
+            )
+        if not parts.family.packed and not _passes_on(vision_layers(parts.tower)[0]):
+            raise NotImplementedError(
+                f"{name}: the vision tower {tower} can't be pruned inside with this version of transformers, because its "
+                f"layers pass nothing on to their attention (DINOv2: from 5.23 on); {instead}"
             )
         if cut != prefix:
             raise NotImplementedError(

@@ -10,6 +10,7 @@ import pytest
 from methods import METHODS, PIPELINES, Setting, fits
 from places import ROOT
 from rich.console import Console
+from versions import PRUNES_DINOV2
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
@@ -64,7 +65,8 @@ def tower_of(family: str) -> object:
     config = tiny(family).config
     name = TOWERS.get(config.vision_config.model_type)
     towers = family_of(config).towers
-    return next((tower for tower in towers if tower.name == name), towers[0])
+    found = next((tower for tower in towers if tower.name == name), towers[0])
+    return found._replace(prunable=found.prunable and (PRUNES_DINOV2 or found.name != "DINOv2"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
