@@ -151,8 +151,8 @@ def check_stops(
             )
         if not parts.family.packed and not _passes_on(vision_layers(parts.tower)[0]):
             raise NotImplementedError(
-                f"{name}: the vision tower {tower} can't be pruned inside with this version of transformers, because its "
-                f"layers pass nothing on to their attention (DINOv2: from 5.23 on); {instead}"
+                f"{name}: the vision tower {tower} can't be pruned inside with this version of transformers, because "
+                f"its layers pass nothing on to their attention (DINOv2: from 5.23 on); {instead}"
             )
         if cut != prefix:
             raise NotImplementedError(

@@ -58,7 +58,7 @@ def draw(recipe: RealRecipe, number: int) -> Picture:
     rng = training_rng(recipe.seed, "real-pictures", number, 0)
     if number >= recipe.scenes:
         return Picture(easy=rng.choice(_easy_images()))
-    density = recipe.sparse if number < recipe.sparse_scenes else recipe.dense
+    density = next(density for end, density in recipe.densities if number < end)
     return Picture(scene=sample_scene(rng, density), quality=rng.randint(*QUALITIES))
 
 

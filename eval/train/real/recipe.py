@@ -15,8 +15,8 @@ class RealRecipe:
     ----------
     scenes, easy : int
         Pictures that are drawn and encoded, once for all: synthetic scenes, and of easy-VQA's training split.
-    sparse_scenes : int
-        How many of the scenes, the first ones, hold few things.
+    densities : tuple of (int, Density)
+        How full the scenes are up to the one of that number: few things come first.
     align_scenes, align_steps, align_tokens, align_rate
         Before the language model is trained: on so many scenes the projector learns the words for what patches show.
     align_weight : float
@@ -31,12 +31,14 @@ class RealRecipe:
 
     seed: int = 0
     scenes: int = 1000
-    sparse_scenes: int = 160
+    densities: tuple[tuple[int, Density], ...] = (
+        (200, Density((1, 3), (1, 2), (0, 1))),
+        (400, Density((3, 8), (2, 4), (1, 4), few_or_many=True)),
+        (1000, Density((12, 20), (5, 6), (1, 4), few_or_many=True)),
+    )
     easy: int = 300
-    sparse: Density = field(default_factory=lambda: Density((2, 8), (2, 4), (1, 4), few_or_many=True))
-    dense: Density = field(default_factory=lambda: Density((12, 20), (5, 6), (1, 4), few_or_many=True))
     align_scenes: int = 800
-    align_steps: int = 1200
+    align_steps: int = 900
     align_tokens: int = 2048
     align_rate: float = 2e-3
     align_weight: float = 0.1
@@ -44,7 +46,7 @@ class RealRecipe:
     warmup: int = 30
     scenes_per_step: int = 2
     easy_per_step: int = 3
-    easy_every: int = 6
+    easy_every: int = 4
     learning_rate: float = 1e-3
     rank: int = 16
     shares: dict[str, int] = field(
@@ -67,7 +69,7 @@ def tiny_real_recipe(seed: int = 0) -> RealRecipe:
     return RealRecipe(
         seed=seed,
         scenes=3,
-        sparse_scenes=1,
+        densities=((3, Density((2, 3), (2, 3), (1, 2))),),
         easy=2,
         align_scenes=1,
         align_steps=2,

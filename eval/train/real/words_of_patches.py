@@ -15,12 +15,15 @@ from vtc.eval.train.vision.heads import stack_labels
 
 _SHARPNESS = 24.0
 _SIZE_WEIGHT = 0.3
+_SILENCE_WEIGHT = 10.0
 
 
 class WordsOfPatches(nn.Module):
     """Cross-entropy of the cosine between a token and the embeddings of the words of each heading.
 
-    Words are asked only of patches that show something with a name, a size near that of word embeddings of all.
+    Words are asked only of patches that show something with a name; others should point away from all of these words,
+    or the language model would hear a word from each. A size near that of word embeddings is asked of all, so that how
+    long a token is does not tell the two apart.
 
     Parameters
     ----------
@@ -66,7 +69,9 @@ class WordsOfPatches(nn.Module):
         size = projected.pow(2).mean(dim=-1).add(1e-9).sqrt()
         loss = _SIZE_WEIGHT * (size / self.size).log().pow(2).mean()
         unit, figures = F.normalize(projected, dim=-1), {"size": size.mean().item() / self.size}
+        silent = targets["color"] < 0
         for heading, words in self._words.items():
+            loss = loss + _SILENCE_WEIGHT * (unit[silent] @ words.T).relu().pow(2).sum(dim=-1).mean()
             known = targets[heading] >= 0
             if known.any():
                 cosine = unit[known] @ words.T
