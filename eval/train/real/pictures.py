@@ -6,7 +6,7 @@ import functools
 import io
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vtc.eval.train.basics.images import QUALITIES, training_rng
 from vtc.eval.train.scenes import easyvqa
+from vtc.eval.train.scenes.palette import IMAGE_SIZE
 from vtc.eval.train.scenes.questions import Question, sample_questions
 from vtc.eval.train.scenes.render import PatchLabels, compress, patch_labels, render
 from vtc.eval.train.scenes.scene import Scene, sample_scene
@@ -23,6 +24,9 @@ from vtc.eval.train.scenes.scene import Scene, sample_scene
 from .recipe import RealRecipe
 
 Encode = Callable[[Image.Image], Tensor]
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+"""Left, top, right and bottom, as shares of the picture."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class Picture:
             return Image.open(self.easy.path).convert("RGB")
         return Image.open(io.BytesIO(compress(render(self.scene), self.quality))).convert("RGB")
 
-    def ask(self, rng: random.Random, shares: dict[str, int]) -> list[Question]:
-        """Some questions about a scene; all that there are about a picture of easy-VQA."""
+    def ask(self, rng: random.Random, shares: dict[str, int], part: Box = WHOLE) -> list[Question]:
+        """Some questions about what lies in a part of a scene; all that there are about a picture of easy-VQA."""
         if self.scene is None:
             assert self.easy is not None
             return list(self.easy.questions)
-        return sample_questions(rng, self.scene, shares)
+        left, top, right, bottom = (edge * IMAGE_SIZE for edge in part)
+        inside = [e for e in self.scene.entities if left <= e.x < right and top <= e.y < bottom]
+        return sample_questions(rng, replace(self.scene, entities=tuple(inside)), shares)
 
     def labels(self, grid: int) -> PatchLabels:
         """What each patch of a scene shows."""

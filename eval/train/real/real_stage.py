@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from vtc.real.assemble import build_model, build_processor
 
 from .asking import wording_of
 from .low_rank import LowRankLinear, add_low_rank
-from .pictures import FeatureStore, draw
+from .pictures import WHOLE, Box, FeatureStore, draw
 from .recipe import RealRecipe
 from .words_of_patches import WordsOfPatches, start_projector
 
@@ -107,21 +108,26 @@ def train_adapter(recipe: RealRecipe, place: Place) -> Student:
         rng = training_rng(recipe.seed, "real", step, 0)
         numbers = numbers_of(recipe, step)
         pictures = [draw(recipe, number) for number in numbers]
-        asked = [picture.ask(rng, recipe.shares) for picture in pictures]
+        scenes = pictures[0].scene is not None
+        if scenes and step in range(*recipe.window_steps):
+            kept, part = draw_window(rng, student.grid, recipe.window)
+        else:
+            kept, part = choose_tokens(step, rng, student.wording.patches), WHOLE
+        asked = [picture.ask(rng, recipe.shares, part) for picture in pictures]
         packed = pack(asked, student.wording)
-        kept = choose_tokens(step, rng, student.wording.patches)
-        features = store(numbers)
+        features = store(numbers)[:, kept]
         with torch.autocast("cpu", torch.bfloat16):
             projected = student.projector(features)
-            logits = answer_logits(student.model, projected[:, kept], kept, packed, student.wording)
+            logits = answer_logits(student.model, projected, kept, packed, student.wording)
         known = packed.targets != NO_TARGET
         losses = F.cross_entropy(logits.float(), packed.targets[known], reduction="none")
         weights = answer_weights(packed, asked)[known]
         loss = (losses * weights).sum() / weights.sum()
         extra = 0.0
-        if pictures[0].scene is not None:
-            targets = student.words.targets([picture.labels(student.grid) for picture in pictures])
-            extra, _ = student.words(projected.flatten(0, 1), targets)
+        if scenes:
+            labels = student.words.targets([picture.labels(student.grid) for picture in pictures])
+            seen = {name: label.view(len(numbers), -1)[:, kept].flatten() for name, label in labels.items()}
+            extra, _ = student.words(projected.flatten(0, 1), seen)
         optimizer.step(loss + recipe.align_weight * extra, rate_factor(step, recipe.steps, recipe.warmup))
         return {"loss": loss.item(), **accuracies(packed, logits, asked)}
 
@@ -135,8 +141,19 @@ def numbers_of(recipe: RealRecipe, step: int) -> list[int]:
     if step % every == every - 1:
         first = easy_steps * recipe.easy_per_step
         return [recipe.scenes + (first + i) % recipe.easy for i in range(recipe.easy_per_step)]
-    first = (step - easy_steps) * recipe.scenes_per_step
-    return [(first + i) % recipe.scenes for i in range(recipe.scenes_per_step)]
+    begin, end = (min(step, bound) - min(step, bound) // every for bound in recipe.window_steps)  # steps with scenes
+    of_windows = end - begin
+    first = of_windows * recipe.windows_per_step + (step - easy_steps - of_windows) * recipe.scenes_per_step
+    count = recipe.windows_per_step if step in range(*recipe.window_steps) else recipe.scenes_per_step
+    return [(first + i) % recipe.scenes for i in range(count)]
+
+
+def draw_window(rng: random.Random, grid: int, side: int) -> tuple[Tensor, Box]:
+    """A square of `side` x `side` of the `grid` x `grid` patches, as their indices and as a part of the picture."""
+    top, left = (rng.randint(0, grid - side) for _ in range(2))
+    rows, columns = torch.arange(top, top + side), torch.arange(left, left + side)
+    box = (left / grid, top / grid, (left + side) / grid, (top + side) / grid)
+    return (rows[:, None] * grid + columns).flatten(), box
 
 
 def _align(recipe: RealRecipe, place: Place, student: Student, store: FeatureStore) -> None:

@@ -23,6 +23,10 @@ class RealRecipe:
         The weight of that loss afterwards.
     steps, warmup, scenes_per_step, easy_per_step, easy_every, learning_rate
         The projector and the matrices of low rank; a step shows scenes, every `easy_every`-th pictures of easy-VQA.
+    window_steps, window, windows_per_step
+        From the first of these steps to before the second no whole scenes are shown, but a square of so many patches of
+        each, at a place drawn for the step, and only what lies in it is asked about: cheaper, and there is less to
+        confuse.
     rank : int
         Rank of what is added to each matrix of the language model.
     shares : dict of str to int
@@ -48,6 +52,9 @@ class RealRecipe:
     easy_per_step: int = 3
     easy_every: int = 4
     learning_rate: float = 1e-3
+    window_steps: tuple[int, int] = (92, 290)
+    window: int = 8
+    windows_per_step: int = 4
     rank: int = 16
     shares: dict[str, int] = field(
         default_factory=lambda: {
@@ -79,6 +86,9 @@ def tiny_real_recipe(seed: int = 0) -> RealRecipe:
         scenes_per_step=1,
         easy_per_step=1,
         easy_every=3,
+        window_steps=(0, 1),
+        window=2,
+        windows_per_step=2,
         rank=2,
         shares={"color": 2, "exist": 2},
     )

@@ -71,7 +71,8 @@ class WordsOfPatches(nn.Module):
         unit, figures = F.normalize(projected, dim=-1), {"size": size.mean().item() / self.size}
         silent = targets["color"] < 0
         for heading, words in self._words.items():
-            loss = loss + _SILENCE_WEIGHT * (unit[silent] @ words.T).relu().pow(2).sum(dim=-1).mean()
+            if silent.any():
+                loss = loss + _SILENCE_WEIGHT * (unit[silent] @ words.T).relu().pow(2).sum(dim=-1).mean()
             known = targets[heading] >= 0
             if known.any():
                 cosine = unit[known] @ words.T

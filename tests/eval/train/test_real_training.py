@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,12 +173,36 @@ def test_training_pictures_are_none_of_the_evaluation_set() -> None:
     assert {image.path.parent.parent.name for image in easy if image} == {"train"}
 
 
-def test_no_picture_is_shown_twice() -> None:
+def test_scenes_come_in_order_and_round_again() -> None:
     recipe = RealRecipe()
-    shown = [number for step in range(recipe.steps) for number in real_stage.numbers_of(recipe, step)]
-    assert len(set(shown)) == len(shown)
-    assert set(shown) <= set(range(recipe.scenes + recipe.easy))
-    assert {number >= recipe.scenes for number in shown} == {False, True}
+    steps = [real_stage.numbers_of(recipe, step) for step in range(recipe.steps)]
+    shown = [number for numbers in steps for number in numbers]
+    scenes = [number for number in shown if number < recipe.scenes]
+    assert scenes == [number % recipe.scenes for number in range(len(scenes))]
+    easy = [number for number in shown if number >= recipe.scenes]
+    assert easy == [recipe.scenes + number % recipe.easy for number in range(len(easy))]
+    assert len(scenes) <= recipe.scenes, "full scenes come last and are not followed by the first ones again"
+    first, end = recipe.window_steps
+    by_step = {len(numbers) for step, numbers in enumerate(steps) if step % recipe.easy_every != recipe.easy_every - 1}
+    assert by_step == {recipe.windows_per_step, recipe.scenes_per_step}
+    assert len(steps[first + 2 * (first % 4 == 3)]) == recipe.windows_per_step
+    assert len(steps[end + 2]) == recipe.scenes_per_step
+
+
+def test_a_window_is_asked_about_what_lies_in_it() -> None:
+    rng = random.Random(0)
+    picture = draw(RealRecipe(), 500)
+    kept, part = real_stage.draw_window(rng, grid=16, side=8)
+    assert len(kept) == 64
+    rows, columns = kept // 16, kept % 16
+    assert (int(columns.min()) / 16, int(rows.min()) / 16) == part[:2]
+    assert (int(columns.max() + 1) / 16, int(rows.max() + 1) / 16) == part[2:]
+    owners = set(picture.labels(16).owner[kept].tolist())
+    asked = {q.text.split()[-1][0] for q in picture.ask(rng, {"color": 99}, part)}
+    inside = {e.label for i, e in enumerate(picture.scene.entities) if i in owners and e.kind == "lettered"}
+    assert asked
+    assert asked <= inside
+    assert len(picture.ask(rng, {"color": 99})) > len(asked)
 
 
 def test_labels_of_a_coarser_grid_are_of_the_same_things() -> None:
