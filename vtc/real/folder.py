@@ -75,7 +75,6 @@ def _write_weights(folder: Path, adapter: Path) -> None:
     apply_adapter(model, adapter)
     model.model.language_model.to(torch.bfloat16)
     model.model.multi_modal_projector.to(torch.bfloat16)
-    model.config.dtype = model.config.text_config.dtype = torch.bfloat16
     model.save_pretrained(folder, max_shard_size=_SHARD)
 
 
