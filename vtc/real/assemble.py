@@ -52,7 +52,7 @@ def build_model() -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=tower.config.to_dict(),
         text_config=text,
-        image_token_id=len(words),
+        image_token_index=len(words),
         image_seq_length=(SIZE // PATCH) ** 2,
         vision_feature_layer=list(FEATURE_LAYERS),
         vision_feature_select_strategy="default",

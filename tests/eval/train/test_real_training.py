@@ -21,7 +21,8 @@ from vtc.eval.train.language.language_stage import answer_logits
 from vtc.eval.train.language.pack_questions import NO_TARGET, pack
 from vtc.eval.train.real import real_stage
 from vtc.eval.train.real.asking import wording_of
-from vtc.eval.train.real.figures import as_markdown
+from vtc.eval.train.real.card import verdict, write_card
+from vtc.eval.train.real.figures import SHARES, as_markdown
 from vtc.eval.train.real.low_rank import add_low_rank, save_adapter
 from vtc.eval.train.real.pictures import FeatureStore, draw
 from vtc.eval.train.real.recipe import RealRecipe, tiny_real_recipe
@@ -215,11 +216,16 @@ def test_labels_of_a_coarser_grid_are_of_the_same_things() -> None:
     assert np.abs(coarse.offset[coarse.owner >= 0]).max() < 2
 
 
-def test_figures_as_a_table() -> None:
-    from vtc.eval.train.real.figures import SHARES
-
+def test_figures_as_a_table_and_a_card(tmp_path: Path) -> None:
     rows = {row: {"color": [50.0, 40.0, 60.0, 7]} for row in SHARES}
-    table = as_markdown({**rows, "prior": {"color": 12.5}}).splitlines()
+    rows["prior"] = {"color": 12.5}
+    write_card(rows, tmp_path / "README.md")
+    card = (tmp_path / "README.md").read_text()
+    assert as_markdown(rows) in card
+    assert "above the blind model: no task (0 of 1). It is a model for features and speed" in card
+    rows["blind"] = {"color": [30.0, 20.0, 40.0, 7]}
+    assert verdict(rows).startswith("20 points or more above the blind model: color (1 of 1)")
+    table = as_markdown(rows).splitlines()
     assert table[2].startswith("| color | 7 | 50.0 (40.0 to 60.0) |")
     assert table[2].endswith("| 12.5 |")
     assert len({line.count("|") for line in table}) == 1
