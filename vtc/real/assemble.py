@@ -14,7 +14,7 @@ from .tower import PATCH, read_tower
 from .wheels import LANGUAGE, SIZE, TOWER, file_of
 
 FEATURE_LAYERS = (3, 6, 11)
-"""Early layers know colours, later ones shapes and letters (``vtc.eval.train.real.probe``)."""
+"""Early layers know colours, later ones shapes and letters; the model card has the figures."""
 IMAGE_TOKEN = "<image>"
 DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROJECTOR, LOW_RANK = "projector.", "low_rank."

