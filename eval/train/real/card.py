@@ -58,8 +58,8 @@ file, in bfloat16.
 `eval/train/evidence` (`real-align.jsonl`, `real.jsonl`). The tower is frozen, its features are computed once.
 
 1. The projector alone, {align_steps} steps on {align_scenes} scenes: a token's cosine to the embeddings of the words
-   for what its patch shows (colour, shape, letter, digits); tokens of patches without a name point away from these words.
-   Lengths are asked to be alike.
+   for what its patch shows (colour, shape, letter, digits); tokens of patches without a name point away from these
+   words. Lengths are asked to be alike.
 2. Projector and matrices of low rank, {steps} steps: cross-entropy of answers and their end, several questions packed
    behind one picture so that none sees another. {scenes_per_step} scenes a step, from step {first} to {end} squares of
    {window} x {window} patches of {windows_per_step} scenes instead; every {easy_every}th step {easy_per_step} pictures
@@ -73,8 +73,8 @@ split of `easy-vqa` 1.0 (MIT).
 ## What it answers
 
 Accuracy (%) on the bundled evaluation set at 224 px with 95% intervals (bootstrap over pictures), greedy decoding,
-tokens at original positions. `uniform`: evenly spaced tokens. `blind`: the same model without any visual token. `prior`: the
-most frequent answer to the same question, leave-one-out.
+tokens at original positions. `uniform`: evenly spaced tokens. `blind`: the same model without visual tokens. `prior`:
+the most frequent answer to the same question, leave-one-out.
 
 {table}
 {verdict}
