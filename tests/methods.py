@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from versions import PRUNES_DINOV2
 from zoo import FAMILIES, Media, shapes_of
 from zoo.models import DEPTH
 
@@ -203,10 +204,11 @@ SETTINGS = METHODS + PIPELINES
 
 # families that say why they can't be pruned inside their tower (test_refusals asks each for its reason)
 NO_VISION_STAGE = ("llava_onevision", "internvl", "idefics3", "smolvlm", "mistral3", "pixtral")
+NO_VISION_STAGE += () if PRUNES_DINOV2 else ("llava_dinov2",)
 
 
 # families that lack what a method reads, and say so (test_methods_merging asks each for its reason)
-WITH_CLASS_TOKEN = ("llava", "llava_sliding", "llava_next", "internvl")
+WITH_CLASS_TOKEN = ("llava", "llava_dinov2", "llava_sliding", "llava_next", "internvl")
 LACKING: dict[str, tuple[str, ...]] = {
     "prumerge": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
     "prumerge_plus": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),

@@ -10,10 +10,13 @@ import transformers
 from reference import greedy
 from torch import nn
 from transformers import CONFIG_MAPPING, GenerationMixin, LlavaModel
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 # since 5.18: pictures are encoded before beams are made of a prompt, and a forward takes what came out
 TAKES_FEATURES = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
 ENCODES_FIRST = hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
+# since 5.23: arguments go through a layer to its attention, so that the tower can be pruned inside
+PRUNES_DINOV2 = "kwargs" in inspect.signature(Dinov2Layer.forward).parameters
 # these always expanded by sample
 EXPANDED_BY_SAMPLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm")
 

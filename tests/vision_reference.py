@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from methods import NO_VISION_STAGE
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from vision_tools import features, own_attention, rows_of, token_patches, visual_layers
+from vision_tools import CLASS_TOKEN, features, own_attention, rows_of, token_patches, visual_layers
 
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.vision_call_record import VisionRecord
 
-NAMES = ("llava", "llava_siglip", "gemma3", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+NAMES = ("llava", "llava_siglip", "llava_dinov2", "gemma3", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+NAMES = tuple(name for name in NAMES if name not in NO_VISION_STAGE)
 
 
 def masked(parts: Parts, inputs: dict[str, Any], modality: str, found: VisionRecord) -> Any:
     """The unpruned tower, in which tokens dropped at a layer are hidden as keys from that layer on."""
-    prefix = int(parts.config.vision_config.model_type == "clip_vision_model")
+    prefix = int(parts.config.vision_config.model_type in CLASS_TOKEN)
     places = token_patches(parts, inputs, modality, found.layouts())
     total = max(int(p.max()) for p in places) + 1
     rows = 1

@@ -33,6 +33,9 @@ PIXELS = {
     "video": ("pixel_values_videos", "video_grid_thw", "video_merge_sizes"),
 }
 
+CLASS_TOKEN = ("clip_vision_model", "dinov2", "internvl_vision")
+"""Towers with a class token in front of each row."""
+
 
 @dataclass(kw_only=True)
 class Norm(ScorePruner):
@@ -105,7 +108,8 @@ def visual_layers(parts: Parts) -> nn.ModuleList:
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
-    return next(m for n, m in layer.named_children() if "attn" in n or ("attention" in n and "norm" not in n))
+    found = next(m for n, m in layer.named_children() if "attn" in n or ("attention" in n and "norm" not in n))
+    return getattr(found, "attention", found)  # DINOv2's is wrapped before transformers 5.23
 
 
 @contextmanager

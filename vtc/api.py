@@ -174,7 +174,8 @@ def load(
     ----------
     path_or_id : str or path
         A folder, a hub id, or ``"bundled"`` for the small model that comes with vtc (``"bundled-tokenflex"``:
-        fine-tuned under ``tokenflex``). A ``vtc_config.json`` beside the model's files is applied when `pruner` is
+        fine-tuned under ``tokenflex``; ``"bundled-real"``: with pretrained weights out of two packages,
+        docs/real-model.md). A ``vtc_config.json`` beside the model's files is applied when `pruner` is
         None; without one the model comes unwrapped, with a warning.
     pruner, keep, positions, parts
         As for ``compress``. `keep` alone overrides the saved one.

@@ -7,6 +7,9 @@ from pathlib import Path
 
 BUNDLED = Path(str(files("vtc.eval"))) / "bundled"
 MODELS = {"bundled": "model", "bundled-tokenflex": "tokenflex"}
+REAL = {"bundled-real": 224, "bundled-real-518": 518}
+"""Name -> pixels along a side of its pictures."""
+NAMES = (*MODELS, *REAL)
 
 
 def _existing(name: str) -> Path:
@@ -19,8 +22,21 @@ def _existing(name: str) -> Path:
 def bundled_model_path(name: str = "bundled") -> Path:
     """Folder of a bundled LLaVA model and its processor.
 
-    ``"bundled-tokenflex"`` is fine-tuned under ``tokenflex``, whose network lies beside the methods.
+    Parameters
+    ----------
+    name : str
+        One of :data:`NAMES`. ``"bundled-tokenflex"`` is fine-tuned under ``tokenflex``, whose network lies beside the
+        methods; ``"bundled-real"`` is put together once from two packages with pretrained weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of those packages is missing (the message says how to install it), or this installation is damaged.
     """
+    if name in REAL:
+        from .real.folder import real_model_folder
+
+        return real_model_folder(REAL[name], _existing("real") / "adapter.safetensors")
     return _existing(MODELS[name])
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .model_sources import BUNDLED, find_source
+from .model_sources import find_source, is_bundled
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
@@ -74,7 +74,7 @@ def refuse_configuration(name: str) -> None:
         Saying why.
     """
     path = Path(name).expanduser()
-    if name == BUNDLED:
+    if is_bundled(name):
         return
     if path.is_file():
         read_config(path)

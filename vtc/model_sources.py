@@ -9,10 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .bundled_files import NAMES, bundled_model_path
+
 BUNDLED = "bundled"
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download", "proxies")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+
+
+def is_bundled(name: str) -> bool:
+    """Whether a name is one of a bundled model."""
+    return name in NAMES
 
 
 def find_source(source: Any) -> str:
@@ -21,14 +28,15 @@ def find_source(source: Any) -> str:
     Parameters
     ----------
     source : str or path
-        ``"bundled"`` is the model that comes with vtc, ``"bundled-tokenflex"`` the same fine-tuned under ``tokenflex``.
+        ``"bundled"`` is the model that comes with vtc, ``"bundled-tokenflex"`` the same fine-tuned under ``tokenflex``,
+        ``"bundled-real"`` the one with pretrained weights out of two packages (``vtc.bundled_files`` lists them all).
 
     Raises
     ------
     TypeError
         If it is no name: a model that is loaded already goes to ``vtc.compress``.
     FileNotFoundError
-        If it is neither a folder nor looks like a hub id.
+        If it is neither a folder nor looks like a hub id, or a package that holds its weights is missing.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
@@ -36,11 +44,8 @@ def find_source(source: Any) -> str:
             "model that is loaded already is wrapped by vtc.compress(model, pruner, keep=...)"
         )
     name = os.fspath(source)
-    if name.startswith(BUNDLED):
-        from .bundled_files import MODELS, bundled_model_path
-
-        if name in MODELS:
-            return str(bundled_model_path(name))
+    if is_bundled(name):
+        return str(bundled_model_path(name))
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vtc.eval.train.language.pack_questions import NO_TARGET, PREFIX_WORDS, PackedQuestions
+from vtc.eval.train.language.pack_questions import BUNDLED, NO_TARGET, PackedQuestions
 from vtc.eval.train.language.packed_llama import _attention
 from vtc.eval.train.scenes.vocabulary import BOS_ID, USER_ID
 from vtc.pruners.pmod import PModRouters, schedule
 from vtc.pruners.primitives.ranking import top_k
+
+PREFIX_WORDS = len(BUNDLED.prefix)
 
 
 def counts_of(depth: int, patches: int) -> list[int]:

@@ -16,6 +16,7 @@ from vtc.eval.terminal.option_checks import check_choice, device_of
 from vtc.eval.vlm.loading import config_hash, load_model, quiet_transformers
 from vtc.eval.vlm.model_source import configuration, has_processor, read_processor
 from vtc.eval.vlm.prompts import Row
+from vtc.model_sources import is_bundled
 from vtc.models.layout.model_parts import Parts, locate
 from vtc.models.tower.refusals import vision_layers
 
@@ -87,7 +88,7 @@ class Subject:
 
 def has_weights(model: str | None) -> bool:
     """Whether a model's own weights can be read: those of a hub id are fetched."""
-    if model is None or model == "bundled":
+    if model is None or is_bundled(model):
         return True
     path = Path(model).expanduser()
     if path.is_dir():

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from vtc.eval.train.language.language_stage import answer_logits
-from vtc.eval.train.language.pack_questions import NO_TARGET, pack
+from vtc.eval.train.language.pack_questions import BUNDLED, NO_TARGET, Wording, pack
 from vtc.eval.train.scenes.build_evaluation_set import QUESTIONS_FILE, prior_accuracy
 
 from .evaluation_set import Encoded, encode_samples, load_model, load_samples
@@ -109,10 +109,12 @@ def accuracy(
 
 
 @torch.no_grad()
-def answers_right(model: LlavaForConditionalGeneration, image: Encoded, kept: Tensor) -> list[bool]:
+def answers_right(
+    model: LlavaForConditionalGeneration, image: Encoded, kept: Tensor, wording: Wording = BUNDLED
+) -> list[bool]:
     """Say for each question of an image whether it is answered exactly."""
-    packed = pack([image.questions])
-    logits = answer_logits(model, image.projected[kept][None], kept, packed)
+    packed = pack([image.questions], wording)
+    logits = answer_logits(model, image.projected[kept][None], kept, packed, wording)
     known = packed.targets[0] != NO_TARGET
     right = torch.zeros(known.shape, dtype=torch.bool)
     right[known] = logits.argmax(dim=-1) == packed.targets[0][known]

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.check.tiny_model.config_source import config_of
-from vtc.model_sources import BUNDLED, PROCESSORS, explained, find_source
+from vtc.model_sources import PROCESSORS, explained, find_source, is_bundled
 
 from .loading import quiet_transformers
 
 
 def configuration(model: str) -> tuple[Any, str | None]:
-    """The configuration of a folder, config.json, model type, hub id or ``bundled``, and where its processor would be.
+    """The configuration of a folder, config.json, model type, hub id or bundled model, and where its processor is.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def configuration(model: str) -> tuple[Any, str | None]:
     path = Path(model).expanduser()
     if path.is_file():
         return config_of(model), str(path.parent)
-    if model == BUNDLED or path.is_dir():
+    if is_bundled(model) or path.is_dir():
         place = find_source(model)
         return config_of(place), place
     if "/" not in model:  # a model type, or nothing that is known

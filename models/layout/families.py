@@ -40,6 +40,7 @@ _BEHIND = "its patches are merged behind the tower, where vtc has no place to fi
 _ONE_ROW = "its tower masks the images of a packed row, which pruning inside the tower does not support"
 
 CLIP, SIGLIP, PIXTRAL = Tower("CLIP", class_token=True), Tower("SigLIP"), Tower("Pixtral", prunable=False)
+DINOV2 = Tower("DINOv2", class_token=True)
 
 # towers of the same modules, grids and order of patches
 QWEN = {
@@ -57,7 +58,7 @@ QWEN = {
 }
 
 FAMILIES: tuple[Family, ...] = (
-    Family("LLaVA-1.5", ("llava",), layouts.llava, token_patches.one_to_one, towers=(CLIP, SIGLIP, PIXTRAL)),
+    Family("LLaVA-1.5", ("llava",), layouts.llava, token_patches.one_to_one, towers=(CLIP, SIGLIP, PIXTRAL, DINOV2)),
     Family("ViP-LLaVA", ("vipllava",), layouts.square, token_patches.one_to_one, cut=1, towers=(CLIP,)),
     Family("PaliGemma", ("paligemma",), layouts.square, token_patches.one_to_one, towers=(SIGLIP,)),
     *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from vtc.pruners.signals import EncoderAttention, EncoderSegments, EncoderSignal
 from .captures_needed import layer_of
 
 PATHS = ("encoder.layers", "encoder.layer", "vision_model.encoder.layers", "transformer.layers", "blocks", "layers")
-DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "qianfan_ocr_vision", "janus_vision_model")
+DENSE_TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "qianfan_ocr_vision", "janus_vision_model")
 FEATURE_LAYER, FEATURE_STRATEGY = "vision_feature_layer", "vision_feature_select_strategy"
 QUERIES = ("auto", "cls", "received", "mean", "global", "cls_or_none")
 
@@ -75,6 +76,11 @@ def read_layer(index: Any, depth: int) -> int:
     if index is None:
         return depth - 1
     return depth + index if index < 0 else index - 1
+
+
+def _passes_on(layer: nn.Module) -> bool:
+    """Whether a layer takes further arguments by name, for its attention."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(layer.forward).parameters.values())
 
 
 def check_signals(parts: Parts, signals: Iterable[Signal], prefix: int, depth: int, in_tower: bool = False) -> None:
@@ -143,7 +149,12 @@ def check_stops(
         kind = getattr(parts.tower.config, "model_type", None)
         if not parts.family.packed and kind not in DENSE_TOWERS:
             raise NotImplementedError(
-                f"{name}: the vision tower {tower} can't be pruned inside (CLIP and SigLIP can); {instead}"
+                f"{name}: the vision tower {tower} can't be pruned inside (CLIP, SigLIP and DINOv2 can); {instead}"
+            )
+        if not parts.family.packed and not _passes_on(vision_layers(parts.tower)[0]):
+            raise NotImplementedError(
+                f"{name}: the vision tower {tower} can't be pruned inside with this version of transformers, because "
+                f"its layers pass nothing on to their attention (DINOv2: from 5.23 on); {instead}"
             )
         if cut != prefix:
             raise NotImplementedError(

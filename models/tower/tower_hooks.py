@@ -125,6 +125,7 @@ class VisionSide:
             attention = next(
                 m for n in ("self_attn", "attn", "attention") if (m := getattr(layer, n, None)) is not None
             )
+            attention = getattr(attention, "attention", attention)  # DINOv2's is wrapped before transformers 5.23
             if i >= first:
                 self._taps.append(SegmentedAttention(attention).attach())
             if kinds - {"features", "projector"}:

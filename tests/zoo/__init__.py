@@ -21,6 +21,7 @@ FAMILIES: dict[str, Family] = {
     for f in (
         Fixed("llava", models.llava),
         Fixed("llava_siglip", models.llava_siglip),
+        Fixed("llava_dinov2", models.llava_dinov2),
         Fixed("llava_sliding", models.llava_sliding),
         AnyRes("llava_next", models.llava_next, sizes=BOXES),
         AnyRes("llava_onevision", models.llava_onevision, sizes=BOXES, clips=(3,)),

@@ -64,6 +64,11 @@ def siglip(image_size: int = 28) -> tf.SiglipVisionConfig:
     return tf.SiglipVisionConfig(**TOWER, image_size=image_size, patch_size=7, vision_use_head=False)
 
 
+def dinov2() -> tf.Dinov2Config:
+    sizes = {name: size for name, size in TOWER.items() if name != "intermediate_size"}
+    return tf.Dinov2Config(**sizes, mlp_ratio=2, image_size=28, patch_size=7)
+
+
 def pixtral_tower() -> tf.PixtralVisionConfig:
     return tf.PixtralVisionConfig(**TOWER, image_size=56, patch_size=7, head_dim=12)
 
@@ -86,6 +91,18 @@ def llava_siglip(impl: str = "sdpa") -> nn.Module:
         image_token_id=IMAGE,
         vision_feature_layer=-2,
         vision_feature_select_strategy="full",
+    )
+    return build(tf.LlavaForConditionalGeneration, config, impl)
+
+
+def llava_dinov2(impl: str = "sdpa") -> nn.Module:
+    """A DINOv2 tower of which the projector reads two layers side by side."""
+    config = tf.LlavaConfig(
+        vision_config=dinov2(),
+        text_config=tf.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        vision_feature_layer=[1, -2],
+        vision_feature_select_strategy="default",
     )
     return build(tf.LlavaForConditionalGeneration, config, impl)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.config_json import HUB_ID, config_file, read_config
+from vtc.model_sources import find_source, is_bundled
 
 
 def config_of(model: str) -> Any:
@@ -15,7 +16,7 @@ def config_of(model: str) -> Any:
     Parameters
     ----------
     model : str
-        A folder, the path of a config.json, ``bundled``, a ``model_type`` of transformers (its default
+        A folder, the path of a config.json, the name of a bundled one, a ``model_type`` of transformers (its default
         configuration), or a hub id whose config.json is on this machine.
 
     Raises
@@ -25,10 +26,8 @@ def config_of(model: str) -> Any:
     """
     if model.startswith(("timm:", "open_clip:")):
         raise ValueError(f"vtc check is for models that answer about pictures, and {model!r} is a classifier")
-    if model == "bundled":
-        from vtc.bundled_files import bundled_model_path
-
-        return _read(bundled_model_path() / "config.json")
+    if is_bundled(model):
+        return _read(config_file(Path(find_source(model))))
     path = Path(model).expanduser()
     if path.is_dir():
         return _read(config_file(path))

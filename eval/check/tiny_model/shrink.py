@@ -175,6 +175,8 @@ def _shrink_tower(tower: dict[str, Any], text_width: int, depth: int) -> None:
         tower.update(hidden_size=48, num_attention_heads=HEADS)
         if tower.get("head_dim") is not None:
             tower["head_dim"] = 48 // HEADS
+        for name in ("out_features", "out_indices", "stage_names"):  # a backbone's (DINOv2): layers that are gone
+            tower.pop(name, None)
     for name, width in (("intermediate_size", 64), ("projection_dim", 32)):
         if isinstance(tower.get(name), int):
             tower[name] = width

@@ -14,7 +14,7 @@ from vtc.eval.train.scenes import easyvqa
 from vtc.eval.train.scenes.render import PatchLabels, compress, patch_labels, render
 from vtc.eval.train.scenes.scene import Density, Scene, sample_scene
 
-_QUALITIES = (78, 92)
+QUALITIES = (78, 92)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def training_rng(seed: int, stage: str, step: int, rank: int) -> random.Random:
 def draw_scene(rng: random.Random, density: Density) -> TrainingImage:
     """Draw a synthetic scene, JPEG-compressed as the evaluation images are."""
     scene = sample_scene(rng, density)
-    stored = compress(render(scene), rng.randint(*_QUALITIES))
+    stored = compress(render(scene), rng.randint(*QUALITIES))
     return TrainingImage(np.asarray(Image.open(io.BytesIO(stored))), patch_labels(scene), scene)
 
 

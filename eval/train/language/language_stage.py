@@ -15,11 +15,11 @@ from vtc.eval.train.basics.images import TrainingImage, draw_scene, training_rng
 from vtc.eval.train.basics.loop import Place, rate_factor, run_steps
 from vtc.eval.train.basics.optimizer import MixedOptimizer
 from vtc.eval.train.basics.recipe import Recipe
-from vtc.eval.train.scenes.vocabulary import BOS_ID, USER_ID, build_tokenizer
+from vtc.eval.train.scenes.vocabulary import build_tokenizer
 from vtc.eval.train.vision.tower import encode, to_patches
 
 from .llava import bare_tower, build_llava
-from .pack_questions import NO_TARGET, PREFIX_WORDS, PackedQuestions, pack
+from .pack_questions import BUNDLED, NO_TARGET, PackedQuestions, Wording, pack
 from .packed_llama import run_packed
 from .projector_alignment import Alignment, start_projector
 from .question_batches import accuracies, answer_weights, choose_tokens, draw_batch
@@ -115,7 +115,11 @@ def tower_features(model: LlavaForConditionalGeneration, images: Sequence[Traini
 
 
 def answer_logits(
-    model: LlavaForConditionalGeneration, projected: Tensor, kept: Tensor, packed: PackedQuestions
+    model: LlavaForConditionalGeneration,
+    projected: Tensor,
+    kept: Tensor,
+    packed: PackedQuestions,
+    wording: Wording = BUNDLED,
 ) -> Tensor:
     """Return the logits at every position that has a target.
 
@@ -126,15 +130,18 @@ def answer_logits(
     projected : Tensor
         Projected tokens [batch, kept, width].
     kept : Tensor
-        Their indices among the 576, which give their positions.
+        Their indices among the image's, which give their positions.
     packed : PackedQuestions
         The questions.
+    wording : Wording
+        What they were packed with.
     """
     language = model.model.language_model
     batch = projected.shape[0]
-    words = language.embed_tokens(torch.tensor([[BOS_ID, USER_ID]] * batch))
+    words = language.embed_tokens(torch.tensor([wording.prefix] * batch))
     prefix = torch.cat([words, projected.to(words.dtype)], dim=1)
-    positions = torch.cat([torch.arange(PREFIX_WORDS), kept + PREFIX_WORDS]).expand(batch, -1)
+    before = len(wording.prefix)
+    positions = torch.cat([torch.arange(before), kept + before]).expand(batch, -1)
     text = language.embed_tokens(packed.tokens)
     hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias)
     return model.lm_head(hidden[packed.targets != NO_TARGET])

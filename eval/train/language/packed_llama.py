@@ -72,7 +72,8 @@ def _attention(
     )
     query, key = apply_rotary_pos_emb(query, key, *rotary)
     query = (query * module.scaling).to(value.dtype)
-    key = key.to(value.dtype)
+    groups = module.num_key_value_groups
+    key, value = key.to(value.dtype).repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
     for q, k, v, bias in zip(query, key, value, text_bias, strict=True):
         pieces = [] if text_only else _causal(q, k, v, prefix_length)

@@ -13,14 +13,13 @@ from vtc.eval.train.basics.recipe import Recipe
 from vtc.eval.train.scenes.palette import NUM_PATCHES
 from vtc.eval.train.scenes.questions import FIRST_SHARES, LATER_SHARES, Question, early_wording, sample_questions
 from vtc.eval.train.scenes.scene import Density
-from vtc.eval.train.scenes.vocabulary import EOS_ID
 
 from .pack_questions import NO_TARGET, PackedQuestions
 
 _END_WEIGHT = 0.05
 _TASK_WEIGHTS = {"count": 3.0, "more": 2.0, "spatial": 2.0}
 _PART_EVERY = 3
-_PART_SIZES = (192, 480)
+_PART_SHARES = (1 / 3, 5 / 6)
 
 
 def draw_batch(recipe: Recipe, step: int, rng: random.Random) -> tuple[list[TrainingImage], list[list[Question]]]:
@@ -58,15 +57,15 @@ def density_at(step: int) -> Density:
     return Density(letters=letters, plates=plates, symbols=(1, 4), few_or_many=True)
 
 
-def choose_tokens(step: int, rng: random.Random) -> Tensor:
-    """Return the image tokens of one step: all 576, or in a third of the steps a random part.
+def choose_tokens(step: int, rng: random.Random, patches: int = NUM_PATCHES) -> Tensor:
+    """Return the image tokens of one step: all of them, or in a third of the steps a random part.
 
     The part is uniform and its size is random; it depends neither on the image nor on a question.
     """
-    count = NUM_PATCHES
+    count = patches
     if step % _PART_EVERY == 1:
-        count = rng.randint(*_PART_SIZES)
-    return torch.tensor(sorted(rng.sample(range(NUM_PATCHES), count)))
+        count = rng.randint(*(round(share * patches) for share in _PART_SHARES))
+    return torch.tensor(sorted(rng.sample(range(patches), count)))
 
 
 def answer_weights(packed: PackedQuestions, asked: Sequence[Sequence[Question]]) -> Tensor:
@@ -74,8 +73,8 @@ def answer_weights(packed: PackedQuestions, asked: Sequence[Sequence[Question]])
     weights = torch.ones(packed.targets.shape)
     for index, questions in enumerate(asked):
         for question, (start, end) in zip(questions, packed.spans[index], strict=True):
-            weights[index, start:end] = _TASK_WEIGHTS.get(question.task, 1.0)
-    weights[packed.targets == EOS_ID] = _END_WEIGHT
+            weights[index, start : end - 1] = _TASK_WEIGHTS.get(question.task, 1.0)
+            weights[index, end - 1] = _END_WEIGHT
     return weights
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .backdrop import draw_backdrop
-from .palette import ALL_COLORS, ALL_SHAPES, COLORS, DARK_INK_COLORS, GRID, IMAGE_SIZE, LETTERS, NUM_PATCHES, PATCH_SIZE
+from .palette import ALL_COLORS, ALL_SHAPES, COLORS, DARK_INK_COLORS, GRID, IMAGE_SIZE, LETTERS, PATCH_SIZE
 from .scene import Entity, Scene
 from .shapes import paint_shape
 
@@ -25,7 +25,7 @@ _LEAST_GLYPH_COVER = 0.4
 
 @dataclass(frozen=True)
 class PatchLabels:
-    """Class of each of the 576 patches under several headings (``IGNORE`` where none applies)."""
+    """Class of each patch under several headings (``IGNORE`` where none applies)."""
 
     color: np.ndarray
     shape: np.ndarray
@@ -65,7 +65,7 @@ def compress(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def patch_labels(scene: Scene) -> PatchLabels:
+def patch_labels(scene: Scene, grid: int = GRID) -> PatchLabels:
     """Say what each patch shows.
 
     Colour and shape are given to every patch that an entity covers by at least 15%; its letter
@@ -75,6 +75,8 @@ def patch_labels(scene: Scene) -> PatchLabels:
     ----------
     scene : Scene
         The scene that was rendered.
+    grid : int
+        Patches along a side; the image's is a multiple.
 
     Returns
     -------
@@ -82,17 +84,18 @@ def patch_labels(scene: Scene) -> PatchLabels:
         Arrays over the patches in raster order; ``offset`` is the vector in patches from the
         patch centre to the centre of its entity.
     """
-    owner, cover = _owners(scene)
-    row, column = np.divmod(np.arange(NUM_PATCHES), GRID)
+    owner, cover = _owners(scene, grid)
+    side = IMAGE_SIZE / grid
+    row, column = np.divmod(np.arange(grid * grid), grid)
     names = ("color", "shape", "letter", "first_digit", "second_digit")
-    labels = {name: np.full(NUM_PATCHES, IGNORE, dtype=np.int64) for name in names}
-    offset = np.zeros((NUM_PATCHES, 2), dtype=np.float32)
+    labels = {name: np.full(grid * grid, IGNORE, dtype=np.int64) for name in names}
+    offset = np.zeros((grid * grid, 2), dtype=np.float32)
     for index, entity in enumerate(scene.entities):
         mine = owner == index
         labels["color"][mine] = ALL_COLORS.index(entity.color)
         labels["shape"][mine] = ALL_SHAPES.index(entity.shape)
-        offset[mine, 0] = entity.x / PATCH_SIZE - 0.5 - column[mine]
-        offset[mine, 1] = entity.y / PATCH_SIZE - 0.5 - row[mine]
+        offset[mine, 0] = entity.x / side - 0.5 - column[mine]
+        offset[mine, 1] = entity.y / side - 0.5 - row[mine]
         core = mine & (cover >= _LEAST_GLYPH_COVER)
         if entity.kind == "lettered":
             labels["letter"][core] = LETTERS.index(entity.label)
@@ -125,9 +128,9 @@ def _paint(draw: ImageDraw.ImageDraw, entity: Entity, fill: tuple[int, ...]) -> 
         )
 
 
-def _owners(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def _owners(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
     """Index of the entity that covers most of each patch (or -1), and the share it covers."""
-    count = len(scene.entities)
+    count, side, patches = len(scene.entities), IMAGE_SIZE // grid, grid * grid
     canvas = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
     draw = ImageDraw.Draw(canvas)
     for index, entity in enumerate(scene.entities):
@@ -139,12 +142,12 @@ def _owners(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         else:
             shape = "circle" if entity.shape == "ring" else entity.shape
             paint_shape(draw, shape, entity.x, entity.y, entity.radius, entity.angle, index + 1)
-    pixels = np.asarray(canvas).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).transpose(0, 2, 1, 3)
-    pixels = pixels.reshape(NUM_PATCHES, -1).astype(np.int64)
-    flat = pixels + (np.arange(NUM_PATCHES) * (count + 1))[:, None]
-    cover = np.bincount(flat.ravel(), minlength=NUM_PATCHES * (count + 1))
-    cover = cover.reshape(NUM_PATCHES, count + 1)[:, 1:]
-    share = cover.max(axis=1) / PATCH_SIZE**2
+    pixels = np.asarray(canvas).reshape(grid, side, grid, side).transpose(0, 2, 1, 3)
+    pixels = pixels.reshape(patches, -1).astype(np.int64)
+    flat = pixels + (np.arange(patches) * (count + 1))[:, None]
+    cover = np.bincount(flat.ravel(), minlength=patches * (count + 1))
+    cover = cover.reshape(patches, count + 1)[:, 1:]
+    share = cover.max(axis=1) / side**2
     return np.where(share >= _LEAST_COVER, cover.argmax(axis=1), -1), share
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import Dinov2Config
 from versions import ENCODES_FIRST
 from zoo import FAMILIES as ZOO
 
@@ -159,6 +160,16 @@ def test_layers_with_a_window_that_they_do_not_use(tmp_path: Path, monkeypatch: 
 
 def test_a_text_model_of_full_and_sliding_layers(tmp_path: Path) -> None:
     assert problems(check(folder_of(EXAONE, tmp_path))) == []
+
+
+def test_a_tower_whose_projector_reads_several_layers(tmp_path: Path) -> None:
+    tower = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14).to_dict()
+    assert len(tower["stage_names"]) == 13, "which a smaller one does not have"
+    more = {"vision_feature_layer": [3, 6, 11], "vision_feature_select_strategy": "default"}
+    config = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": tower, **more}
+    result = check(folder_of(config, tmp_path), "input", "decoder")
+    assert problems(result) == []
+    assert result.count(EXACT) > 20
 
 
 # ---------------------------------------------------------------------- what it can't check

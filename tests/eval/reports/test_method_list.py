@@ -10,6 +10,7 @@ import pytest
 from methods import METHODS, PIPELINES, Setting, fits
 from places import ROOT
 from rich.console import Console
+from versions import PRUNES_DINOV2
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
@@ -21,7 +22,12 @@ from vtc.models.tower.refusals import prefix_tokens
 
 PAGE = ROOT / "docs" / "methods.md"
 IN_THE_TOWER = [Setting("tome(at=vision)", 0.4), Setting("random(at=vision, layer=2)", 0.4)]
-TOWERS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "pixtral": "Pixtral"}
+TOWERS = {
+    "clip_vision_model": "CLIP",
+    "siglip_vision_model": "SigLIP",
+    "pixtral": "Pixtral",
+    "dinov2": "DINOv2",
+}
 FLAG_CASES = {
     "dart": {"adaptive_count": False, "uses_text": True, "uses_attention": False},
     "dart(official=True)": {"adaptive_count": True},
@@ -63,7 +69,8 @@ def tower_of(family: str) -> object:
     config = tiny(family).config
     name = TOWERS.get(config.vision_config.model_type)
     towers = family_of(config).towers
-    return next((tower for tower in towers if tower.name == name), towers[0])
+    found = next((tower for tower in towers if tower.name == name), towers[0])
+    return found._replace(prunable=found.prunable and (PRUNES_DINOV2 or found.name != "DINOv2"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,16 +114,16 @@ def test_families_in_words():
     assert words("visionzip(keep=0.5)") == "all but LLaVA-OneVision"
     assert words("visionzip(merge=projected, keep=0.5)") == "all"
     assert words("prumerge(keep=0.5)") == (
-        "with a class token: LLaVA-1.5 (CLIP), ViP-LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video, InternVL, Qianfan-OCR"
+        "with a class token: LLaVA-1.5 (CLIP, DINOv2), ViP-LLaVA, LLaVA-NeXT, LLaVA-NeXT-Video, InternVL, Qianfan-OCR"
     )
     assert words("tome(at=vision, keep=0.5)") == (
-        "LLaVA-1.5 (CLIP, SigLIP), ViP-LLaVA, PaliGemma, DeepSeek-VL, Janus, LLaVA-NeXT"
+        "LLaVA-1.5 (CLIP, SigLIP, DINOv2), ViP-LLaVA, PaliGemma, DeepSeek-VL, Janus, LLaVA-NeXT"
     )
     found = support(vtc.parse("prumerge(keep=0.5)"))
     assert found.reasons["LLaVA-1.5 (SigLIP, Pixtral)"] == "its vision tower has no class token"
     # a pipeline runs where all of its methods do
     both = support(vtc.parse("random(at=vision, layer=2, keep=0.5) + prumerge(keep=0.2)"))
-    assert both.runs == ("LLaVA-1.5 (CLIP)", "ViP-LLaVA", "LLaVA-NeXT", "Qianfan-OCR")
+    assert both.runs == ("LLaVA-1.5 (CLIP, DINOv2)", "ViP-LLaVA", "LLaVA-NeXT", "Qianfan-OCR")
 
 
 @pytest.mark.parametrize("spec", FLAG_CASES)

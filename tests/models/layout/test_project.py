@@ -128,6 +128,8 @@ def test_project_waits_for_nothing(family: str) -> None:
     parts = locate(model)
     unit, width = parts.family.unit(parts.config), parts.config.vision_config.hidden_size
     width = getattr(parts.config.vision_config, "embed_dim", width)  # Qwen2-VL's name for it
+    layers = getattr(parts.config, "vision_feature_layer", None)
+    width *= len(layers) if isinstance(layers, list) else 1
     gpu.put_model(model)
     x = gpu.put(torch.zeros(2, 5, unit, width))
     with gpu:

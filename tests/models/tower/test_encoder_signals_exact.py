@@ -10,6 +10,7 @@ from anatomy import anatomy
 from torch import Tensor
 from tower_spy import Spy
 from vision_tools import (
+    CLASS_TOKEN,
     Norm,
     features,
     ready,
@@ -57,11 +58,13 @@ CELLS = [
 def compare(parts: Parts, spy: Spy, found: VisionRecord, inputs: dict[str, Any], modality: str) -> None:
     read = {"llava": 2, "llava_next": 2}.get(parts.config.model_type, 3)
     read = 3 if parts.config.vision_config.model_type == "pixtral" else read
-    prefix = parts.config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
+    prefix = parts.config.vision_config.model_type in CLASS_TOKEN
     places = token_patches(parts, inputs, modality, found.layouts())
+    several = parts.config.vision_config.model_type == "dinov2"  # layers that the projector reads side by side
     post_norm = parts.config.model_type in ("gemma3", "idefics3", "smolvlm", "internvl")
     for i, place in enumerate(places):
         auto = spy.at("cls" if prefix else "received", read, place).mean(1).T
+        projected = [spy.at("features", layer, place) for layer in ((0, read) if several else (read,))]
         # both resample mosaics or frames after the projector: of patches that are merged only their mean is defined
         pairs = {
             SIGNALS[0]: auto,
@@ -70,7 +73,7 @@ def compare(parts: Parts, spy: Spy, found: VisionRecord, inputs: dict[str, Any],
             SIGNALS[3]: spy.at("values", read, place),
             SIGNALS[4]: spy.at("features", 0, place),
             SIGNALS[5]: spy.at("features", read, place),
-            SIGNALS[6]: spy.at("output", -1, place) if post_norm else spy.at("features", read, place),
+            SIGNALS[6]: spy.at("output", -1, place) if post_norm else torch.cat(projected, dim=-1),
         }
         for signal, want in pairs.items():
             have = found.signals[signal][i]

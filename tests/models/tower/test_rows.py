@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from vision_tools import Norm, arguments, features, own_attention, pad_segments, ready, record, token_patches
+from vision_tools import (
+    CLASS_TOKEN,
+    Norm,
+    arguments,
+    features,
+    own_attention,
+    pad_segments,
+    ready,
+    record,
+    token_patches,
+)
 from zoo import FAMILIES, prompt, shapes_of, tiny
 
 import vtc
@@ -55,7 +65,7 @@ def test_mean_queries_keys_and_values_of_every_tower(name: str, shape: str, moda
         EncoderKeys(layer=0, heads="mean"),
     ]
     rows: list[list[Tensor]] = [[] for _ in signals]
-    prefix = parts.config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
+    prefix = parts.config.vision_config.model_type in CLASS_TOKEN
 
     def attend(i: int, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float) -> Tensor:
         logits = q @ k.transpose(2, 3) * scaling
