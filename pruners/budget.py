@@ -64,6 +64,7 @@ class Budget(Pruner):
     sharp: int = 1
     floor: int = 0
 
+    paper: ClassVar[str] = "ours: budgets by picture"
     joins_crops: ClassVar[bool] = True
     adaptive_count: ClassVar[bool] = True
     ragged: ClassVar[bool] = True

@@ -135,7 +135,7 @@ class HoloV(Pruner):
         open_ = (~self._decided(found, looked, sizes, budget)).nonzero()[:, 0]
         if len(open_):
             variance = self._variance(x[open_], [edges[row] for row in open_])
-            found[open_] = part_sums(variance, part[open_], looked.shape[1]) / sizes[open_]
+            found[open_] = (part_sums(variance, part[open_], looked.shape[1]) / sizes[open_]).to(found)
         return found
 
     def _decided(self, least: Tensor, looked: Tensor, sizes: Tensor, budget: Tensor) -> Tensor:

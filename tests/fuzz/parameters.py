@@ -39,6 +39,14 @@ TABLE: dict[str, dict[str, Any]] = {
         "tau_max": UNIT,
         "erank_avg": st.sampled_from([1.0, 10.0, 95.0]),
     },
+    "budget": {
+        "first": st.sampled_from(["divprune", "uniform", "fastv", "pool", "dart", "holov"]),
+        "busy": st.sampled_from([0.0, 1.0, 3.0]),
+        "usual": st.sampled_from([0.2, 0.68, 1.0]),
+        "decay": UNIT,
+        "sharp": SMALL,
+        "floor": st.integers(0, 20),
+    },
     "cdpruner": {
         "relevance": st.sampled_from(["auto", "embeddings", "none"]),
         "theta": st.integers(0, 18).map(lambda n: n / 20),
@@ -116,6 +124,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "vision_temperature": st.sampled_from([0.02, 0.2, 1.0]),
     },
     "norm": {"shortest": FLAG},
+    "pixelprune": {
+        "threshold": st.sampled_from([0.0, 0.1, 0.5]),
+        "metric": st.sampled_from(["max", "mae", "rmse"]),
+        "std": st.sampled_from([0.27, 0.5]),
+    },
     "pmod": {"target": st.sampled_from(["shiftedcos", "shiftedlinear"]), **OFFICIAL},
     "pool": {"layer": LAYER},
     "priortr": {
@@ -191,6 +204,7 @@ LEFT_OUT = {
     "cdpruner.text_encoder": "a CLIP to load",
     "deep_random.tokens": "the whole prompt's length, for its bookkeeping alone",
     "deep_random.first_params": "drawn with the methods themselves",
+    "budget.first_params": "drawn with the methods themselves",
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
     "focusllava.weights": "a file, always an untrained network",

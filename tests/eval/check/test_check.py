@@ -301,7 +301,7 @@ def test_the_table_says_the_worst_and_each_reason_once() -> None:
 def test_a_model_that_fails_under_the_harness_names_the_check(error: Exception) -> None:
     from types import SimpleNamespace
 
-    from vtc.eval.sweep.answer import _generate
+    from vtc.eval.sweep.answer import generate
 
     class Model(nn.Linear):
         def generate(self, **_: Any) -> None:
@@ -309,4 +309,4 @@ def test_a_model_that_fails_under_the_harness_names_the_check(error: Exception) 
 
     batch = {"input_ids": torch.zeros(1, 2, dtype=torch.long)}
     with pytest.raises(RuntimeError, match=r"Model failed inside its forward: .*`vtc check MODEL`"):
-        _generate(Model(1, 1), SimpleNamespace(pad_token_id=0), batch, 1)
+        generate(Model(1, 1), SimpleNamespace(pad_token_id=0), batch, 1)

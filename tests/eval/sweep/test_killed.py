@@ -159,7 +159,7 @@ def test_one_process_killed_again_and_again(sweep: Any, quiet: list[bytes], tmp_
         os.utime(draft, (0, 0))
     sweep(tmp_path)
     assert lines_of(tmp_path) == quiet
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*FILES, "results.jsonl"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*FILES, "results.jsonl", "second.jsonl"])
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -53,7 +53,7 @@ def run(data: Path, out: Path, pruners: list[str], **more: Any) -> None:
     bench.run_bench(
         BenchOptions(
             model=str(world()[0]), data=data, output=out, pruners=pruners, keeps=[0.5, 3], timing=0, random=False,
-            seeds=1, max_new_tokens=2, **more,
+            seeds=1, max_new_tokens=2, second=0, **more,
         )
     )  # fmt: skip
 
