@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from .base import FLAGS, Merged, Pruner, Stop
+from .base import FLAGS, Lent, Merged, Pruner, Stop
 from .primitives.precision import wide
 from .registry import make_pruner, register_pruner
 from .signals import Projected, Signal
@@ -136,6 +136,7 @@ class Budget(Pruner):
         if budget == n:
             return torch.arange(n, device=tokens.ids.device), tokens.features[row, :n]
         found = self._first.select(replace(tokens.take([row]), budgets=[budget]), budget)
+        assert not isinstance(found, Lent)  # it chooses once, for good
         index = (found.index if isinstance(found, Merged) else found)[0]
         index = index if self._first.adaptive_count else index[:budget]
         if isinstance(found, Merged):

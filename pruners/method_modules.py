@@ -34,7 +34,6 @@ HOME = {
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
     "prunesid": "prunesid",
-    "prunevid": "prunevid",
     "pyramiddrop": "pyramiddrop",
     "quecc": "quecc",
     "random": "random",

@@ -164,8 +164,6 @@ VARIANTS = [
         "prumerge_plus(adaptive=True)",
         "prumerge_plus(official=True)",
         "prunesid(per_group=2, scale=8)",
-        "prunevid(official=True)",
-        "prunevid(segments=0.5, tau=0.3, neighbours=3)",
         "quecc(weights=untrained, kernel=3, exact=False, no_text=True)",
         "random(layer=2)",
         "random(official=True)",

@@ -139,7 +139,6 @@ TABLE: dict[str, dict[str, Any]] = {
     "prumerge": PRUMERGE,
     "prumerge_plus": {**PRUMERGE, "outliers_share": UNIT},
     "prunesid": {"per_group": SMALL, "scale": st.sampled_from([4.0, 16.0, 32.0])},
-    "prunevid": {"segments": UNIT, "tau": UNIT, "neighbours": SMALL, **OFFICIAL},
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
     "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},

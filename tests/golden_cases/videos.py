@@ -1,4 +1,4 @@
-"""Vectors of the video methods EVS, DyCoke, VidCom2, FastVID, HoliTom and PruneVid."""
+"""Vectors of the video methods EVS, DyCoke, VidCom2, FastVID and HoliTom."""
 
 from __future__ import annotations
 
@@ -116,15 +116,4 @@ def holitom(vector: Golden) -> None:
     pruner = vtc.parse("holitom", keep=meta["ratio"], official=True, **given)[0]
     budget = round(meta["ratio"] * frames * n)
     tokens = tokens_of(x.reshape(frames * n, -1), budget, Served({EncoderAttention(): attention}), video(frames, 1, n))
-    same_vectors(pruner.select(tokens, budget), vector["features"])
-
-
-@golden("prunevid")
-def prunevid(vector: Golden) -> None:
-    meta, frames, n = vector.meta, vector.meta["frames"], vector.meta["n"]
-    x = noisy_pictures(meta, vector.rng())
-    given = {"tau": meta["tau"], "segments": meta["segments"], "neighbours": meta["k"]}
-    pruner = vtc.parse("prunevid", keep=meta["ratio"], official=True, **given)[0]
-    budget = round(meta["ratio"] * frames * n)
-    tokens = tokens_of(x.reshape(frames * n, -1), budget, layouts=video(frames, 1, n))
     same_vectors(pruner.select(tokens, budget), vector["features"])

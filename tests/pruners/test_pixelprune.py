@@ -122,8 +122,10 @@ class Looker(Norm):
 
 def embedded(tower: Any, pixels: Tensor) -> Tensor:
     """Patches `[..., C]` as a tower embeds them, without positions."""
-    embed = getattr(tower, "patch_embed", None) or tower.embeddings.patch_embedding
-    conv = getattr(embed, "proj", embed)
+    places = (tower, getattr(tower, "embeddings", None))
+    names = ("patch_embed", "patch_embedding", "patch_embeddings")
+    embed = next(m for place in places for name in names if (m := getattr(place, name, None)) is not None)
+    conv = getattr(embed, "proj", None) or getattr(embed, "projection", embed)
     x = pixels @ conv.weight.flatten(1).T + (0 if conv.bias is None else conv.bias)
     return tower.pre_layrnorm(x) if hasattr(tower, "pre_layrnorm") else x
 

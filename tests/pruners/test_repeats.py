@@ -1,4 +1,4 @@
-"""HoliTom and PruneVid: their windows, what is merged, and what comes back where much is kept."""
+"""HoliTom: its windows, what is merged, and what comes back where much is kept."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 import vtc
 from vtc.pruners.holitom import windows_of
 from vtc.pruners.layout import Grid, Layout
-from vtc.pruners.primitives.crops_and_frames import frames_of
-from vtc.pruners.prunevid import runs
 from vtc.pruners.signals import EncoderAttention
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -79,52 +77,11 @@ def test_where_more_is_kept_than_moves_repeated_tokens_come_back():
 
 
 @pytest.mark.parametrize(
-    ("labels", "begins"),
-    [
-        ([1, 1, 1, 0, 0], [0, 0, 0, 3, 3]),
-        ([1, 1, 0, 2, 2, 2], [0, 0, 2, 2, 2, 2]),  # a single frame joins the longer neighbour
-        ([1, 1, 0, 2, 2], [0, 0, 0, 3, 3]),  # the left on ties
-        ([1, 1, 0, 1, 1, 2, 2], [0, 0, 0, 0, 0, 5, 5]),  # longest runs of one cluster stay, and meet again
-        ([1, 1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 3, 3, 3, 3, 3, 3]),
-        ([0, 1, 2], [0, 0, 0]),
-        ([3], [0]),
-    ],
-)
-def test_prunevid_cuts_at_runs_of_clusters(labels, begins):
-    there = torch.tensor([[True] * len(labels) + [False] * 2])
-    found = runs(torch.tensor([[*labels, 9, 9]]), there)[0].tolist()
-    assert found == [*begins, len(labels), len(labels) + 1], "padding belongs to nobody"
-
-
-@pytest.mark.parametrize("tau", [0.4, 0.6, 0.8])
-def test_prunevid_calls_still_what_is_alike_in_all_pairs(tau):
-    x = still_video()[1][:, :, :3] + torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(2))
-    unit = torch.nn.functional.normalize(x, dim=-1)
-    pairs = torch.einsum("tpd,spd->pts", unit, unit)
-    mean = (pairs.sum((1, 2)) - 3) / 6
-    tokens = tokens_of(x.flatten(0, 1).numpy(), 4, layouts=[Layout((Grid(1, 6, "frame"),) * 3)])
-    pruner = vtc.parse("prunevid", keep=4, tau=tau)[0]
-    still = pruner._still(tokens.features, frames_of(tokens), torch.zeros(1, 3, dtype=torch.long), tokens.valid)
-    assert torch.equal(still[0], (mean > tau).expand(3, 6))
-
-
-def test_prunevid_makes_one_token_of_what_is_nearest_to_it():
-    _, x = still_video()
-    tokens = tokens_of(x.flatten(0, 1).numpy(), 2, layouts=[Layout((Grid(1, 6, "frame"),) * 3)])
-    found = vtc.parse("prunevid", keep=2)[0].select(tokens, 2)
-    means, centres = x.mean(0), found.index[0]
-    owner = torch.cdist(means, means[centres]).argmin(1)
-    torch.testing.assert_close(found.features[0], torch.stack([means[owner == i].mean(0) for i in range(2)]))
-
-
-@pytest.mark.parametrize(
     "spec",
     [
         "holitom(tau=1.5)",
         "holitom(beta=-0.1)",
         "holitom(neighbours=0)",
-        "prunevid(segments=2)",
-        "prunevid(neighbours=0)",
     ],
 )
 def test_what_is_out_of_range_is_told(spec):
