@@ -195,7 +195,7 @@ def test_pruners_with_parameters(capsys: pytest.CaptureFixture[str]):
     assert [(row["name"], row["adaptive_count"]) for row in json.loads(out)] == [("dart", True)]
     code, out, _ = run(capsys, "pruners", "prumerge")
     assert "parameters: keep, adaptive=False, official=False" in out
-    assert "families: with a class token: LLaVA-1.5 (CLIP), ViP-LLaVA, LLaVA-NeXT" in out
+    assert "families: with a class token: LLaVA-1.5 (CLIP, DINOv2), ViP-LLaVA, LLaVA-NeXT" in out
     assert "not on Gemma3: its vision tower has no class token" in out
 
 
