@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar
@@ -12,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .base import FLAGS, Lent, Merged, Pruner, Stop
+from .inner_method import inner_method
 from .primitives.precision import wide
-from .registry import make_pruner, register_pruner
+from .registry import register_pruner
 from .signals import Projected, Signal
 from .visual_tokens import VisualTokens
 
@@ -71,20 +71,13 @@ class Budget(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.first == self.name:
-            raise ValueError(f"budget.first must be another method's name, got {self.first!r}")
-        if not isinstance(self.first_params, Mapping | None):
-            raise TypeError(f"budget.first_params must be a dict of parameters, got {self.first_params!r}")
+        self._first = inner_method(self.name, self.first, self.first_params, "what is kept is budget's own keep")
         for name, low, high in RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
                 allowed = f"at least {low}" if high == inf else f"in [{low}, {high}]"
                 raise ValueError(f"budget.{name} must be {allowed}, got {value!r}")
-        params = dict(self.first_params or {})
-        if "keep" in params:
-            raise ValueError("budget.first_params: what is kept is budget's own keep")
-        self._first = make_pruner(self.first, **params)
-        stops = make_pruner(self.first, **{**params, "keep": 0.5}).stops(DEPTH)
+        stops = replace(self._first, keep=0.5).stops(DEPTH)
         if len(stops) != 1 or stops[0].stage == "vision" or stops[0].keep != 0.5 or self._first.keep is not None:
             raise ValueError(f"budget.first={self.first!r} must choose once, at the input or decoder stage, by a keep")
         for flag in FLAGS:  # of this instance only

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,8 +11,9 @@ from vtc.pruners.primitives.best_per_part import within_budgets
 from vtc.pruners.primitives.budget_over_stops import scaled_layer, two_stage
 
 from .base import FLAGS, Lent, Merged, Pruner, Stop
+from .inner_method import inner_method
 from .random import Random
-from .registry import make_pruner, register_pruner
+from .registry import register_pruner
 from .signals import Signal
 from .visual_tokens import VisualTokens
 
@@ -69,14 +69,8 @@ class DeepRandom(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.first == self.name:
-            raise ValueError(f"deep_random.first must be another method's name, got {self.first!r}")
-        if not isinstance(self.first_params, Mapping | None):
-            raise TypeError(f"deep_random.first_params must be a dict of parameters, got {self.first_params!r}")
-        params = dict(self.first_params or {})
-        if "keep" in params:
-            raise ValueError("deep_random.first_params: what the first method keeps follows from the average")
-        self._first = make_pruner(self.first, **params)
+        no_keep = "what the first method keeps follows from the average"
+        self._first = inner_method(self.name, self.first, self.first_params, no_keep)
         stops = self._first.stops(HORIZON[1])
         if len(stops) != 1 or stops[0].stage == "vision" or stops[0].keep is not None:
             raise ValueError(
