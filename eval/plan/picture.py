@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from vtc.eval.vlm.prompts import TOKEN_INPUTS, chat_inputs, visual_token_ids
+from vtc.eval.vlm.size_of_few_tokens import share_with
 
 QUESTION = "What is shown in this picture?"
-STEPS = 7  # of looking for a smaller picture
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,15 @@ def smaller(picture: Picture, tokens: int, again: Callable[[tuple[int, int]], Pi
         None where no size has so few, as with processors that make every picture as large.
     """
     width, height = picture.size
-    low, high, best = 0.0, 1.0, None
-    share = (tokens / picture.tokens) ** 0.5
-    for _ in range(STEPS):
-        size = (max(1, round(width * share)), max(1, round(height * share)))
+    found: dict[float, Picture] = {}
+
+    def tokens_at(share: float) -> int | None:
         try:
-            found = again(size)
+            found[share] = again((max(1, round(width * share)), max(1, round(height * share))))
         except (ValueError, ZeroDivisionError):  # processors refuse some sizes
-            return best
-        if found.tokens <= tokens:
-            low, best = share, found
-        else:
-            high = share
-            if found.tokens == picture.tokens and share < 0.2:  # it does not depend on the size
-                break
-        share = (low + high) / 2 if low else high * 0.7
-    return best
+            return None
+        return found[share].tokens
+
+    share = share_with(picture.tokens, tokens, tokens_at)
+    best = None if share is None else found[share]
+    return best if best is not None and best.tokens <= tokens else None

@@ -30,7 +30,7 @@ def first_rows(sweep: Sweep, cells: Sequence[Cell]) -> tuple[Row, dict[str, Row]
     """``first_row``, and by spec the same with smaller pictures, for the cells that show those."""
     row, small = first_row(sweep), SmallRows(sweep.loaded.processor, sweep.model)
     visuals = sweep.tasks.visuals(row.question, sweep.frames)
-    return row, {c.spec: small.make(row, visuals, c.keep) for c in cells if c.small and c.keep is not None}
+    return row, {c.spec: small.shown(c, row, visuals) for c in cells if c.small}
 
 
 def expect_timing(sweep: Sweep, repeats: int, estimator: Estimator, ahead: bool) -> None:

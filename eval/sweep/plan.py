@@ -151,7 +151,7 @@ def leave_out(plan: Plan, loaded: Loaded, tasks: TaskSet) -> Plan:
     for cell in plan.cells:
         try:
             if cell.method in plan.optional:
-                shown = small.make(row, visuals, cell.keep) if cell.small and cell.keep is not None else row
+                shown = small.shown(cell, row, visuals)
                 with pruned(loaded.model, cell) as model:
                     if cell.method not in ran:
                         answer_plain(model, loaded.processor, [shown], None, 1)

@@ -73,11 +73,6 @@ def can_ask(sweep: Sweep, pairs: Sequence[Pair]) -> str:
     return ""
 
 
-def left_to_ask(sweep: Sweep, pairs: Sequence[Pair], store: ResultStore) -> int:
-    """How many second answers are not there yet."""
-    return sum((cell.spec, pair.name) not in store for cell in sweep.cells for pair in pairs)
-
-
 @torch.no_grad()
 def ask_second(
     sweep: Sweep, pairs: Sequence[Pair], store: ResultStore, advance: Callable[[int], None] = lambda n: None
@@ -95,8 +90,7 @@ def ask_second(
         behind = behind_first(loaded.processor, pair.first.question, pair.first.answer, pair.second.question)
         for cell in cells:
             orphaned(sweep)
-            shown = small.make(row, visuals, cell.keep) if cell.small and cell.keep is not None else row
-            store.append([_asked(sweep, cell, pair, shown, behind, features)])
+            store.append([_asked(sweep, cell, pair, small.shown(cell, row, visuals), behind, features)])
             advance(1)
 
 

@@ -162,8 +162,7 @@ class _Chunk:
         rows = [self._rows[q.question_id] for q in questions]
         if not cell.small:
             return rows
-        assert cell.keep is not None
-        return [self.small.make(row, visuals(row.question), cell.keep) for row in rows]
+        return [self.small.shown(cell, row, visuals(row.question)) for row in rows]
 
 
 def _alike(sweep: Sweep, groups: Sequence[list[Row]]) -> dict[tuple[int, str], list[list[Row]]]:

@@ -21,7 +21,7 @@ from vtc.models.layout.model_parts import locate
 from vtc.pruners.base import resolve_keep
 
 from .prompts import Row, make_row
-from .pruning_settings import DOWNSAMPLE
+from .pruning_settings import DOWNSAMPLE, Cell
 from .size_of_few_tokens import share_with
 
 ANY_SIZE = "interpolate_pos_encoding"  # how towers are told that pictures have another size than their table
@@ -48,6 +48,10 @@ class SmallRows:
     def __init__(self, processor: Any, model: nn.Module):
         self.processor, self.model = processor, model
         self._known: dict[Hashable, _Size] = {}
+
+    def shown(self, cell: Cell, whole: Row, visuals: Visuals) -> Row:
+        """The row of a question as `cell` shows it: `whole`, or its smaller pictures."""
+        return self.make(whole, visuals, cell.keep) if cell.small and cell.keep is not None else whole
 
     def make(self, whole: Row, visuals: Visuals, keep: int | float) -> Row:
         """The row of a question whose pictures have at most `keep` of their tokens.
