@@ -120,6 +120,7 @@ def answer_logits(
     kept: Tensor,
     packed: PackedQuestions,
     wording: Wording = BUNDLED,
+    compiled: bool = False,
 ) -> Tensor:
     """Return the logits at every position that has a target.
 
@@ -135,6 +136,8 @@ def answer_logits(
         The questions.
     wording : Wording
         What they were packed with.
+    compiled : bool
+        Compile the layers, as :func:`run_packed` does.
     """
     language = model.model.language_model
     batch = projected.shape[0]
@@ -143,7 +146,7 @@ def answer_logits(
     before = len(wording.prefix)
     positions = torch.cat([torch.arange(before), kept + before]).expand(batch, -1)
     text = language.embed_tokens(packed.tokens)
-    hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias)
+    hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias, compiled)
     return model.lm_head(hidden[packed.targets != NO_TARGET])
 
 

@@ -6,7 +6,10 @@ tokens attend only to image tokens, and the last layer is run for the text alone
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ def run_packed(
     text: Tensor,
     text_positions: Tensor,
     text_bias: Tensor,
+    compiled: bool = False,
 ) -> Tensor:
     """Return the final hidden states of the text tokens.
 
@@ -40,30 +44,30 @@ def run_packed(
         Their positions [batch, text length].
     text_bias : Tensor
         Additive mask between text tokens [batch, text length, text length].
+    compiled : bool
+        Compile what is beside the attention of a layer: a fifth to a third less time, and a minute at first.
     """
+    before, behind = (_compiled(_before), _compiled(_behind)) if compiled else (_before, _behind)
     length = prefix.shape[1]
     hidden = torch.cat([prefix, text], dim=1)
     positions = torch.cat([prefix_positions, text_positions], dim=1)
     rotary = model.rotary_emb(hidden, position_ids=positions)
     layers = list(model.layers)
     for layer in layers[:-1]:
-        hidden = hidden + _attention(layer, hidden, length, rotary, text_bias, text_only=False)
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        heads = before(layer, hidden, rotary)
+        hidden = behind(layer, hidden, _attention(layer.self_attn, *heads, length, text_bias, text_only=False))
     last = layers[-1]
-    attended = _attention(last, hidden, length, rotary, text_bias, text_only=True)
-    hidden = hidden[:, length:] + attended
-    hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
-    return model.norm(hidden)
+    attended = _attention(last.self_attn, *before(last, hidden, rotary), length, text_bias, text_only=True)
+    return model.norm(behind(last, hidden[:, length:], attended))
 
 
-def _attention(
-    layer: nn.Module,
-    hidden: Tensor,
-    prefix_length: int,
-    rotary: tuple[Tensor, Tensor],
-    text_bias: Tensor,
-    text_only: bool,
-) -> Tensor:
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
+
+
+def _before(layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, scaled, keys and values of each head."""
     module = layer.self_attn
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:2], -1, module.head_dim)
@@ -71,16 +75,26 @@ def _attention(
         projection(normed).view(shape).transpose(1, 2) for projection in (module.q_proj, module.k_proj, module.v_proj)
     )
     query, key = apply_rotary_pos_emb(query, key, *rotary)
-    query = (query * module.scaling).to(value.dtype)
+    return (query * module.scaling).to(value.dtype), key.to(value.dtype), value
+
+
+def _behind(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
+    """What the layer makes of its hidden states and of what its heads gathered."""
+    hidden = hidden + layer.self_attn.o_proj(attended)
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, prefix_length: int, text_bias: Tensor, text_only: bool
+) -> Tensor:
     groups = module.num_key_value_groups
-    key, value = key.to(value.dtype).repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
     for q, k, v, bias in zip(query, key, value, text_bias, strict=True):
         pieces = [] if text_only else _causal(q, k, v, prefix_length)
         pieces.append(_text_attention(q, k, v, prefix_length, bias.to(v.dtype)))
         outputs.append(torch.cat(pieces, dim=1))
-    joined = torch.stack(outputs).transpose(1, 2).flatten(2)
-    return module.o_proj(joined)
+    return torch.stack(outputs).transpose(1, 2).flatten(2)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, length: int) -> list[Tensor]:

@@ -88,7 +88,7 @@ def build_student(recipe: RealRecipe) -> Student:
     return Student(model, processor, added, words, wording_of(processor.tokenizer, model.config.image_seq_length))
 
 
-def train_adapter(recipe: RealRecipe, place: Place) -> Student:
+def train_adapter(recipe: RealRecipe, place: Place, compiled: bool = False) -> Student:
     """Run both parts; what is complete is read from its checkpoint.
 
     Parameters
@@ -97,6 +97,8 @@ def train_adapter(recipe: RealRecipe, place: Place) -> Student:
         The whole recipe.
     place : Place
         Where the run lives; it keeps the tower's features there too.
+    compiled : bool
+        Compile the language model's layers.
     """
     student = build_student(recipe)
     shape = (recipe.scenes + recipe.easy, student.wording.patches, student.projector.linear_1.in_features)
@@ -118,7 +120,7 @@ def train_adapter(recipe: RealRecipe, place: Place) -> Student:
         features = store(numbers)[:, kept]
         with torch.autocast("cpu", torch.bfloat16):
             projected = student.projector(features)
-            logits = answer_logits(student.model, projected, kept, packed, student.wording)
+            logits = answer_logits(student.model, projected, kept, packed, student.wording, compiled)
         known = packed.targets != NO_TARGET
         losses = F.cross_entropy(logits.float(), packed.targets[known], reduction="none")
         weights = answer_weights(packed, asked)[known]
