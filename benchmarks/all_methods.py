@@ -1,6 +1,7 @@
-"""Writes docs/all-methods.md from a sweep: ``python benchmarks/all_methods.py DIR``.
+"""Writes docs/all-methods.md and docs/all-methods-real.md: ``python benchmarks/all_methods.py DIR [DIR_REAL]``.
 
-``DIR`` is the output of ``vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit 40 --output DIR``.
+``DIR`` is what ``vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit 40 --second 0 --output DIR`` left,
+``DIR_REAL`` that of the same with ``--model bundled-real``; its page also says which verdicts are others.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from readme_table import points
+from scipy.stats import spearmanr
 
 from vtc.eval.reports.method_list import describe
 from vtc.eval.statistics.cell_summary import keep_text
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "all-methods.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 COLUMNS = (
     "method", "stage", "visual tokens (mean per layer)", "accuracy", "against unpruned", "against random", "verdict",
 )  # fmt: skip
+REAL = "bundled-real"
 HEAD = "| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|"
-TEXT = """# Every method on the bundled model
+TEXT = """# Every method on {model}
 
 Measured by `{command}`:
 {questions} questions in {tasks} tasks, the same for every row; accuracy is the mean of the tasks in percent;
@@ -30,9 +33,18 @@ are several). {versions}; {hardware}. Written by `benchmarks/all_methods.py`.
 Unpruned: {unpruned:.1f}. `random` is the mean of {seeds} seeds. Each method is compared with random at the same
 *measured* budget, visual tokens per decoder layer, so methods that prune inside the decoder meet a random cell that
 keeps more at the input. A verdict stands where both the interval and an exact test, after Holm's correction over the
-whole sweep, agree. What this small model can tell about a method and what not stands in the
-[bundled-model.md](bundled-model.md). This is not what the methods do on the
+whole sweep, agree. What this small model can tell about a method and what not stands in
+[{about}]({about}). This is not what the methods do on the
 models they were made for: for those there are recipes (`vtc recipes`).
+"""
+CHANGED = """
+## Beside the bundled model
+
+Methods whose verdict is another one there ([all-methods.md](all-methods.md)), and at each keep Spearman's correlation
+of all methods' differences to random on the two models.
+
+| keep | method | verdict there | verdict here |
+|---|---|---|---|
 """
 
 
@@ -48,15 +60,17 @@ def line(cell: dict[str, Any], stages: dict[str, str]) -> str:
     return "| " + " | ".join(values) + " |"
 
 
-def main() -> None:
-    """Read the sweep, write the page."""
-    about = json.loads((Path(sys.argv[1]) / "summary.json").read_text())
+def page_of(about: dict[str, Any]) -> str:
+    """All rows of one sweep."""
     stages = {row["name"]: ", ".join(row["stages"]) for row in describe()}
     pruned = [cell for cell in about["cells"] if cell["difference"] is not None]
     unpruned = next(cell for cell in about["cells"] if cell["difference"] is None)
     methods = [cell for cell in pruned if not cell["method"].startswith("random")]
+    real = about["model"] == REAL
     page = TEXT.format(
-        command=f"vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit {about['data']['limit']}",
+        model="bundled-real" if real else "the bundled model",
+        about="real-model.md" if real else "bundled-model.md",
+        command=about["command"],
         questions=sum(about["data"]["questions"].values()), tasks=len(about["data"]["questions"]),
         versions=", ".join(f"{name} {about['versions'][name]}" for name in ("vtc", "torch", "transformers")),
         hardware=f"{about['hardware']['cpus']} cores of {about['hardware']['cpu']}",
@@ -75,7 +89,39 @@ def main() -> None:
     )
     for name, reason in about.get("left_out", {}).items():
         page += f"\nLeft out: `{name}`: {reason}\n"
-    TARGET.write_text(page)
+    return page
+
+
+def verdicts(about: dict[str, Any]) -> dict[tuple[float, str], tuple[str, float]]:
+    """Keep and method -> verdict, and difference to random."""
+    return {
+        (cell["keep"], cell["method"]): (cell["verdict"].split(",")[0], cell["against_random"]["value"])
+        for cell in about["cells"]
+        if cell["against_random"] and not cell["method"].startswith("random")
+    }
+
+
+def changes(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What the second sweep says otherwise."""
+    one, two = verdicts(there), verdicts(here)
+    both = sorted({*one} & {*two}, key=lambda cell: (-cell[0], cell[1]))
+    text = CHANGED
+    for keep, method in both:
+        if one[keep, method][0] != two[keep, method][0]:
+            text += f"| {keep_text(keep)} | `{method}` | {one[keep, method][0]} | {two[keep, method][0]} |\n"
+    for keep in dict.fromkeys(keep for keep, _ in both):
+        cells = [cell for cell in both if cell[0] == keep]
+        found = spearmanr([one[cell][1] for cell in cells], [two[cell][1] for cell in cells]).statistic
+        text += f"\n{keep_text(keep)}: {found:+.2f} over {len(cells)} methods.\n"
+    return text
+
+
+def main() -> None:
+    """Read the sweeps, write the pages."""
+    sweeps = [json.loads((Path(folder) / "summary.json").read_text()) for folder in sys.argv[1:]]
+    (DOCS / "all-methods.md").write_text(page_of(sweeps[0]))
+    if len(sweeps) > 1:
+        (DOCS / "all-methods-real.md").write_text(page_of(sweeps[1]) + changes(*sweeps))
 
 
 if __name__ == "__main__":

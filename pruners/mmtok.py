@@ -17,6 +17,7 @@ from .signals import PreProjector, Signal, TextEmbeddings
 from .visual_tokens import VisualTokens
 
 BLOCK = 96  # rows at a time
+SPACES = ("encoder", "projected")
 
 
 @register_pruner("mmtok")
@@ -32,6 +33,8 @@ class MMTok(Pruner):
         Weight of the visual tokens, >= 0, beside 1 for the text. The authors' default is 0.5.
     text_temperature, vision_temperature : float
         Of the softmax of the two kinds of similarities, > 0. The authors' defaults are 0.02 and 0.2.
+    space : {"encoder", "projected"}
+        What v is: what the projector reads, as the authors have it, or x again (OURS): that is there in every family.
 
     Notes
     -----
@@ -53,28 +56,37 @@ class MMTok(Pruner):
     alpha: float = 0.5
     text_temperature: float = 0.02
     vision_temperature: float = 0.2
+    space: str = "encoder"
 
     paper: ClassVar[str] = "arXiv 2508.18264"
     uses_text: ClassVar[bool] = True
-    signals: ClassVar[tuple[Signal, ...]] = (PreProjector(), TextEmbeddings())
     ragged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.alpha >= 0:
             raise ValueError(f"mmtok.alpha={self.alpha!r} is out of range; it must be a number >= 0")
+        if self.space not in SPACES:
+            raise ValueError(f"mmtok.space={self.space!r}; allowed are {', '.join(SPACES)}")
         for name in ("text_temperature", "vision_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"mmtok.{name}={getattr(self, name)!r} is out of range; it must be a number > 0")
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
+        """The words, and what v is."""
+        return (TextEmbeddings(), PreProjector()) if self.space == "encoder" else (TextEmbeddings(),)
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens, k: int) -> Tensor:
         """Greedy coverage, `[B, k]` in the order chosen."""
         x, device = tokens.features, tokens.ids.device
-        seen = mean_of_patches(tokens.read(self.signals[0])).to(device)
-        words = tokens.text(self.signals[1])[tokens.sample]
+        words = tokens.text(TextEmbeddings())[tokens.sample]
         behind = tokens.text_valid(after=True)
-        bar = torch.minimum(barred(x, tokens.valid), barred(seen, tokens.valid))
+        seen, bar = x, barred(x, tokens.valid)
+        if self.space == "encoder":
+            seen = mean_of_patches(tokens.read(PreProjector())).to(device)
+            bar = torch.minimum(bar, barred(seen, tokens.valid))
         there, lines = bar == 0, words.shape[1]
         named = cosine(words, x)  # before the matrix is there: it holds wide channels of x
         covers = all_cosines(seen, there, lines)

@@ -19,6 +19,7 @@ from vtc.pruners.vtc_warning import VTCWarning
 
 from . import saving
 from .config import CONFIG_NAME, VTCConfig, find_config
+from .default_method import KEEP, METHOD, NAME
 from .model_sources import HUB_KEYS, check_family, explained, find_source
 from .nested_blocks import blocks_of
 from .pipeline_text import Pipeline, parse
@@ -30,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def compress(
     model: M,
-    pruner: str | Pruner | Iterable[Pruner] | VTCConfig | Mapping[str, Any],
+    pruner: str | Pruner | Iterable[Pruner] | VTCConfig | Mapping[str, Any] | None = None,
     *,
     keep: int | float | None = None,
     positions: str | None = None,
@@ -47,10 +48,11 @@ def compress(
         open_clip ViT. Wrapping a wrapped model replaces its set-up.
     pruner : str, Pruner, iterable of Pruner, VTCConfig or mapping
         A method's name (see ``vtc.list_pruners()``), a pipeline such as
-        ``"uniform(keep=0.5) + random(layer=8, keep=0.1)"``, an instance, or a whole configuration.
+        ``"uniform(keep=0.5) + random(layer=8, keep=0.1)"``, an instance, or a whole configuration. None is vtc's
+        default for VLMs (docs/default-method.md).
     keep : int or float, optional
         What is kept: an int >= 1 is tokens per image (``keep=1`` is one token), a float in (0, 1] the fraction of the
-        image's tokens (``keep=1.0`` is all of them).
+        image's tokens (``keep=1.0`` is all of them). A quarter if neither method nor `keep` is given.
     positions : {"keep", "compact"}, optional
         Whether kept tokens keep their original position ids. Default ``"keep"``.
     parts : mapping, optional
@@ -77,6 +79,7 @@ def compress(
 
     Examples
     --------
+    >>> model = vtc.compress(model)  # a quarter of each picture's tokens  # doctest: +SKIP
     >>> model = vtc.compress(model, "dart", keep=64)  # doctest: +SKIP
     """
     warn_untested()
@@ -88,6 +91,8 @@ def compress(
     pipeline = _pipeline(pruner, keep, params)
     positions = "keep" if positions is None else positions
     target = unwrap(model) if isinstance(model, nn.Module) else model
+    if pruner is None and isinstance(target, nn.Module) and is_vit(target):
+        raise ValueError(f"vtc's default method, {NAME}, is for VLMs; name one for this ViT, such as 'tome'")
     adapter: Adapter | VitAdapter
     if isinstance(target, nn.Module) and is_vit(target):
         adapter = VitAdapter(target, pipeline)
@@ -133,7 +138,7 @@ def restore(model: M) -> M:
 
 
 @contextmanager
-def compressed(model: M, pruner: Any, **kwargs: Any) -> Iterator[M]:
+def compressed(model: M, pruner: Any = None, **kwargs: Any) -> Iterator[M]:
     """``compress`` for the length of a ``with`` block; afterwards the model is as it was before it, wrapped or not.
 
     Blocks of one model may end in any order (threads, an ``ExitStack``): the newest that is still open counts.
@@ -178,7 +183,7 @@ def load(
         docs/real-model.md). A ``vtc_config.json`` beside the model's files is applied when `pruner` is
         None; without one the model comes unwrapped, with a warning.
     pruner, keep, positions, parts
-        As for ``compress``. `keep` alone overrides the saved one.
+        As for ``compress``. `keep` alone overrides the saved one; where nothing is saved, it is the default method's.
     params : mapping, optional
         The method's parameters.
     tokenizer : tokenizer or processor, optional
@@ -206,9 +211,7 @@ def load(
         found = find_config(path, **hub)
         chosen = VTCConfig.from_pretrained(path, **hub) if found is not None else None
     if chosen is None and (keep is not None or params):
-        raise ValueError(
-            f"keep={keep} needs a pruner: pass one of vtc.list_pruners(); {str(path_or_id)!r} has no vtc_config.json"
-        )
+        chosen = METHOD
     extra = dict(params or {})
     pipeline = () if chosen is None else _pipeline(chosen, keep, extra)  # fails before the model is read
     from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -259,9 +262,11 @@ def _config(pipeline: Pipeline, **kwargs: Any) -> VTCConfig | None:
 
 
 def _pipeline(
-    chosen: str | Pruner | Iterable[Pruner] | VTCConfig, keep: int | float | None, params: Mapping[str, Any]
+    chosen: str | Pruner | Iterable[Pruner] | VTCConfig | None, keep: int | float | None, params: Mapping[str, Any]
 ) -> Pipeline:
     """The methods that are meant; `keep` and `params` stand over what a configuration says."""
+    if chosen is None:
+        chosen, keep = METHOD, KEEP if keep is None else keep
     if isinstance(chosen, VTCConfig):
         keep, params, chosen = chosen.keep if keep is None else keep, {**chosen.params, **params}, chosen.pruner
     pipeline = parse(chosen, keep=keep, **params)

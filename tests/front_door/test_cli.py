@@ -45,7 +45,6 @@ BAD = {
     "is not a file": (*ASK, "--image", "."),
     "Did you mean 'random'": (*ASK, "--image", "good.png", "--pruner", "randon", "--keep", "0.5"),
     "needs --keep": (*ASK, "--image", "good.png", "--pruner", "random"),
-    "--keep needs --pruner": (*ASK, "--image", "good.png", "--keep", "3"),
     "--keep=0 is out of range": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "0"),
     "--keep=1.5 is out of range": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "1.5"),
     "got 'x'": (*ASK, "--image", "good.png", "--pruner", "random", "--keep", "x"),

@@ -30,14 +30,14 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_mmtok_covers_words_and_tokens(alpha):
-    pruner = vtc.parse("mmtok", alpha=alpha, text_temperature=0.1)[0]
+@pytest.mark.parametrize(("alpha", "space"), [(0.0, "encoder"), (0.5, "encoder"), (0.5, "projected")])
+def test_mmtok_covers_words_and_tokens(alpha, space):
+    pruner = vtc.parse("mmtok", alpha=alpha, text_temperature=0.1, space=space)[0]
     spans = spans_of(pruner.signals, LENGTHS)
     for row, found in enumerate(check_selection(pruner, spans)):
         x, words = (t.double().numpy() for t in (spans.features[row], spans.texts[TextEmbeddings()][row]))
         text = cosines(np.concatenate([words, x]))[: len(words), len(words) :]
-        seen = cosines(spans.reads[PreProjector()][row][:, 0].double().numpy())
+        seen = cosines(x if space == "projected" else spans.reads[PreProjector()][row][:, 0].double().numpy())
         covers = np.concatenate([softmax(text / 0.1) / len(words), alpha * softmax(seen / 0.2) / len(seen)])
         # scaled, since ``slow_cover`` takes differences below 1e-9 for rounding
         assert found == slow_cover(1000 * covers, len(found), np.ones(len(x)))
@@ -53,7 +53,7 @@ def test_mmtok_without_text_covers_the_picture():
     assert found == slow_cover(1000 * softmax(seen / 0.2), 5, np.ones(12))
 
 
-@pytest.mark.parametrize("spec", ["scope", "scope(space=projected)", "mmtok"])
+@pytest.mark.parametrize("spec", ["scope", "scope(space=projected)", "mmtok", "mmtok(space=projected)"])
 def test_a_token_that_is_not_finite_comes_last(spec):
     pruner = vtc.parse(spec)[0]
     spans = spans_of(pruner.signals, [12], keep=10)
@@ -68,6 +68,7 @@ def test_a_token_that_is_not_finite_comes_last(spec):
     [
         ("scope(alpha=-1)", "scope.alpha=-1 is out of range"),
         ("scope(space=text)", "allowed are encoder, projected"),
+        ("mmtok(space=text)", "allowed are encoder, projected"),
         ("mmtok(alpha=-0.5)", "mmtok.alpha=-0.5 is out of range"),
         ("mmtok(text_temperature=0)", "mmtok.text_temperature=0 is out of range"),
     ],

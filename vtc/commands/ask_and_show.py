@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from vtc.default_method import KEEP, METHOD
+
 from .options import (
     Device,
     Dtype,
     Import,
+    Keep,
     Model,
     Overwrite,
     cell_of,
@@ -26,9 +29,9 @@ def ask(
     image: Annotated[Path, typer.Option(help="The picture.")],
     question: Annotated[str, typer.Option(help="The question.")],
     pruner: Annotated[
-        str | None, typer.Option(help="Method, pipeline or folder of `vtc tune`; unpruned if left out.")
+        str | None, typer.Option(help="Method, pipeline or folder of `vtc tune`; unpruned without it and --keep.")
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
+    keep: Keep = None,
     imports: Import = None,
     model: Model = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
@@ -43,7 +46,7 @@ def ask(
     picture = open_image(image)
     import_all(imports)
     with heavy_imports():
-        cell = cell_of(pruner, keep)
+        cell = cell_of(pruner, keep, model)
         from vtc.eval.inspect.ask import ask as run
         from vtc.eval.inspect.ask import saved_cell
         from vtc.eval.vlm.loading import load_model
@@ -56,7 +59,11 @@ def ask(
 
 
 Pruners = Annotated[
-    list[str] | None, typer.Option(help="Method or pipeline; give it several times to see them side by side.")
+    list[str] | None,
+    typer.Option(
+        help=f"Method or pipeline ({METHOD} if there is no --signal either); give it several times to see them side by "
+        "side."
+    ),
 ]
 Signals = Annotated[
     list[str] | None,
@@ -82,7 +89,7 @@ def show(
     pruner: Pruners = None,
     signal: Signals = None,
     weights: Weights = None,
-    keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
+    keep: Keep = None,
     image: Annotated[Path | None, typer.Option(help="The picture; one of the bundled ones if left out.")] = None,
     question: Annotated[str | None, typer.Option(help="Some methods read it.")] = None,
     out: Out = None,
@@ -96,7 +103,7 @@ def show(
     from vtc.eval.tasks.media.images import open_image
 
     if not pruner and not signal:
-        raise ValueError("say what to draw: --pruner METHOD (with --keep), or --signal relevance")
+        pruner, keep = [METHOD], keep or str(KEEP)
     if weights is not None and "predicted" not in (signal or ()):
         raise ValueError("--weights goes with --signal predicted")
     from vtc.eval.terminal.option_checks import check_file

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vtc.default_method import METHOD
+
 from .options import Import, cell_of, heavy_imports, import_all, known_configuration
 
 
@@ -48,6 +50,8 @@ def check(
     from vtc.eval.check.names import ATTENTIONS, STAGES
     from vtc.eval.vlm.pruning_settings import parse_keep
 
+    if pruner is None and keep is not None:
+        pruner = METHOD
     if pruner is not None and stage is not None:
         raise ValueError("--stage does not apply with --pruner, which says itself where it prunes")
     attentions, stages = _chosen("--attn", attn, ATTENTIONS), _chosen("--stage", stage, STAGES)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vtc.default_method import METHOD
+
 
 def not_bundled(model: str | None) -> str | None:
     """The bundled model is what is taken where none is named, also where it is named."""
@@ -65,6 +67,7 @@ Model = Annotated[
     str | None,
     typer.Option(callback=known_model, help="Folder or hub id of a transformers VLM; the bundled model if left out."),
 ]
+Keep = Annotated[str | None, typer.Option(help=f"What is kept: 0.25 or 64; alone, by {METHOD}.")]
 Import = Annotated[
     list[Path] | None,
     typer.Option(
@@ -221,18 +224,34 @@ def refuse_methods(texts: Iterable[str], *not_methods: str) -> None:
             refuse_text(text)
 
 
-def cell_of(pruner: str | None, keep: str | None) -> Any:
-    """The setting that --pruner and --keep ask for; None without --pruner."""
+def cell_of(pruner: str | None, keep: str | None, model: str | None = None) -> Any:
+    """The setting that --pruner and --keep ask for, --keep alone the default method; None without both.
+
+    Raises
+    ------
+    ValueError
+        Also for --keep alone where `model` comes with a saved setting.
+    """
     from vtc.eval.vlm.pruning_settings import make_cell, needs_keep, parse_keep
 
-    if pruner is None:
-        if keep is not None:
-            raise ValueError("--keep needs --pruner; vtc pruners lists the methods")
+    if pruner is None and keep is None:
         return None
+    if pruner is None and model is not None:
+        _refuse_saved(model)
     from vtc.pipeline_text import parse, refuse_text
 
-    pruner, value = method_text(pruner), parse_keep(keep) if keep is not None else None
+    pruner, value = METHOD if pruner is None else method_text(pruner), parse_keep(keep) if keep is not None else None
     pipeline = refuse_text(pruner, value)
     if value is None and any(map(needs_keep, parse(pruner) if pipeline is None else pipeline)):
         raise ValueError(f"{pruner!r} needs --keep, for example --keep 0.25 or --keep 64")
     return make_cell(pruner, value)
+
+
+def _refuse_saved(model: str) -> None:
+    from vtc.config import find_config
+    from vtc.eval.vlm.pruning_settings import saved_setting
+    from vtc.model_sources import find_source
+
+    found = find_config(find_source(model))
+    if found is not None:
+        raise ValueError(f"--keep needs --pruner here, for {model} comes with a setting: {saved_setting(found)}")

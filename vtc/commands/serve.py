@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Import, cell_of, import_all, known_model, refuse_methods
+from .options import Device, Dtype, Import, Keep, cell_of, import_all, known_model, refuse_methods
 
 Allow = Annotated[
     str | None,
@@ -38,7 +38,7 @@ def serve(
             help="Method, pipeline or folder of `vtc tune`; else what is saved beside the model, or unpruned."
         ),
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="What is kept: 0.25 or 64.")] = None,
+    keep: Keep = None,
     allow: Allow = None,
     min_keep: Annotated[str | None, typer.Option(help="Least that requests may keep: 0.05 or 16.")] = None,
     max_keep: Annotated[str | None, typer.Option(help="Most that requests may keep: 0.5 or 256.")] = None,
@@ -72,7 +72,7 @@ def serve(
     from vtc.eval.vlm.pruning_settings import DEFAULT_METHODS, parse_keep, split_list
 
     import_all(imports)
-    cell = cell_of(pruner, keep)
+    cell = cell_of(pruner, keep, model)
     low, high = (None if bound is None else parse_keep(bound) for bound in (min_keep, max_keep))
     wanted = None if allow is None else split_list(allow)
     refuse_methods((text.replace("(...)", "") for text in wanted or ()), "all", "unpruned")

@@ -20,7 +20,7 @@ from vtc.eval.train.vision.tower import encode, to_patches
 
 from .llava import bare_tower, build_llava
 from .pack_questions import BUNDLED, NO_TARGET, PackedQuestions, Wording, pack
-from .packed_llama import run_packed
+from .packed_llama import Watcher, run_packed
 from .projector_alignment import Alignment, start_projector
 from .question_batches import accuracies, answer_weights, choose_tokens, draw_batch
 
@@ -121,6 +121,7 @@ def answer_logits(
     packed: PackedQuestions,
     wording: Wording = BUNDLED,
     compiled: bool = False,
+    watcher: Watcher | None = None,
 ) -> Tensor:
     """Return the logits at every position that has a target.
 
@@ -136,8 +137,8 @@ def answer_logits(
         The questions.
     wording : Wording
         What they were packed with.
-    compiled : bool
-        Compile the layers, as :func:`run_packed` does.
+    compiled, watcher
+        As :func:`run_packed` takes them.
     """
     language = model.model.language_model
     batch = projected.shape[0]
@@ -146,7 +147,7 @@ def answer_logits(
     before = len(wording.prefix)
     positions = torch.cat([torch.arange(before), kept + before]).expand(batch, -1)
     text = language.embed_tokens(packed.tokens)
-    hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias, compiled)
+    hidden = run_packed(language, prefix, positions, text, packed.positions, packed.bias, compiled, watcher)
     return model.lm_head(hidden[packed.targets != NO_TARGET])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,16 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 _CHUNKS = 4
 _FAR = -1e4
+
+
+class Watcher(Protocol):
+    """Looks on while the layers run."""
+
+    def see(self, layer: int, row: int, weights: Tensor) -> None:
+        """The attention of a row's text in a layer, `[heads, text, prefix + text]`."""
+
+    def passed(self, layer: int, states: Tensor) -> None:
+        """The text's states behind a layer, `[batch, text, width]`."""
 
 
 def run_packed(
@@ -27,6 +37,7 @@ def run_packed(
     text_positions: Tensor,
     text_bias: Tensor,
     compiled: bool = False,
+    watcher: Watcher | None = None,
 ) -> Tensor:
     """Return the final hidden states of the text tokens.
 
@@ -46,6 +57,8 @@ def run_packed(
         Additive mask between text tokens [batch, text length, text length].
     compiled : bool
         Compile what is beside the attention of a layer: a fifth to a third less time, and a minute at first.
+    watcher : Watcher, optional
+        Is shown every layer but the last.
     """
     before, behind = (_compiled(_before), _compiled(_behind)) if compiled else (_before, _behind)
     length = prefix.shape[1]
@@ -53,9 +66,13 @@ def run_packed(
     positions = torch.cat([prefix_positions, text_positions], dim=1)
     rotary = model.rotary_emb(hidden, position_ids=positions)
     layers = list(model.layers)
-    for layer in layers[:-1]:
+    for number, layer in enumerate(layers[:-1]):
         heads = before(layer, hidden, rotary)
-        hidden = behind(layer, hidden, _attention(layer.self_attn, *heads, length, text_bias, text_only=False))
+        seen = None if watcher is None else functools.partial(watcher.see, number)
+        attended = _attention(layer.self_attn, *heads, length, text_bias, text_only=False, see=seen)
+        hidden = behind(layer, hidden, attended)
+        if watcher is not None:
+            watcher.passed(number, hidden[:, length:])
     last = layers[-1]
     attended = _attention(last.self_attn, *before(last, hidden, rotary), length, text_bias, text_only=True)
     return model.norm(behind(last, hidden[:, length:], attended))
@@ -85,14 +102,24 @@ def _behind(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, prefix_length: int, text_bias: Tensor, text_only: bool
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_length: int,
+    text_bias: Tensor,
+    text_only: bool,
+    see: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     groups = module.num_key_value_groups
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
-    for q, k, v, bias in zip(query, key, value, text_bias, strict=True):
+    for row, (q, k, v, bias) in enumerate(zip(query, key, value, text_bias, strict=True)):
         pieces = [] if text_only else _causal(q, k, v, prefix_length)
-        pieces.append(_text_attention(q, k, v, prefix_length, bias.to(v.dtype)))
+        weights = _text_weights(q, k, prefix_length, bias.to(v.dtype))
+        if see is not None:
+            see(row, weights)
+        pieces.append(weights @ v)
         outputs.append(torch.cat(pieces, dim=1))
     return torch.stack(outputs).transpose(1, 2).flatten(2)
 
@@ -110,9 +137,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, length: int) -> list[Tens
     return pieces
 
 
-def _text_attention(query: Tensor, key: Tensor, value: Tensor, prefix_length: int, bias: Tensor) -> Tensor:
+def _text_weights(query: Tensor, key: Tensor, prefix_length: int, bias: Tensor) -> Tensor:
     query = query[:, prefix_length:]
     to_image = query @ key[:, :prefix_length].transpose(-1, -2)
     to_text = query @ key[:, prefix_length:].transpose(-1, -2) + bias
-    weights = torch.softmax(torch.cat([to_image, to_text], dim=-1), dim=-1)
-    return weights @ value
+    return torch.softmax(torch.cat([to_image, to_text], dim=-1), dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from .asking import wording_of
 from .low_rank import LowRankLinear, add_low_rank
 from .pictures import WHOLE, Box, FeatureStore, draw
 from .recipe import RealRecipe
+from .where_to_look import WhereToLook
 from .words_of_patches import WordsOfPatches, start_projector
 
 
@@ -118,20 +120,35 @@ def train_adapter(recipe: RealRecipe, place: Place, compiled: bool = False) -> S
         asked = [picture.ask(rng, recipe.shares, part) for picture in pictures]
         packed = pack(asked, student.wording)
         features = store(numbers)[:, kept]
-        with torch.autocast("cpu", torch.bfloat16):
-            projected = student.projector(features)
-            logits = answer_logits(student.model, projected, kept, packed, student.wording, compiled)
-        known = packed.targets != NO_TARGET
-        losses = F.cross_entropy(logits.float(), packed.targets[known], reduction="none")
-        weights = answer_weights(packed, asked)[known]
-        loss = (losses * weights).sum() / weights.sum()
-        extra = 0.0
+        seen, look = {}, None
         if scenes:
             labels = student.words.targets([picture.labels(student.grid) for picture in pictures])
-            seen = {name: label.view(len(numbers), -1)[:, kept].flatten() for name, label in labels.items()}
-            extra, _ = student.words(projected.flatten(0, 1), seen)
-        optimizer.step(loss + recipe.align_weight * extra, rate_factor(step, recipe.steps, recipe.warmup))
-        return {"loss": loss.item(), **accuracies(packed, logits, asked)}
+            seen = {name: label.view(len(numbers), -1)[:, kept] for name, label in labels.items()}
+            look = WhereToLook(packed, asked, student.wording, seen["letter"], student.model.config.text_config)
+        with torch.autocast("cpu", torch.bfloat16):
+            projected = student.projector(features)
+            logits = answer_logits(student.model, projected, kept, packed, student.wording, compiled, look)
+        known = packed.targets != NO_TARGET
+        weights = answer_weights(packed, asked)[known]
+
+        def answered(logits: Tensor) -> Tensor:
+            losses = F.cross_entropy(logits.float(), packed.targets[known], reduction="none")
+            return (losses * weights).sum() / weights.sum()
+
+        loss = answered(logits)
+        extra = looked = early = torch.zeros(())
+        if look is not None:
+            flat = {name: label.flatten() for name, label in seen.items()}
+            extra, _ = student.words(projected.flatten(0, 1), flat)
+            looked = look.loss()
+            assert look.states is not None
+            with torch.autocast("cpu", torch.bfloat16):
+                early = answered(student.model.lm_head(student.model.model.language_model.norm(look.states[known])))
+        whole = loss + recipe.align_weight * extra + recipe.look_weight * looked + recipe.early_weight * early
+        optimizer.step(whole, rate_factor(step, recipe.steps, recipe.warmup))
+        found = {"looked": looked, "early": early}
+        figures = {"loss": loss.item()} | {name: x.item() if scenes else math.nan for name, x in found.items()}
+        return figures | accuracies(packed, logits, asked)
 
     run_steps(place, "real", recipe.steps, train_step, {"student": student.parts(), "optimizer": optimizer})
     return student

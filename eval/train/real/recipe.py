@@ -21,6 +21,10 @@ class RealRecipe:
         Before the language model is trained: on so many scenes the projector learns the words for what patches show.
     align_weight : float
         The weight of that loss afterwards.
+    look_weight
+        The weight of the loss that has some heads look at what is asked about.
+    early_weight
+        The weight of the answers' loss read off behind those heads already.
     steps, warmup, scenes_per_step, easy_per_step, easy_every, learning_rate
         The projector and the matrices of low rank; a step shows scenes, every `easy_every`-th pictures of easy-VQA.
     window_steps, window, windows_per_step
@@ -34,39 +38,36 @@ class RealRecipe:
     """
 
     seed: int = 0
-    scenes: int = 1000
-    densities: tuple[tuple[int, Density], ...] = (
-        (200, Density((1, 3), (1, 2), (0, 1))),
-        (400, Density((3, 8), (2, 4), (1, 4), few_or_many=True)),
-        (1000, Density((12, 20), (5, 6), (1, 4), few_or_many=True)),
-    )
+    scenes: int = 1600
+    densities: tuple[tuple[int, Density], ...] = ((1600, Density((12, 22), (5, 8), (1, 4), few_or_many=True)),)
     easy: int = 300
     align_scenes: int = 800
     align_steps: int = 900
     align_tokens: int = 2048
     align_rate: float = 2e-3
     align_weight: float = 0.1
-    steps: int = 400
+    look_weight: float = 0.5
+    early_weight: float = 0.5
+    steps: int = 600
     warmup: int = 30
     scenes_per_step: int = 2
     easy_per_step: int = 3
     easy_every: int = 4
     learning_rate: float = 1e-3
-    window_steps: tuple[int, int] = (92, 290)
+    window_steps: tuple[int, int] = (0, 420)
     window: int = 8
     windows_per_step: int = 4
     rank: int = 16
     shares: dict[str, int] = field(
         default_factory=lambda: {
-            "color": 3,
-            "shape": 3,
+            "color": 5,
+            "shape": 5,
             "exist": 3,
-            "count": 3,
-            "more": 2,
-            "spatial": 4,
-            "quadrant": 3,
-            "reading": 2,
-            "side": 1,
+            "count": 2,
+            "more": 1,
+            "spatial": 3,
+            "quadrant": 4,
+            "reading": 3,
         }
     )
 

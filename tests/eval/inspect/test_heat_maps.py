@@ -103,7 +103,6 @@ def test_the_command_draws_signals_beside_methods(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "say what to draw"),
         (["--signal", "relevance", "--keep", "3"], "--keep needs --pruner"),
         (["--signal", "relevance", "--weights", "a.safetensors"], "--weights goes with --signal predicted"),
         (["--signal", "heat"], "--signal 'heat' is unknown: there is relevance, predicted, attention, classes"),

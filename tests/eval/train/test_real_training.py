@@ -26,8 +26,9 @@ from vtc.eval.train.real.figures import SHARES, as_markdown
 from vtc.eval.train.real.low_rank import add_low_rank, save_adapter
 from vtc.eval.train.real.pictures import FeatureStore, draw
 from vtc.eval.train.real.recipe import RealRecipe, tiny_real_recipe
+from vtc.eval.train.real.where_to_look import WhereToLook
 from vtc.eval.train.scenes.build_evaluation_set import evaluation_scenes
-from vtc.eval.train.scenes.palette import GRID
+from vtc.eval.train.scenes.palette import GRID, LETTERS
 from vtc.eval.train.scenes.questions import Question
 from vtc.eval.train.scenes.render import patch_labels
 from vtc.real.assemble import apply_adapter
@@ -182,7 +183,6 @@ def test_scenes_come_in_order_and_round_again() -> None:
     assert scenes == [number % recipe.scenes for number in range(len(scenes))]
     easy = [number for number in shown if number >= recipe.scenes]
     assert easy == [recipe.scenes + number % recipe.easy for number in range(len(easy))]
-    assert len(scenes) <= recipe.scenes, "full scenes come last and are not followed by the first ones again"
     first, end = recipe.window_steps
     by_step = {len(numbers) for step, numbers in enumerate(steps) if step % recipe.easy_every != recipe.easy_every - 1}
     assert by_step == {recipe.windows_per_step, recipe.scenes_per_step}
@@ -229,3 +229,32 @@ def test_figures_as_a_table_and_a_card(tmp_path: Path) -> None:
     assert table[2].startswith("| color | 7 | 50.0 (40.0 to 60.0) |")
     assert table[2].endswith("| 12.5 |")
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_heads_are_told_where_to_look() -> None:
+    wording = wording_of(fast_tokenizer(), patches=4)
+    asked = [[Question("count", "how many shapes are ring?", "1"), Question("color", "what color is c?", "red")]]
+    packed = pack(asked, wording)
+    letters = torch.tensor([[-1, LETTERS.index("c"), LETTERS.index("d"), LETTERS.index("c")]])
+    config = SimpleNamespace(num_hidden_layers=15, num_attention_heads=4, num_key_value_heads=2)
+    look = WhereToLook(packed, asked, wording, letters, config)
+    before, length = len(wording.prefix), packed.tokens.shape[1]
+    prompt = fast_tokenizer()("c", add_special_tokens=False).input_ids
+    (key,) = (packed.tokens[0] == prompt[-1]).nonzero().flatten().tolist()
+    start = packed.spans[0][1][0]
+    weights = torch.zeros(4, length, before + 4 + length)
+    weights[[0, 2], key, before + 1], weights[[0, 2], key, before + 3] = 0.25, 0.5
+    weights[[0, 2], start, before + 4 + key] = 0.1
+    for layer in range(15):
+        look.see(layer, 0, weights)
+    expected = -(torch.tensor([0.75, 0.1]) + 1e-4).log().mean()
+    torch.testing.assert_close(look.loss(), expected)
+
+
+def test_nothing_by_letter_is_no_loss() -> None:
+    wording = wording_of(fast_tokenizer(), patches=1)
+    asked = [[Question("count", "how many shapes are ring?", "1")]]
+    config = SimpleNamespace(num_hidden_layers=15, num_attention_heads=2, num_key_value_heads=2)
+    look = WhereToLook(pack(asked, wording), asked, wording, torch.tensor([[-1]]), config)
+    look.see(4, 0, torch.ones(2, 3, 9))
+    assert look.loss() == 0
