@@ -142,6 +142,7 @@ VARIANTS = [
         "fsr(rho=0.0)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
+        "hawk(first=1, last=2)",
         "hiprune(alpha=1)",
         "hiprune(official=True, alpha=0.5, shallow=1)",
         "hired(official=True)",

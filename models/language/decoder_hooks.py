@@ -244,14 +244,17 @@ class DecoderSide:
         if run is None or not run.batch.spans:
             return None
         if run.looking is not None:
-            rows, found = run.looking
-            weights = attention_rows(query, key, mask, scaling, rows)
+            rows, content, found = run.looking
+            seen = None if content else mask
+            weights = attention_rows(query, key, seen, scaling, rows, causal=not content, softmax=not content)
             found.append(every_head(module, weights[..., weights.shape[-1] - query.shape[2] :]))
             raise _Seen
         capture_attention(run, self.attended[i], module, query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
+    def _look_ahead(
+        self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str, content: bool
+    ) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`.
 
         The layer itself runs on what it is about to be given, as far as its attention: what stands before that
@@ -263,8 +266,10 @@ class DecoderSide:
             coming.put("cache", Peek(run.cache))
         if run.pruned or is_pruned(run.cache, self.sources[i]):
             self.calls.narrow(run, i, coming, peek=True)
+        if content and coming.get("rotary") is not None:
+            coming.put("rotary", _unturned(coming.get("rotary")))
         found: list[Tensor] = []
-        run.looking = query_columns(run, queries, hidden.shape[-2]), found
+        run.looking = query_columns(run, queries, hidden.shape[-2]), content, found
         try:
             with torch.no_grad(), contextlib.suppress(_Seen):
                 # its forward and not the module: what transformers records of a layer is no look ahead
@@ -272,3 +277,11 @@ class DecoderSide:
         finally:
             run.looking = None
         return found[0]
+
+
+def _unturned(rotary: Any) -> Any:
+    """Rotary embeddings, cosines and sines or complex numbers, of the rotation by nothing."""
+    if isinstance(rotary, Tensor):
+        return torch.ones_like(rotary)
+    cosines, sines = rotary
+    return torch.ones_like(cosines), torch.zeros_like(sines)

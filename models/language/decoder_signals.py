@@ -97,7 +97,7 @@ class HostSignals(SignalSource):
     def _captured(self, signal: Signal) -> tuple[Tensor, Tensor]:
         signal = self._check(signal)
         if isinstance(signal, AttentionAhead):
-            return self.run.look_ahead(signal.queries)
+            return self.run.look_ahead(signal.queries, signal.content)
         values, place = self.run.captured[key_of(signal)]
         if isinstance(signal, (DecoderKeys, DecoderValues)):
             values = values.transpose(1, 2).flatten(2)

@@ -96,7 +96,8 @@ class Run:
     ahead : callable, optional
         At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
     looking : tuple, optional
-        During a look ahead: the columns `[B, R]` of the rows, and the list that takes their attention.
+        During a look ahead: the columns `[B, R]` of the rows, whether their content alone counts, and the list that
+        takes their attention.
     asking : Tensor, optional
         `[B]`: the original column of a row's last token where that is a visual one, else -2. It stays as a query when
         its token goes, since the next token is asked of it.
@@ -158,8 +159,8 @@ class Run:
     asked_alone: dict[int, int] = field(default_factory=dict)
     own_flops: dict[int, int] = field(default_factory=dict)
     find_pictures: Callable[[Any], Any] | None = None
-    ahead: Callable[[str], Tensor] | None = None
-    looking: tuple[Tensor, list[Tensor]] | None = None
+    ahead: Callable[[str, bool], Tensor] | None = None
+    looking: tuple[Tensor, bool, list[Tensor]] | None = None
     asking: Tensor | None = None
     unseen: Tensor | None = None
     checks: Checks | None = None
@@ -205,13 +206,13 @@ class Run:
             self.memo["current"] = torch.nn.functional.pad(places(self.columns, self.full), (0, 1), value=-1)
         return self.memo["current"]
 
-    def look_ahead(self, queries: str) -> tuple[Tensor, Tensor]:
+    def look_ahead(self, queries: str, content: bool) -> tuple[Tensor, Tensor]:
         """Attention rows of the layer before which a method now chooses, and ``current()``."""
         assert self.ahead is not None
         found = self.memo.setdefault("ahead", {})
-        if queries not in found:
-            found[queries] = self.ahead(queries)
-        return found[queries], self.current()
+        if (queries, content) not in found:
+            found[queries, content] = self.ahead(queries, content)
+        return found[queries, content], self.current()
 
     def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
         """Present columns of tokens.
