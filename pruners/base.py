@@ -53,11 +53,11 @@ class Loan(Stop):
     """A stop whose tokens are back behind its layer: decoder layer `layer` is run by `ratio` of them.
 
     ``Pruner.select`` is given all visual tokens of a SAMPLE as one row, of all its pictures and what stands between
-    their rows (newlines), as a line; nothing but ``features``, the states that enter the layer, is there to be read. It
-    chooses ``count(n)`` of `n` and gives each of them a gate (``Lent``). Text goes through the layer as always. What is
-    not chosen goes round it: its state times its gate. What is chosen comes out with the layer's MLP branch times its
-    gate. Places and masks are as if the layer had been given the shorter sequence at the original positions, and its KV
-    cache holds no more than that.
+    their rows (newlines), as a line, with the states that enter the layer as ``features``; of the signals
+    ``AttentionAhead`` alone is there to be read. It chooses ``count(n)`` of `n` and gives each of them a gate
+    (``Lent``). Text goes through the layer as always. What is not chosen goes round it: its state times its gate.
+    What is chosen comes out with the layer's MLP branch times its gate. Places and masks are as if the layer had
+    been given the shorter sequence at the original positions, and its KV cache holds no more than that.
     """
 
     __slots__ = ()
@@ -71,6 +71,12 @@ class Loan(Stop):
     def count(self, n: int) -> int:
         """How many of a sample's `n` tokens run the layer: the product in float32, rounded down; it may be 0."""
         return int(_single(_single(n) * _single(self.keep or 0)))
+
+
+class LoanAgain(Loan):
+    """A loan that goes to the same tokens as the loan before it, with the same gates; the method is not asked."""
+
+    __slots__ = ()
 
 
 def _single(x: float) -> float:
@@ -226,7 +232,9 @@ class Pruner:
 
     def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
         """What is read at `stop`; to be overridden by a method that reads other signals at one stop than at another."""
-        return () if stop.keep == 0 else self.signals if stop.reads is None else stop.reads
+        if stop.keep == 0 or isinstance(stop, LoanAgain):
+            return ()
+        return self.signals if stop.reads is None else stop.reads
 
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged | Lent:
         """Choose what to keep.

@@ -38,6 +38,7 @@ HOME = {
     "pyramiddrop": "pyramiddrop",
     "quecc": "quecc",
     "random": "random",
+    "reroute": "reroute",
     "scope": "scope",
     "sparsevlm": "sparsevlm",
     "todre_diversity": "todre",

@@ -115,7 +115,7 @@ def setting(name: str, keep: int | float = KEEP) -> Setting:
 
 
 # methods that take a fraction only, since no stop of theirs keeps a number of tokens
-NO_COUNTS = ("pmod", "vtw")
+NO_COUNTS = ("pmod", "reroute", "vtw")
 
 METHODS = [setting(name) for name in vtc.list_pruners()]
 # the methods' options that change what is chosen, for the property tests
@@ -168,6 +168,7 @@ VARIANTS = [
         "quecc(weights=untrained, kernel=3, exact=False, no_text=True)",
         "random(layer=2)",
         "random(official=True)",
+        "reroute(first=hawk)",
         "scope(alpha=0, space=projected)",
         "sparsevlm(official=True)",
         "sparsevlm(rank_scale=0.6)",

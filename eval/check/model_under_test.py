@@ -173,7 +173,7 @@ class Subject:
             },
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
-            rounds(gates, hidden, visual_columns(report, batch, width)),
+            rounds(gates, [s.layer for s in report.steps if s.loan], hidden, visual_columns(report, batch, width)),
         )
 
     def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:

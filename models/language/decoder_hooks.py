@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -177,7 +177,8 @@ class DecoderSide:
             for key in self.done.get(i, ()):  # else all columns of an earlier layer would stay in memory
                 run.captured.pop(key, None)
             if i in self.lends:
-                hidden = self.lend(run, i, hidden)
+                with self._looking_ahead(run, i, layer, hidden, call):
+                    hidden = self.lend(run, i, hidden)
         call.put("hidden", hidden)
         if run.checks is not None:
             run.checks.expect(i, run.cache, hidden.shape[-2])
@@ -202,11 +203,19 @@ class DecoderSide:
         """What the stops before layer `i` leave of `hidden`, which its `call` is about to be given."""
         capture_hidden(run, self.hidden.get(i - 1, ()), main_stream(hidden))
         for pruner, stop in self.stops.get(i, ()):
-            run.memo.pop("ahead", None)
-            run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
-            hidden = self._prune(run, pruner, stop, hidden)
-        run.ahead = None
+            with self._looking_ahead(run, i, layer, hidden, call):
+                hidden = self._prune(run, pruner, stop, hidden)
         return hidden
+
+    @contextlib.contextmanager
+    def _looking_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call) -> Iterator[None]:
+        """Let a method look into layer `i`, to whose `call` come the states `hidden`."""
+        run.memo.pop("ahead", None)
+        run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
+        try:
+            yield
+        finally:
+            run.ahead = None
 
     def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
         """Let a method choose by the main stream of the hidden states, and drop the same of all."""

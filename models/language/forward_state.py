@@ -129,6 +129,8 @@ class Run:
         Within a layer that some tokens go round: what comes back behind it.
     lent : dict
         By such a layer what would have entered it; of the first layer only, else None.
+    lent_to : tuple, optional
+        The last choice of a loan, for one that repeats it.
     """
 
     full: int
@@ -177,6 +179,7 @@ class Run:
     static: Any = None
     away: Any = None
     lent: dict[int, Tensor | None] = field(default_factory=dict)
+    lent_to: tuple[Tensor, Tensor] | None = None
 
     @property
     def key_slots(self) -> Tensor:
