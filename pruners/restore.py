@@ -1,4 +1,4 @@
-"""RESTORE: what a method keeps is attended to as the whole picture was: far tokens more, merged ones by number."""
+"""RESTORE: far tokens of what a method keeps are attended to more, and merged ones by their number."""
 
 from __future__ import annotations
 

@@ -114,6 +114,8 @@ def windows_behind_prompts(config: Any) -> list[int | None]:
 
 def more_seen(call: Any, keys: Tensor, prompt: int) -> Tensor:
     """`[B, T, T]`: what a method that ``calibrates`` adds to the prompt's logits for `keys` `[B, T]` bool."""
+    if call.get("rotary") is None:  # a layer that knows no positions
+        return torch.zeros(())[None, None, None]
     cosines, sines = (x.float() for x in call.get("rotary"))
     length = (cosines[..., :1, :1] ** 2 + sines[..., :1, :1] ** 2) * cosines.shape[-1]  # of scaled embeddings too
     closeness = (cosines @ cosines.mT + sines @ sines.mT) / length
