@@ -71,11 +71,12 @@ def plan(pruners: Iterable[Pruner], depth: int) -> list[tuple[Pruner, Stop]]:
 def _check_loans(stops: list[tuple[Pruner, Stop]]) -> None:
     lends = [(pruner, stop) for pruner, stop in stops if isinstance(stop, Loan)]
     for pruner, stop in lends:
-        if pruner.signals_at(stop):
-            raise ValueError(
-                f"{pruner.name} lends at layer {stop.layer} and reads {pruner.signals_at(stop)[0]}: nothing but the "
-                "states that enter the layer is there"
-            )
+        for signal in pruner.signals_at(stop):
+            if not isinstance(signal, AttentionAhead):
+                raise ValueError(
+                    f"{pruner.name} lends at layer {stop.layer} and reads {signal}: nothing but the states that enter "
+                    "the layer, and its attention on them, is there"
+                )
     others = [p for p, stop in stops if stop.stage == "decoder" and lends and p is not lends[0][0]]
     layers = [stop.layer for _, stop in stops if stop.stage == "decoder"]
     if others:

@@ -273,13 +273,22 @@ class AttentionAhead(DecoderSignal):
 
     ``queries`` as for ``DecoderAttention``. One extra attention of layer K on the states that enter it; ``layer`` stays
     None.
+
+    ``content=True`` gives what queries and keys say of each other wherever they stand: their scaled products before
+    rotary embedding, softmax and masks.
     """
 
     is_attention: ClassVar[bool] = True
     queries: str = "last"
+    content: bool = False
 
     def __post_init__(self) -> None:
         _check_one_of(self, "queries", ("last", "text", "all"))
+
+    @property
+    def logits(self) -> bool:
+        """Whether these are no shares of attention."""
+        return self.content
 
 
 @dataclass(frozen=True)

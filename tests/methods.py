@@ -115,7 +115,7 @@ def setting(name: str, keep: int | float = KEEP) -> Setting:
 
 
 # methods that take a fraction only, since no stop of theirs keeps a number of tokens
-NO_COUNTS = ("pmod", "vtw")
+NO_COUNTS = ("pmod", "reroute", "vtw")
 
 METHODS = [setting(name) for name in vtc.list_pruners()]
 # the methods' options that change what is chosen, for the property tests
@@ -142,6 +142,7 @@ VARIANTS = [
         "fsr(rho=0.0)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
+        "hawk(first=1, last=2)",
         "hiprune(alpha=1)",
         "hiprune(official=True, alpha=0.5, shallow=1)",
         "hired(official=True)",
@@ -167,6 +168,8 @@ VARIANTS = [
         "quecc(weights=untrained, kernel=3, exact=False, no_text=True)",
         "random(layer=2)",
         "random(official=True)",
+        "reroute(first=hawk)",
+        "restore(first=pyramiddrop)",
         "scope(alpha=0, space=projected)",
         "sparsevlm(official=True)",
         "sparsevlm(rank_scale=0.6)",

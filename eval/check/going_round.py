@@ -49,13 +49,17 @@ def _spied(pruner: Pruner, seen: dict[int, tuple[Any, Tensor]]) -> Iterator[None
         del pruner.__dict__["select"]
 
 
-def rounds(seen: Mapping[int, tuple[Any, Tensor]], hidden: Tensor, visual: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """What goes round which layer, and all gates, of what was recorded.
+def rounds(
+    seen: Mapping[int, tuple[Any, Tensor]], loans: Sequence[int], hidden: Tensor, visual: Tensor
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """What goes round which of the layers `loans`, and all gates, of what was recorded.
 
-    `visual` `[B, L]` bool are the candidates, of which ``hidden[layer]`` went round it; others have a gate of 1.
+    `visual` `[B, L]` bool are the candidates, of which ``hidden[layer]`` went round it; others have a gate of 1. Where
+    no method was asked, gates are those of the loan before.
     """
     found = {}
-    for layer, (tokens, gate) in seen.items():
+    for layer in sorted(loans):
+        tokens, gate = seen[max(asked for asked in seen if asked <= layer)]
         gates = torch.ones(visual.shape, dtype=gate.dtype)
         for row, count, one in zip(tokens.sample.tolist(), tokens.counts, gate, strict=True):
             gates[row, visual[row]] = one[:count]

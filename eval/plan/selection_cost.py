@@ -21,7 +21,7 @@ from vtc.eval.stability.rounding_overlap import PARAMS, walk
 from vtc.models.layout.model_parts import Parts
 from vtc.models.stock.layer_sizes import layer_size
 from vtc.pruners import make_pruner
-from vtc.pruners.base import Pruner, Stop
+from vtc.pruners.base import LoanAgain, Pruner, Stop
 
 from .devices import FLOAT32, Device
 from .kept_tokens import Kept
@@ -73,7 +73,7 @@ def selection_cost(parts: Parts, kept: Kept, text: int, measured: bool = False) 
     whole = SelectionCost()
     sizes = _sizes(parts, text)
     for pruner, stop, before, after in kept.stops:
-        if stop.keep == 0 or after == before:
+        if stop.keep == 0 or after == before or isinstance(stop, LoanAgain):
             continue
         for (n, k), count in Counter(zip(before, after, strict=True)).items():
             one = _one(pruner, stop, n, k, sizes, parts, measured)

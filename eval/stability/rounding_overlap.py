@@ -17,7 +17,7 @@ from vtc.eval.vlm.pruning_settings import takes_keep
 from vtc.models.selection.select import select_tokens
 from vtc.pipeline_text import parse
 from vtc.pruners import make_pruner
-from vtc.pruners.base import Loan, Pruner, Stop, resolve_keep
+from vtc.pruners.base import Loan, LoanAgain, Pruner, Stop, resolve_keep
 from vtc.pruners.visual_tokens import VisualTokens
 
 from .made_up_spans import Made, Sizes, Vary, picture, video
@@ -134,6 +134,9 @@ def walk(pruner: Pruner, made: Made, stops: Sequence[Stop] | None = None) -> lis
     for stop in stops_of(pruner) if stops is None else stops:
         assert stop.keep is not None, f"{pruner.name} was given no keep"
         loan, before = isinstance(stop, Loan), left
+        if isinstance(stop, LoanAgain):
+            found.append(found[-1])
+            continue
         budget = resolve_keep(stop.keep, n) if stop.keep != 0 else 0
         if budget == 0:
             left = left[:0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,12 @@ class DecoderSide:
         self.attending = self.windows.attending()
         self.calls = LayerCalls(parts.lm, parts.layers, self.windows, self.sources)
         refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
+        self.calibrating = next((p.spoken_name for p, _ in stops if p.calibrates), "")
+        if self.calibrating and (rotary == () or any(source != i for i, source in enumerate(self.sources))):
+            raise NotImplementedError(
+                f"{self.calibrating} adds to the attention of each layer's own keys, and some layers of "
+                f"{type(parts.lm).__name__} keep a state, or read the keys of others"
+            )
         self._refuse_behind_shared_keys()
         self._refuse_merging()
 
@@ -177,7 +183,8 @@ class DecoderSide:
             for key in self.done.get(i, ()):  # else all columns of an earlier layer would stay in memory
                 run.captured.pop(key, None)
             if i in self.lends:
-                hidden = self.lend(run, i, hidden)
+                with self._looking_ahead(run, i, layer, hidden, call):
+                    hidden = self.lend(run, i, hidden)
         call.put("hidden", hidden)
         if run.checks is not None:
             run.checks.expect(i, run.cache, hidden.shape[-2])
@@ -202,11 +209,19 @@ class DecoderSide:
         """What the stops before layer `i` leave of `hidden`, which its `call` is about to be given."""
         capture_hidden(run, self.hidden.get(i - 1, ()), main_stream(hidden))
         for pruner, stop in self.stops.get(i, ()):
-            run.memo.pop("ahead", None)
-            run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
-            hidden = self._prune(run, pruner, stop, hidden)
-        run.ahead = None
+            with self._looking_ahead(run, i, layer, hidden, call):
+                hidden = self._prune(run, pruner, stop, hidden)
         return hidden
+
+    @contextlib.contextmanager
+    def _looking_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call) -> Iterator[None]:
+        """Let a method look into layer `i`, to whose `call` come the states `hidden`."""
+        run.memo.pop("ahead", None)
+        run.ahead = partial(self._look_ahead, run, i, layer, hidden, call)
+        try:
+            yield
+        finally:
+            run.ahead = None
 
     def _prune(self, run: Run, pruner: Pruner, stop: Stop, hidden: Tensor) -> Tensor:
         """Let a method choose by the main stream of the hidden states, and drop the same of all."""
@@ -215,6 +230,13 @@ class DecoderSide:
         before = run.columns
         self.steps.prune(run, pruner, stop, main_stream(hidden))
         return gather_columns(hidden, run.stand_in(before), -2)
+
+    def refuse_compiled(self, *_: Any) -> NoReturn:
+        """Stands for the text model's hook where ``torch.compile`` traces."""
+        raise NotImplementedError(
+            f"{self.calibrating} adds to the attention of each layer, which vtc can't have torch.compile trace: call "
+            "the model without it"
+        )
 
     def last_layer_post(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Add what is fed behind the last layer, where a text model has no more layers than are fed."""
@@ -244,14 +266,17 @@ class DecoderSide:
         if run is None or not run.batch.spans:
             return None
         if run.looking is not None:
-            rows, found = run.looking
-            weights = attention_rows(query, key, mask, scaling, rows)
+            rows, content, found = run.looking
+            seen = None if content else mask
+            weights = attention_rows(query, key, seen, scaling, rows, causal=not content, softmax=not content)
             found.append(every_head(module, weights[..., weights.shape[-1] - query.shape[2] :]))
             raise _Seen
         capture_attention(run, self.attended[i], module, query, key, value, mask, scaling)
         return None
 
-    def _look_ahead(self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str) -> Tensor:
+    def _look_ahead(
+        self, run: Run, i: int, layer: Any, hidden: Tensor, call: Call, queries: str, content: bool
+    ) -> Tensor:
         """Attention rows of `queries` in layer `i` on its coming input `hidden`, `[B, H, R, L]`.
 
         The layer itself runs on what it is about to be given, as far as its attention: what stands before that
@@ -263,8 +288,10 @@ class DecoderSide:
             coming.put("cache", Peek(run.cache))
         if run.pruned or is_pruned(run.cache, self.sources[i]):
             self.calls.narrow(run, i, coming, peek=True)
+        if content and coming.get("rotary") is not None:
+            coming.put("rotary", _unturned(coming.get("rotary")))
         found: list[Tensor] = []
-        run.looking = query_columns(run, queries, hidden.shape[-2]), found
+        run.looking = query_columns(run, queries, hidden.shape[-2]), content, found
         try:
             with torch.no_grad(), contextlib.suppress(_Seen):
                 # its forward and not the module: what transformers records of a layer is no look ahead
@@ -272,3 +299,11 @@ class DecoderSide:
         finally:
             run.looking = None
         return found[0]
+
+
+def _unturned(rotary: Any) -> Any:
+    """Rotary embeddings, cosines and sines or complex numbers, of the rotation by nothing."""
+    if isinstance(rotary, Tensor):
+        return torch.ones_like(rotary)
+    cosines, sines = rotary
+    return torch.ones_like(cosines), torch.zeros_like(sines)

@@ -97,7 +97,7 @@ class HostSignals(SignalSource):
     def _captured(self, signal: Signal) -> tuple[Tensor, Tensor]:
         signal = self._check(signal)
         if isinstance(signal, AttentionAhead):
-            return self.run.look_ahead(signal.queries)
+            return self.run.look_ahead(signal.queries, signal.content)
         values, place = self.run.captured[key_of(signal)]
         if isinstance(signal, (DecoderKeys, DecoderValues)):
             values = values.transpose(1, 2).flatten(2)
@@ -125,8 +125,7 @@ class HostSignals(SignalSource):
         if isinstance(signal, QuestionState):
             raise ValueError(f"{signal} has no value per visual token; tokens.text gives one of each sample")
         values, place = self._captured(signal)
-        span = torch.tensor(list(tokens.span), device=tokens.ids.device)
-        columns = self.run.token_columns(tokens.ids, span, place).to(values.device)
+        columns = self._columns(tokens, place).to(values.device)
         pad = (tokens.ids < 0).to(values.device)
         values = values[tokens.sample.to(values.device)]
         if isinstance(signal, ROWS):
@@ -137,6 +136,11 @@ class HostSignals(SignalSource):
                 .masked_fill(pad[:, None, None], 0)
             )
         return self._heads(signal, gather_columns(values, columns, -2).masked_fill(pad[..., None], 0))
+
+    def _columns(self, tokens: VisualTokens, place: Tensor) -> Tensor:
+        """`[B, N]`: where `tokens` stand in what was captured when ``current()`` was `place`; -1 is padding."""
+        span = torch.tensor(list(tokens.span), device=tokens.ids.device)
+        return self.run.token_columns(tokens.ids, span, place)
 
     def _read_encoder(self, signal: Signal, tokens: VisualTokens) -> Tensor:
         values = self.run.batch.per_span(lambda record: record.signals[signal])

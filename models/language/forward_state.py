@@ -96,7 +96,8 @@ class Run:
     ahead : callable, optional
         At a decoder stop: attention rows of the layer to come, `[B, H, R, L]`, which ``look_ahead`` asks for once.
     looking : tuple, optional
-        During a look ahead: the columns `[B, R]` of the rows, and the list that takes their attention.
+        During a look ahead: the columns `[B, R]` of the rows, whether their content alone counts, and the list that
+        takes their attention.
     asking : Tensor, optional
         `[B]`: the original column of a row's last token where that is a visual one, else -2. It stays as a query when
         its token goes, since the next token is asked of it.
@@ -128,6 +129,12 @@ class Run:
         Within a layer that some tokens go round: what comes back behind it.
     lent : dict
         By such a layer what would have entered it; of the first layer only, else None.
+    lent_to : tuple, optional
+        The last choice of a loan, for one that repeats it.
+    calibrated : bool
+        Whether a method that ``calibrates`` has pruned.
+    sizes : Tensor, optional
+        `[B, full]` float32: how many tokens each original column stands for, where it said so.
     """
 
     full: int
@@ -158,8 +165,8 @@ class Run:
     asked_alone: dict[int, int] = field(default_factory=dict)
     own_flops: dict[int, int] = field(default_factory=dict)
     find_pictures: Callable[[Any], Any] | None = None
-    ahead: Callable[[str], Tensor] | None = None
-    looking: tuple[Tensor, list[Tensor]] | None = None
+    ahead: Callable[[str, bool], Tensor] | None = None
+    looking: tuple[Tensor, bool, list[Tensor]] | None = None
     asking: Tensor | None = None
     unseen: Tensor | None = None
     checks: Checks | None = None
@@ -176,6 +183,9 @@ class Run:
     static: Any = None
     away: Any = None
     lent: dict[int, Tensor | None] = field(default_factory=dict)
+    lent_to: tuple[Tensor, Tensor] | None = None
+    calibrated: bool = False
+    sizes: Tensor | None = None
 
     @property
     def key_slots(self) -> Tensor:
@@ -185,6 +195,23 @@ class Run:
         if "key slots" not in self.memo:
             self.memo["key slots"] = self.slots.masked_fill(self.unseen, -1)
         return self.memo["key slots"]
+
+    def note_sizes(self, span: int, ids: Tensor, size: Tensor) -> None:
+        """Note how many tokens the `ids` `[k]` of a span stand for, `[k]`."""
+        if self.sizes is None:
+            self.sizes = torch.ones(len(self.columns), self.full, device=self.columns.device)
+        columns = self.batch.columns[span][ids].to(self.sizes.device)
+        self.sizes[self.batch.spans[span].sample, columns] = size.to(self.sizes)
+
+    def cut_spans(self) -> Tensor:
+        """`[B, L]` bool: present columns of the spans of which some token is gone."""
+        rows, length = self.columns.shape
+        cut = [i for i, (n, full) in enumerate(zip(self.present, self.batch.lengths, strict=True)) if n < full]
+        found = torch.zeros(rows, length + 1, dtype=torch.bool, device=self.columns.device)
+        if cut:
+            pick = torch.tensor(cut, device=self.columns.device)
+            mark(found, self.batch.samples[pick], self.token_columns(self.ids[pick], pick), length, True)
+        return found[:, :length]
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
@@ -205,13 +232,13 @@ class Run:
             self.memo["current"] = torch.nn.functional.pad(places(self.columns, self.full), (0, 1), value=-1)
         return self.memo["current"]
 
-    def look_ahead(self, queries: str) -> tuple[Tensor, Tensor]:
+    def look_ahead(self, queries: str, content: bool) -> tuple[Tensor, Tensor]:
         """Attention rows of the layer before which a method now chooses, and ``current()``."""
         assert self.ahead is not None
         found = self.memo.setdefault("ahead", {})
-        if queries not in found:
-            found[queries] = self.ahead(queries)
-        return found[queries], self.current()
+        if (queries, content) not in found:
+            found[queries, content] = self.ahead(queries, content)
+        return found[queries, content], self.current()
 
     def token_columns(self, ids: Tensor, span: Tensor, place: Tensor | None = None) -> Tensor:
         """Present columns of tokens.

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.models.language.decoder_signals import HostSignals, text_columns
 from vtc.models.language.forward_state import Run, gather_columns, mark
-from vtc.pruners.base import Lent, Loan, Pruner
+from vtc.models.layout.model_parts import Parts
+from vtc.pruners.base import Lent, Loan, LoanAgain, Pruner
 from vtc.pruners.check_returned_values import looked_at
 from vtc.pruners.layout import Layout
+from vtc.pruners.signals import Signal
 from vtc.pruners.visual_tokens import VisualTokens
 
 # of a run, as it is again behind the layer
@@ -43,7 +46,33 @@ class Away:
     before: dict[str, Any]
 
 
-def lend(run: Run, pruner: Pruner, stop: Loan, hidden: Tensor) -> tuple[Tensor, Tensor, int]:
+class LoanSignals(HostSignals):
+    """What a method may read at a loan, where the tokens of the batch's samples are at the columns `where` `[B, N]`."""
+
+    def __init__(self, run: Run, parts: Parts, declared: tuple[Signal, ...], layer: int | None, where: Tensor):
+        super().__init__(run, parts, declared, layer)
+        self.where = where
+
+    def _columns(self, tokens: VisualTokens, place: Tensor) -> Tensor:
+        where = self.where[tokens.sample][:, : tokens.ids.shape[1]]
+        return where.masked_fill(tokens.ids < 0, -1)
+
+    def text_valid(self, tokens: VisualTokens | None) -> Tensor:
+        """See ``VisualTokens.text_valid``; behind a sample's last visual token."""
+        if tokens is None:
+            return super().text_valid(None)
+        columns, real = text_columns(self.run)
+        place = self.where.masked_fill(self.where >= self.run.columns.shape[1], 0)
+        last = self.run.columns.gather(1, place).amax(1, keepdim=True)
+        return ((columns > last) & real)[tokens.sample]
+
+    def count_flops(self, tokens: VisualTokens, row: int, flops: int) -> None:
+        """See ``VisualTokens.count_flops``."""
+        sample = int(tokens.sample[row])
+        self.run.own_flops[sample] = self.run.own_flops.get(sample, 0) + flops
+
+
+def lend(run: Run, pruner: Pruner, stop: Loan, hidden: Tensor, parts: Parts) -> tuple[Tensor, Tensor, int]:
     """Let `pruner` choose what enters the layer of `stop`, and leave only that.
 
     Parameters
@@ -52,6 +81,8 @@ def lend(run: Run, pruner: Pruner, stop: Loan, hidden: Tensor) -> tuple[Tensor, 
         The forward's state; ``away`` is set, and the rest is of the shorter sequence until ``give_back``.
     hidden : Tensor
         `[B, L, D]` of the present columns.
+    parts : Parts
+        The model's modules, for methods that ask for them.
 
     Returns
     -------
@@ -73,7 +104,11 @@ def lend(run: Run, pruner: Pruner, stop: Loan, hidden: Tensor) -> tuple[Tensor, 
     budgets = [stop.count(n) for n in counts]
     # columns of each sample's visual tokens, padding points at the dummy column
     where = torch.where(visual, torch.arange(length + 1, device=device), length).sort(1).values[:, : max(counts)]
-    chosen, gates = _choose(pruner, stop, hidden, where, counts, budgets)
+    if not isinstance(stop, LoanAgain):
+        source = LoanSignals(run, parts, pruner.signals_at(stop), stop.layer, where)
+        run.lent_to = _choose(pruner, stop, hidden, source, counts, budgets)
+    assert run.lent_to is not None
+    chosen, gates = run.lent_to
     enters = torch.zeros_like(visual).scatter(1, where, chosen.to(device))
     enters[:, length] = False
     ones = torch.ones(rows, length + 1, dtype=gates.dtype, device=gates.device)
@@ -96,9 +131,10 @@ def lend(run: Run, pruner: Pruner, stop: Loan, hidden: Tensor) -> tuple[Tensor, 
 
 
 def _choose(
-    pruner: Pruner, stop: Loan, hidden: Tensor, where: Tensor, counts: list[int], budgets: list[int]
+    pruner: Pruner, stop: Loan, hidden: Tensor, source: LoanSignals, counts: list[int], budgets: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """`[B, N]` bool: which of the tokens at the columns `where` `[B, N]` of `hidden` enter, and their gates."""
+    """`[B, N]` bool: which of the tokens at the columns ``source.where`` of `hidden` enter, and their gates."""
+    where = source.where
     rows, width = where.shape
     asked = [b for b in range(rows) if counts[b]]
     pick = torch.tensor(asked, device=where.device)
@@ -115,6 +151,7 @@ def _choose(
         order=[0] * len(asked),
         stage=stop.stage,
         layer=stop.layer,
+        source=source,
     )
     k = max(tokens.budgets)
     with torch.autocast(hidden.device.type, enabled=False):  # methods say themselves what they compute in

@@ -54,7 +54,7 @@ class Loans:
 
     def __init__(self, parts: Parts, stops: list[tuple[Pruner, Stop]], side: DecoderSide):
         self.at = {stop.layer or 0: (pruner, stop) for pruner, stop in stops if isinstance(stop, Loan)}
-        self.steps, self.local, self.replay = side.steps, side.local, _Replay()
+        self.parts, self.steps, self.local, self.replay = parts, side.steps, side.local, _Replay()
         self.ends: list[nn.Module] = []
         if not self.at:
             return
@@ -83,7 +83,7 @@ class Loans:
         assert isinstance(stop, Loan)
         assert report is not None
         started = now(hidden, timing) if timing else 0.0
-        hidden, ids, count = lend(run, pruner, stop, hidden)
+        hidden, ids, count = lend(run, pruner, stop, hidden, self.parts)
         if timing and report.selection_seconds is not None:
             report.selection_seconds += now(hidden, timing) - started
         report.add_loan(i, ids, count)

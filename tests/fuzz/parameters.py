@@ -104,6 +104,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "score": st.sampled_from(["auto", "attention", "cosine"]),
         **OFFICIAL,
     },
+    "hawk": {"first": st.integers(0, 2), "last": st.integers(0, 2)},
     "hiprune": {"alpha": UNIT, "shallow": st.one_of(TOWER, SHARE), **OFFICIAL},
     "hired": {"alpha": UNIT, "shallow": st.integers(0, 3), **OFFICIAL},
     "holitom": {"tau": UNIT, "beta": UNIT, "neighbours": SMALL, **OFFICIAL},
@@ -142,6 +143,8 @@ TABLE: dict[str, dict[str, Any]] = {
     "pyramiddrop": {"ratio": SHARE, "layers": LAYERS},
     "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
+    "reroute": {"first": st.sampled_from(["pyramiddrop", "hawk"])},
+    "restore": {"first": st.sampled_from(["divprune", "uniform", "fastv", "hawk", "pool", "pyramiddrop"])},
     "scope": {"alpha": UNIT, "space": st.sampled_from(["encoder", "projected"])},
     "sparsevlm": {
         "budget": st.sampled_from([192, 128, 64]),
@@ -208,12 +211,15 @@ LEFT_OUT = {
     "explainer.weights": "a file, always the tiny one",
     "focusllava.weights": "a file, always an untrained network",
     "fsr.text_encoder": "a CLIP to load",
+    "hawk.weights": "a file",
     "idpruner.scorer": "a file",
     "langdc.weights": "a file, always an untrained network",
     "pmod.weights": "a file, always untrained",
     "quecc.exact": "always off: its counts are its windows'",
     "quecc.question": "there is no tokenizer",
     "quecc.weights": "a file, always an untrained network",
+    "reroute.first_params": "drawn with the methods themselves",
+    "restore.first_params": "drawn with the methods themselves",
     "tokenflex.weights": "a file, always an untrained network",
 }
 # given always: without them the method can't run on tiny models, or takes long

@@ -1,4 +1,7 @@
-"""``vtc horizon`` measures from which decoder layer on visual tokens tell nothing: its options."""
+"""Measurements of a model's decoder, their options.
+
+``vtc horizon`` measures from which layer on visual tokens tell nothing, ``vtc hawk`` how much each head matters.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, heavy_imports, output_folder, question_folder, split_tasks
+from .options import (
+    Device,
+    Dtype,
+    Model,
+    Overwrite,
+    heavy_imports,
+    output_file,
+    output_folder,
+    question_folder,
+    split_tasks,
+)
 
 
 def horizon(
@@ -67,3 +80,32 @@ def horizon(
         from vtc.eval.inspect.horizon_job import run_horizon
 
     run_horizon(asked)
+
+
+def hawk(
+    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated; all if left out.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 20,
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with images.parquet and questions.parquet of your own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="What to write, for hawk(weights=...) (default: heads.json, numbered if it is there)."),
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Weigh the attention heads of a model's first layer by what its answers lose without them, for hawk."""
+    file = output_file("--output", output, "heads.json", overwrite, None)
+    from vtc.eval.sweep.asked_questions import bundled_tasks
+
+    names = split_tasks(tasks)
+    question_folder(data, names)
+    if data is None:
+        bundled_tasks().refuse(names)
+    with heavy_imports():
+        from vtc.eval.heads.hawk_job import HawkOptions, run_hawk
+
+    run_hawk(HawkOptions(model, data, names, limit, file, device, dtype))

@@ -20,7 +20,7 @@ from .check import check
 from .compare_selections import compare_selections
 from .embedlens import embedlens
 from .export_vllm import export_vllm
-from .horizon import horizon
+from .horizon import hawk, horizon
 from .load_test import load_test
 from .plan_and_speed import plan, speed
 from .pruners_and_recipes import pruners, recipes
@@ -72,6 +72,7 @@ for command in (
     compare_selections,
     horizon,
     embedlens,
+    hawk,
     train_explainer,
     export_vllm,
     pruners,
