@@ -2,16 +2,18 @@
 
 Each type is checked with its default configuration on the installed transformers, and tried with every method; what
 was found goes into docs/families.json as soon as it is there. What is there for this version is not checked again, so
-that a killed run goes on; types that are named are. ``--methods`` only tries all methods again, as after one more was
-registered, ``--page`` only writes docs/families-checked.md.
+that a killed run goes on; types that are named are. ``--methods`` only tries methods again, all or those of the
+patterns behind it, as after one more was registered; ``--page`` only writes docs/families-checked.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +69,12 @@ def checked(kind: str) -> tuple[str, dict[str, Any]]:
     return kind, {**found, **tried(kind)[1]}
 
 
-def tried(kind: str) -> tuple[str, dict[str, Any]]:
-    """What ``vtc pruners --model`` says of a type."""
+def tried(kind: str, patterns: Sequence[str] = ("*",)) -> tuple[str, dict[str, Any]]:
+    """What ``vtc pruners --model`` says of a type and the methods of `patterns`."""
     torch.set_num_threads(1)
     try:
-        return kind, {"methods": {one.name: [one.status, one.why] for one in methods_on(kind)}}
+        found = [one for pattern in patterns for one in methods_on(kind, pattern)]
+        return kind, {"methods": {one.name: [one.status, one.why] for one in found}}
     except (ValueError, NotImplementedError) as error:
         return kind, {"no methods": str(error)}
 
@@ -89,13 +92,19 @@ def check_all(named: list[str]) -> None:
             print(f"{i}/{len(todo)} {kind}: {found.get('error') or found['exit_code']}", flush=True)
 
 
-def try_methods_again() -> None:
-    """Try every method on every type that was checked on the installed version, and write all at the end."""
+def try_methods_again(patterns: Sequence[str]) -> None:
+    """Try methods on every type that was checked on the installed version, and write all at the end.
+
+    Without `patterns` all of them, and what is no method any more is forgotten.
+    """
     record = json.loads(RECORD.read_text())
     here = [kind for kind, found in record.items() if "exit_code" in found.get(transformers.__version__, {})]
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=6) as pool:
-        for i, (kind, found) in enumerate(pool.imap_unordered(tried, here), 1):
+        try_one = functools.partial(tried, patterns=patterns or ("*",))
+        for i, (kind, found) in enumerate(pool.imap_unordered(try_one, here), 1):
             of_type = record[kind][transformers.__version__]
+            if patterns and "methods" in found:
+                found = {"methods": of_type.get("methods", {}) | found["methods"]}
             record[kind][transformers.__version__] = {k: v for k, v in of_type.items() if k not in METHODS} | found
             print(f"{i}/{len(here)} {kind}", flush=True)
     write_record(record)
@@ -180,11 +189,11 @@ def main() -> None:
     """Check, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="check these again (default: what is not there yet)")
-    parser.add_argument("--methods", action="store_true", help="only try all methods again")
+    parser.add_argument("--methods", nargs="*", metavar="PATTERN", help="only try methods again (default: all)")
     parser.add_argument("--page", action="store_true", help="only write the page")
     options = parser.parse_args()
-    if options.methods:
-        try_methods_again()
+    if options.methods is not None:
+        try_methods_again(options.methods)
     elif not options.page:
         check_all(options.types)
     write_page()
