@@ -1,7 +1,8 @@
-"""Writes docs/all-methods.md and docs/all-methods-real.md: ``python benchmarks/all_methods.py DIR [DIR_REAL]``.
+"""Writes docs/all-methods.md from a sweep: ``python benchmarks/all_methods.py DIR``; of two, docs/all-methods-real.md.
 
-``DIR`` is what ``vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit 40 --second 0 --output DIR`` left,
-``DIR_REAL`` that of the same with ``--model bundled-real``; its page also says which verdicts are others.
+``DIR`` is what ``vtc bench --pruners all --keep 0.25,0.11,0.05 --no-timing --limit 40 --second 0 --output DIR`` left.
+With ``DIR DIR_REAL``, the same questions to the bundled model and to bundled-real, the other page is written, and says
+which verdicts are others.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ models they were made for: for those there are recipes (`vtc recipes`).
 CHANGED = """
 ## Beside the bundled model
 
-Methods whose verdict is another one there ([all-methods.md](all-methods.md)), and at each keep Spearman's correlation
-of all methods' differences to random on the two models.
+Methods whose verdict is another one there, asked the same questions, and at each keep Spearman's correlation of all
+methods' differences to random on the two models.
 
 | keep | method | verdict there | verdict here |
 |---|---|---|---|
@@ -117,10 +118,11 @@ def changes(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read the sweeps, write the pages."""
+    """Read the sweeps, write the page."""
     sweeps = [json.loads((Path(folder) / "summary.json").read_text()) for folder in sys.argv[1:]]
-    (DOCS / "all-methods.md").write_text(page_of(sweeps[0]))
-    if len(sweeps) > 1:
+    if len(sweeps) == 1:
+        (DOCS / "all-methods.md").write_text(page_of(sweeps[0]))
+    else:
         (DOCS / "all-methods-real.md").write_text(page_of(sweeps[1]) + changes(*sweeps))
 
 
