@@ -38,13 +38,15 @@ whole sweep, agree. What this small model can tell about a method and what not s
 [{about}]({about}). This is not what the methods do on the
 models they were made for: for those there are recipes (`vtc recipes`).
 """
+SHIFT = 0.1
 CHANGED = """
 ## Beside the bundled model
 
-Methods whose verdict is another one there, asked the same questions, and at each keep Spearman's correlation of all
-methods' differences to random on the two models.
+Asked the same questions: methods whose verdict is another one there, or whose difference to random is {shift:.0f} points
+or more away from that there, and at each keep Spearman's correlation of all methods' differences to random on the two
+models.
 
-| keep | method | verdict there | verdict here |
+| keep | method | against random there | against random here |
 |---|---|---|---|
 """
 
@@ -93,10 +95,10 @@ def page_of(about: dict[str, Any]) -> str:
     return page
 
 
-def verdicts(about: dict[str, Any]) -> dict[tuple[float, str], tuple[str, float]]:
-    """Keep and method -> verdict, and difference to random."""
+def verdicts(about: dict[str, Any]) -> dict[tuple[float, str], dict[str, Any]]:
+    """Keep and method -> its cell, where it is compared with random."""
     return {
-        (cell["keep"], cell["method"]): (cell["verdict"].split(",")[0], cell["against_random"]["value"])
+        (cell["keep"], cell["method"]): cell
         for cell in about["cells"]
         if cell["against_random"] and not cell["method"].startswith("random")
     }
@@ -106,14 +108,18 @@ def changes(there: dict[str, Any], here: dict[str, Any]) -> str:
     """What the second sweep says otherwise."""
     one, two = verdicts(there), verdicts(here)
     both = sorted({*one} & {*two}, key=lambda cell: (-cell[0], cell[1]))
-    text = CHANGED
-    for keep, method in both:
-        if one[keep, method][0] != two[keep, method][0]:
-            text += f"| {keep_text(keep)} | `{method}` | {one[keep, method][0]} | {two[keep, method][0]} |\n"
+    gap = [[of[cell]["against_random"]["value"] for cell in both] for of in (one, two)]
+    text = CHANGED.format(shift=100 * SHIFT)
+    for cell, first, second in zip(both, *gap, strict=True):
+        said = [of[cell]["verdict"].split(",")[0].removesuffix(" after correction") for of in (one, two)]
+        if said[0] != said[1] or abs(first - second) >= SHIFT:
+            told = (f"{points(of[cell]['against_random'])}: {word}" for of, word in zip((one, two), said, strict=True))
+            text += f"| {keep_text(cell[0])} | `{cell[1]}` | {' | '.join(told)} |\n"
     for keep in dict.fromkeys(keep for keep, _ in both):
-        cells = [cell for cell in both if cell[0] == keep]
-        found = spearmanr([one[cell][1] for cell in cells], [two[cell][1] for cell in cells]).statistic
-        text += f"\n{keep_text(keep)}: {found:+.2f} over {len(cells)} methods.\n"
+        pairs = [pair for cell, *pair in zip(both, *gap, strict=True) if cell[0] == keep]
+        text += (
+            f"\n{keep_text(keep)}: {spearmanr(*zip(*pairs, strict=True)).statistic:+.2f} over {len(pairs)} methods.\n"
+        )
     return text
 
 

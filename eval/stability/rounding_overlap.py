@@ -129,7 +129,8 @@ def walk(pruner: Pruner, made: Made, stops: Sequence[Stop] | None = None) -> lis
     Its `stops` are those in a model of LLaVA-1.5's depth where they are not given.
     """
     n = made.layout.tokens
-    left, found = torch.arange(n), []
+    left = torch.arange(n)
+    found: list[Tensor] = []
     state: dict[str, dict[str, Any]] = {}
     for stop in stops_of(pruner) if stops is None else stops:
         assert stop.keep is not None, f"{pruner.name} was given no keep"
