@@ -42,9 +42,9 @@ SHIFT = 0.1
 CHANGED = """
 ## Beside the bundled model
 
-Asked the same questions: methods whose verdict is another one there, or whose difference to random is {shift:.0f} points
-or more away from that there, and at each keep Spearman's correlation of all methods' differences to random on the two
-models.
+Asked the same questions: methods whose verdict is another one there, or whose difference to random is {shift:.0f}
+points or more away from that there, and at each keep Spearman's correlation of all methods' differences to random on
+the two models.
 
 | keep | method | against random there | against random here |
 |---|---|---|---|
