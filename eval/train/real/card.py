@@ -64,10 +64,10 @@ file, in bfloat16.
    behind one picture so that none sees another. {scenes_per_step} scenes a step, from step {first} to {end} squares of
    {window} x {window} patches of {windows_per_step} scenes instead; every {easy_every}th step {easy_per_step} pictures
    of easy-VQA. Beside it, for questions by letter, three heads of layer 8 are told to look from the letter at its
-   patches, and three of layer 12 from where the answer begins at the letter (weight {look_weight}), and answers are read
-   off behind layer 12 too (weight {early_weight}). Scenes hold 20 to 42 things. In a third of the steps with whole scenes a random
-   part of the tokens is seen, at original positions, chosen without looking at them. AdamW, peak {learning_rate},
-   cosine.
+   patches, and three of layer 12 from where the answer begins at the letter (weight {look_weight}), and answers are
+   read off behind layer 12 too (weight {early_weight}). Scenes hold 20 to 42 things. In a third of the steps with
+   whole scenes a random part of the tokens is seen, at original positions, chosen without looking at them. AdamW, peak
+   {learning_rate}, cosine.
 
 Data: the drawn scenes of `vtc.eval.train.scenes` (none of the evaluation set: a test compares them) and the training
 split of `easy-vqa` 1.0 (MIT).
