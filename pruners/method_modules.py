@@ -39,7 +39,6 @@ HOME = {
     "quecc": "quecc",
     "random": "random",
     "reroute": "reroute",
-    "restore": "restore",
     "scope": "scope",
     "sparsevlm": "sparsevlm",
     "todre_diversity": "todre",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,33 +134,9 @@ def loans_of(report: Any) -> list[int]:
     return [step.layer for step in report.steps if getattr(step, "loan", False)]
 
 
-def seen_more(report: Any, hidden: Tensor, prompt: int, layer: int, rotary: Any) -> Tensor | None:
-    """`[B, 1, T, T]`: what a method that calibrates adds to a layer's logits, None where it adds nothing.
-
-    ``log(2 - D)`` for queries of the prompt, `prompt` columns, and what is left of a span that lost some; D is the mean
-    cosine of the differences of their angles.
-    """
-    first = getattr(report, "calibrated", None)
-    if first is None or layer < first:
-        return None
-    rows, width = hidden.shape[1:]
-    keys = torch.zeros(rows, 1, width, dtype=torch.bool)
-    for span in report.spans:
-        gone = hidden[layer, span.sample, span.columns]
-        keys[span.sample, 0, span.columns] = ~gone & gone.any()
-    (cosines, sines), asks = rotary, (torch.arange(width) < prompt)[:, None]
-    angle = torch.atan2(sines, cosines)
-    closeness = (angle[:, :, None] - angle[:, None]).cos().mean(-1)
-    return ((2 - closeness).log() * (keys & asks))[:, None]
-
-
 @contextmanager
-def masked(
-    model: nn.Module, hidden: Tensor, valid: Tensor, more: Callable[[int, Any], Tensor | None] = lambda *_: None
-) -> Iterator[None]:
+def masked(model: nn.Module, hidden: Tensor, valid: Tensor) -> Iterator[None]:
     """Hide ``hidden[layer]`` `[B, T]` (and padding) from the layers of the untouched model.
-
-    ``more(layer, rotary embeddings)`` is what is added to the logits of what is seen, if anything.
 
     A mask that transformers itself made is kept as the base (Gemma3's blocks and windows); where it made none, the
     causal one with the layer's window is written out. Every row may see itself, so that hidden rows stay finite.
@@ -170,26 +146,21 @@ def masked(
     query, key = torch.arange(width)[:, None], torch.arange(width)[None]
     eager = lm.config._attn_implementation == "eager"
 
-    def explicit(given: Tensor | None, window: int | None, layer: int, dtype: torch.dtype, rotary: Any) -> Tensor:
+    def explicit(given: Tensor | None, window: int | None, layer: int, dtype: torch.dtype) -> Tensor:
         if given is not None and given.dim() == 4:
             base = given if given.dtype == torch.bool else given == 0
         else:
             base = (key <= query) & (key > query - window if window else torch.ones_like(key, dtype=torch.bool))
         mask = base & valid[:, None, None] & ~hidden[layer][:, None, None]
         mask = mask | torch.eye(width, dtype=torch.bool)
-        added = more(layer, rotary)
-        if added is None and not eager:
-            return mask
-        added = torch.zeros((), dtype=dtype) if added is None else added.to(dtype)
-        return torch.where(mask, added, torch.finfo(dtype).min)
+        return torch.zeros((), dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min) if eager else mask
 
     def hook(layer: int) -> Any:
         attention = getattr(lm.layers[layer], "self_attn", None)  # GPT-NeoX calls it otherwise
         window = getattr(attention, "sliding_window", getattr(lm.config, "sliding_window", None))
 
         def pre(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            given, rotary = kwargs["attention_mask"], kwargs.get("position_embeddings")
-            return args, {**kwargs, "attention_mask": explicit(given, window, layer, args[0].dtype, rotary)}
+            return args, {**kwargs, "attention_mask": explicit(kwargs["attention_mask"], window, layer, args[0].dtype)}
 
         return pre
 
@@ -337,8 +308,7 @@ def reference(
     # what went before stays a query at most, which is no candidate
     visual &= ~dropped(report, batch, width + extra, len(lm.layers))
     round_ = going_round(model, hidden & visual, visual, loans_of(report), routers)
-    more = partial(seen_more, report, hidden, width)
-    with masked(model, hidden, valid.bool(), more), injected(model, vectors), round_ as gates:
+    with masked(model, hidden, valid.bool()), injected(model, vectors), round_ as gates:
         out = model(
             input_ids=torch.cat([ids, tokens[:, :extra]], 1),
             attention_mask=valid,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.eval.train.language.pack_questions import BUNDLED, NO_TARGET, PackedQuestions
-from vtc.eval.train.language.packed_llama import _attention
+from vtc.eval.train.language.packed_llama import _attention, _before
 from vtc.eval.train.scenes.vocabulary import BOS_ID, USER_ID
 from vtc.pruners.pmod import PModRouters, schedule
 from vtc.pruners.primitives.ranking import top_k
@@ -69,7 +69,8 @@ def _layer(
     turned = (rotary[0].gather(1, at.expand(-1, -1, rotary[0].shape[-1])),
               rotary[1].gather(1, at.expand(-1, -1, rotary[1].shape[-1])))  # fmt: skip
     head = PREFIX_WORDS + count
-    attended = _attention(layer, through, head, turned, bias, text_only=last)
+    module = layer.self_attn
+    attended = module.o_proj(_attention(module, *_before(layer, through, turned), head, bias, text_only=last))
     if last:
         through, at = through[:, head:], at[:, head:]
     through = through + attended

@@ -112,28 +112,14 @@ def windows_behind_prompts(config: Any) -> list[int | None]:
     return [config.sliding_window if kind == "reference_sliding_attention" else None for kind in kinds]
 
 
-def more_seen(call: Any, keys: Tensor, prompt: int) -> Tensor:
-    """`[B, T, T]`: what a method that ``calibrates`` adds to the prompt's logits for `keys` `[B, T]` bool."""
-    if call.get("rotary") is None:  # a layer that knows no positions
-        return torch.zeros(())[None, None, None]
-    cosines, sines = (x.float() for x in call.get("rotary"))
-    length = (cosines[..., :1, :1] ** 2 + sines[..., :1, :1] ** 2) * cosines.shape[-1]  # of scaled embeddings too
-    closeness = (cosines @ cosines.mT + sines @ sines.mT) / length
-    asks = torch.arange(keys.shape[1]) < prompt
-    return (2 - closeness).log() * (asks[:, None] & keys[:, None])
-
-
-def hiding(
-    parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int, calibrated: Mapping[int, Tensor] | None = None
-) -> Any:
+def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
     """Close ``hidden[layer]`` `[B, T]` as keys in the eager masks of the untouched model.
 
     Without a cache all of a sequence is prompt to a model that keeps the prompt and has a window on what follows: that
     window is closed here, behind `prompt` columns.
 
     Every column may see itself, so that hidden ones stay finite. ``vectors[i]`` = (where `[B, T]` bool, values
-    `[n, D]`): merged tokens, put into the states before layer `i`. ``calibrated[i]`` `[B, T]` bool: keys that it sees
-    more of.
+    `[n, D]`): merged tokens, put into the states before layer `i`.
     """
 
     windows = windows_behind_prompts(parts.lm.config)
@@ -150,8 +136,7 @@ def hiding(
             query, key = torch.arange(open_.shape[-2])[:, None], torch.arange(open_.shape[-1])
             open_ = open_ & ((key < prompt) | (key > query - window))
         open_ = (open_ & ~hidden[i][:, None, None]) | own
-        more = more_seen(call, calibrated[i], prompt)[:, None] if calibrated and i in calibrated else torch.zeros(())
-        call.put("mask", torch.where(open_, more, least))
+        call.put("mask", torch.zeros((), dtype=torch.float32).masked_fill(~open_, least))
         if i in vectors:
             where, values = vectors[i]
             states = call.get("hidden").clone()
@@ -205,20 +190,17 @@ def reference(
     features: Mapping[str, list[Any]] | None = None,
     answered: int = 0,
     taken: Round | None = None,
-    calibrated: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    `answered` is the token type of those. `taken`: what goes round layers. `calibrated`: by layer the keys of which the
-    prompt sees more, `[B, L]` bool.
+    `answered` is the token type of those. `taken`: what goes round layers.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
     extra = tokens.shape[1] - 1
     moved = {i: (longer(where, extra), values) for i, (where, values) in (vectors or {}).items()}
     with ExitStack() as stack:
-        more = {i: longer(keys, extra) for i, keys in (calibrated or {}).items()}
-        stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1], more))
+        stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
         stack.enter_context(features_given(parts.core, features or {}))
         further = {i: (longer(x, extra), longer(gate, extra, 1)) for i, (x, gate) in (taken or {}).items()}
         stack.enter_context(going_round(parts, further))

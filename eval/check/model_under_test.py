@@ -70,7 +70,6 @@ class Pruned:
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # what goes round which layer, and gates
-    calibrated: dict[int, Tensor] = field(default_factory=dict)  # by layer the keys [B, L] seen more of
 
     @property
     def left(self) -> Tensor:
@@ -175,7 +174,6 @@ class Subject:
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
             rounds(gates, [s.layer for s in report.steps if s.loan], hidden, visual_columns(report, batch, width)),
-            calibrated_keys(report, hidden),
         )
 
     def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -183,18 +181,7 @@ class Subject:
         inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
         positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
         given = self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered
-        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.taken, pruned.calibrated)
-
-
-def calibrated_keys(report: Any, hidden: Tensor) -> dict[int, Tensor]:
-    """By layer the columns `[B, L]` bool that are left of spans that lost some, from where a method ``calibrates``."""
-    found = {}
-    for i in range(len(hidden) if report.calibrated is None else report.calibrated, len(hidden)):
-        found[i] = torch.zeros_like(hidden[i])
-        for span in report.spans:
-            gone = hidden[i][span.sample, span.columns]
-            found[i][span.sample, span.columns] = ~gone & gone.any()
-    return found
+        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.taken)
 
 
 def visual_columns(report: Any, batch: int, width: int) -> Tensor:

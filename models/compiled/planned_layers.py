@@ -187,7 +187,7 @@ class Planner:
         narrowed = run.static is None and (run.pruned or is_pruned(run.cache, i))
         mask = None
         if narrowed:
-            mask = self.calls.mask(run, i, hidden, None, None)
+            mask = self.calls.mask(run, i, hidden, None)
             run.as_stock &= run.mask_hidden
         deepstack = run.deepstack if run.deepstack is not None and i in run.deepstack.features else None
         if not narrowed and deepstack is None:

@@ -131,10 +131,6 @@ class Run:
         By such a layer what would have entered it; of the first layer only, else None.
     lent_to : tuple, optional
         The last choice of a loan, for one that repeats it.
-    calibrated : bool
-        Whether a method that ``calibrates`` has pruned.
-    sizes : Tensor, optional
-        `[B, full]` float32: how many tokens each original column stands for, where it said so.
     """
 
     full: int
@@ -184,8 +180,6 @@ class Run:
     away: Any = None
     lent: dict[int, Tensor | None] = field(default_factory=dict)
     lent_to: tuple[Tensor, Tensor] | None = None
-    calibrated: bool = False
-    sizes: Tensor | None = None
 
     @property
     def key_slots(self) -> Tensor:
@@ -195,23 +189,6 @@ class Run:
         if "key slots" not in self.memo:
             self.memo["key slots"] = self.slots.masked_fill(self.unseen, -1)
         return self.memo["key slots"]
-
-    def note_sizes(self, span: int, ids: Tensor, size: Tensor) -> None:
-        """Note how many tokens the `ids` `[k]` of a span stand for, `[k]`."""
-        if self.sizes is None:
-            self.sizes = torch.ones(len(self.columns), self.full, device=self.columns.device)
-        columns = self.batch.columns[span][ids].to(self.sizes.device)
-        self.sizes[self.batch.spans[span].sample, columns] = size.to(self.sizes)
-
-    def cut_spans(self) -> Tensor:
-        """`[B, L]` bool: present columns of the spans of which some token is gone."""
-        rows, length = self.columns.shape
-        cut = [i for i, (n, full) in enumerate(zip(self.present, self.batch.lengths, strict=True)) if n < full]
-        found = torch.zeros(rows, length + 1, dtype=torch.bool, device=self.columns.device)
-        if cut:
-            pick = torch.tensor(cut, device=self.columns.device)
-            mark(found, self.batch.samples[pick], self.token_columns(self.ids[pick], pick), length, True)
-        return found[:, :length]
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""

@@ -14,8 +14,8 @@ from vtc.models.stock.attention_windows import RECURRENT, Windows
 from vtc.models.stock.call_arguments import Call, takes
 
 from .column_arguments import cut_along, pick_columns
-from .forward_state import Run, gather_columns
-from .masks import calibrated, gather_mask, keeps_pattern, padding_mask, slot_mask
+from .forward_state import Run
+from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
 from .positions import warn_window
 
 
@@ -67,7 +67,7 @@ class LayerCalls:
                 call.put("rotary", self._rotary(run, call.get("rotary")))
             cut_along(call, run.rope_columns)
         call.put("positions", self._position_ids(run, i, call.get("positions")))
-        call.put("mask", self.mask(run, i, call.get("hidden"), call.get("mask"), call.get("rotary"), peek))
+        call.put("mask", self.mask(run, i, call.get("hidden"), call.get("mask"), peek))
 
     @staticmethod
     def _rotary(run: Run, embeddings: Any) -> Any:
@@ -83,7 +83,7 @@ class LayerCalls:
             return None  # nobody but flash would read them, and take gaps for packed sequences
         return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids
 
-    def mask(self, run: Run, i: int, hidden: Tensor, given: Any, rotary: Any, peek: bool = False) -> Any:
+    def mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         if run.windows is None:
             run.windows = self.windows.now()
@@ -117,33 +117,11 @@ class LayerCalls:
                 held.padded, held.history = padded, history
         if not peek:
             run.trail[i] = (run.columns, keys)
-        if run.calibrated:
-            key = (*key, id(rotary))
         if key not in run.memo:
-            mask = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
-            if run.calibrated:
-                mask = self._calibrated(run, mask, rotary, keys.shape[1], hidden.dtype)
-            run.memo[key] = mask
+            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
         run.as_stock &= window is None
         run.masked |= run.memo[key] is not None
         return run.memo[key]
-
-    def _calibrated(self, run: Run, mask: Any, rotary: Any, keys: int, dtype: torch.dtype) -> Any:
-        cut = run.cut_spans()
-        if not any(n < full for n, full in zip(run.present, run.batch.lengths, strict=True)):
-            return mask
-        if attention_kind(self.lm.config) not in ("sdpa", "eager"):
-            raise NotImplementedError(
-                f"{attention_kind(self.lm.config)} takes no numbers that are added to attention, as calibrating does: "
-                "call model.set_attn_implementation('sdpa') first"
-            )
-        sizes = None if run.sizes is None else gather_columns(run.sizes[..., None], run.columns, -2)[..., 0]
-        asks = run.slots >= 0
-        if run.prompt is not None:
-            asks &= run.slots < run.prompt
-        device = run.columns.device if not isinstance(mask, Tensor) else mask.device
-        cut, asks = cut.to(device), asks.to(device)
-        return calibrated(mask, rotary, cut, None if sizes is None else sizes.to(device), asks, keys, dtype)
 
     def _build_mask(
         self,

@@ -34,7 +34,6 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
         `[B, L', D]`.
     """
     assert stop.keep is not None
-    run.calibrated |= pruner.calibrates
     if stop.keep == 0:
         return run.drop(hidden, run.ids[:, :0], [0] * len(run.present), None)
     asked = [resolve_keep(stop.keep, full) for full in run.batch.lengths]
@@ -48,15 +47,13 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
         pass_on(picture.spans, asked, run.present, budgets)
     short = {i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n}
     active = sorted(short.union(*(p.spans for p in pictures if short.intersection(p.spans))))
-    found: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
     if active:
         tokens = _tokens(run, pruner, stop, hidden, parts, content, counts, budgets, active)
         found = choose(pruner, tokens, pictures)
     for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
         if i in found:
-            kept, vectors, size = found[i]
-            if pruner.calibrates and size is not None:
-                run.note_sizes(i, kept, size)
+            kept, vectors = found[i]
         elif k == run.present[i]:
             kept, vectors = run.ids[i, :k], None
         else:

@@ -45,8 +45,6 @@ class Steps:
             report.selection_seconds += now(hidden, self.timing) - started
         report.asked_alone, report.own_flops = run.asked_alone, run.own_flops
         report.add(stop.stage, stop.layer, run.ids, run.present)
-        if pruner.calibrates and report.calibrated is None:
-            report.calibrated = stop.layer or 0
         return hidden
 
     def drop_encoder_pruned(self, run: Run, hidden: Tensor) -> Tensor:

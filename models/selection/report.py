@@ -68,8 +68,6 @@ class Report:
         By sample the tokens that the language model read before the prompt, where a method reads ``QuestionState``.
     own_flops : dict
         By sample the FLOPs of a method's own network, where it counts them (a captioner).
-    calibrated : int or None
-        The decoder layer from which on a method that ``calibrates`` changed the prompt's attention.
     """
 
     depth: int
@@ -77,7 +75,6 @@ class Report:
     selection_seconds: float | None = None
     asked_alone: dict[int, int] = field(default_factory=dict)
     own_flops: dict[int, int] = field(default_factory=dict)
-    calibrated: int | None = None
     _steps: list[tuple[str, int | None, Tensor, list[int]]] = field(default_factory=list, repr=False)
     _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
 

@@ -151,7 +151,6 @@ BAD = {
         "--pruner dart --keep 0.5 --out MISSING/x.png",
         "--pruner dart --keep 0.5 --out x.jpg",
         "--pruner dart --keep 0.5 --model EMPTY",
-        "--keep 0.5",
         "--pruner dart(pivots=0) --keep 0.5",
         "--pruner dart(keep=0.5) --keep 0.5",
         "--pruner dart",
@@ -300,6 +299,7 @@ BAD = {
         "--pruner dart(pivots=0) --pruner uniform --keep 0.5",
         "--pruner dart --pruner uniform --import BROKEN.py",
     ],
+    "hawk": ["--tasks nope", "--limit 0", "--model ./missing", "--data MISSING", "--output MISSING/x.json"],
     "horizon": [
         "--tasks nope",
         "--tasks gqa",

@@ -123,6 +123,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "alpha": UNIT,
         "text_temperature": st.sampled_from([0.02, 0.1, 1.0]),
         "vision_temperature": st.sampled_from([0.02, 0.2, 1.0]),
+        "space": st.sampled_from(["encoder", "projected"]),
     },
     "norm": {"shortest": FLAG},
     "pixelprune": {
@@ -144,7 +145,6 @@ TABLE: dict[str, dict[str, Any]] = {
     "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
     "reroute": {"first": st.sampled_from(["pyramiddrop", "hawk"])},
-    "restore": {"first": st.sampled_from(["divprune", "uniform", "fastv", "hawk", "pool", "pyramiddrop"])},
     "scope": {"alpha": UNIT, "space": st.sampled_from(["encoder", "projected"])},
     "sparsevlm": {
         "budget": st.sampled_from([192, 128, 64]),
@@ -219,7 +219,6 @@ LEFT_OUT = {
     "quecc.question": "there is no tokenizer",
     "quecc.weights": "a file, always an untrained network",
     "reroute.first_params": "drawn with the methods themselves",
-    "restore.first_params": "drawn with the methods themselves",
     "tokenflex.weights": "a file, always an untrained network",
 }
 # given always: without them the method can't run on tiny models, or takes long

@@ -163,9 +163,9 @@ def test_only_what_has_weight_is_computed(monkeypatch: pytest.MonkeyPatch) -> No
     counts = {"transition": 0, "rows": 0}
 
     def counted(name: str, function: Any) -> Any:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
             counts[name] += 1
-            return function(*args)
+            return function(*args, **more)
 
         return call
 

@@ -274,7 +274,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(out)
     assert code == told["exit_code"] == UNSUPPORTED
     assert {o["contract"] for o in told["outcomes"]} < set(CONTRACTS)
-    for args in (["--attn", "fast"], ["--stage", "middle"], ["--keep", "0.5"], ["--part", "lm"]):
+    for args in (["--attn", "fast"], ["--stage", "middle"], ["--part", "lm"]):
         code, _, err = run("llava", *args)
         assert code == 2
         assert args[0] in err

@@ -274,7 +274,7 @@ def test_all_methods_run_and_what_can_not_is_told(tmp_path: Path):
     assert any("embedlens at 0.5" in line and "vtc embedlens" in line for line in lines)
     left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
     refusing = (*trained, "prumerge", "prumerge_plus", "explainer", "embedlens")
-    refused = {(m, k) for m in refusing for k in (0.5, 3)} | {("vtw", 3)}
+    refused = {(m, k) for m in refusing for k in (0.5, 3)} | {("vtw", 3), ("reroute", 3)}
     assert set(left_out) == {f"{m} at {k}" for m, k in refused}
     ran = {(cell.method, cell.keep) for cell in summary if cell.complete}
     wanted = {(name, keep) for name in ["downsample", *vtc.list_pruners(), "random(layer=2)"] for keep in (0.5, 3)}
