@@ -22,13 +22,17 @@ from .visual_tokens import VisualTokens
 MIDDLE = 8 / 24  # layer and depth of CLIP-L
 
 
-@functools.lru_cache(maxsize=256)
 def neighbours(layout: Layout, flat: bool) -> np.ndarray:
     """Ids of the tokens left, right, above and below of each one in its crop or frame, `[n, 4]` int64; -1 is none.
 
     `flat` takes the crop's tokens for a line, as the authors' code does: the last of a row is left of the next row's
     first, and beyond the ends the ends themselves.
     """
+    return _neighbours(layout, tuple(grid.cuts for grid in layout.grids), flat)
+
+
+@functools.lru_cache(maxsize=256)
+def _neighbours(layout: Layout, cuts: object, flat: bool) -> np.ndarray:  # layouts of other cuts are equal
     content, part = layout.array[:, 2] >= 0, layout.parts()
     found = np.full((layout.tokens, 4), -1)
     for p in np.unique(part):

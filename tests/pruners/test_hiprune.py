@@ -59,6 +59,7 @@ def test_against_plain_loops(layout, budget, alpha):
 
 
 def test_neighbours_stay_inside_their_crop_unless_taken_for_a_line():
+    assert neighbours(Layout((Grid(2, 4),)), False)[1].tolist() == [0, 2, -1, 5]  # an equal layout, without the cut
     found = neighbours(Layout((Grid(2, 4, cuts=((), (2,))),)), False)
     assert found[1].tolist() == [0, -1, -1, 5]  # 2 is another crop's
     assert found[6].tolist() == [-1, 7, 2, -1]
