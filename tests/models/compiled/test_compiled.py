@@ -40,7 +40,8 @@ def own_pieces(setting: Setting) -> int:
 
 
 AT_INPUT = [s for s in METHODS if set(stages(s)) == {"input"}]
-AT_DECODER = [s for s in METHODS if "decoder" in stages(s) and s.pruner != "pmod"]  # that lends, and is refused
+LENDING = ("pmod", "reroute")  # refused
+AT_DECODER = [s for s in METHODS if "decoder" in stages(s) and s.pruner not in LENDING]
 PIPELINES = [Setting(spec) for spec in ("uniform(keep=0.8) + fastv(layer=3, keep=0.3)", "dart(layer=2, keep=4)")]
 # after a count that is known before the choice, and after one that is not
 PIPELINES += [Setting(f"pool(layer=1, keep=0.8) + {spec}") for spec in ("tome(layer=3, keep=0.4)", "vtw(layer=3)")]
