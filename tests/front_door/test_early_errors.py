@@ -270,7 +270,6 @@ BAD = {
         "bundled --part x",
         "bundled --tokens 1",
         "bundled --stage input --pruner dart",
-        "bundled --keep 0.5",
         "bundled --pruner dart(pivots=0)",
         "bundled --pruner dart",
         "bundled --import BROKEN.py",
