@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +17,11 @@ from vtc.pruners.primitives.score_pruner import ScorePruner
 
 from .registry import register_pruner
 from .signals import AttentionAhead, Signal
-from .untrusted_json import parse_json
+from .untrusted_json import parse_file, time_of
 from .visual_tokens import VisualTokens
 
 FORMAT = "vtc hawk heads, version 1"
+WRITTEN = "hawk.weights", "vtc hawk"  # the parameter, and the command
 QWEN = "qwen2.5-vl-7b"
 # of the authors' release (Apache-2.0), as rounded there
 QWEN_HEADS = (
@@ -132,19 +131,12 @@ def read_heads(path: str) -> tuple[float, ...]:
     FileNotFoundError, ValueError
         If there is no such file, or it is not of this format.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"hawk.weights={path!r} is no file here; make one with 'vtc hawk --output'")
-    return _read(path, os.stat(path).st_mtime_ns)
+    return _read(path, time_of(path, *WRITTEN))
 
 
 @lru_cache(maxsize=8)
 def _read(path: str, changed: int) -> tuple[float, ...]:
-    try:
-        found: Any = parse_json(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"hawk.weights: {path!r} is no JSON file ({error})") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"hawk.weights: {path!r} was not written by 'vtc hawk' ({FORMAT})")
+    found = parse_file(path, *WRITTEN, FORMAT)
     try:
         weights = tuple(float(w) for w in found["weights"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -41,8 +41,7 @@ class TimedPrompt:
         self.model, self.row, self.batch = model, row, batch
         self.device = next(model.parameters()).device
         self.clock = clock or wall_clock(self.device)
-        text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
-        self.text = {name: to_device(value.repeat(batch, 1), model) for name, value in text.items()}
+        self.text = {name: to_device(value.repeat(batch, 1), model) for name, value in row.text.items()}
         self.vision = {name: to_device(value, model) for name, value in row.vision.items()}
 
     def read(self, cell: Cell) -> dict[str, float]:

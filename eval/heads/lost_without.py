@@ -67,8 +67,7 @@ def lost(loaded: Loaded, row: Row) -> Tensor:
     """
     model = loaded.model
     seen = encoder_inputs([row], [encode(model, row)], model) if row.visual and reuses_encoder(model) else row.vision
-    inputs = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **seen}
-    inputs = {name: to_device(value, model) for name, value in inputs.items()}
+    inputs = {name: to_device(value, model) for name, value in {**row.text, **seen}.items()}
 
     def logits(head: int | None) -> Tensor:
         with without_head(model, head):

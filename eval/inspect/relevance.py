@@ -128,7 +128,7 @@ def _attend(
 
 def inputs_of(row: Row) -> dict[str, Any]:
     """What ``explain`` takes, of one question."""
-    return {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
+    return {**row.text, **row.vision}
 
 
 @torch.no_grad()

@@ -59,8 +59,7 @@ class Replay:
         windows = Windows(self.parts.lm, self.parts.layers)
         self._windows, self._attending = windows.now(), windows.attending()
         self._calls: list[tuple[Tensor, dict[str, Any]]] = []
-        inputs = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
-        inputs = {name: to_device(value, model) for name, value in inputs.items()}
+        inputs = {name: to_device(value, model) for name, value in {**row.text, **row.vision}.items()}
         self.first = 1
         # wrapped without pruning: the same bits, and the report says where the image's tokens are
         with torch.no_grad(), compressed(model, "random(keep=1.0)"):

@@ -84,8 +84,7 @@ def _flops(model: Any, cell: Cell, row: Row, lm: LMFlops) -> int:
     depth = len(lm.layers)
     if cell is UNPRUNED:
         return lm.prefill([len(row.ids)] * depth)
-    text = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
-    given = {name: to_device(value, model) for name, value in {**text, **row.vision}.items()}
+    given = {name: to_device(value, model) for name, value in {**row.text, **row.vision}.items()}
     with pruned(model, cell) as wrapped:
         wrapped(**given, use_cache=True, logits_to_keep=1)
         measured = Measured.from_report(wrapped.vtc.report, 0, depth)

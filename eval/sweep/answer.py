@@ -97,8 +97,7 @@ def answer_plain(
         return [Answer(t, m) for t, m in zip(texts, measure(model, range(len(rows)), rows), strict=True)]
     answers = []
     for row in rows:  # pixels of different images don't stack in every family
-        single = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}, **row.vision}
-        text = generate(model, processor, single, max_new_tokens)[0]
+        text = generate(model, processor, {**row.text, **row.vision}, max_new_tokens)[0]
         answers.append(Answer(text, measure(model, [0], [row])[0]))
     return answers
 

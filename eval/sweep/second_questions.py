@@ -97,8 +97,7 @@ def ask_second(
 def _asked(sweep: Sweep, cell: Cell, pair: Pair, row: Row, behind: torch.Tensor, features: Features) -> dict[str, Any]:
     encoded = features.get(cell, row)
     with pruned(sweep.model, cell) as model:
-        tokens = {"input_ids": row.ids[None], **{k: v[None] for k, v in row.tokens.items()}}
-        inputs = {name: to_device(value, sweep.model) for name, value in tokens.items()}
+        inputs = {name: to_device(value, sweep.model) for name, value in row.text.items()}
         output = model(**inputs, **encoder_inputs([row], [encoded], sweep.model), use_cache=True, logits_to_keep=1)
         measured = measure(model, [0], [row])[0]
         ids = torch.cat([row.ids, behind])[None]

@@ -46,6 +46,11 @@ class Row:
         """Visual tokens of the pictures as they are."""
         return self.whole or self.visual
 
+    @property
+    def text(self) -> dict[str, Tensor]:
+        """Ids and other tokens of the question as a batch of its own, `[1, L]` each."""
+        return {"input_ids": self.ids[None], **{name: value[None] for name, value in self.tokens.items()}}
+
 
 def one_turn(processor: Any, question: str, visuals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages of one question behind its visuals."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from vtc.pruners.untrusted_json import parse_json
+from vtc.pruners.untrusted_json import parse_file, time_of
 
 FORMAT = "vtc embedlens classes, version 1"
+WRITTEN = "embedlens.classes", "vtc embedlens"  # the parameter, and the command
 KINDS = ("sink", "dead")
 LARGEST = (2 - 2**-23) * 2.0**127  # float32's
 
@@ -44,19 +43,12 @@ def read_stored(path: str) -> StoredCalibration:
     FileNotFoundError, ValueError
         If there is no such file, or it is not of this format.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"embedlens.classes={path!r} is no file here; make one with 'vtc embedlens --output'")
-    return _read(path, os.stat(path).st_mtime_ns)
+    return _read(path, time_of(path, *WRITTEN))
 
 
 @lru_cache(maxsize=8)
 def _read(path: str, changed: int) -> StoredCalibration:
-    try:
-        found = parse_json(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"embedlens.classes: {path!r} is no JSON file ({error})") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"embedlens.classes: {path!r} was not written by 'vtc embedlens' ({FORMAT})")
+    found = parse_file(path, *WRITTEN, FORMAT)
     try:
         hidden, vocabulary = int(found["hidden_size"]), int(found["vocabulary_size"])
         classes = tuple(_class(c, hidden, vocabulary) for c in found["classes"])
