@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from .base import FLAGS, Lent, Merged, Pruner, Stop
-from .inner_method import inner_method
+from .base import Lent, Merged, Stop
+from .inner_method import DEPTH, Around
 from .primitives.precision import wide
 from .registry import register_pruner
 from .signals import Projected, Signal
 from .visual_tokens import VisualTokens
 
-DEPTH = 32  # only to ask the first method for its stops
 PROJECTED = Projected()
 LEAST, MOST = 0.25, 4.0  # of a budget, by how busy a picture is
 RANGES = (("busy", 0, 8), ("usual", 0.01, 1), ("decay", 0, 1), ("sharp", 1, inf), ("floor", 0, inf))
@@ -25,7 +24,7 @@ RANGES = (("busy", 0, 8), ("usual", 0.01, 1), ("decay", 0, 1), ("sharp", 1, inf)
 
 @register_pruner("budget")
 @dataclass(kw_only=True)
-class Budget(Pruner):
+class Budget(Around):
     """Budgets by picture around any method that chooses once (OURS; no paper).
 
     Parameters
@@ -68,10 +67,10 @@ class Budget(Pruner):
     joins_crops: ClassVar[bool] = True
     adaptive_count: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
+    own_flags: ClassVar[tuple[str, ...]] = ("joins_crops", "adaptive_count", "ragged")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._first = inner_method(self.name, self.first, self.first_params, "what is kept is budget's own keep")
         for name, low, high in RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -80,14 +79,6 @@ class Budget(Pruner):
         stops = replace(self._first, keep=0.5).stops(DEPTH)
         if len(stops) != 1 or stops[0].stage == "vision" or stops[0].keep != 0.5 or self._first.keep is not None:
             raise ValueError(f"budget.first={self.first!r} must choose once, at the input or decoder stage, by a keep")
-        for flag in FLAGS:  # of this instance only
-            if flag not in ("joins_crops", "adaptive_count", "ragged"):
-                setattr(self, flag, getattr(self._first, flag))
-
-    @property
-    def stage(self) -> str:  # type: ignore[override]
-        """The first method's."""
-        return self._first.stage
 
     @property
     def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]

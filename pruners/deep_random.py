@@ -10,8 +10,8 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import within_budgets
 from vtc.pruners.primitives.budget_over_stops import scaled_layer, two_stage
 
-from .base import FLAGS, Lent, Merged, Pruner, Stop
-from .inner_method import inner_method
+from .base import Lent, Merged, Stop
+from .inner_method import Around
 from .random import Random
 from .registry import register_pruner
 from .signals import Signal
@@ -22,7 +22,7 @@ HORIZON = 20, 32  # layer and depth in the paper
 
 @register_pruner("deep_random")
 @dataclass(kw_only=True)
-class DeepRandom(Pruner):
+class DeepRandom(Around):
     """Information horizon, "+ Random" (CVPR 2026, arXiv 2512.07580): a method first, random deep in the decoder.
 
     Parameters
@@ -66,11 +66,10 @@ class DeepRandom(Pruner):
     official: bool = False
 
     paper: ClassVar[str] = "arXiv 2512.07580"
+    no_keep: ClassVar[str] = "what the first method keeps follows from the average"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        no_keep = "what the first method keeps follows from the average"
-        self._first = inner_method(self.name, self.first, self.first_params, no_keep)
         stops = self._first.stops(HORIZON[1])
         if len(stops) != 1 or stops[0].stage == "vision" or stops[0].keep is not None:
             raise ValueError(
@@ -78,18 +77,6 @@ class DeepRandom(Pruner):
                 "a pipeline instead: 'first(...) + random(layer=..., keep=...)'"
             )
         self._random = Random(seed=self.seed, official=self.official)
-        for flag in FLAGS:  # of this instance only
-            setattr(self, flag, getattr(self._first, flag))
-
-    @property
-    def stage(self) -> str:  # type: ignore[override]
-        """The first method's."""
-        return self._first.stage
-
-    @property
-    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
-        """The first method's."""
-        return self._first.signals
 
     def signals_at(self, stop: Stop) -> tuple[Signal, ...]:
         """The first method's where it prunes; random reads nothing."""

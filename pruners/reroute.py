@@ -7,18 +7,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import FLAGS, Lent, Loan, LoanAgain, Merged, Pruner, Stop
-from .inner_method import inner_method
+from .base import Lent, Loan, LoanAgain, Merged, Stop
+from .inner_method import DEPTH, Around
 from .registry import register_pruner
-from .signals import AttentionAhead, Signal
+from .signals import AttentionAhead
 from .visual_tokens import VisualTokens
-
-DEPTH = 32  # only to ask the first method for its stops
 
 
 @register_pruner("reroute")
 @dataclass(kw_only=True)
-class Reroute(Pruner):
+class Reroute(Around):
     """Reroute (Yang, Lo and Liu, 2026, arXiv 2606.12412): bypass in the place of removal, around any decoder method.
 
     Parameters
@@ -52,13 +50,12 @@ class Reroute(Pruner):
     first: str = "pyramiddrop"
     first_params: dict[str, Any] | None = None
 
-    stage: ClassVar[str] = "decoder"
     paper: ClassVar[str] = "arXiv 2606.12412"
     ragged: ClassVar[bool] = True
+    own_flags: ClassVar[tuple[str, ...]] = ("ragged",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._first = inner_method(self.name, self.first, self.first_params, "what is kept is reroute's own keep")
         if self.keep is not None and not isinstance(self.keep, float):
             raise ValueError(
                 f"reroute.keep={self.keep} must be a fraction: of a sample's tokens, all pictures together"
@@ -77,14 +74,6 @@ class Reroute(Pruner):
                 f"reroute.first={self.first!r} must drop tokens in the decoder, as many as asked, by AttentionAhead or "
                 f"the states alone, such as pyramiddrop; {why}"
             )
-        for flag in FLAGS:  # of this instance only
-            if flag != "ragged":
-                setattr(self, flag, getattr(self._first, flag))
-
-    @property
-    def signals(self) -> tuple[Signal, ...]:  # type: ignore[override]
-        """The first method's."""
-        return self._first.signals
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """A loan for each layer of each stage."""
