@@ -33,6 +33,11 @@ class Pivots(NamedTuple):
     there: Tensor
 
 
+def _sizes(x: Tensor) -> Tensor:
+    """L1 norms of `x [..., N, D]` in float32 at least, `[..., N]`."""
+    return torch.cat([wide(part).abs().sum(-1) for part in x.split(BLOCK, -2)], -1)
+
+
 @register_pruner("dart")
 @dataclass(kw_only=True)
 class Dart(Pruner):
@@ -138,7 +143,7 @@ class Dart(Pruner):
     def find_pivots(self, tokens: VisualTokens, states: Tensor) -> Pivots:
         """The pivots, given the `states` `[B, N, D]` that are compared, before any norm."""
         keys = self.signals[0]
-        norms = wide(tokens.read(keys)).abs().sum(-1)
+        norms = _sizes(tokens.read(keys))
         image = top_k(norms, min(self.pivots, norms.shape[1]), tokens.valid)
         vectors = self._compared(tokens, states.gather(1, image[..., None].expand(-1, -1, states.shape[-1])))
         there = tokens.valid.gather(1, image)
@@ -146,7 +151,7 @@ class Dart(Pruner):
         count = min(self.pivots, among.shape[1])
         if count == 0:
             return Pivots(image, image[:, :0], vectors, there)
-        norms = wide(tokens.text(keys)).abs().sum(-1)[tokens.sample]
+        norms = _sizes(tokens.text(keys))[tokens.sample]
         places = top_k(norms, count, among)
         found = self._text_states(tokens)[tokens.sample[:, None], places]
         found = self._compared(tokens, found)

@@ -231,7 +231,7 @@ class FocusLLaVA(TrainedCompressor):
         groups = [*zip(cells.cell, cells.number, strict=True), (torch.where(valid, 0, 1), 1)]
         found = torch.zeros(len(groups), *valid.shape, dtype=exact_dtype(x.device), device=x.device)
         length = torch.zeros_like(found[0])
-        for c in channel_blocks(x.shape[-1], found.dtype):
+        for c in channel_blocks(x.shape[-1], found.dtype, x.dtype):
             some = exact(x[..., c]).nan_to_num(0, 0, 0)
             length += some.square().sum(-1)
             for into, (group, count) in zip(found, groups, strict=True):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.pruners.primitives.greedy import all_cosines, barred, cover
 from vtc.pruners.primitives.merging import cosine, mean_of_patches
+from vtc.pruners.primitives.precision import held_together
 
 from .base import Pruner
 from .registry import register_pruner
@@ -87,6 +88,11 @@ class MMTok(Pruner):
         if self.space == "encoder":
             seen = mean_of_patches(tokens.read(PreProjector())).to(device)
             bar = torch.minimum(bar, barred(seen, tokens.valid))
+        sets = held_together(x, seen, bar, words, behind)
+        return torch.cat([self._cover(*one, k) for one in sets])
+
+    def _cover(self, x: Tensor, seen: Tensor, bar: Tensor, words: Tensor, behind: Tensor, k: int) -> Tensor:
+        """The choice, for rows whose matrices are held together."""
         there, lines = bar == 0, words.shape[1]
         named = cosine(words, x)  # before the matrix is there: it holds wide channels of x
         covers = all_cosines(seen, there, lines)

@@ -97,7 +97,7 @@ class TokenCorr(Pruner):
         deep, shallow = (wide(tokens.read(s)) for s in self.signals[1:])
         part, count = parts_of(tokens)
         sizes = part_sizes(part, count)
-        fresh = sizes - part_sums(self.redundant(keys.mean(2, dtype=wide_dtype(keys)), part, sizes).long(), part, count)
+        fresh = sizes - part_sums(self.redundant(keys, part, sizes).long(), part, count)
         far = outliers(rankable(deep.mean(1), tokens.valid), part, sizes)
         rank = rank_in_part(deep.mean(1), part, count)
         local = rank_in_part(shallow.mean(1), part, count)
@@ -115,12 +115,14 @@ class TokenCorr(Pruner):
         quota = fresh * (budget / fresh.sum(1, keepdim=True).clamp(min=1))
         return columns_of(best(per_token(quota, part) - rank, budget, tokens.valid), k)
 
+    @torch.no_grad()
     def redundant(self, keys: Tensor, part: Tensor, sizes: Tensor) -> Tensor:
-        """`[B, N]` bool: many tokens of the same part are like it."""
+        """`[B, N]` bool: many tokens of the same part are like it, by `keys [B, N, U, d]`."""
         found = torch.zeros_like(part, dtype=torch.bool)
         bound = per_token(self.limit * sizes, part)
-        for row, x in enumerate(keys):
-            x = torch.nn.functional.normalize(x, dim=1, eps=1e-12)
+        for row, patches in enumerate(keys):
+            x = torch.cat([some.mean(1, dtype=wide_dtype(keys)) for some in patches.split(ROWS)])
+            x.div_(torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_(min=1e-12))
             for start in range(0, len(x), ROWS):
                 some = slice(start, start + ROWS)
                 alike = (x[some] @ x.T > self.tau) & (part[row, some, None] == part[row])

@@ -148,7 +148,7 @@ class VScan(Pruner):
         _, owner = nearest(cosine(tokens.features, take(tokens.features, index_)), real)
         joined = membership(owner, k, tokens.valid & ~chosen).to(wide_dtype(tokens.features))
         merged = tokens.features.new_empty(*index.shape, tokens.features.shape[-1])
-        for c in channel_blocks(merged.shape[-1]):
+        for c in channel_blocks(merged.shape[-1], given=merged.dtype):
             x = wide(tokens.features[..., c])
             merged[..., c] = (take(x, index_) + joined @ x) / (1 + joined.sum(2, keepdim=True))
         return Merged(index, merged)

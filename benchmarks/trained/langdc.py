@@ -1,7 +1,8 @@
 """LangDC on the bundled model: ``OMP_NUM_THREADS=1 python benchmarks/trained/langdc.py --out DIR``.
 
-First the captioner, a copy of the bundled language model, learns to list what short clips show. Then arms train
-projector and language model for equal steps on the same clips and questions: pooled tokens with captions, as many
+First the captioner, a copy of the bundled language model, learns to list what short clips show, on clips of its own
+(``--caption-clips``: of few it learns the captions by heart). Then arms train projector and language model for equal
+steps on the same clips and questions: pooled tokens with captions, as many
 pooled tokens as that comes to on average, and the same pooled tokens without captions. All answer about held-out clips.
 A killed run goes on; ``--table`` writes what is there.
 """
@@ -261,7 +262,8 @@ def main() -> None:
     """Train, answer, write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--caption-steps", type=int, default=400)
+    parser.add_argument("--caption-steps", type=int, default=4500)
+    parser.add_argument("--caption-clips", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--table", action="store_true")
@@ -279,10 +281,11 @@ def main() -> None:
 
 def study(folder: Path, options: argparse.Namespace, stock: nn.Module, held: Clips) -> None:
     """Everything that is not there yet."""
-    clips = Clips.drawn(stock, folder, "training", TRAINING)
     pruner, network = new_network(stock)
-    train_captioner(folder, pruner, network, clips, options.caption_steps)
+    shown = Clips.drawn(stock, folder, "training", options.caption_clips)
+    train_captioner(folder, pruner, network, shown, options.caption_steps)
     network.requires_grad_(False)
+    clips = Clips.drawn(stock, folder, "training", TRAINING)
     states, ids = captions_of(folder, "held-out", pruner, network, held)
     write_lengths(folder, held, states, ids)
     said = {id(held): states, id(clips): captions_of(folder, "training", pruner, network, clips)[0]}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .merging import FAR, inner, squared_distances
-from .precision import decides_on_host, exact_dtype, wide, wide_dtype
+from .precision import decides_on_host, exact_dtype, held_together, wide, wide_dtype
 from .ranking import rankable, top_k
 
 ROWS = 64, 512  # of the distances at a time, in float64: from and to, an eighth of the features
@@ -95,18 +95,25 @@ def dpc_knn(
 
     Notes
     -----
-    O(N^2 D) time, some N x N matrices. The usual implementation adds noise of 1e-6 to the densities to break ties; ties
+    O(N^2 D) time, some N x N matrices, on the CPU of one row of the batch at a time. The usual implementation adds noise of 1e-6 to the densities to break ties; ties
     go to the lowest column here.
     """
     batch, n = x.shape[:2]
-    most = min(most, n)
-    distance = pair_distances(x, valid)
     everything = torch.ones(batch, n, dtype=torch.bool, device=x.device) if valid is None else valid
-    score = rankable(density_peaks(distance, neighbours, valid, most), everything)
+    given = (clusters, neighbours)
+    counts = (c if isinstance(c, Tensor) else torch.full((batch,), c, device=x.device) for c in given)
+    found = [_peaks(*some, min(most, n)) for some in held_together(x, *counts, everything)]
+    return Clusters(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _peaks(x: Tensor, clusters: Tensor, neighbours: Tensor, everything: Tensor, most: int) -> Clusters:
+    """``dpc_knn`` of rows whose matrices are held together."""
+    batch, n = x.shape[:2]
+    distance = pair_distances(x, everything)
+    score = rankable(density_peaks(distance, neighbours, everything, most), everything)
     centres = top_k(score, most)
     rank = torch.arange(most, device=x.device)
-    used = (rank < (clusters[:, None] if isinstance(clusters, Tensor) else clusters)).expand(batch, -1)
-    used = used & everything.gather(1, centres)
+    used = (rank < clusters[:, None]) & everything.gather(1, centres)
     to_centre = distance.gather(2, centres[:, None].expand(-1, n, -1)).masked_fill(~used[:, None], float("inf"))
     owner = (to_centre == to_centre.amin(-1, keepdim=True)).to(torch.int8).argmax(-1)
     own = torch.full((batch, n + 1), -1, device=x.device).scatter(

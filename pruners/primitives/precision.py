@@ -8,6 +8,7 @@ own rounding ``settled`` takes off, so that equal tokens tie on every machine an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -73,6 +74,14 @@ def decides_on_host(x: Tensor) -> bool:
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and all(torch._C._get_dispatch_mode(key) is None for key in WITHOUT_VALUES)
     )
+
+
+def held_together(*given: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of a batch whose matrices of all pairs are held at a time: one picture on the CPU, elsewhere all.
+
+    Each of `given` is `[B, ...]`, what is yielded are parts of them.
+    """
+    return zip(*(x.split(1 if decides_on_host(x) else len(x)) for x in given), strict=True)
 
 
 def settled(x: Tensor, scale: Tensor | None = None) -> Tensor:

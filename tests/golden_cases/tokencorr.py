@@ -27,7 +27,7 @@ def tokencorr(vector: Golden) -> None:
     x = torch.from_numpy(keys)[None, :, None]
     source = Served(dict(zip(pruner.signals, (x, *rows), strict=True)))
     part, sizes = torch.zeros(1, n, dtype=torch.int64), torch.tensor([[n]])
-    redundant = pruner.redundant(x[:, :, 0], part, sizes)[0]
+    redundant = pruner.redundant(x, part, sizes)[0]
     assert redundant.tolist() == vector["redundant"].tolist()
     assert 1 - redundant.double().mean().item() == vector["density"]
     wide = outliers(rows[0].mean(1), part, sizes)[0]

@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..precision import decides_on_host, wide
+from ..precision import decides_on_host, held_together, wide
 from . import coverage, host, steps
 from .loop import LAST
 
@@ -171,10 +171,12 @@ def facility_location(x: Tensor, k: int, valid: Tensor | None = None, weight: Te
 
     Notes
     -----
-    O(N^2 D) for the cosines, which are held: `[B, N, N]`; see ``cover`` for the rest.
+    O(N^2 D) for the cosines, which are held: `[B, N, N]`, on the CPU of one picture at a time; see ``cover`` for the
+    rest.
     """
     bar = barred(x, valid)
-    return cover(all_cosines(x, bar == 0), k, bar, weight)
+    weight = torch.ones_like(bar) if weight is None else weight
+    return torch.cat([cover(all_cosines(some, b == 0), k, b, w) for some, b, w in held_together(x, bar, weight)])
 
 
 @torch.no_grad()
