@@ -95,8 +95,8 @@ def dpc_knn(
 
     Notes
     -----
-    O(N^2 D) time, some N x N matrices, on the CPU of one row of the batch at a time. The usual implementation adds noise of 1e-6 to the densities to break ties; ties
-    go to the lowest column here.
+    O(N^2 D) time, some N x N matrices, on the CPU of one row of the batch at a time. The usual implementation adds
+    noise of 1e-6 to the densities to break ties; ties go to the lowest column here.
     """
     batch, n = x.shape[:2]
     everything = torch.ones(batch, n, dtype=torch.bool, device=x.device) if valid is None else valid
