@@ -256,6 +256,11 @@ class Pruner:
         """
         raise NotImplementedError
 
+    @property
+    def inner(self) -> Pruner | None:
+        """The method that this one is around, whose parameters are its ``first_params``; None for most."""
+        return None
+
     def check_files(self) -> None:
         """Read the files that parameters name, so that a wrong one is found before a model is loaded or wrapped.
 

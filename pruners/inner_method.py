@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .base import FLAGS, Pruner
+from .model_facts import ModelFacts
 from .registry import make_pruner
 from .signals import Signal
 
@@ -31,6 +32,19 @@ class Around(Pruner):
         for flag in FLAGS:  # of this instance only
             if flag not in self.own_flags:
                 setattr(self, flag, getattr(self._first, flag))
+
+    @property
+    def inner(self) -> Pruner:  # type: ignore[override]
+        """The first method."""
+        return self._first
+
+    def check_files(self) -> None:
+        """Those of the first method."""
+        self._first.check_files()
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Whether the first method was made for it."""
+        self._first.check_model(model)
 
     @property
     def stage(self) -> str:  # type: ignore[override]

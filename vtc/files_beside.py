@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from vtc.pruners.untrusted_json import parse_json
 from .pipeline_text import Pipeline, split_pipeline
 
 Fetch = Callable[[str], Path | None]
-Calls = list[tuple[str, dict[str, Any]]]
+FIRST, INSIDE = "first", "first_params"  # of a method around another one
+Names = dict[str, "str | Names"]  # parameter -> file, and ``first_params`` -> those of the method inside
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -43,18 +44,23 @@ def pack(pipeline: Pipeline, folder: Path, model: ModelFacts | None = None) -> P
         What is saved beside them; a trained network's file then says that it belongs to it.
     """
     found: dict[str, bytes] = {}
-    packed = []
-    for pruner in pipeline:
-        names = {}
-        for parameter, usual in pruner.files.items():
-            content = pruner.file_content(parameter, model)
-            if content is not None:
-                names[parameter] = _free(usual, content, found)
-                found[names[parameter]] = content
-        packed.append((pruner, names))
+    packed = [(pruner, _packed(pruner, found, model)) for pruner in pipeline]
     for name, content in found.items():
         write_whole(folder / name, content)
     return tuple(_named(pruner, folder, names) for pruner, names in packed)
+
+
+def _packed(pruner: Pruner, found: dict[str, bytes], model: ModelFacts | None) -> Names:
+    """The names that a method's files get, and what is in them `found`."""
+    names: Names = {}
+    for parameter, usual in pruner.files.items():
+        content = pruner.file_content(parameter, model)
+        if content is not None:
+            name = names[parameter] = _free(usual, content, found)
+            found[name] = content
+    if pruner.inner is not None and (inside := _packed(pruner.inner, found, model)):
+        names[INSIDE] = inside
+    return names
 
 
 def _free(usual: str, content: bytes, taken: Mapping[str, bytes]) -> str:
@@ -65,15 +71,25 @@ def _free(usual: str, content: bytes, taken: Mapping[str, bytes]) -> str:
     return name
 
 
-def _named(pruner: Pruner, folder: Path, names: Mapping[str, str]) -> Pruner:
+def _named(pruner: Pruner, folder: Path, names: Names) -> Pruner:
     """A copy that says bare `names`; it is built with whole paths, as a method may read its file at once."""
     if not names:
         return pruner
-    whole: dict[str, Any] = {parameter: str(folder / name) for parameter, name in names.items()}
-    copy = replace(pruner, **whole)
-    for parameter, name in names.items():
-        setattr(copy, parameter, name)
+    copy = replace(pruner, **_parameters(pruner, names, folder))
+    for parameter, value in _parameters(pruner, names, Path()).items():
+        setattr(copy, parameter, value)
     return copy
+
+
+def _parameters(pruner: Pruner, names: Names, folder: Path) -> dict[str, Any]:
+    """Parameters of `pruner` that say `names` in a folder."""
+    found: dict[str, Any] = {}
+    for parameter, name in names.items():
+        if isinstance(name, str):
+            found[parameter] = str(folder / name)
+        elif pruner.inner is not None:
+            found[parameter] = {**(getattr(pruner, parameter) or {}), **_parameters(pruner.inner, name, folder)}
+    return found
 
 
 def locate(data: Mapping[str, Any], fetch: Fetch) -> dict[str, Any]:
@@ -94,23 +110,27 @@ def locate(data: Mapping[str, Any], fetch: Fetch) -> dict[str, Any]:
         If there is no such file.
     """
 
-    def located(cls: type[Pruner], given: Mapping[str, Any]) -> dict[str, Any]:
+    def located(cls: type[Pruner], given: Mapping[str, Any], first: Any = None) -> dict[str, Any]:
         found = dict(given)
         for parameter in cls.files:
             name = found.get(parameter)
             if isinstance(name, str) and name not in cls.no_files:
                 found[parameter] = _beside(f"{cls.name}.{parameter}", name, fetch)
+        inside, first = found.get(INSIDE), found.get(FIRST, first or getattr(cls, FIRST, None))
+        if isinstance(inside, Mapping) and isinstance(first, str):
+            found[INSIDE] = located(pruner_class(first), inside)
         return found
 
     calls = _calls(data)
-    if not any(cls.files for cls, _ in calls):
-        return dict(data)
-    new = [(cls.name, located(cls, inner)) for cls, inner in calls]
-    text = " + ".join(f"{name}({', '.join(f'{k}={v!r}' for k, v in inner.items())})" for name, inner in new)
+    new = [(cls, located(cls, inner)) for cls, inner in calls]
+    found = dict(data)
+    if new != calls:
+        given = (f"{cls.name}({', '.join(f'{k}={v!r}' for k, v in inner.items())})" for cls, inner in new)
+        found["pruner"] = " + ".join(given)
     params = data.get("params")
     if len(calls) == 1 and isinstance(params, Mapping):
-        return {**data, "pruner": text, "params": located(calls[0][0], params)}
-    return {**data, "pruner": text}
+        found["params"] = located(calls[0][0], params, calls[0][1].get(FIRST))
+    return found
 
 
 def _beside(what: str, name: str, fetch: Fetch) -> str:
@@ -136,7 +156,7 @@ def _calls(data: Mapping[str, Any]) -> list[tuple[type[Pruner], dict[str, Any]]]
 
 def forget(config: Path, but: Pipeline = ()) -> None:
     """Remove a ``vtc_config.json`` and the files beside it that it names, save those of the methods `but`."""
-    stay = {getattr(pruner, parameter) for pruner in but for parameter in pruner.files}
+    stay = {name for pruner in but for name in _names_of(pruner, vars(pruner))}
 
     def drop(name: str) -> Path:
         if name not in stay:
@@ -146,6 +166,13 @@ def forget(config: Path, but: Pipeline = ()) -> None:
     with suppress(ValueError, TypeError, AttributeError, OSError):  # somebody else's: its files are not ours to remove
         locate(parse_json(config.read_text(encoding="utf-8")), drop)
     config.unlink(missing_ok=True)
+
+
+def _names_of(pruner: Pruner, says: Mapping[str, Any]) -> Iterator[Any]:
+    """What a method, and those inside it, say for files."""
+    yield from (says.get(parameter) for parameter in pruner.files)
+    if pruner.inner is not None:
+        yield from _names_of(pruner.inner, says.get(INSIDE) or {})
 
 
 def as_json(data: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from vtc.eval.vlm.encode_once import core_of
 from vtc.eval.vlm.loading import Loaded, config_hash, hardware, software
 from vtc.eval.vlm.prompts import media_form, prompt_template
 from vtc.eval.vlm.pruning_settings import Cell
+from vtc.pruners.base import Pruner
 
 from .options import REPS, RunOptions, frames_of, longest_answers
 
@@ -60,7 +61,7 @@ def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
     """
     from vtc.pipeline_text import parse
 
-    pruners = [pruner for cell in cells if not cell.stock for pruner in parse(cell.spec)]
+    pruners = [each for cell in cells if not cell.stock for pruner in parse(cell.spec) for each in _within(pruner)]
     named = {
         str(file)
         for p in pruners
@@ -71,6 +72,13 @@ def files_read(cells: Iterable[Cell]) -> dict[str, Any]:
     found = {name: _hash(name) for name in sorted(named)}
     methods = {name: _hash(file) for name, file in sorted(sources.items())}
     return ({"files": found} if found else {}) | ({"methods": methods} if methods else {})
+
+
+def _within(pruner: Pruner) -> Iterator[Pruner]:
+    """A method, and those that it is around."""
+    yield pruner
+    if pruner.inner is not None:
+        yield from _within(pruner.inner)
 
 
 def _file(path: Path, usual: str) -> Path:

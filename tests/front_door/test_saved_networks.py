@@ -169,6 +169,62 @@ def test_files_of_every_method_go_along(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {CONFIG_NAME}
 
 
+HEADS = {"format": "vtc hawk heads, version 1", "weights": [1.0, 2.0, 3.0, 4.0]}
+
+
+def _around(folder: Path) -> str:
+    """Methods around one that reads a file, and around one around it."""
+    file = folder / "mine.json"
+    file.write_text(json.dumps(HEADS))
+    inner = f"first=hawk, first_params={{'weights': {str(file)!r}}}"
+    return f"reroute(keep=0.5, {inner})"
+
+
+def test_files_of_a_method_inside_another_one_go_with_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    text = _around(tmp_path / "a")
+    vtc.VTCConfig(pruner=text).save_pretrained(tmp_path / "b")
+    assert {p.name for p in (tmp_path / "b").iterdir()} == {CONFIG_NAME, "hawk.json"}
+    shutil.rmtree(tmp_path / "a")
+    (found,) = vtc.VTCConfig.from_pretrained(tmp_path / "b").pipeline()
+    assert found.inner.heads(4) == (1.0, 2.0, 3.0, 4.0)
+    model = vtc.compress(tiny("llava"), found)
+    model.save_pretrained(tmp_path / "c")
+    (again,) = vtc.load(tmp_path / "c").vtc.pipeline
+    assert Path(again.first_params["weights"]) == tmp_path / "c" / "hawk.json"
+    model.save_pretrained(tmp_path / "c")  # over itself
+    vtc.restore(model).save_pretrained(tmp_path / "c")
+    assert not {CONFIG_NAME, "hawk.json"} & {p.name for p in (tmp_path / "c").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["../mine.json", "/etc/hostname", "gone.json"])
+def test_a_method_inside_another_one_reads_no_file_elsewhere_either(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(HEADS))
+    file = tmp_path / "saved" / CONFIG_NAME
+    file.parent.mkdir()
+    inside = {"weights": name}
+    for written in (
+        {"pruner": f"reroute(keep=0.5, first=hawk, first_params={inside!r})"},
+        {"pruner": "reroute", "keep": 0.5, "params": {"first": "hawk", "first_params": inside}},
+        {"pruner": "reroute(first=hawk)", "keep": 0.5, "params": {"first_params": inside}},
+    ):
+        file.write_text(json.dumps(written))
+        with pytest.raises((ValueError, FileNotFoundError), match=r"hawk.weights=.*beside"):
+            vtc.VTCConfig.from_pretrained(file.parent)
+
+
+def test_answers_of_another_file_inside_a_method_are_not_taken(tmp_path: Path) -> None:
+    cell = make_cell(_around(tmp_path), None)
+    before = files_read([cell])
+    (tmp_path / "mine.json").write_text(json.dumps({**HEADS, "weights": [1.0] * 4}))
+    assert before != files_read([cell])
+
+
+def test_a_missing_file_inside_a_method_is_told_before_a_model_is_wrapped() -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone.json"):
+        vtc.compress(tiny("llava"), "reroute", keep=0.5, first="hawk", first_params={"weights": "gone.json"})
+
+
 def test_two_networks_in_one_pipeline_get_names_of_their_own(tmp_path: Path) -> None:
     model = live()
     model.save_pretrained(tmp_path / "one")
