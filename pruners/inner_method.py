@@ -34,7 +34,7 @@ class Around(Pruner):
                 setattr(self, flag, getattr(self._first, flag))
 
     @property
-    def inner(self) -> Pruner:  # type: ignore[override]
+    def inner(self) -> Pruner:
         """The first method."""
         return self._first
 

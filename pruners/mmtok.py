@@ -89,9 +89,9 @@ class MMTok(Pruner):
             seen = mean_of_patches(tokens.read(PreProjector())).to(device)
             bar = torch.minimum(bar, barred(seen, tokens.valid))
         sets = held_together(x, seen, bar, words, behind)
-        return torch.cat([self._cover(*one, k) for one in sets])
+        return torch.cat([self._cover(k, *one) for one in sets])
 
-    def _cover(self, x: Tensor, seen: Tensor, bar: Tensor, words: Tensor, behind: Tensor, k: int) -> Tensor:
+    def _cover(self, k: int, x: Tensor, seen: Tensor, bar: Tensor, words: Tensor, behind: Tensor) -> Tensor:
         """The choice, for rows whose matrices are held together."""
         there, lines = bar == 0, words.shape[1]
         named = cosine(words, x)  # before the matrix is there: it holds wide channels of x

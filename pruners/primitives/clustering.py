@@ -102,11 +102,11 @@ def dpc_knn(
     everything = torch.ones(batch, n, dtype=torch.bool, device=x.device) if valid is None else valid
     given = (clusters, neighbours)
     counts = (c if isinstance(c, Tensor) else torch.full((batch,), c, device=x.device) for c in given)
-    found = [_peaks(*some, min(most, n)) for some in held_together(x, *counts, everything)]
+    found = [_peaks(min(most, n), *some) for some in held_together(x, *counts, everything)]
     return Clusters(*map(torch.cat, zip(*found, strict=True)))
 
 
-def _peaks(x: Tensor, clusters: Tensor, neighbours: Tensor, everything: Tensor, most: int) -> Clusters:
+def _peaks(most: int, x: Tensor, clusters: Tensor, neighbours: Tensor, everything: Tensor) -> Clusters:
     """``dpc_knn`` of rows whose matrices are held together."""
     batch, n = x.shape[:2]
     distance = pair_distances(x, everything)

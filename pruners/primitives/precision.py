@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def decides_on_host(x: Tensor) -> bool:
     )
 
 
-def held_together(*given: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def held_together(*given: Tensor) -> Iterator[tuple[Any, ...]]:
     """Rows of a batch whose matrices of all pairs are held at a time: one picture on the CPU, elsewhere all.
 
     Each of `given` is `[B, ...]`, what is yielded are parts of them.
