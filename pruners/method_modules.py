@@ -21,6 +21,7 @@ HOME = {
     "focusllava": "focusllava",
     "fsr": "fsr",
     "globalcom2": "globalcom2",
+    "gprune": "gprune",
     "hawk": "hawk",
     "hiprune": "hiprune",
     "hired": "hired",

@@ -142,6 +142,7 @@ VARIANTS = [
         "fsr(rho=0.0)",
         "globalcom2(official=True)",
         "globalcom2(score=cosine, tau=0.1)",
+        "gprune(similarity=0.1, temperature=0.3, iterations=2)",
         "hawk(first=1, last=2)",
         "hiprune(alpha=1)",
         "hiprune(official=True, alpha=0.5, shallow=1)",

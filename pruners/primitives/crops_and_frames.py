@@ -105,12 +105,12 @@ def is_video(layout: Layout) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _tables(layout: Layout) -> tuple[np.ndarray, int, int]:
+def _tables(layout: Layout, grids: bool) -> tuple[np.ndarray, int, int]:
     """Frame, place and turn of each token `[n, 3]` (newlines hold anything), frames, places of the largest frame."""
     grid, row, col = layout.array.T
     found = np.zeros((len(grid), 3), dtype=np.int64)
     content = col >= 0
-    if is_video(layout):
+    if grids or is_video(layout):
         widths = np.array([g.cols for g in layout.grids])
         found[:, 0], found[:, 1] = grid, row * widths[grid] + col
         turns = [spread_order(g.rows, g.cols) for g in layout.grids]
@@ -160,10 +160,10 @@ class Frames:
         return y.flatten(1).gather(1, slot.clamp(max=y.shape[1] * y.shape[2] - 1))
 
 
-def frames_of(tokens: VisualTokens) -> Frames:
-    """The frames of `tokens`, without a host sync."""
+def frames_of(tokens: VisualTokens, grids: bool = False) -> Frames:
+    """The frames of `tokens`, without a host sync; with `grids` thumbnail and mosaic are frames of their own."""
     device, valid = tokens.ids.device, tokens.valid
-    found = [_tables(layout) for layout in tokens.layouts]
+    found = [_tables(layout, grids) for layout in tokens.layouts]
     sizes, places = [f[1] for f in found], [f[2] for f in found]
     count, size = max(sizes), max(places)
     table = np.zeros((len(found), max(len(f[0]) for f in found), 3), dtype=np.int64)

@@ -104,6 +104,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "score": st.sampled_from(["auto", "attention", "cosine"]),
         **OFFICIAL,
     },
+    "gprune": {
+        "similarity": st.sampled_from([0.05, 0.3, 0.9, 1.0]),
+        "temperature": st.sampled_from([0.01, 0.3, 3.0]),
+        "iterations": SMALL,
+    },
     "hawk": {"first": st.integers(0, 2), "last": st.integers(0, 2)},
     "hiprune": {"alpha": UNIT, "shallow": st.one_of(TOWER, SHARE), **OFFICIAL},
     "hired": {"alpha": UNIT, "shallow": st.integers(0, 3), **OFFICIAL},

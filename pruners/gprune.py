@@ -1,0 +1,148 @@
+"""G-Prune: tokens pass their lengths on to look-alikes, and those that receive most for their number of links stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.pruners.primitives.best_per_part import best, budgets_of, columns_of, part_sizes, per_token, rank_in_part
+from vtc.pruners.primitives.crops_and_frames import BLOCK, frames_of
+from vtc.pruners.primitives.greedy import barred
+from vtc.pruners.primitives.page_rank import page_rank
+from vtc.pruners.primitives.precision import exact, exact_dtype, settled, wide_dtype
+
+from .base import Pruner
+from .registry import register_pruner
+from .visual_tokens import VisualTokens
+
+ROWS = 128  # of a matrix at a time: float64 is never held whole
+STRIPS = 6  # of a matrix on a device
+
+
+@register_pruner("gprune")
+@dataclass(kw_only=True)
+class GPrune(Pruner):
+    """G-Prune (Jiang et al., AAAI 2025, arXiv 2501.02268): information flow on the graph of alike tokens.
+
+    Parameters
+    ----------
+    keep : int or float
+        Tokens kept per span, exactly. The authors' code keeps a half.
+    similarity : float
+        Tokens are linked from this cosine on. The authors' is 0.5.
+    temperature : float
+        Of the links' weights. The authors' is 0.03.
+    iterations : int
+        How often what a token has flows along its links. The authors' is 5.
+
+    Notes
+    -----
+    Stage: input; reads projected features x `[N, D]` and nothing else. With ``s_ij = cos(x_i, x_j)`` and
+    ``L_i = {j : s_ij >= similarity}``, i itself among them::
+
+        W_ij = exp(s_ij / temperature) / sum_{l in L_i} exp(s_il / temperature)  for j in L_i, else 0
+        v_j = ||x_j||,   then so many times as `iterations` says   v_j <- sum_i v_i W_ij
+        score_j = v_j / |L_j|
+
+    What many resemble receives much, and shares it with its look-alikes: the division leaves a few of each kind, of the
+    foreground and of the background. O(N^2 (D + iterations)) time and an N x N matrix; computed in float64 where
+    the device has it, so that equal tokens tie and the lowest index decides.
+
+    Thumbnail and mosaic of an anyres picture are graphs of their own and keep equal shares, as with the authors; so
+    does each frame of a video, which they have not. Crops that a model feeds as spans of their own (InternVL) are
+    graphs of their own; UniPruneBench joins all but the first one. Row ends are no candidates: the authors keep all.
+
+    From the authors' code for LLaVA-NeXT, as formulas; the paper itself was not read. Theirs keeps ``floor(ratio n)``
+    of each graph and runs in float16, where links of weights below 2^-25 vanish and are not counted: on the vectors of
+    tests/golden it keeps 0.991 to 0.995 of what float32 does. A vector of zeros has no links and scores 0. What is not
+    finite has none either, and comes last.
+    """
+
+    similarity: float = 0.5
+    temperature: float = 0.03
+    iterations: int = 5
+
+    paper: ClassVar[str] = "arXiv 2501.02268"
+    ragged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.similarity <= 1:
+            raise ValueError(f"gprune.similarity={self.similarity!r} is out of range; it must be a number in (0, 1]")
+        if not self.temperature > 0:
+            raise ValueError(f"gprune.temperature={self.temperature!r} is out of range; it must be a number > 0")
+        if self.iterations < 1:
+            raise ValueError(f"gprune.iterations={self.iterations!r} is out of range; it must be an int >= 1")
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens, k: int) -> Tensor:
+        """The best of each graph, `[B, k]` ascending."""
+        score, part, count = self.score(tokens)
+        quota = part_sizes(part, count) * (exact(budgets_of(tokens)) / exact(tokens.valid.sum(1, keepdim=True)))
+        key = per_token(quota, part) - rank_in_part(score, part, count)
+        return columns_of(best(key, budgets_of(tokens), tokens.valid), k)
+
+    def score(self, tokens: VisualTokens) -> tuple[Tensor, Tensor, int]:
+        """Score of each token `[B, N]`, NaN where its vector is not finite; the graph it is in, and how many."""
+        frames = frames_of(tokens, grids=True)
+        usable = barred(tokens.features) == 0
+        place, there = frames.column.flatten(0, 1), frames.there.flatten(0, 1)
+        row = torch.arange(len(place), device=place.device)[:, None] // frames.there.shape[1]
+        there = there & usable[row, place]
+        step, scores = max(1, BLOCK // place.shape[1]), []
+        for some in (slice(start, start + step) for start in range(0, len(place), step)):
+            scores.append(self._received(tokens.features, row[some], place[some], there[some]))
+        score = frames.collect(torch.cat(scores).view(frames.there.shape))
+        return score.masked_fill(~usable, float("nan")), frames.frame, frames.there.shape[1]
+
+    def _received(self, x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> Tensor:
+        """Scores `[G, P]` of graphs, whose nodes are ``x[row, place]``; those that are not `there` are none."""
+        cosine, length = cosines(x, row, place, there)
+        links = torch.cat([(part >= self.similarity).sum(-1) for part in cosine.split(ROWS, 1)], 1)
+        found = page_rank(Links(cosine, self.similarity, self.temperature), length, self.iterations)
+        found = found / links.clamp(min=1)
+        return settled(found, found.amax(1, keepdim=True))
+
+
+@dataclass
+class Links:
+    """The weights W of graphs in blocks of rows `[G, m, P]`, made of the cosines `[G, P, P]` whenever they are read."""
+
+    cosine: Tensor
+    similarity: float
+    temperature: float
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self.cosine.split(ROWS, 1):
+            none = part < self.similarity
+            logits = exact(part).div(self.temperature).masked_fill_(none, torch.finfo(torch.float32).min)
+            yield logits.softmax(-1).masked_fill_(none, 0)
+
+
+def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of the tokens ``x[row, place]`` `[G, P, D]` with one another, `[G, P, P]`, and their lengths `[G, P]`.
+
+    In float64 without its rounding, so that equal tokens have equal ones; held in float32 at least.
+    """
+    nodes, dtype = place.shape[1], exact_dtype(x.device)
+    made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))
+    length = x.new_zeros(place.shape, dtype=dtype)
+    size = ROWS if x.device.type == "cpu" else max(ROWS, nodes // STRIPS)
+    parts = [slice(start, start + size) for start in range(0, nodes, size)]
+
+    def unit(part: slice) -> Tensor:
+        rows = x[row, place[:, part]].to(dtype).masked_fill_(~there[:, part, None], 0)
+        length[:, part] = torch.linalg.vector_norm(rows, dim=-1)
+        return rows.div_(length[:, part, None].clamp(min=1e-12))
+
+    for i, here in enumerate(parts):
+        left = unit(here)
+        for other in parts[i:]:
+            block = settled(left @ (left if other == here else unit(other)).mT)
+            made[:, here, other] = block
+            made[:, other, here] = block.mT
+    return made, length
