@@ -242,8 +242,8 @@ class Nuwa(Pruner):
         grid = grid.masked_fill(~tokens.valid, -1)
         for start in range(0, index.shape[1], BLOCK):
             some = index[:, start : start + BLOCK]
-            near = sum((p.gather(1, some)[..., None] - p[:, None]).square_() for p in (row, col))
-            near = near.div_((self.reach * diagonal[:, None]).clamp(min=1e-12)).sqrt_().clamp_(max=1)
+            down, across = ((p.gather(1, some)[..., None] - p[:, None]).square_() for p in (row, col))
+            near = down.add_(across).div_((self.reach * diagonal[:, None]).clamp(min=1e-12)).sqrt_().clamp_(max=1)
             weights[:, start : start + BLOCK] *= near.neg_().add_(1)
             weights[:, start : start + BLOCK] *= grid.gather(1, some)[..., None] == grid[:, None]
         weights.scatter_(2, index[..., None], 1.0)
