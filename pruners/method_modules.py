@@ -30,6 +30,7 @@ HOME = {
     "idpruner": "idpruner",
     "langdc": "langdc",
     "mmtok": "mmtok",
+    "nuwa": "nuwa",
     "pixelprune": "pixelprune",
     "pmod": "pmod",
     "priortr": "priortr",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.pruners.primitives.merging import combine, cosine, membership, nearest, take
 from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.projector import project_anew
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Merged, Pruner
@@ -122,7 +123,4 @@ class VisionZip(Pruner):
         made = (take(x, columns) + others).unflatten(-1, patches.shape[2:]).to(patches.dtype)
         if self.merge == "projected":
             return made[:, :, 0]
-        try:
-            return tokens.project(made)
-        except NotImplementedError as error:
-            raise NotImplementedError(f"visionzip: {error}: visionzip(merge='projected')") from None
+        return project_anew(tokens, made, self.name)

@@ -44,8 +44,8 @@ class VisualTokens:
     last : int or None
         Vision stage: the encoder layer whose output the projector reads.
     state : dict
-        What the method wants to remember from one of its stops to the next of the same stage and forward; new for every
-        forward. Decoder: a span that keeps all it has at a stop is left out of that call, so note things by ``span``.
+        What the method wants to remember from one of its stops to the next, either inside the tower or behind it; new
+        for every forward. A span that keeps all it has at a stop is left out of that call, so note things by ``span``.
         Vision: such spans are left out of the later calls as well.
     size : Tensor or None
         Vision stage, once a method has merged: `[B, N]` float32, how many tokens each one stands for.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from vtc.pruners.primitives.best_per_part import (
     parts_of,
     per_token,
     rank_in_part,
+    windows,
     within_budgets,
 )
 from vtc.pruners.primitives.budget_over_stops import scaled_layer
@@ -25,32 +25,12 @@ from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.ranking import top_k
 
 from .base import Merged, Pruner, Stop
-from .layout import Layout
 from .registry import register_pruner
 from .signals import AttentionAhead, EncoderAttention, Signal
 from .visual_tokens import VisualTokens
 
 PAPER = 16, 32  # layer and depth of LLaVA-1.5-7B
 SHALLOW = 5 / 24  # layer and depth of CLIP-L
-
-
-def _line(place: np.ndarray, cuts: tuple[int, ...], side: int) -> np.ndarray:
-    """Window of each place along one axis, from 0; windows begin anew at every crop."""
-    crop = np.searchsorted(cuts, place, "right")
-    start = np.maximum(np.array([0, *cuts]), 0)[crop]
-    return np.unique(crop * (place.max() + 1) + (place - start) // side, return_inverse=True)[1]
-
-
-def windows(layout: Layout, side: int) -> np.ndarray:
-    """Window of `side x side` tokens (smaller at borders) of each token, `[n]` int64; newlines may be in any."""
-    grid, row, col = layout.array.T
-    found, start = np.zeros_like(grid), 0
-    for i, g in enumerate(layout.grids):
-        here = grid == i
-        down, across = _line(row[here], g.cuts[0], side), _line(np.maximum(col[here], 0), g.cuts[1], side)
-        found[here] = start + down * (across.max() + 1) + across
-        start = int(found[here].max()) + 1
-    return found
 
 
 @register_pruner("vscan")

@@ -157,6 +157,10 @@ VARIANTS = [
         "idpruner(importance=zoo)",
         "langdc(weights=untrained, length=code, state=code, join=False)",
         "norm(shortest=True)",
+        "nuwa(official=True)",
+        "nuwa(official=True, layer=2, merge=projected, per_region=2)",
+        "nuwa(pillars=0, reach=0.05, region=3)",
+        "nuwa(pillars=1, tail=1)",
         "pmod(target=shiftedlinear, weights=untrained)",
         "pool(layer=2)",
         "priortr(queries=last, layer=2)",
@@ -211,6 +215,7 @@ NO_VISION_STAGE += () if PRUNES_DINOV2 else ("llava_dinov2",)
 # families that lack what a method reads, and say so (test_methods_merging asks each for its reason)
 WITH_CLASS_TOKEN = ("llava", "llava_dinov2", "llava_sliding", "llava_next", "internvl")
 LACKING: dict[str, tuple[str, ...]] = {
+    "nuwa": ("llava_onevision",),
     "prumerge": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
     "prumerge_plus": tuple(f for f in FAMILIES if f not in WITH_CLASS_TOKEN),
     "quecc": ("llava_onevision",),

@@ -39,6 +39,25 @@ def parts_of(tokens: VisualTokens, parts: Callable[[Layout], np.ndarray] = Layou
     return by_id(tokens, rows).masked_fill(~tokens.valid, count), count
 
 
+def _line(place: np.ndarray, cuts: tuple[int, ...], side: int) -> np.ndarray:
+    """Window of each place along one axis, from 0; windows begin anew at every crop."""
+    crop = np.searchsorted(cuts, place, "right")
+    start = np.maximum(np.array([0, *cuts]), 0)[crop]
+    return np.unique(crop * (place.max() + 1) + (place - start) // side, return_inverse=True)[1]
+
+
+def windows(layout: Layout, side: int) -> np.ndarray:
+    """Window of `side x side` tokens (smaller at borders) of each token, `[n]` int64; newlines may be in any."""
+    grid, row, col = layout.array.T
+    found, start = np.zeros_like(grid), 0
+    for i, g in enumerate(layout.grids):
+        here = grid == i
+        down, across = _line(row[here], g.cuts[0], side), _line(np.maximum(col[here], 0), g.cuts[1], side)
+        found[here] = start + down * (across.max() + 1) + across
+        start = int(found[here].max()) + 1
+    return found
+
+
 def by_id(tokens: VisualTokens, rows: list[np.ndarray]) -> Tensor:
     """Host numbers of each span's tokens `[n]` at the candidates, `[B, N]` int64."""
     table = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int64)

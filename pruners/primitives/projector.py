@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vtc.pruners.visual_tokens import VisualTokens
+
 from .precision import wide_dtype
 
 WORTH_FACTOR = 1024  # rows of a second matrix from which a triangle pays
@@ -143,3 +145,17 @@ def _kept(weight: Tensor, what: int | None, make: Callable[[Tensor], Tensor]) ->
     if known is None or known[0] != (version, what):
         known = _factors[weight] = ((version, what), make(weight.to(wide_dtype(weight))))
     return known[1]
+
+
+def project_anew(tokens: VisualTokens, x: Tensor, method: str) -> Tensor:
+    """What `method` merged before the projector, `[B, k, U, D_enc]`, projected: `[B, k, D]`.
+
+    Raises
+    ------
+    NotImplementedError
+        Where the projector takes no single tokens, with the method's ``merge`` that does without it.
+    """
+    try:
+        return tokens.project(x)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{method}: {error}: {method}(merge='projected')") from None

@@ -131,6 +131,16 @@ TABLE: dict[str, dict[str, Any]] = {
         "space": st.sampled_from(["encoder", "projected"]),
     },
     "norm": {"shortest": FLAG},
+    "nuwa": {
+        "tail": st.sampled_from([0.1, 0.25, 0.6, 1.0]),
+        "layer": LAYER,
+        "region": SMALL,
+        "per_region": SMALL,
+        "pillars": UNIT,
+        "reach": st.sampled_from([0.01, 0.2, 1.0, 3.0]),
+        "merge": st.sampled_from(["encoder", "projected"]),
+        **OFFICIAL,
+    },
     "pixelprune": {
         "threshold": st.sampled_from([0.0, 0.1, 0.5]),
         "metric": st.sampled_from(["max", "mae", "rmse"]),

@@ -48,6 +48,8 @@ FLAG_CASES = {
     "hiprune": {"order_dependent": True, "uses_attention": True, "uses_cls": False, "uses_text": False},
     "fsr": {"merges": True, "uses_cls": True, "uses_text": False, "uses_question": False},
     "fsr(text_encoder='somewhere')": {"uses_text": True, "uses_question": True},
+    "nuwa": {"merges": True, "projects": True, "order_dependent": True, "uses_cls": True, "uses_text": True},
+    "nuwa(tail=1, merge=projected)": {"projects": False, "uses_text": False},
     "prumerge_plus": {"order_dependent": True, "uses_cls": True},
     "pool": {"merges": True, "ragged": True},
 }
@@ -60,6 +62,8 @@ STAGES = {
     "deep_random": ["input", "decoder"],
     "deep_random(first=dart)": ["decoder"],
     "vscan(ratio=1)": ["input"],
+    "nuwa": ["input", "decoder"],
+    "nuwa(tail=1)": ["input"],
     "vtw": ["decoder"],
 }
 
