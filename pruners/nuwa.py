@@ -263,7 +263,7 @@ class Nuwa(Pruner):
 
     def _entered(self, tokens: VisualTokens) -> Tensor:
         """What entered the language model, `[B, N, D]`: merged, but for spans that the input stage left alone."""
-        rows, merged = tokens.read(TEXT[0]), tokens.state.get("entered", {})
+        rows, merged = tokens.read(TEXT[0]).clone(), tokens.state.get("entered", {})
         for i, span in enumerate(tokens.span):
             if span in merged:
                 ids, features = merged[span]
