@@ -39,6 +39,7 @@ HOME = {
     "quecc": "quecc",
     "random": "random",
     "reroute": "reroute",
+    "restore": "restore",
     "scope": "scope",
     "sparsevlm": "sparsevlm",
     "todre_diversity": "todre",
