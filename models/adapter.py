@@ -68,9 +68,11 @@ class Adapter:
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
         pruners = tuple(pruners)
-        moved = [p.spoken_name for p in pruners if p.calibrates and positions == "compact"]
-        if moved:
-            raise ValueError(f"{moved[0]} needs the original positions; use positions='keep'")
+        calibrating = [p.spoken_name for p in pruners if p.calibrates]
+        if calibrating and positions == "compact":
+            raise ValueError(f"{calibrating[0]} needs the original positions; use positions='keep'")
+        if len(calibrating) > 1:
+            raise ValueError(f"{' and '.join(calibrating)}: attention can be calibrated once in a pipeline")
         facts = facts_of(parts)
         for pruner in pruners:
             pruner.check_model(facts)

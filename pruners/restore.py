@@ -46,7 +46,8 @@ class Restore(Around):
     decoding, without a cache; and so does a later turn of what an earlier one kept. OURS: keys of text, and of pictures
     that lost nothing, get nothing (the paper writes its sum over all keys), and s is what the first method says, which
     `tome` and `pool` do, else 1. Its anchors for merging methods (representative times distinctive) are not here. A
-    layer that is given no rotary embedding gets no D.
+    layer that is given no rotary embedding gets no D; one that is given it and leaves it out (Cohere 2's, EXAONE 4's)
+    gets D all the same.
 
     Masks are made for it: sdpa and eager only, without ``torch.compile``, static caches, ``positions="compact"`` and
     models whose layers keep a state or share keys. Answers about one picture don't share its prefill in ``vtc bench``.

@@ -81,9 +81,7 @@ class Report:
     _steps: list[tuple[str, int | None, Tensor, list[int], Tensor | None]] = field(default_factory=list, repr=False)
     _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
 
-    def add(
-        self, stage: str, layer: int | None, ids: Tensor, present: list[int], sizes: Tensor | None = None
-    ) -> None:
+    def add(self, stage: str, layer: int | None, ids: Tensor, present: list[int], sizes: Tensor | None = None) -> None:
         """Record a step: `ids` `[S, n]` padded with -1, of which span `i` has `present[i]`, and their `sizes`."""
         self._steps.append((stage, layer, ids, present, sizes))
         self.__dict__.pop("steps", None)
@@ -178,7 +176,9 @@ class Report:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: numbers on the CPU, and nothing of the model."""
-        steps = [(*step[:2], step[2].cpu(), step[3], None if step[4] is None else step[4].cpu()) for step in self._steps]
+        steps = [
+            (*step[:2], step[2].cpu(), step[3], None if step[4] is None else step[4].cpu()) for step in self._steps
+        ]
         batch = None if self.batch is None else self.batch.alone()
         loans = [(layer, ids.cpu(), count) for layer, ids, count in self._loans]
         own = {f.name: getattr(self, f.name) for f in fields(self)}

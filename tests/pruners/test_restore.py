@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
 from generating import positions_of
 from reference import greedy, reference
 from zoo import prompt, tiny
+from zoo.tokens import CLOSE
 
 import vtc
 from vtc.models.language.masks import calibrated
@@ -75,11 +77,14 @@ def test_pictures_that_lost_nothing_get_nothing():
     assert (logits - truth)[:, -1].abs().max() < 1e-4
 
 
-def test_merged_tokens_count_by_their_number():
-    """`tome` says how many tokens each one stands for; the mask of layer 0 has the logarithm."""
+@pytest.mark.parametrize("first", ["tome", "pool", "budget(first=tome, busy=0.0)"])
+def test_merged_tokens_count_by_their_number(first):
+    """These say how many tokens each one stands for; the mask of layer 0 has the logarithm."""
     model, given, masks = tiny("llava"), prompt("llava", "one").inputs, []
     layer = model.model.language_model.layers[0]
-    with vtc.compressed(model, "restore(first=tome)", keep=0.4):
+    name, _, params = first.partition("(")
+    spec = f"restore(first={name}" + (", first_params={'first': 'tome', 'busy': 0.0})" if params else ")")
+    with vtc.compressed(model, spec, keep=0.4):
         hook = layer.self_attn.register_forward_pre_hook(
             lambda _, args, kwargs: masks.append((kwargs["attention_mask"], kwargs["position_embeddings"])),
             with_kwargs=True,
@@ -95,6 +100,7 @@ def test_merged_tokens_count_by_their_number():
     assert torch.allclose(sizes, sizes.round(), atol=1e-3)
     assert sizes.sum().item() == pytest.approx(n, abs=1e-2)
     assert sizes.max() > 1.5
+    assert torch.allclose(step.sizes[0], sizes, atol=1e-3)
 
 
 def test_generated_tokens_see_plain_attention():
@@ -108,6 +114,39 @@ def test_generated_tokens_see_plain_attention():
         hook.remove()
     assert seen[0].dtype == torch.float32
     assert all(mask is None or mask.dtype == torch.bool for mask in seen[1:])
+
+
+@pytest.mark.parametrize("first", ["divprune", "fastv", "pool"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_every_way_of_greedy_decoding_gives_the_same(family, first):
+    """Candidates come in one forward behind the prompt and are verified in later ones; without a cache all come anew."""
+    model, given = tiny(family), prompt(family, "one").inputs
+    with vtc.compressed(model, f"restore(first={first})", keep=0.4):
+        plain = greedy(model, given, 8)
+        for way in ({"prompt_lookup_num_tokens": 3}, {"use_cache": False}):
+            other = greedy(model, given, 8, eos_token_id=CLOSE, **way)
+            assert torch.equal(other.tokens, plain.tokens), way
+            assert (other.logits - plain.logits).abs().max() < 1e-4, way
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("impl", ["sdpa", "eager"])
+def test_half_precision_costs_no_more_than_in_the_stock_model(impl, dtype):
+    """What is added meets the least number of that type in eager masks; a batch has padding under it."""
+    model, given = tiny("llava", impl), prompt("llava", "ragged").inputs
+    half = deepcopy(model).to(dtype)
+    narrow = {name: x.to(dtype) if x.is_floating_point() else x for name, x in given.items()}
+    real = given["attention_mask"].bool()
+
+    def lost():
+        return (half(**narrow).logits.float() - model(**given).logits)[real][-1].abs().max()
+
+    stock = lost()
+    with (
+        vtc.compressed(model, "restore(first=uniform)", keep=0.4),
+        vtc.compressed(half, "restore(first=uniform)", keep=0.4),
+    ):
+        assert lost() < 4 * stock
 
 
 @pytest.mark.parametrize(
@@ -129,6 +168,8 @@ def test_what_can_not_carry_it_refuses():
     model, given = tiny("llava"), prompt("llava", "one").inputs
     with pytest.raises(ValueError, match="restore needs the original positions"):
         vtc.compress(model, "restore", keep=0.4, positions="compact")
+    with pytest.raises(ValueError, match="once in a pipeline"):
+        vtc.compress(model, "restore(keep=0.5) + restore(first=fastv, keep=0.3)")
     static = pytest.raises(NotImplementedError, match="restore adds to the attention of each layer")
     with vtc.compressed(model, "restore", keep=0.4), static:
         model.generate(**given, max_new_tokens=2, cache_implementation="static")
