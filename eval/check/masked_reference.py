@@ -207,8 +207,8 @@ def reference(
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    `answered` is the token type of those. `taken`: what goes round layers. `counted`: `[depth, B, L]`, the keys that the
-    prompt sees more of, see ``hiding``.
+    `answered` is the token type of those. `taken`: what goes round layers. `counted`: `[depth, B, L]`, the keys that
+    the prompt sees more of, see ``hiding``.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """

@@ -194,7 +194,7 @@ class Run:
         return self.memo["key slots"]
 
     def counted(self) -> Tensor | None:
-        """`[B, L]`: how many tokens each present one of a span that lost some stands for, 0 elsewhere; None: no span."""
+        """`[B, L]`: how many tokens each present one of a span that lost some stands for, else 0; None: no span did."""
         if self.sizes is None:
             return None
         cut = [i for i, (n, full) in enumerate(zip(self.present, self.batch.lengths, strict=True)) if n < full]

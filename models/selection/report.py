@@ -176,9 +176,7 @@ class Report:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: numbers on the CPU, and nothing of the model."""
-        steps = [
-            (*step[:2], step[2].cpu(), step[3], None if step[4] is None else step[4].cpu()) for step in self._steps
-        ]
+        steps = [(*at, ids.cpu(), n, None if sizes is None else sizes.cpu()) for *at, ids, n, sizes in self._steps]
         batch = None if self.batch is None else self.batch.alone()
         loans = [(layer, ids.cpu(), count) for layer, ids, count in self._loans]
         own = {f.name: getattr(self, f.name) for f in fields(self)}
