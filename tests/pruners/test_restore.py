@@ -9,6 +9,7 @@ import pytest
 import torch
 from generating import positions_of
 from reference import greedy, reference
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from zoo import prompt, tiny
 from zoo.tokens import CLOSE
 
@@ -127,6 +128,24 @@ def test_every_way_of_greedy_decoding_gives_the_same(family, first):
             other = greedy(model, given, 8, eos_token_id=CLOSE, **way)
             assert torch.equal(other.tokens, plain.tokens), way
             assert (other.logits - plain.logits).abs().max() < 1e-4, way
+
+
+@pytest.mark.parametrize("first", ["divprune", "fastv"])
+def test_candidates_that_come_with_the_prompt_are_no_part_of_it(monkeypatch, first):
+    """All of them are right here, so that the logits behind each one are the step's."""
+    model, given = tiny("llava"), prompt("llava", "one").inputs
+    width = given["input_ids"].shape[1]
+    with vtc.compressed(model, f"restore(first={first})", keep=0.4):
+        plain = greedy(model, given, 8)
+
+        def right(_, ids, *more, **rest):
+            done = ids.shape[1] - width
+            return torch.cat([ids, plain.tokens[:, done : done + 3]], 1), None
+
+        monkeypatch.setattr(PromptLookupCandidateGenerator, "get_candidates", right)
+        other = greedy(model, given, 8, prompt_lookup_num_tokens=3, eos_token_id=CLOSE)
+    assert torch.equal(other.tokens, plain.tokens)
+    assert (other.logits - plain.logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
