@@ -68,6 +68,11 @@ class Adapter:
             raise ValueError("positions='compact' is not defined for multi-dimensional rotary positions; use 'keep'")
         self.parts, self.positions = parts, positions
         pruners = tuple(pruners)
+        calibrating = [p.spoken_name for p in pruners if p.calibrates]
+        if calibrating and positions == "compact":
+            raise ValueError(f"{calibrating[0]} needs the original positions; use positions='keep'")
+        if len(calibrating) > 1:
+            raise ValueError(f"{' and '.join(calibrating)}: attention can be calibrated once in a pipeline")
         facts = facts_of(parts)
         for pruner in pruners:
             pruner.check_model(facts)
@@ -122,7 +127,9 @@ class Adapter:
         eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
         self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
         self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
-        compiled = self.loans.refuse_compiled if self.loans.at else self.planner.behind(f.lm_pre)
+        compiled = self.planner.behind(f.lm_pre)
+        if self.loans.at or d.calibrating:
+            compiled = self.loans.refuse_compiled if self.loans.at else d.refuse_compiled
         self._hook(lm.register_forward_pre_hook(_by_compiling(f.lm_pre, compiled), with_kwargs=True))
         self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
         behind = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]

@@ -33,6 +33,7 @@ FLAGS = (
     "joins_crops",
     "cascades",
     "trained",
+    "calibrates",
 )
 
 
@@ -100,8 +101,9 @@ class Lent:
 class Merged:
     """Result of a merging method: `index [B, k]` as for ``Pruner.select`` and the new vectors `features [B, k, D]`.
 
-    ``size [B, k]`` float says how many tokens each one stands for. It matters inside the vision tower only, where later
-    layers add its logarithm to the attention logits towards that token, and later stops find it in ``tokens.size``.
+    ``size [B, k]`` float says how many tokens each one stands for. It matters inside the vision tower, where later
+    layers add its logarithm to the attention logits towards that token, and later stops find it in ``tokens.size``,
+    and to a method that ``calibrates``.
     """
 
     index: Tensor
@@ -166,16 +168,19 @@ class Pruner:
     ``paper``, and the flags ``adaptive_count`` (may keep another number than asked; then ``select`` returns -1 in
     unused columns), ``merges``, ``uses_text``, ``uses_question`` (reads the words behind the picture,
     ``VisualTokens.questions``), ``projects`` (runs the projector on single tokens, ``VisualTokens.project``),
-    ``reads_vocabulary`` (compares with the input embedding table, ``VisualTokens.embeddings``),
-    ``order_dependent`` (the choice depends on the order of the tokens), ``ragged`` (handles rows of different
-    ``counts`` and ``budgets`` in one call; otherwise the host calls it once per group of equal rows), ``joins_crops``
-    (behind the tower: a picture whose crops are spans of their own comes as ONE row, laid out as thumbnail and mosaic,
-    with the sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method
-    that counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
-    after it, so that features that differ by rounding end in another set; the docstring says why. All others keep at
-    least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``), ``trained`` (works
-    with a network of its own that was trained, ``TrainedCompressor``). ``files`` are the parameters that are files,
-    with the names that these get in the folder of a saved model, and ``no_files`` the words there that are none.
+    ``reads_vocabulary`` (compares with the input embedding table, ``VisualTokens.embeddings``), ``order_dependent``
+    (the choice depends on the order of the tokens), ``ragged`` (handles rows of different ``counts`` and
+    ``budgets`` in one call; otherwise the host calls it once per group of equal rows), ``joins_crops`` (behind the
+    tower: a picture whose crops are spans of their own comes as ONE row, laid out as thumbnail and mosaic, with the
+    sum of their budgets; a crop may then keep more or less than its own, or nothing, so that a later method that
+    counts span by span may find fewer than it would keep), ``cascades`` (one near tie decides much of what comes
+    after it, so that features that differ by rounding end in another set; the docstring says why. All others keep
+    at least 98% of the same tokens when features change by 1e-6 of themselves, see ``vtc stability``), ``trained``
+    (works with a network of its own that was trained, ``TrainedCompressor``), ``calibrates`` (from its first stop
+    on, the prompt's own queries see each token left of a span that lost some with ``log(s (2 - D))`` more, D the
+    mean cosine of the angles that rotary embedding turns one of the two further than the other, and s its
+    ``Merged.size``, else 1). ``files`` are the parameters that are files, with the names that these get in the
+    folder of a saved model, and ``no_files`` the words there that are none.
     """
 
     keep: int | float | None = None
@@ -195,6 +200,7 @@ class Pruner:
     joins_crops: ClassVar[bool] = False
     cascades: ClassVar[bool] = False
     trained: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = False
     files: ClassVar[Mapping[str, str]] = MappingProxyType({})
     no_files: ClassVar[tuple[str, ...]] = ()
 

@@ -107,25 +107,29 @@ class Budget(Around):
     def select(self, tokens: VisualTokens, k: int) -> Tensor | Merged:
         """What the first method keeps of each row under its own budget; -1 in unused columns."""
         found = [self._chosen(tokens, row, factor) for row, factor in enumerate(self.factors(tokens))]
-        width = max(k, *(len(index) for index, _ in found))
-        columns = torch.stack([pad(index, (0, width - len(index)), value=-1) for index, _ in found])
+        width = max(k, *(len(index) for index, *_ in found))
+        columns = torch.stack([pad(index, (0, width - len(index)), value=-1) for index, *_ in found])
         if not self.merges:
             return columns
-        return Merged(columns, torch.stack([pad(v, (0, 0, 0, width - len(v))) for _, v in found]))
+        sizes = [pad(size, (0, width - len(size))) for *_, size in found if size is not None]
+        vectors = torch.stack([pad(v, (0, 0, 0, width - len(v))) for _, v, _ in found])
+        return Merged(columns, vectors, torch.stack(sizes) if len(sizes) == len(found) else None)
 
-    def _chosen(self, tokens: VisualTokens, row: int, factor: float) -> tuple[Tensor, Tensor]:
-        """A row's columns `[k]` and vectors `[k, D]`, all of them where its budget allows that."""
+    def _chosen(self, tokens: VisualTokens, row: int, factor: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A row's columns `[k]`, vectors `[k, D]` and sizes `[k]`, all of them where its budget allows that."""
         n = tokens.counts[row]
         budget = n if n <= self.floor else min(n, max(1, self.floor, round(factor * tokens.budgets[row])))
         if budget == n:
-            return torch.arange(n, device=tokens.ids.device), tokens.features[row, :n]
+            whole = torch.arange(n, device=tokens.ids.device)
+            return whole, tokens.features[row, :n], torch.ones_like(whole, dtype=torch.float32)
         found = self._first.select(replace(tokens.take([row]), budgets=[budget]), budget)
         assert not isinstance(found, Lent)  # it chooses once, for good
         index = (found.index if isinstance(found, Merged) else found)[0]
         index = index if self._first.adaptive_count else index[:budget]
         if isinstance(found, Merged):
-            return index, found.features[0, : len(index)].to(tokens.features)
-        return index, tokens.features[row, index.clamp(min=0)]
+            size = None if found.size is None else found.size[0, : len(index)]
+            return index, found.features[0, : len(index)].to(tokens.features), size
+        return index, tokens.features[row, index.clamp(min=0)], None
 
 
 def spread_of(x: Tensor, rows: int = 256) -> Tensor:

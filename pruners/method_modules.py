@@ -41,6 +41,7 @@ HOME = {
     "quecc": "quecc",
     "random": "random",
     "reroute": "reroute",
+    "restore": "restore",
     "scope": "scope",
     "sparsevlm": "sparsevlm",
     "todre_diversity": "todre",

@@ -63,6 +63,7 @@ class Reroute(Around):
         stops = replace(self._first, keep=0.5).stops(DEPTH)
         reads = [s for stop in stops for s in self._first.signals_at(stop) if not isinstance(s, AttentionAhead)]
         other = self._first.merges or self._first.adaptive_count or self._first.joins_crops or not self._first.ragged
+        other |= self._first.calibrates
         lasting = all(stop.stage == "decoder" and stop.keep and not isinstance(stop, Loan) for stop in stops)
         if reads or other or not lasting:
             why = (

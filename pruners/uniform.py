@@ -105,4 +105,4 @@ class Pool(Uniform):
         ones = torch.ones_like(cells, dtype=torch.float32)
         count = torch.zeros(rows, k + 1, device=cells.device).scatter_add(1, cells, ones)
         means = total / count.clamp(min=1)[..., None]
-        return Merged(centres, means[:, :k].to(tokens.features.dtype))
+        return Merged(centres, means[:, :k].to(tokens.features.dtype), count[:, :k])

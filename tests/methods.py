@@ -174,6 +174,7 @@ VARIANTS = [
         "random(layer=2)",
         "random(official=True)",
         "reroute(first=hawk)",
+        "restore(first=pyramiddrop)",
         "scope(alpha=0, space=projected)",
         "sparsevlm(official=True)",
         "sparsevlm(rank_scale=0.6)",

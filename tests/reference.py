@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,9 +134,37 @@ def loans_of(report: Any) -> list[int]:
     return [step.layer for step in report.steps if getattr(step, "loan", False)]
 
 
+def seen_more(report: Any, batch: int, width: int, prompts: list[tuple[int, int]], layer: int, rotary: Any) -> Any:
+    """`[B, 1, T, T]`: what a method that calibrates adds to a layer's logits, None where it adds nothing.
+
+    ``log(s (2 - D))`` for queries of a prompt, columns from one number up to another, and what is left in the same of a
+    span that lost some; s is how many tokens that stands for, D the mean cosine of the differences of their angles.
+    """
+    sizes = torch.zeros(batch, width)
+    steps = [step for step in report.steps if step.sizes is not None and (step.layer or 0) <= layer]
+    for step in steps:
+        for span, kept, size in zip(report.spans, step.kept, step.sizes, strict=True):
+            if len(kept) < len(span.columns):
+                sizes[span.sample, span.columns] = 0
+                sizes[span.sample, span.columns[kept]] = size
+    if not steps:
+        return None
+    angle = torch.atan2(rotary[1], rotary[0])
+    closeness = (angle[:, :, None] - angle[:, None]).cos().mean(-1)
+    columns = torch.arange(width)
+    turns = [(begin <= columns) & (columns < end) for begin, end in prompts]
+    together = torch.stack([turn[:, None] & turn for turn in turns]).any(0)
+    more = sizes.to(closeness).log()[:, None] + (2 - closeness).log()
+    return torch.where(together & (sizes > 0)[:, None], more, 0)[:, None]
+
+
 @contextmanager
-def masked(model: nn.Module, hidden: Tensor, valid: Tensor) -> Iterator[None]:
+def masked(
+    model: nn.Module, hidden: Tensor, valid: Tensor, more: Callable[[int, Any], Tensor | None] = lambda *_: None
+) -> Iterator[None]:
     """Hide ``hidden[layer]`` `[B, T]` (and padding) from the layers of the untouched model.
+
+    ``more(layer, rotary embeddings)`` is what is added to the logits of what is seen, if anything.
 
     A mask that transformers itself made is kept as the base (Gemma3's blocks and windows); where it made none, the
     causal one with the layer's window is written out. Every row may see itself, so that hidden rows stay finite.
@@ -146,21 +174,26 @@ def masked(model: nn.Module, hidden: Tensor, valid: Tensor) -> Iterator[None]:
     query, key = torch.arange(width)[:, None], torch.arange(width)[None]
     eager = lm.config._attn_implementation == "eager"
 
-    def explicit(given: Tensor | None, window: int | None, layer: int, dtype: torch.dtype) -> Tensor:
+    def explicit(given: Tensor | None, window: int | None, layer: int, dtype: torch.dtype, rotary: Any) -> Tensor:
         if given is not None and given.dim() == 4:
             base = given if given.dtype == torch.bool else given == 0
         else:
             base = (key <= query) & (key > query - window if window else torch.ones_like(key, dtype=torch.bool))
         mask = base & valid[:, None, None] & ~hidden[layer][:, None, None]
         mask = mask | torch.eye(width, dtype=torch.bool)
-        return torch.zeros((), dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min) if eager else mask
+        added = more(layer, rotary)
+        if added is None and not eager:
+            return mask
+        added = torch.zeros((), dtype=dtype) if added is None else added.to(dtype)
+        return torch.where(mask, added, torch.finfo(dtype).min)
 
     def hook(layer: int) -> Any:
         attention = getattr(lm.layers[layer], "self_attn", None)  # GPT-NeoX calls it otherwise
         window = getattr(attention, "sliding_window", getattr(lm.config, "sliding_window", None))
 
         def pre(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            return args, {**kwargs, "attention_mask": explicit(kwargs["attention_mask"], window, layer, args[0].dtype)}
+            given, rotary = kwargs["attention_mask"], kwargs.get("position_embeddings")
+            return args, {**kwargs, "attention_mask": explicit(given, window, layer, args[0].dtype, rotary)}
 
         return pre
 
@@ -280,10 +313,12 @@ def reference(
     vectors: dict[int, tuple[Tensor, Tensor]] | None = None,
     routers: Routers | None = None,
     seen: dict[int, Tensor] | None = None,
+    prompts: list[tuple[int, int]] | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    Where tokens go round layers, `routers` gate them, else 1; `seen` takes the gates.
+    Where tokens go round layers, `routers` gate them, else 1; `seen` takes the gates. `prompts` are the columns of the
+    prefills, from and up to, which is all of the prompt by itself.
 
     ``[:, :L]`` are the prefill logits, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
@@ -308,7 +343,8 @@ def reference(
     # what went before stays a query at most, which is no candidate
     visual &= ~dropped(report, batch, width + extra, len(lm.layers))
     round_ = going_round(model, hidden & visual, visual, loans_of(report), routers)
-    with masked(model, hidden, valid.bool()), injected(model, vectors), round_ as gates:
+    more = partial(seen_more, report, batch, width + extra, prompts or [(0, width)])
+    with masked(model, hidden, valid.bool(), more), injected(model, vectors), round_ as gates:
         out = model(
             input_ids=torch.cat([ids, tokens[:, :extra]], 1),
             attention_mask=valid,

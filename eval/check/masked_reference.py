@@ -112,14 +112,26 @@ def windows_behind_prompts(config: Any) -> list[int | None]:
     return [config.sliding_window if kind == "reference_sliding_attention" else None for kind in kinds]
 
 
-def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
+def more_seen(call: Any, counted: Tensor, prompt: int) -> Tensor:
+    """`[B, T, T]`: what a method that ``calibrates`` adds to the prompt's logits for keys `counted` `[B, T]` times."""
+    more = counted.log()[:, None]
+    if call.get("rotary") is not None:  # else a layer that knows no positions
+        cosines, sines = (x.float() for x in call.get("rotary"))
+        length = (cosines[..., :1, :1] ** 2 + sines[..., :1, :1] ** 2) * cosines.shape[-1]  # of scaled embeddings too
+        more = more + (2 - (cosines @ cosines.mT + sines @ sines.mT) / length).log()
+    asks = torch.arange(counted.shape[1]) < prompt
+    return torch.where(asks[:, None] & (counted > 0)[:, None], more, 0)
+
+
+def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int, counted: Tensor | None = None) -> Any:
     """Close ``hidden[layer]`` `[B, T]` as keys in the eager masks of the untouched model.
 
     Without a cache all of a sequence is prompt to a model that keeps the prompt and has a window on what follows: that
     window is closed here, behind `prompt` columns.
 
     Every column may see itself, so that hidden ones stay finite. ``vectors[i]`` = (where `[B, T]` bool, values
-    `[n, D]`): merged tokens, put into the states before layer `i`.
+    `[n, D]`): merged tokens, put into the states before layer `i`. ``counted[i]`` `[B, T]`: the keys that its prompt
+    sees more of, by the number of tokens that they stand for; 0 for the others.
     """
 
     windows = windows_behind_prompts(parts.lm.config)
@@ -136,7 +148,8 @@ def hiding(parts: Parts, hidden: Tensor, vectors: Vectors, prompt: int) -> Any:
             query, key = torch.arange(open_.shape[-2])[:, None], torch.arange(open_.shape[-1])
             open_ = open_ & ((key < prompt) | (key > query - window))
         open_ = (open_ & ~hidden[i][:, None, None]) | own
-        call.put("mask", torch.zeros((), dtype=torch.float32).masked_fill(~open_, least))
+        more = torch.zeros(()) if counted is None else more_seen(call, counted[i], prompt)[:, None]
+        call.put("mask", torch.where(open_, more, least))
         if i in vectors:
             where, values = vectors[i]
             states = call.get("hidden").clone()
@@ -190,17 +203,20 @@ def reference(
     features: Mapping[str, list[Any]] | None = None,
     answered: int = 0,
     taken: Round | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Logits `[B, L + n - 1, V]` over the prompt and the first `n - 1` of the `tokens` `[B, n]` that followed.
 
-    `answered` is the token type of those. `taken`: what goes round layers.
+    `answered` is the token type of those. `taken`: what goes round layers. `counted`: `[depth, B, L]`, the keys that
+    the prompt sees more of, see ``hiding``.
 
     ``[:, :L]`` are the prefill's, ``[:, L - 1:]`` those that the `n` tokens must have been chosen from.
     """
     extra = tokens.shape[1] - 1
     moved = {i: (longer(where, extra), values) for i, (where, values) in (vectors or {}).items()}
     with ExitStack() as stack:
-        stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1]))
+        more = None if counted is None else longer(counted, extra)
+        stack.enter_context(hiding(parts, longer(hidden, extra), moved, inputs["input_ids"].shape[1], more))
         stack.enter_context(features_given(parts.core, features or {}))
         further = {i: (longer(x, extra), longer(gate, extra, 1)) for i, (x, gate) in (taken or {}).items()}
         stack.enter_context(going_round(parts, further))

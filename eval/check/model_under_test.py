@@ -70,6 +70,7 @@ class Pruned:
     features: dict[str, list[Any]] = field(default_factory=dict)  # where they are other than the untouched model's
     vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     taken: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # what goes round which layer, and gates
+    counted: Tensor | None = None  # by layer how many tokens [depth, B, L] the prompt sees in each
 
     @property
     def left(self) -> Tensor:
@@ -174,6 +175,7 @@ class Subject:
             features if in_tower else {},
             merged_vectors(report, hidden, states, valid.bool()) if merges else {},
             rounds(gates, [s.layer for s in report.steps if s.loan], hidden, visual_columns(report, batch, width)),
+            counted_keys(report, hidden),
         )
 
     def truth_of(self, pruned: Pruned, shape: str, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -181,7 +183,23 @@ class Subject:
         inputs, plain, answered = self.prompts[shape].inputs, self.plain(shape), self.prompts.kind.answered
         positions, features = plain.positions if positions is None else positions, pruned.features or plain.features
         given = self.truth, inputs, pruned.hidden, positions, tokens, pruned.vectors, features, answered
-        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.taken)
+        return shortened_reference(*given) if self.recurrent else reference(*given, pruned.taken, pruned.counted)
+
+
+def counted_keys(report: Any, hidden: Tensor) -> Tensor | None:
+    """`[depth, B, L]`: as how many tokens the prompt sees each that is left of a span that lost some, 0: as it is.
+
+    None where no method ``calibrates``.
+    """
+    counted = torch.zeros(hidden.shape)
+    steps = [step for step in report.steps if step.sizes is not None]
+    for step in steps:
+        first = step.layer or 0
+        for span, kept, sizes in zip(report.spans, step.kept, step.sizes, strict=True):
+            if len(kept) < len(span.columns):
+                counted[first:, span.sample, span.columns] = 0
+                counted[first:, span.sample, span.columns[kept]] = sizes
+    return counted if steps else None
 
 
 def visual_columns(report: Any, batch: int, width: int) -> Tensor:

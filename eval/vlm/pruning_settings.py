@@ -198,7 +198,7 @@ def make_cell(method: str, keep: int | float | None, seed: int | None = None) ->
                 pruner.seed = seed
     signals: list[Any] = [s for pruner in pipeline for s in pruner.signals]
     stages = {stop.stage for pruner in pipeline for stop in pruner.stops(DEPTH)}
-    reads_text = any(p.uses_text or p.uses_question for p in pipeline) or any(
+    reads_text = any(p.uses_text or p.uses_question or p.calibrates for p in pipeline) or any(
         isinstance(s, TextEmbeddings | DecoderAttention | AttentionAhead) for s in signals
     )
     spec = format_pipeline(pipeline)

@@ -37,6 +37,11 @@ def refuse_pipeline(pipeline: Pipeline) -> None:
                 f"{name} drops tokens inside the vision tower, which is vLLM's own and has no place for it: it can't "
                 f"run inside vLLM; {INSTEAD}"
             )
+        if pruner.calibrates:
+            raise NotImplementedError(
+                f"{name} adds to the attention of each decoder layer, which is vLLM's own and has no place for it: it "
+                f"can't run inside vLLM; {INSTEAD}"
+            )
         if pruner.adaptive_count:
             raise NotImplementedError(
                 f"{pruner} decides itself how many tokens it keeps, and vLLM makes a picture's placeholders before it "

@@ -44,6 +44,8 @@ class StaticPrompts:
         self.why = ""
         if any(stop.stage == "decoder" for stop in stops):
             self.why = "a method prunes before a decoder layer, and its layers hold as many tokens each"
+        elif side.calibrating:
+            self.why = f"{side.calibrating} adds to the attention of each layer, and its layers are given nothing"
         elif positions == "compact":
             self.why = "positions='compact' renumbers tokens"
         elif not self.own or set(self.windows.kinds) != {ATTENTION}:

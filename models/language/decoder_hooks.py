@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,12 @@ class DecoderSide:
         self.attending = self.windows.attending()
         self.calls = LayerCalls(parts.lm, parts.layers, self.windows, self.sources)
         refuse_keyless(parts.lm, [i for i in self.attending if self.sources[i] == i])
+        self.calibrating = next((p.spoken_name for p, _ in stops if p.calibrates), "")
+        if self.calibrating and (rotary == () or any(source != i for i, source in enumerate(self.sources))):
+            raise NotImplementedError(
+                f"{self.calibrating} adds to the attention of each layer's own keys, and some layers of "
+                f"{type(parts.lm).__name__} keep a state, or read the keys of others"
+            )
         self._refuse_behind_shared_keys()
         self._refuse_merging()
 
@@ -224,6 +230,13 @@ class DecoderSide:
         before = run.columns
         self.steps.prune(run, pruner, stop, main_stream(hidden))
         return gather_columns(hidden, run.stand_in(before), -2)
+
+    def refuse_compiled(self, *_: Any) -> NoReturn:
+        """Stands for the text model's hook where ``torch.compile`` traces."""
+        raise NotImplementedError(
+            f"{self.calibrating} adds to the attention of each layer, which vtc can't have torch.compile trace: call "
+            "the model without it"
+        )
 
     def last_layer_post(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Add what is fed behind the last layer, where a text model has no more layers than are fed."""

@@ -131,6 +131,8 @@ class Run:
         By such a layer what would have entered it; of the first layer only, else None.
     lent_to : tuple, optional
         The last choice of a loan, for one that repeats it.
+    sizes : Tensor, optional
+        `[S, N]` float32: how many tokens each original one stands for, once a method that ``calibrates`` has pruned.
     """
 
     full: int
@@ -180,6 +182,7 @@ class Run:
     away: Any = None
     lent: dict[int, Tensor | None] = field(default_factory=dict)
     lent_to: tuple[Tensor, Tensor] | None = None
+    sizes: Tensor | None = None
 
     @property
     def key_slots(self) -> Tensor:
@@ -189,6 +192,20 @@ class Run:
         if "key slots" not in self.memo:
             self.memo["key slots"] = self.slots.masked_fill(self.unseen, -1)
         return self.memo["key slots"]
+
+    def counted(self) -> Tensor | None:
+        """`[B, L]`: how many tokens each present one of a span that lost some stands for, else 0; None: no span did."""
+        if self.sizes is None:
+            return None
+        cut = [i for i, (n, full) in enumerate(zip(self.present, self.batch.lengths, strict=True)) if n < full]
+        if not cut:
+            return None
+        rows, length = self.columns.shape
+        pick = torch.tensor(cut, device=self.columns.device)
+        found = self.sizes.new_zeros(rows, length + 1)
+        sizes = self.sizes[pick].gather(1, self.ids[pick].clamp(min=0))
+        mark(found, self.batch.samples[pick], self.token_columns(self.ids[pick], pick), length, sizes.flatten())
+        return found[:, :length]
 
     def layouts(self) -> list[Layout]:
         """Layout of each span."""
@@ -313,7 +330,7 @@ class Run:
         return order
 
 
-def mark(mask: Tensor, samples: Tensor, columns: Tensor, length: int, value: bool) -> None:
+def mark(mask: Tensor, samples: Tensor, columns: Tensor, length: int, value: Any) -> None:
     """Set `mask[samples[s], columns[s, j]]`, padding to the dummy column `length`."""
     flat = samples[:, None] * (length + 1) + torch.where(columns < 0, length, columns)
     mask.view(-1).scatter_(0, flat.reshape(-1), value)

@@ -142,3 +142,40 @@ def past_columns(mask: Any, past: int, length: int, device: torch.device) -> Ten
         return None
     valid = mask[:, mask.shape[1] - past - length : mask.shape[1] - length].bool()
     return None if bool(valid.all()) else valid.to(device)
+
+
+def calibrated(
+    mask: Tensor | None, rotary: Any, counted: Tensor, asks: Tensor, keys: int, dtype: torch.dtype
+) -> Tensor:
+    """The additive mask of a prompt's layer in which tokens of pruned spans are seen as so many more and nearer ones.
+
+    Parameters
+    ----------
+    mask : Tensor or None
+        `[B, 1, Q, K]` bool or additive, None: causal.
+    rotary : tuple of Tensor, Tensor or None
+        Cosines and sines, or complex numbers, of the `Q` columns, `[B, Q, d]`; None: the layer knows no positions.
+    counted : Tensor
+        `[B, Q]` float32: how many tokens such a column stands for; 0: it is none.
+    asks : Tensor
+        `[B, Q]` bool: the queries that see them so.
+    keys : int
+        K; the last `Q` are the queries' own.
+    dtype : torch.dtype
+        Of the queries.
+    """
+    n, device = counted.shape[1], counted.device
+    more = counted.log()[:, None]
+    if rotary is not None:
+        parts = (rotary.real, rotary.imag) if isinstance(rotary, Tensor) else rotary
+        with torch.autocast(device.type, enabled=False):
+            unit = torch.nn.functional.normalize(torch.cat([x.to(device, torch.float32) for x in parts], -1), dim=-1)
+            closeness = unit @ unit.mT  # the mean cosine of differences, as of all of length 1
+        more = more + (2 - closeness).clamp(min=1).log()
+    more = torch.where(asks[:, :, None] & (counted > 0)[:, None], more, 0)
+    if mask is None:
+        mask = torch.ones(n, keys, dtype=torch.bool, device=device).tril(keys - n)[None, None]
+    if mask.dtype == torch.bool:
+        mask = additive(mask, dtype)
+    more = torch.nn.functional.pad(more, (keys - n, 0))[:, None].to(mask.device, mask.dtype)
+    return torch.where(mask <= torch.finfo(mask.dtype).min / 2, mask, mask + more)

@@ -15,7 +15,7 @@ from vtc.models.stock.call_arguments import Call, takes
 
 from .column_arguments import cut_along, pick_columns
 from .forward_state import Run
-from .masks import gather_mask, keeps_pattern, padding_mask, slot_mask
+from .masks import calibrated, gather_mask, keeps_pattern, padding_mask, slot_mask
 from .positions import warn_window
 
 
@@ -67,7 +67,7 @@ class LayerCalls:
                 call.put("rotary", self._rotary(run, call.get("rotary")))
             cut_along(call, run.rope_columns)
         call.put("positions", self._position_ids(run, i, call.get("positions")))
-        call.put("mask", self.mask(run, i, call.get("hidden"), call.get("mask"), peek))
+        call.put("mask", self.mask(run, i, call.get("hidden"), call.get("mask"), peek, call.get("rotary")))
 
     @staticmethod
     def _rotary(run: Run, embeddings: Any) -> Any:
@@ -83,7 +83,7 @@ class LayerCalls:
             return None  # nobody but flash would read them, and take gaps for packed sequences
         return pick_columns("positions", ids, run.rope_columns) if run.pruned else ids
 
-    def mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False) -> Any:
+    def mask(self, run: Run, i: int, hidden: Tensor, given: Any, peek: bool = False, rotary: Any = None) -> Any:
         """Mask of layer `i`, whose cache notes what it is about to hold, unless this is only a peek."""
         if run.windows is None:
             run.windows = self.windows.now()
@@ -117,11 +117,28 @@ class LayerCalls:
                 held.padded, held.history = padded, history
         if not peek:
             run.trail[i] = (run.columns, keys)
+        if run.sizes is not None:
+            key = (*key, id(rotary))
         if key not in run.memo:
-            run.memo[key] = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
+            mask = self._build_mask(run, given, slots, keys, past, padded, window, hidden.dtype, prompt)
+            run.memo[key] = self._calibrated(run, mask, rotary, slots, keys.shape[1], hidden.dtype)
         run.as_stock &= window is None
         run.masked |= run.memo[key] is not None
         return run.memo[key]
+
+    def _calibrated(self, run: Run, mask: Any, rotary: Any, slots: Tensor, keys: int, dtype: torch.dtype) -> Any:
+        counted = run.counted()
+        if counted is None:
+            return mask
+        if attention_kind(self.lm.config) not in ("sdpa", "eager"):
+            raise NotImplementedError(
+                f"{attention_kind(self.lm.config)} takes no numbers that are added to attention, as calibrating does: "
+                "call model.set_attn_implementation('sdpa') first"
+            )
+        asks = slots >= 0
+        if run.prompt is not None:  # what is generated sees plain logits, behind a cache and in assisted decoding too
+            asks &= slots < run.prompt
+        return calibrated(mask, rotary, counted.to(slots.device), asks, keys, dtype)
 
     def _build_mask(
         self,

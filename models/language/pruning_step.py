@@ -34,6 +34,8 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
         `[B, L', D]`.
     """
     assert stop.keep is not None
+    if pruner.calibrates and run.sizes is None:
+        run.sizes = torch.ones(run.batch.columns.shape, device=run.ids.device)
     if stop.keep == 0:
         return run.drop(hidden, run.ids[:, :0], [0] * len(run.present), None)
     asked = [resolve_keep(stop.keep, full) for full in run.batch.lengths]
@@ -47,13 +49,15 @@ def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Part
         pass_on(picture.spans, asked, run.present, budgets)
     short = {i for i, (k, n) in enumerate(zip(budgets, counts, strict=True)) if k < n}
     active = sorted(short.union(*(p.spans for p in pictures if short.intersection(p.spans))))
-    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+    found: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
     if active:
         tokens = _tokens(run, pruner, stop, hidden, parts, content, counts, budgets, active)
         found = choose(pruner, tokens, pictures)
     for i, (k, n) in enumerate(zip(budgets, counts, strict=True)):
         if i in found:
-            kept, vectors = found[i]
+            kept, vectors, size = found[i]
+            if pruner.calibrates and size is not None and run.sizes is not None:
+                run.sizes[i, kept] = size.to(run.sizes)
         elif k == run.present[i]:
             kept, vectors = run.ids[i, :k], None
         else:

@@ -44,7 +44,8 @@ class Steps:
         if self.timing and report.selection_seconds is not None:
             report.selection_seconds += now(hidden, self.timing) - started
         report.asked_alone, report.own_flops = run.asked_alone, run.own_flops
-        report.add(stop.stage, stop.layer, run.ids, run.present)
+        sizes = None if run.sizes is None else run.sizes.gather(1, run.ids.clamp(min=0))
+        report.add(stop.stage, stop.layer, run.ids, run.present, sizes)
         return hidden
 
     def drop_encoder_pruned(self, run: Run, hidden: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
 from .select import select_tokens
 
-Choice = dict[int, tuple[Tensor, Tensor | None]]
+Choice = dict[int, tuple[Tensor, Tensor | None, Tensor | None]]
 
 
 def choose(pruner: Pruner, tokens: VisualTokens, pictures: Sequence[Picture] = ()) -> Choice:
-    """Per span the ids that `pruner` keeps, ascending, and their new vectors where it merges.
+    """Per span the ids that `pruner` keeps, ascending, and where it merges their new vectors and sizes.
 
     Notes
     -----
@@ -29,26 +29,26 @@ def choose(pruner: Pruner, tokens: VisualTokens, pictures: Sequence[Picture] = (
     """
     joined = Joined.of(tokens, pictures)
     given = tokens if joined is None else joined.tokens
-    columns, vectors, _ = select_tokens(pruner, given)
+    columns, vectors, weights = select_tokens(pruner, given)
     found: Choice = {}
     kept = [ids.gather(0, c) for ids, c in zip(given.ids, columns, strict=True)]
     if joined is None:
-        return dict(zip(tokens.span, zip(kept, vectors, strict=True), strict=True))
+        return dict(zip(tokens.span, zip(kept, vectors, weights, strict=True), strict=True))
     split = []
     for i, picture in enumerate(joined.pictures):
         if picture is None:
-            found[given.span[i]] = kept[i], vectors[i]
+            found[given.span[i]] = kept[i], vectors[i], weights[i]
             continue
         owner, own = (_on(x, kept[i])[kept[i]] for x in (picture.owner, picture.own))
         order = (owner * len(picture.own) + own).argsort()
         counts = (owner == torch.arange(len(picture.spans), device=owner.device)[:, None]).sum(1)
-        merged = vectors[i]
-        split.append((picture, own[order], None if merged is None else merged[order], counts))
+        merged = [None if x is None else x[order] for x in (vectors[i], weights[i])]
+        split.append((picture, own[order], merged, counts))
     sizes = iter(torch.cat([counts for *_, counts in split]).tolist())
     for picture, ids, merged, _ in split:
         lengths = [next(sizes) for _ in picture.spans]
-        new = [None] * len(lengths) if merged is None else merged.split(lengths)
-        found.update(zip(picture.spans, zip(ids.split(lengths), new, strict=True), strict=True))
+        new = [[None] * len(lengths) if x is None else x.split(lengths) for x in merged]
+        found.update(zip(picture.spans, zip(ids.split(lengths), *new, strict=True), strict=True))
     return found
 
 

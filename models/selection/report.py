@@ -46,12 +46,15 @@ class Step(NamedTuple):
         Per span the sorted original token ids (0-based inside the span) still present after the step.
     loan : bool
         Whether the others are back behind the layer: `kept` is what that one layer was given.
+    sizes : list of Tensor, optional
+        From where a method that ``calibrates`` has pruned: how many tokens each of `kept` stands for.
     """
 
     stage: str
     layer: int | None
     kept: list[LongTensor]
     loan: bool = False
+    sizes: list[Tensor] | None = None
 
 
 @dataclass
@@ -75,12 +78,12 @@ class Report:
     selection_seconds: float | None = None
     asked_alone: dict[int, int] = field(default_factory=dict)
     own_flops: dict[int, int] = field(default_factory=dict)
-    _steps: list[tuple[str, int | None, Tensor, list[int]]] = field(default_factory=list, repr=False)
+    _steps: list[tuple[str, int | None, Tensor, list[int], Tensor | None]] = field(default_factory=list, repr=False)
     _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
 
-    def add(self, stage: str, layer: int | None, ids: Tensor, present: list[int]) -> None:
-        """Record a step: `ids` `[S, n]` padded with -1, of which span `i` has `present[i]`."""
-        self._steps.append((stage, layer, ids, present))
+    def add(self, stage: str, layer: int | None, ids: Tensor, present: list[int], sizes: Tensor | None = None) -> None:
+        """Record a step: `ids` `[S, n]` padded with -1, of which span `i` has `present[i]`, and their `sizes`."""
+        self._steps.append((stage, layer, ids, present, sizes))
         self.__dict__.pop("steps", None)
 
     def add_loan(self, layer: int, ids: Tensor, count: int) -> None:
@@ -103,9 +106,12 @@ class Report:
     def steps(self) -> list[Step]:
         """The pruning steps, in forward order."""
         found = []
-        for stage, layer, ids, present in self._steps:
-            host = ids.cpu()
-            found.append(Step(stage, layer, [host[i, :n].clone() for i, n in enumerate(present)]))  # type: ignore[misc]
+        for stage, layer, ids, present, sizes in self._steps:
+            kept, counts = (
+                None if x is None else [row[:n].clone() for row, n in zip(x.cpu(), present, strict=True)]
+                for x in (ids, sizes)
+            )
+            found.append(Step(stage, layer, kept, sizes=counts))  # type: ignore[arg-type]
         for layer, ids, _ in self._loans:
             found.append(Step("decoder", layer, [row[row >= 0] for row in ids.cpu()], loan=True))
         return found
@@ -135,10 +141,10 @@ class Report:
     def tokens_per_layer(self) -> list[int]:
         """Visual tokens that each decoder layer saw, over all spans."""
         counts, now = [], self.tokens_total
-        for stage, _, _, present in self._steps:
+        for stage, _, _, present, _ in self._steps:
             now = sum(present) if stage != "decoder" else now
         for layer in range(self.depth):
-            for stage, at, _, present in self._steps:
+            for stage, at, _, present, _ in self._steps:
                 if stage == "decoder" and at == layer:
                     now = sum(present)
             counts.append(now)
@@ -157,7 +163,7 @@ class Report:
         spans = len(self.batch.spans)
         steps = ", ".join(
             f"{stage}{'' if layer is None else f' layer {layer}'}: {sum(present)}"
-            for stage, layer, _, present in self._steps
+            for stage, layer, _, present, _ in self._steps
         )
         if self._loans:
             layers, counts = [str(layer) for layer, _, _ in self._loans], [str(n) for _, _, n in self._loans]
@@ -170,7 +176,7 @@ class Report:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: numbers on the CPU, and nothing of the model."""
-        steps = [(stage, layer, ids.cpu(), present) for stage, layer, ids, present in self._steps]
+        steps = [(*at, ids.cpu(), n, None if sizes is None else sizes.cpu()) for *at, ids, n, sizes in self._steps]
         batch = None if self.batch is None else self.batch.alone()
         loans = [(layer, ids.cpu(), count) for layer, ids, count in self._loans]
         own = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -20,7 +20,14 @@ PLACES = [place for setting in (*METHODS, *VARIANTS) for place in places_of(sett
 everywhere = pytest.mark.parametrize("place", PLACES, ids=str)
 
 # what the index must decide, since two tokens are each other's nearest, or all are worth the same
-TIED = ("divprune", "embedlens", "idpruner(importance=uniform, parallel=3)", "cdpruner(relevance=none)", "deep_random")
+TIED = (
+    "divprune",
+    "embedlens",
+    "idpruner(importance=uniform, parallel=3)",
+    "cdpruner(relevance=none)",
+    "deep_random",
+    "restore",
+)
 TIED += ("scope(alpha=0, space=projected)",)
 UNTRAINED = ("pmod", "pmod(target=shiftedlinear, weights=untrained)")  # all gates are 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fuzz.check import check
@@ -72,3 +74,22 @@ def test_the_longest_row_ends_in_a_picture_and_loses_nothing(family: str, mode: 
     small, large = (tokens.index(n) for n in (min(tokens), max(tokens)))
     rows = ((f"i{large}", 3), (max(tokens) + 9, f"i{small}"))
     exact(Draw(family, (("uniform", {"keep": min(tokens), "layer": 2}),), rows, mode, tail=(3,)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "first", "more"),
+    [
+        ("assisted", "divprune", {}),
+        ("assisted", "fastv", {"dtype": "float16", "attention": "eager"}),
+        ("greedy", "tome", {"dtype": "float16", "attention": "eager"}),
+        ("no_cache", "pool", {"attention": "eager"}),
+        ("turns", "divprune", {"tail": (2, "i0", 3)}),
+        ("turns", "tome", {"tail": (4,)}),
+        ("beams", "pyramiddrop", {}),
+    ],
+)
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl", "internvl"])
+def test_what_a_prompt_sees_more_is_in_the_reference(family: str, mode: str, first: str, more: dict[str, Any]) -> None:
+    """The reference lost it for every draw; it belongs to the columns of a prompt, each prompt by itself."""
+    rows = ((3, "i0", 4),) if mode == "assisted" else ((3, "i0", 4), ("i0", 2))
+    exact(Draw(family, (("restore", {"keep": 5, "first": first}),), rows, mode, tokens=3, padding=1, **more))

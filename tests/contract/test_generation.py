@@ -128,7 +128,7 @@ def join(first: Any, second: Any, offset: int) -> SimpleNamespace:
     """The reports of two turns as one over the whole dialogue."""
     moved = [SimpleNamespace(sample=s.sample, columns=s.columns + offset) for s in second.spans]
     steps = [
-        SimpleNamespace(stage=a.stage, layer=a.layer, kept=[*a.kept, *b.kept])
+        SimpleNamespace(stage=a.stage, layer=a.layer, kept=[*a.kept, *b.kept], sizes=None)
         for a, b in zip(first.steps, second.steps, strict=True)
     ]
     return SimpleNamespace(spans=[*first.spans, *moved], steps=steps)

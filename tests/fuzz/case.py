@@ -171,7 +171,8 @@ class Case:
             early, shift = compacted(positions[:, :width], report, valid, torch.zeros(batch, dtype=torch.long))
             positions = torch.cat([early, positions[:, width:] - shift[:, None]], 1)
         tokens = torch.zeros(batch, 1, dtype=torch.long) if tokens is None else tokens
-        return logits_of(stock, inputs, report, positions, tokens, vectors, seen.features)
+        # a prompt without a cache has what was generated behind it
+        return logits_of(stock, inputs, report, positions, tokens, vectors, seen.features, [(0, self.width)])
 
     def answers(self, truth: Tensor, seen: Seen, valid: Tensor, rows: list[int] | None = None) -> Tensor:
         """`[R, n, V]`: the reference's logits that the next tokens come from."""

@@ -34,12 +34,20 @@ def parts_of(step: Any) -> dict[str, Any]:
     return {"stage": step.stage, "layer": step.layer, "loan": step.loan}
 
 
+def chosen_sizes(step: Any, chosen: Sequence[int]) -> list[Tensor] | None:
+    """Of a step the sizes of the spans `chosen`."""
+    return None if step.sizes is None else [step.sizes[i] for i in chosen]
+
+
 def rows_of(report: Any, rows: Sequence[int]) -> SimpleNamespace:
     """The part of a report that tells of `rows`, which become rows 0, 1, ..."""
     place = {row: i for i, row in enumerate(rows)}
     chosen = [i for i, span in enumerate(report.spans) if span.sample in place]
     spans = [SimpleNamespace(sample=place[report.spans[i].sample], columns=report.spans[i].columns) for i in chosen]
-    steps = [SimpleNamespace(**parts_of(s), kept=[s.kept[i] for i in chosen]) for s in report.steps]
+    steps = [
+        SimpleNamespace(**parts_of(s), kept=[s.kept[i] for i in chosen], sizes=chosen_sizes(s, chosen))
+        for s in report.steps
+    ]
     return SimpleNamespace(spans=spans, steps=steps)
 
 
@@ -47,8 +55,12 @@ def joined(first: Any, second: Any, offset: int) -> SimpleNamespace:
     """The reports of two turns as one over the whole dialogue; the second begins at column `offset`."""
     spans = [SimpleNamespace(sample=s.sample, columns=s.columns + offset) for s in second.spans]
     whole = [[torch.arange(len(s.columns)) for s in report.spans] for report in (first, second)]
-    steps = [SimpleNamespace(**parts_of(s), kept=[*s.kept, *whole[1]]) for s in first.steps]
-    steps += [SimpleNamespace(**parts_of(s), kept=[*whole[0], *s.kept]) for s in second.steps]
+    steps = []
+    for report, before, behind in ((first, [], whole[1]), (second, whole[0], [])):
+        for step in report.steps:
+            kept = [*before, *step.kept, *behind]
+            sizes = None if step.sizes is None else [*map(torch.ones_like, before), *step.sizes, *behind]
+            steps.append(SimpleNamespace(**parts_of(step), kept=kept, sizes=sizes))
     return SimpleNamespace(spans=[*first.spans, *spans], steps=steps)
 
 
@@ -171,8 +183,10 @@ def logits_of(
     tokens: Tensor,
     vectors: dict[int, tuple[Tensor, Tensor]],
     features: dict[str, Any],
+    prompts: list[tuple[int, int]],
 ) -> Tensor:
     """``reference.reference`` in the dtype of `stock`, with what the encoder gave."""
     dtype = text_model(stock).layers[0].self_attn.q_proj.weight.dtype
     with features_given(stock, cast(features, dtype)):
-        return reference(stock, cast(inputs, dtype), report, positions, tokens, cast(vectors, dtype))
+        given = cast(inputs, dtype), report, positions, tokens, cast(vectors, dtype)
+        return reference(stock, *given, prompts=prompts)

@@ -160,6 +160,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "quecc": {"kernel": st.integers(1, 4), "no_text": FLAG},
     "random": {"seed": SEED, "layer": LAYER, "at": st.sampled_from(["vision", "input", "decoder"]), **OFFICIAL},
     "reroute": {"first": st.sampled_from(["pyramiddrop", "hawk"])},
+    "restore": {"first": st.sampled_from(["divprune", "uniform", "fastv", "hawk", "pool", "pyramiddrop", "tome"])},
     "scope": {"alpha": UNIT, "space": st.sampled_from(["encoder", "projected"])},
     "sparsevlm": {
         "budget": st.sampled_from([192, 128, 64]),
@@ -234,6 +235,7 @@ LEFT_OUT = {
     "quecc.question": "there is no tokenizer",
     "quecc.weights": "a file, always an untrained network",
     "reroute.first_params": "drawn with the methods themselves",
+    "restore.first_params": "drawn with the methods themselves",
     "tokenflex.weights": "a file, always an untrained network",
 }
 # given always: without them the method can't run on tiny models, or takes long

@@ -96,7 +96,8 @@ def compare(
 
     def truth(stock: nn.Module) -> Tensor:
         none = torch.zeros(len(valid), 1, dtype=torch.long)
-        logits = logits_of(stock, whole, joint, positions, none, vectors, features)
+        prompts = [(0, width), (start, end)]
+        logits = logits_of(stock, whole, joint, positions, none, vectors, features, prompts)
         return torch.cat([logits[kept], *(logits[row, answer][None] for row, _, answer in replies)])
 
     case.same(torch.cat([found[kept], *(found[row, last][None] for row, last, _ in replies)]), truth, "the dialogue")

@@ -39,9 +39,9 @@ def own_pieces(setting: Setting) -> int:
     return 2 * len({getattr(signal, "layer", None) for signal in signals})
 
 
-AT_INPUT = [s for s in METHODS if set(stages(s)) == {"input"}]
-LENDING = ("pmod", "reroute")  # refused
-AT_DECODER = [s for s in METHODS if "decoder" in stages(s) and s.pruner not in LENDING]
+REFUSED = ("pmod", "reroute", "restore")  # what lends or calibrates
+AT_INPUT = [s for s in METHODS if set(stages(s)) == {"input"} and s.pruner not in REFUSED]
+AT_DECODER = [s for s in METHODS if "decoder" in stages(s) and s.pruner not in REFUSED]
 PIPELINES = [Setting(spec) for spec in ("uniform(keep=0.8) + fastv(layer=3, keep=0.3)", "dart(layer=2, keep=4)")]
 # after a count that is known before the choice, and after one that is not
 PIPELINES += [Setting(f"pool(layer=1, keep=0.8) + {spec}") for spec in ("tome(layer=3, keep=0.4)", "vtw(layer=3)")]
