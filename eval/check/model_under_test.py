@@ -274,9 +274,10 @@ def merged_vectors(
     found = {}
     for step in report.steps:
         layer = step.layer if step.stage == "decoder" else EMBEDDED
-        gone, values = hidden[max(layer, 0)], []
-        for b, row in enumerate(valid & ~gone):
+        left, values = visual & ~hidden[max(layer, 0)], []
+        for b, row in enumerate(valid & ~hidden[max(layer, 0)]):
+            row[valid[b].nonzero().max()] = True  # asks, also when its token is gone
             present = row.nonzero()[:, 0]
-            values.append(states[layer][b, -len(present) :][visual[b, present]])
-        found[layer] = (visual & ~gone, torch.cat(values))
+            values.append(states[layer][b, -len(present) :][left[b, present]])
+        found[layer] = (left, torch.cat(values))
     return found

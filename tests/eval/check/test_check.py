@@ -65,6 +65,14 @@ def test_every_family(kind: str) -> None:
     }
 
 
+@pytest.mark.parametrize("pruner", ["tome", "pool"])
+def test_a_merging_method_where_the_picture_comes_last(pruner: str) -> None:
+    """The last token asks the next one, also when it is gone."""
+    result = check("llava", pruner=pruner, keep=0.4)
+    assert problems(result) == []
+    assert "picture last" in {o.contract for o in result.outcomes if o.status == EXACT}
+
+
 @pytest.mark.parametrize("attention", ["eager", "flex", "flash"])
 def test_attention_implementations(attention: str) -> None:
     result = check("gemma3", "decoder", attention=attention)
