@@ -58,3 +58,7 @@ class VisionRecord:
     may_have_newlines: bool = False
     small: Callable[[], Tensor | None] = _unseen
     seconds: float = 0.0
+
+    def __deepcopy__(self, _: object) -> VisionRecord:
+        """Itself: it never changes, and what it calls is the model's. Assisted decoding copies encoder outputs."""
+        return self

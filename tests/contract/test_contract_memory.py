@@ -63,7 +63,7 @@ def test_three_times_the_features(place: Place, dtype: torch.dtype) -> None:
     assert _held(place, dtype, LLAVA) <= _limit(place, dtype)
 
 
-@pytest.mark.share(8)
+@pytest.mark.share(16)
 @pytest.mark.parametrize("place", OF_METHODS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_three_times_the_features_of_a_batch(place: Place, dtype: torch.dtype) -> None:

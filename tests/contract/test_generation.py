@@ -12,7 +12,7 @@ from generating import beams, dialogue_of, positions_of
 from methods import BOTH_STAGES, READING, TWO_LAYERS, Setting
 from reference import allowed, baseline, greedy, reference, text_model
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 from versions import beam_shape, mixes_pictures
 from zoo import FAMILIES, SPECIAL, Prompt, free_prompt, prompt, tiny
@@ -107,6 +107,17 @@ def test_prompt_lookup_equals_greedy(family: str, setting: Setting) -> None:
             eos_token_id=CLOSE,  # suppressed too; transformers < 5.13 needs to have one here
         )
     assert torch.equal(assisted[:, -12:], plain)
+
+
+@pytest.mark.parametrize("setting", [BOTH_STAGES, READING], ids=str)
+def test_a_smaller_model_that_guesses_changes_nothing(setting: Setting) -> None:
+    """transformers copies what the encoder gave, and all else that the model is called with, for the assistant."""
+    model, given = tiny("llava"), prompt("llava", "one").inputs
+    assistant = LlamaForCausalLM(model.config.text_config).eval()
+    with vtc.compressed(model, setting.pruner):
+        ways = [model.generate(**given, max_new_tokens=8, do_sample=False, assistant_model=assistant),
+                model.generate(**given, max_new_tokens=8, do_sample=False)]  # fmt: skip
+    assert torch.equal(*ways)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
