@@ -41,7 +41,7 @@ def test_hiding_tokens_changes_the_reference(family: str) -> None:
     columns = (inputs["input_ids"][0] == 90).nonzero()[:, 0]
     report = SimpleNamespace(
         spans=[SimpleNamespace(sample=0, columns=columns)],
-        steps=[SimpleNamespace(stage="decoder", layer=2, kept=[torch.arange(0, len(columns), 3)])],
+        steps=[SimpleNamespace(stage="decoder", layer=2, kept=[torch.arange(0, len(columns), 3)], sizes=None)],
     )
     logits = reference(model, inputs, report, plain.positions, plain.generated.tokens[:, :1])
     assert (logits[:, -1] - plain.logits[:, -1]).abs().max() > 1e-2

@@ -32,10 +32,11 @@ NEEDS = {
 
 
 def _registered() -> Iterator[str]:
-    """Every method that runs in an engine as it is: at the input alone, and keeping a fixed number."""
+    """Every method that runs in an engine as it is: at the input alone, keeping a fixed number, and nothing more."""
     for name in vtc.list_pruners():
         pruner = vtc.pruner_class(name)(keep=KEEP)
-        if {s.stage for s in pruner.stops(8)} == {"input"} and not pruner.adaptive_count:
+        stages = {s.stage for s in pruner.stops(8)}
+        if stages == {"input"} and not pruner.adaptive_count and not pruner.calibrates:
             yield NEEDS.get(name, name)
 
 

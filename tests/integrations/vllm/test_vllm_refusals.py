@@ -34,11 +34,11 @@ def test_methods_run_here_or_say_why_not(name: str) -> None:
     pruner = vtc.pruner_class(name)(keep=0.4)
     stages = {stop.stage for stop in pruner.stops(32)}
     asks = any(isinstance(s, QuestionState) for stop in pruner.stops(32) for s in pruner.signals_at(stop))
-    if stages == {"input"} and not pruner.adaptive_count and not asks:
+    if stages == {"input"} and not pruner.adaptive_count and not asks and not pruner.calibrates:
         refuse_pipeline((pruner,))
         return
     words = "KV blocks" if "decoder" in stages else "inside the vision tower" if "vision" in stages else "adaptive"
-    words = "the question alone" if asks else words
+    words = "the question alone" if asks else "adds to the attention" if pruner.calibrates else words
     with pytest.raises(NotImplementedError, match=words):
         refuse_pipeline((pruner,))
 
