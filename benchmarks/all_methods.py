@@ -8,6 +8,7 @@ which verdicts are others.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def line(cell: dict[str, Any], stages: dict[str, str]) -> str:
 
 def page_of(about: dict[str, Any]) -> str:
     """All rows of one sweep."""
-    stages = {row["name"]: ", ".join(row["stages"]) for row in describe()}
+    stages = {row["name"]: ", ".join(row["stages"]) for row in describe()} | {"downsample": "smaller pictures"}
     pruned = [cell for cell in about["cells"] if cell["difference"] is not None]
     unpruned = next(cell for cell in about["cells"] if cell["difference"] is None)
     methods = [cell for cell in pruned if not cell["method"].startswith("random")]
@@ -73,7 +74,7 @@ def page_of(about: dict[str, Any]) -> str:
     page = TEXT.format(
         model="bundled-real" if real else "the bundled model",
         about="real-model.md" if real else "bundled-model.md",
-        command=about["command"],
+        command=re.sub(r" --(output|workers) \S+", "", about["command"]),
         questions=sum(about["data"]["questions"].values()), tasks=len(about["data"]["questions"]),
         versions=", ".join(f"{name} {about['versions'][name]}" for name in ("vtc", "torch", "transformers")),
         hardware=f"{about['hardware']['cpus']} cores of {about['hardware']['cpu']}",
