@@ -12,8 +12,16 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import best, budgets_of, columns_of, part_sizes, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import BLOCK, frames_of
 from vtc.pruners.primitives.greedy import barred
+from vtc.pruners.primitives.greedy.rows import alike, copy_twins, twins
 from vtc.pruners.primitives.page_rank import page_rank
-from vtc.pruners.primitives.precision import exact, exact_dtype, settled, wide_dtype
+from vtc.pruners.primitives.precision import (
+    decides_on_host,
+    exact,
+    exact_dtype,
+    settled,
+    vector_lengths,
+    wide_dtype,
+)
 
 from .base import Pruner
 from .registry import register_pruner
@@ -49,8 +57,8 @@ class GPrune(Pruner):
         score_j = v_j / |L_j|
 
     What many resemble receives much, and shares it with its look-alikes: the division leaves a few of each kind, of the
-    foreground and of the background. O(N^2 (D + iterations)) time and an N x N matrix; computed in float64 where
-    the device has it, so that equal tokens tie and the lowest index decides.
+    foreground and of the background. O(N^2 (D + iterations)) time and an N x N matrix. Equal tokens tie, and
+    the lowest index decides; scores are summed in float64 where the device has it. Cosines above 1 - 1e-6 are 1.
 
     Thumbnail and mosaic of an anyres picture are graphs of their own and keep equal shares, as with the authors; so
     does each frame of a video, which they have not. Crops that a model feeds as spans of their own (InternVL) are
@@ -101,34 +109,35 @@ class GPrune(Pruner):
 
     def _received(self, x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> Tensor:
         """Scores `[G, P]` of graphs, whose nodes are ``x[row, place]``; those that are not `there` are none."""
-        cosine, length = cosines(x, row, place, there)
-        links = torch.cat([(part >= self.similarity).sum(-1) for part in cosine.split(ROWS, 1)], 1)
-        found = page_rank(Links(cosine, self.similarity, self.temperature), length, self.iterations)
-        found = found / links.clamp(min=1)
+        matrix, length = cosines(x, row, place, there)
+        links = []
+        for part in matrix.split(ROWS, 1):  # the weights take the cosines' place
+            none = part < self.similarity
+            links.append((~none).sum(-1))
+            logits = exact(part).div(self.temperature).masked_fill_(none, torch.finfo(torch.float32).min)
+            part.copy_(logits.softmax(-1).masked_fill_(none, 0))
+        found = page_rank(Rows(matrix), length, self.iterations) / torch.cat(links, 1).clamp(min=1)
         return settled(found, found.amax(1, keepdim=True))
 
 
 @dataclass
-class Links:
-    """The weights W of graphs in blocks of rows `[G, m, P]`, made of the cosines `[G, P, P]` whenever they are read."""
+class Rows:
+    """A matrix `[G, P, P]` in blocks of rows `[G, m, P]` in float64, as often as they are read."""
 
-    cosine: Tensor
-    similarity: float
-    temperature: float
+    matrix: Tensor
 
     def __iter__(self) -> Iterator[Tensor]:
-        for part in self.cosine.split(ROWS, 1):
-            none = part < self.similarity
-            logits = exact(part).div(self.temperature).masked_fill_(none, torch.finfo(torch.float32).min)
-            yield logits.softmax(-1).masked_fill_(none, 0)
+        return (exact(part) for part in self.matrix.split(ROWS, 1))
 
 
 def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of the tokens ``x[row, place]`` `[G, P, D]` with one another, `[G, P, P]`, and their lengths `[G, P]`.
 
-    In float64 without its rounding, so that equal tokens have equal ones; held in float32 at least.
+    Equal tokens have equal ones: copies on the CPU, elsewhere computed in float64 without its rounding.
     """
-    nodes, dtype = place.shape[1], exact_dtype(x.device)
+    nodes, on_host = place.shape[1], decides_on_host(x)
+    dtype = wide_dtype(x) if on_host else exact_dtype(x.device)
+    same = [_twins(x[r, p], t) for r, p, t in zip(row, place, there, strict=True)] if on_host else []
     made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))
     length = x.new_zeros(place.shape, dtype=dtype)
     size = ROWS if x.device.type == "cpu" else max(ROWS, nodes // STRIPS)
@@ -142,7 +151,17 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
     for i, here in enumerate(parts):
         left = unit(here)
         for other in parts[i:]:
-            block = settled(left @ (left if other == here else unit(other)).mT)
+            block = alike(settled(left @ (left if other == here else unit(other)).mT))
+            if other == here:  # rounding differs with the order of the two
+                block = torch.maximum(block, block.mT)
             made[:, here, other] = block
             made[:, other, here] = block.mT
-    return made, length
+    for graph, twin in zip(made, same, strict=False):
+        copy_twins(graph, twin)
+    return made, exact(length)
+
+
+def _twins(nodes: Tensor, there: Tensor) -> Tensor | None:
+    """The first of those that are equal, `[P]`; each that is not `there` is its own."""
+    found = twins(nodes, vector_lengths(nodes))
+    return None if found is None else torch.where(there, found, torch.arange(len(found)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..precision import decides_on_host, exact_dtype, settled, vector_lengths, wide_dtype
-from .rows import alike, twins
+from .rows import alike, copy_twins, twins
 from .steps import finite
 
 BLOCK = 96  # tokens whose cosines are made together: wide copies of more would count beside the matrix
@@ -38,12 +38,7 @@ def all_cosines(x: Tensor, usable: Tensor, above: int = 0) -> Tensor:
             made[:, here, there] = block
             made[:, there, here] = block.mT
     for row, first in zip(made, firsts, strict=False):
-        if first is not None:
-            copies = (first != torch.arange(count)).nonzero()[:, 0].split(BLOCK)
-            for some in copies:
-                row[some] = row[first[some]]
-            for some in copies:
-                row[:, some] = row[:, first[some]]
+        copy_twins(row, first)
     return whole
 
 

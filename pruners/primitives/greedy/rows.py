@@ -156,3 +156,14 @@ def twins(x: Tensor, norm: Tensor) -> Tensor | None:
         mine, other = mine[differ], other[differ]
         twin[mine] = torch.where((x[mine] == x[other]).all(-1), other, mine)
     return twin
+
+
+def copy_twins(matrix: Tensor, twin: Tensor | None) -> None:
+    """Give twins the rows and columns of the first one of them, in place, in a matrix of all pairs `[N, N]`."""
+    if twin is None:
+        return
+    copies = (twin != torch.arange(len(twin))).nonzero()[:, 0].split(CHUNK)
+    for some in copies:
+        matrix[some] = matrix[twin[some]]
+    for some in copies:
+        matrix[:, some] = matrix[:, twin[some]]
