@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -71,7 +71,8 @@ class DeepRandom(Around):
     def __post_init__(self) -> None:
         super().__post_init__()
         stops = self._first.stops(HORIZON[1])
-        if len(stops) != 1 or stops[0].stage == "vision" or stops[0].keep is not None:
+        once = len(stops) == 1 and stops[0].stage != "vision" and stops[0].keep is None
+        if not once or len(replace(self._first, keep=0.5).stops(HORIZON[1])) != 1:  # some stop again where there is one
             raise ValueError(
                 f"deep_random.first={self.first!r} must prune once, at the input or decoder stage; write the stages as "
                 "a pipeline instead: 'first(...) + random(layer=..., keep=...)'"

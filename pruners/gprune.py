@@ -12,14 +12,13 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import best, budgets_of, columns_of, part_sizes, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import BLOCK, frames_of
 from vtc.pruners.primitives.greedy import barred
-from vtc.pruners.primitives.greedy.rows import alike, copy_twins, twins
+from vtc.pruners.primitives.greedy.rows import alike, copy_twins, twins_among
 from vtc.pruners.primitives.page_rank import page_rank
 from vtc.pruners.primitives.precision import (
     decides_on_host,
     exact,
     exact_dtype,
     settled,
-    vector_lengths,
     wide_dtype,
 )
 
@@ -137,7 +136,7 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
     """
     nodes, on_host = place.shape[1], decides_on_host(x)
     dtype = wide_dtype(x) if on_host else exact_dtype(x.device)
-    same = [_twins(x[r, p], t) for r, p, t in zip(row, place, there, strict=True)] if on_host else []
+    same = [twins_among(x[r, p], t) for r, p, t in zip(row, place, there, strict=True)] if on_host else []
     made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))
     length = x.new_zeros(place.shape, dtype=dtype)
     size = ROWS if x.device.type == "cpu" else max(ROWS, nodes // STRIPS)
@@ -159,9 +158,3 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
     for graph, twin in zip(made, same, strict=False):
         copy_twins(graph, twin)
     return made, exact(length)
-
-
-def _twins(nodes: Tensor, there: Tensor) -> Tensor | None:
-    """The first of those that are equal, `[P]`; each that is not `there` is its own."""
-    found = twins(nodes, vector_lengths(nodes))
-    return None if found is None else torch.where(there, found, torch.arange(len(found)))

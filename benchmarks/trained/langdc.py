@@ -1,9 +1,9 @@
 """LangDC on the bundled model: ``OMP_NUM_THREADS=1 python benchmarks/trained/langdc.py --out DIR``.
 
-First the captioner, a copy of the bundled language model, learns to list what short clips show, on clips of its own
-(``--caption-clips``: of few it learns the captions by heart). Then arms train projector and language model for equal
-steps on the same clips and questions: pooled tokens with captions, as many
-pooled tokens as that comes to on average, and the same pooled tokens without captions. All answer about held-out clips.
+First the captioner, a copy of the bundled language model, learns to list what short clips show, on ``--caption-clips``
+of them, those of the arms among them (of few it learns the captions by heart). Then arms train projector and language
+model for equal steps on the same clips and questions: pooled tokens with captions, as many pooled tokens as that comes
+to on average, and the same pooled tokens without captions. All answer about held-out clips.
 A killed run goes on; ``--table`` writes what is there.
 """
 

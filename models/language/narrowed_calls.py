@@ -135,6 +135,11 @@ class LayerCalls:
                 f"{attention_kind(self.lm.config)} takes no numbers that are added to attention, as calibrating does: "
                 "call model.set_attn_implementation('sdpa') first"
             )
+        if isinstance(rotary, tuple) and any(x.dim() == 4 for x in rotary):
+            raise NotImplementedError(
+                f"this transformers gives the rotary embedding of {type(self.lm).__name__} apart for each axis of "
+                "positions, which calibrating attention does not know: upgrade transformers, or prune without it"
+            )
         asks = slots >= 0
         if run.prompt is not None:  # what is generated sees plain logits, behind a cache and in assisted decoding too
             asks &= slots < run.prompt

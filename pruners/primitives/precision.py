@@ -82,7 +82,8 @@ def held_together(*given: Tensor) -> Iterator[tuple[Any, ...]]:
 
     Each of `given` is `[B, ...]`, what is yielded are parts of them.
     """
-    return zip(*(x.split(1 if decides_on_host(x) else len(x)) for x in given), strict=True)
+    size = 1 if all(map(decides_on_host, given)) else len(given[0])
+    return zip(*(x.split(size) for x in given), strict=True)
 
 
 def settled(x: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -385,6 +385,7 @@ def test_sparsevlm_reads_the_models_own_attention_and_embeddings():
         ("vtw(keep=3)", "fraction"),
         ("vtw(keep=0.5, layer=3)", "give one"),
         ("deep_random(first=deep_random)", "another method"),
+        ("deep_random(first=nuwa)", "must prune once"),
         ("deep_random(first=nothing)", "unknown pruner 'nothing'"),
         ("deep_random(first=sparsevlm)", "prune once"),
         ("deep_random(first=vtw)", "prune once"),

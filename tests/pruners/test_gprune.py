@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -142,3 +143,15 @@ def test_memory_at_full_size(frames, limit):
 def test_refused(wrong):
     with pytest.raises(ValueError, match=rf"gprune\.{wrong.partition('=')[0]}=.* is out of range; it must be"):
         vtc.parse(f"gprune({wrong})")
+
+
+def test_tokens_that_are_gone_are_nobodys_copies():
+    """A place without a token stands for the first one that is left, which must not become its copy."""
+    x, grid = clustered(12, 5), Layout((Grid(3, 4),))
+    left = [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    pruner = vtc.parse("gprune(keep=4, similarity=0.2)")[0]
+    whole = Spans([x[left]], [4], layouts=[grid]).tokens()
+    tokens = replace(whole, ids=torch.tensor([left]))
+    alone = pruner.score(Spans([x[left]], [4]).tokens())[0]
+    assert torch.equal(pruner.score(tokens)[0], alone)
+    assert alone[0, 0] > 0

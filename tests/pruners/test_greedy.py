@@ -264,3 +264,13 @@ def test_finite_range_leaves_out_what_is_not_finite():
     found = finite_range(score, valid, 0)
     assert found[0, [0, 2]].tolist() == [1, 0]
     assert found[0, [1, 3, 4]].isnan().all()
+
+
+def test_what_is_not_usable_is_nobodys_twin():
+    x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 1] = x[0, 0]
+    usable = torch.tensor([[False, True, True, True, True, True]])
+    found = greedy.all_cosines(x, usable)[0]
+    assert torch.allclose(found[1:, 1:], torch.nn.functional.cosine_similarity(x[0, 1:, None], x[0, None, 1:], -1))
+    assert not found[0].any()
+    assert not found[:, 0].any()

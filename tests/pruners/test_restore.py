@@ -195,3 +195,16 @@ def test_what_can_not_carry_it_refuses():
     flex, no_numbers = tiny("llava", "flex_attention"), pytest.raises(NotImplementedError, match="takes no numbers")
     with vtc.compressed(flex, "restore", keep=0.4), no_numbers:
         flex(**given)
+
+
+def test_rotary_embeddings_of_axes_that_stand_apart_are_refused(monkeypatch):
+    """As transformers gave them for Qwen2-VL and its kin before 5.19."""
+    model = tiny("qwen2_5_vl")
+    rotary = model.model.language_model.rotary_emb
+    joined = rotary.forward
+    monkeypatch.setattr(rotary, "forward", lambda *a, **k: tuple(torch.stack([x] * 3) for x in joined(*a, **k)))
+    with (
+        vtc.compressed(model, "restore", keep=0.4),
+        pytest.raises(NotImplementedError, match="apart for each axis.*upgrade transformers"),
+    ):
+        model(**prompt("qwen2_5_vl", "one").inputs)

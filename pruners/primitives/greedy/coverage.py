@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..precision import decides_on_host, exact_dtype, settled, vector_lengths, wide_dtype
-from .rows import alike, copy_twins, twins
+from ..precision import decides_on_host, exact_dtype, settled, wide_dtype
+from .rows import alike, copy_twins, twins_among
 from .steps import finite
 
 BLOCK = 96  # tokens whose cosines are made together: wide copies of more would count beside the matrix
@@ -17,7 +17,7 @@ STRIPS = 4  # that it is looked at in elsewhere
 def all_cosines(x: Tensor, usable: Tensor, above: int = 0) -> Tensor:
     """See ``greedy.all_cosines``."""
     rows, count, dtype = *x.shape[:2], wide_dtype(x)
-    firsts = [twins(features, vector_lengths(features)) for features in x] if decides_on_host(x) else []
+    firsts = [twins_among(*one) for one in zip(x, usable, strict=True)] if decides_on_host(x) else []
     whole = x.new_zeros(rows, above + count, count, dtype=dtype)
     made = whole[:, above:]
     size = BLOCK if decides_on_host(x) else max(BLOCK, count // STRIPS)

@@ -158,6 +158,18 @@ def twins(x: Tensor, norm: Tensor) -> Tensor | None:
     return twin
 
 
+def twins_among(x: Tensor, usable: Tensor) -> Tensor | None:
+    """``twins`` of the `usable [N]` ones of the vectors `x [N, D]`; each other one is its own, and nobody's twin."""
+    here = usable.nonzero()[:, 0]
+    some = x[here]
+    found = twins(some, vector_lengths(some))
+    if found is None:
+        return None
+    twin = torch.arange(len(x))
+    twin[here] = here[found]
+    return twin
+
+
 def copy_twins(matrix: Tensor, twin: Tensor | None) -> None:
     """Give twins the rows and columns of the first one of them, in place, in a matrix of all pairs `[N, N]`."""
     if twin is None:
