@@ -205,6 +205,6 @@ def test_rotary_embeddings_of_axes_that_stand_apart_are_refused(monkeypatch):
     monkeypatch.setattr(rotary, "forward", lambda *a, **k: tuple(torch.stack([x] * 3) for x in joined(*a, **k)))
     with (
         vtc.compressed(model, "restore", keep=0.4),
-        pytest.raises(NotImplementedError, match="apart for each axis.*upgrade transformers"),
+        pytest.raises(NotImplementedError, match=r"apart for each axis.*upgrade transformers"),
     ):
         model(**prompt("qwen2_5_vl", "one").inputs)
