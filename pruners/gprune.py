@@ -12,15 +12,9 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import best, budgets_of, columns_of, part_sizes, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import BLOCK, frames_of
 from vtc.pruners.primitives.greedy import barred
-from vtc.pruners.primitives.greedy.rows import alike, copy_twins, twins_among
+from vtc.pruners.primitives.greedy.rows import alike, copy_twins, fill_pairs, twins_among
 from vtc.pruners.primitives.page_rank import page_rank
-from vtc.pruners.primitives.precision import (
-    decides_on_host,
-    exact,
-    exact_dtype,
-    settled,
-    wide_dtype,
-)
+from vtc.pruners.primitives.precision import decides_on_host, exact, exact_dtype, settled, wide_dtype
 
 from .base import Pruner
 from .registry import register_pruner
@@ -140,21 +134,13 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
     made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))
     length = x.new_zeros(place.shape, dtype=dtype)
     size = ROWS if x.device.type == "cpu" else max(ROWS, nodes // STRIPS)
-    parts = [slice(start, start + size) for start in range(0, nodes, size)]
 
     def unit(part: slice) -> Tensor:
         rows = x[row, place[:, part]].to(dtype).masked_fill_(~there[:, part, None], 0)
         length[:, part] = torch.linalg.vector_norm(rows, dim=-1)
         return rows.div_(length[:, part, None].clamp(min=1e-12))
 
-    for i, here in enumerate(parts):
-        left = unit(here)
-        for other in parts[i:]:
-            block = alike(settled(left @ (left if other == here else unit(other)).mT))
-            if other == here:  # rounding differs with the order of the two
-                block = torch.maximum(block, block.mT)
-            made[:, here, other] = block
-            made[:, other, here] = block.mT
+    fill_pairs(made, unit, lambda products: alike(settled(products)), size)
     for graph, twin in zip(made, same, strict=False):
         copy_twins(graph, twin)
     return made, exact(length)

@@ -274,8 +274,9 @@ def merged_vectors(
     found = {}
     for step in report.steps:
         layer = step.layer if step.stage == "decoder" else EMBEDDED
-        left, values = visual & ~hidden[max(layer, 0)], []
-        for b, row in enumerate(valid & ~hidden[max(layer, 0)]):
+        stays, values = ~hidden[max(layer, 0)], []
+        left = visual & stays
+        for b, row in enumerate(valid & stays):
             row[valid[b].nonzero().max()] = True  # asks, also when its token is gone
             present = row.nonzero()[:, 0]
             values.append(states[layer][b, -len(present) :][left[b, present]])

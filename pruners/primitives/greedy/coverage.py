@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..precision import decides_on_host, exact_dtype, settled, wide_dtype
-from .rows import alike, copy_twins, twins_among
+from .rows import alike, copy_twins, fill_pairs, twins_among
 from .steps import finite
 
 BLOCK = 96  # tokens whose cosines are made together: wide copies of more would count beside the matrix
@@ -22,21 +22,11 @@ def all_cosines(x: Tensor, usable: Tensor, above: int = 0) -> Tensor:
     made = whole[:, above:]
     size = BLOCK if decides_on_host(x) else max(BLOCK, count // STRIPS)
 
-    def unit(start: int) -> Tensor:
-        part = x[:, start : start + size].detach().to(dtype, copy=True)
-        part.masked_fill_(~usable[:, start : start + size, None], 0)
-        return part.div_(torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp_(min=1e-8))
+    def unit(part: slice) -> Tensor:
+        rows = x[:, part].detach().to(dtype, copy=True).masked_fill_(~usable[:, part, None], 0)
+        return rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_(min=1e-8))
 
-    for start in range(0, count, size):
-        left = unit(start)
-        here = slice(start, start + size)
-        for other in range(start, count, size):
-            there = slice(other, other + size)
-            block = alike(left @ (left if other == start else unit(other)).mT)
-            if other == start:  # rounding differs with the order of the two
-                block = torch.maximum(block, block.mT)
-            made[:, here, there] = block
-            made[:, there, here] = block.mT
+    fill_pairs(made, unit, alike, size)
     for row, first in zip(made, firsts, strict=False):
         copy_twins(row, first)
     return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -168,6 +169,25 @@ def twins_among(x: Tensor, usable: Tensor) -> Tensor | None:
     twin = torch.arange(len(x))
     twin[here] = here[found]
     return twin
+
+
+def fill_pairs(made: Tensor, unit: Callable[[slice], Tensor], alike_of: Callable[[Tensor], Tensor], size: int) -> None:
+    """Fill `made [..., N, N]` with ``alike_of`` products of the vectors ``unit(part) [..., n, D]``, the same both ways.
+
+    Parameters
+    ----------
+    size : int
+        Vectors at a time; of each pair of parts the product is made once.
+    """
+    parts = [slice(start, start + size) for start in range(0, made.shape[-1], size)]
+    for i, here in enumerate(parts):
+        left = unit(here)
+        for there in parts[i:]:
+            block = alike_of(left @ (left if there == here else unit(there)).mT)
+            if there == here:  # rounding differs with the order of the two
+                block = torch.maximum(block, block.mT)
+            made[..., here, there] = block
+            made[..., there, here] = block.mT
 
 
 def copy_twins(matrix: Tensor, twin: Tensor | None) -> None:
