@@ -16,7 +16,7 @@ from vtc.eval.statistics.intervals import Interval
 README = Path(__file__).resolve().parent.parent / "README.md"
 PAGE = README.parent / "docs" / "bundled-results.md"
 PICTURE = README.parent / "docs" / "pareto.png"
-FEW, FEW_KEEP = ("random", "pool", "random(layer=2)", "dart"), 0.11  # rows on the front page
+FEW, FEW_KEEP = ("random", "downsample", "pool", "random(layer=2)", "dart"), 0.11  # rows on the front page
 HEAD = (
     "| method | keep | visual tokens (mean per layer) | accuracy | against unpruned, points [95%] "
     "| against random at equal tokens per layer | prefill time | FLOPs | KV memory |\n" + "|---" * 9 + "|"
