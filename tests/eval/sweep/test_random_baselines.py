@@ -62,6 +62,15 @@ def test_methods_that_prune_late_get_a_baseline_of_their_own(loaded: Loaded, tas
     assert again.cells == plan.cells  # a resumed sweep has the same cells
 
 
+def test_smaller_pictures_meet_random_at_their_own_tokens(loaded: Loaded, tasks: TaskSet):
+    """A square of 63 tokens there is not: 49 are shown, which 11% of random are not near to."""
+    asked = plan_cells(["downsample"], [0.25, 0.11], seeds=[5, 6], random=True)
+    plan = add_baselines(asked, loaded, tasks, [5, 6])
+    assert [found for found in randoms(plan) if found[0] not in (0.25, 0.11)] == [(0.085, 5), (0.085, 6)]
+    assert round(0.085 * 576) == 49
+    assert add_baselines(plan, loaded, tasks, [5, 6]).cells == plan.cells
+
+
 def test_nothing_is_added_without_need(loaded: Loaded, tasks: TaskSet):
     for methods, random in (
         (["uniform", "pool"], True),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bench_world import save_model, world
 from result_rows import read_all
 from rich.console import Console
+from tiny_qwen import save_qwen
 
+import vtc
 from vtc.bundled_files import bundled_data
 from vtc.eval.bench import BenchOptions, run_bench
 from vtc.eval.sweep import second_questions as second
@@ -109,15 +113,51 @@ def test_a_sweep_tells_them_and_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "second.jsonl").exists()
 
 
-def test_who_keeps_more_than_a_cache_is_not_asked(
-    tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """Positions of three axes: where the next token stands is kept outside the cache."""
+    return load_model(str(save_qwen(tmp_path_factory.mktemp("qwen"))), "cpu")
+
+
+def test_positions_of_three_axes_go_on_behind_a_first_turn(qwen: Loaded, tmp_path: Path) -> None:
+    tasks = load_tasks(world()[1])
+    spec = "uniform(keep=2)"
+    sweep = Sweep(qwen, tasks, [UNPRUNED, make_cell("fastv", 1.0), make_cell("uniform", 2)])
+    pairs = second.pairs_of(tasks, 2)
+    assert second.can_ask(sweep, pairs) == ""
+    with AnswerStore(tmp_path / "second.jsonl", "config") as store:
+        second.ask_second(sweep, pairs, store)
+        rows = dict(store.rows)
+    for pair in pairs:
+        inputs = message_inputs(qwen.processor, chat(tasks, pair))
+        for name, pruned in (("unpruned", False), ("fastv(keep=1.0)", False), (spec, True)):
+            with torch.no_grad(), vtc.compressed(qwen.model, spec) if pruned else nullcontext():
+                out = qwen.model.generate(**inputs, max_new_tokens=sweep.limit(pair.second), do_sample=False)
+            want = qwen.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+            assert rows[name, pair.name]["prediction"] == want.strip()
+        assert rows[spec, pair.name]["visual_kept"] == 2 < rows[spec, pair.name]["visual_total"]
+
+
+def test_who_loses_its_place_between_two_turns_is_not_asked(qwen: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, first = load_tasks(world()[1]), second._first_turn
+
+    def forgetful(model: Any, *given: Any) -> Any:
+        cache = first(model, *given)
+        model.model.rope_deltas += 5
+        return cache
+
+    monkeypatch.setattr(second, "_first_turn", forgetful)
+    why = second.can_ask(Sweep(qwen, tasks, [UNPRUNED]), second.pairs_of(tasks, 1))
+    assert "answers otherwise on the cache of a first turn" in why
+
+
+def test_who_can_not_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = load_model(str(save_model(tmp_path / "model")), "cpu")
     asked = [Question(f"q{i}", f"t{i}", "a", "what is it?", "red") for i in range(2)]
     sweep = Sweep(tiny, TaskSet("data", "1", "", ("t0", "t1"), tuple(asked), {}), [UNPRUNED])
     assert "two questions" in second.can_ask(sweep, [])
-    monkeypatch.setattr(second, "shares_prefix", lambda model: False)
-    assert "keeps more than its cache" in second.can_ask(sweep, [second.Pair(*asked)])
+    monkeypatch.setattr(second, "reuses_encoder", lambda model: False)
+    assert "does not take its vision tower's output back" in second.can_ask(sweep, [second.Pair(*asked)])
     monkeypatch.undo()
     anew = "{{ messages|length }}{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
     monkeypatch.setattr(tiny.processor, "chat_template", anew)
