@@ -74,6 +74,7 @@ QUESTIONS: dict[str, Question] = {
     "perturbed": Question("features off by 1e-6", perturbed),
     "bfloat16": Question("features in bfloat16", bfloat16, promised=False),
 }
+PROMISED = [name for name, question in QUESTIONS.items() if question.promised]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Stability:
     cascades : bool
         Whether its class says that one near tie of the features decides much.
     overlaps : dict
-        Per question (``QUESTIONS``) the overlap of each draw.
+        Per question (``QUESTIONS``, or of those of ``in_a_model``) the overlap of each draw.
     failed : str
         Why it could not be measured; empty where it could.
     """
@@ -107,7 +108,7 @@ class Stability:
     @property
     def broken(self) -> list[str]:
         """The questions whose promise it does not keep."""
-        asked = [q for q in self.overlaps if QUESTIONS[q].promised and not (q == "perturbed" and self.cascades)]
+        asked = [q for q in PROMISED if q in self.overlaps and not (q == "perturbed" and self.cascades)]
         return [q for q in asked if self.worst(q) < LEAST]
 
 

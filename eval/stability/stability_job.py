@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from vtc.eval.terminal.progress_bars_and_eta import plain_progress
 from vtc.eval.vlm.pruning_settings import split_list
 from vtc.pruners import list_pruners
 
-from .rounding_overlap import EPSILON, LEAST, QUESTIONS, Stability, measure, setting
+from . import in_a_model, rounding_overlap
+from .in_a_model import Subject, measure_inside
+from .rounding_overlap import EPSILON, LEAST, Stability, measure, setting
+
+MADE_UP = {name: question.words for name, question in rounding_overlap.QUESTIONS.items()}
 
 HEAD = f"""# How much of a choice is rounding
 
@@ -33,15 +37,32 @@ is not promised by a method that *cascades*: one near tie decides much of what c
 explains. Nothing is promised in bfloat16, whose rounding is some 4,000 times as large as the perturbation of the third.
 """
 
+INSIDE = """# How much of a choice inside {model} is rounding
+
+Each method chooses in the model in float32, in float64 and in bfloat16, for the same pictures and questions, and the
+kept sets are compared with those of float32: 1.000 is the same tokens. What a method reads differs by what the model's
+own layers round, which grows from layer to layer; nothing is promised. The worst of {pictures} pictures, in brackets
+their mean where they differ; of a picture the least of all stops and crops.
+"""
+
 
 @dataclass(frozen=True)
 class StabilityOptions:
-    """What ``vtc stability`` was asked for; `methods` None means all."""
+    """What ``vtc stability`` was asked for; `methods` None means all.
+
+    With a `subject` the choices are those inside a model, of its pictures' tokens.
+    """
 
     methods: str | None = None
     tokens: str = "576,2880"
     keep: int | float = 0.11
     draws: int = 6
+    subject: Subject | None = None
+
+    @property
+    def questions(self) -> dict[str, str]:
+        """What is compared, in words."""
+        return MADE_UP if self.subject is None else in_a_model.QUESTIONS
 
 
 def asked_methods(options: StabilityOptions) -> list[str]:
@@ -63,9 +84,16 @@ def asked_methods(options: StabilityOptions) -> list[str]:
 
 def run_stability(options: StabilityOptions, console: Console, quiet: bool = False) -> list[Stability]:
     """Measure what was asked for, with a bar unless `quiet`."""
-    methods, tokens = asked_methods(options), token_counts(options.tokens)
-    found = []
+    methods, tokens, subject = asked_methods(options), token_counts(options.tokens), options.subject
+    found: list[Stability] = []
     with plain_progress(console, disable=quiet) as progress:
+        if subject is not None:
+            task = progress.add_task("", total=len(methods) * (1 + len(in_a_model.OTHERS)))
+
+            def advance(spec: str) -> None:
+                progress.update(task, advance=1, description=spec.split("(")[0])
+
+            return measure_inside(subject, methods, options.keep, advance)
         task = progress.add_task("", total=len(methods) * len(tokens))
         for spec in methods:
             progress.update(task, description=spec.split("(")[0])
@@ -86,29 +114,34 @@ def cell(row: Stability, question: str) -> str:
 
 def remark(row: Stability) -> str:
     """What else is to be said."""
-    broken = [QUESTIONS[q].words for q in row.broken]
+    broken = [MADE_UP[q] for q in row.broken]
     said = [row.failed, "cascades" if row.cascades else "", f"below {LEAST:g}: {', '.join(broken)}" if broken else ""]
     return "; ".join(filter(None, said)) or "-"
 
 
-def screen_table(rows: Sequence[Stability]) -> Table:
-    """The table for the screen."""
+def screen_table(rows: Sequence[Stability], questions: Mapping[str, str]) -> Table:
+    """The table for the screen, with a column for each of `questions`."""
     table = Table(title="Overlap of the kept tokens: worst draw (mean)", title_justify="left")
-    for column in ("method", "tokens", *(q.words for q in QUESTIONS.values()), "remarks"):
+    for column in ("method", "tokens", *questions.values(), "remarks"):
         table.add_column(column, no_wrap=column == "method")
     for row in rows:
-        table.add_row(row.method, f"{row.tokens:,}", *(cell(row, q) for q in QUESTIONS), remark(row))
+        table.add_row(row.method, f"{row.tokens:,}", *(cell(row, q) for q in questions), remark(row))
     return table
 
 
 def markdown(rows: Sequence[Stability], options: StabilityOptions) -> str:
     """The page in docs."""
-    columns = ["method", "tokens", *(q.words for q in QUESTIONS.values()), "remarks"]
+    columns = ["method", "tokens", *options.questions.values(), "remarks"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        values = [f"`{row.method}`", f"{row.tokens:,}", *(cell(row, q) for q in QUESTIONS), remark(row)]
+        values = [f"`{row.method}`", f"{row.tokens:,}", *(cell(row, q) for q in options.questions), remark(row)]
         lines.append(f"| {' | '.join(values)} |")
-    made = f"vtc stability --tokens {options.tokens} --keep {options.keep} --draws {options.draws}"
+    asked = f"--keep {options.keep} --draws {options.draws}"
+    if options.subject is not None:
+        name = options.subject.model or "bundled"
+        about = INSIDE.format(model=f"`{name}`", pictures=options.draws)
+        return "\n".join([about, *lines, "", f"Made by `vtc stability --model {name} {asked} --output FILE`.", ""])
+    made = f"vtc stability --tokens {options.tokens} {asked}"
     how = (
         f"The worst of {options.draws} draws, in brackets their mean where they differ. Half of the draws are pictures "
         "(2,880 tokens: a thumbnail and four crops), half are videos of 12 x 12 tokens a frame; signals are normal "

@@ -23,15 +23,15 @@ def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
 
     A missing or broadcast batch dimension is expanded; columns of -1 (padding) give column 0's values.
     """
-    batch, n = columns.shape
+    batch = len(columns)
     if x.dim() == -dim:
         x = x[None]
     where = x.dim() + dim
     if x.shape[where - 1] == 1 and batch > 1:
         x = x.expand(*x.shape[: where - 1], batch, *x.shape[where:])
-    lead, tail = x.shape[: where - 1], x.shape[where + 1 :]
-    index = columns.clamp(min=0).to(x.device).view((1,) * len(lead) + (batch, n) + (1,) * len(tail))
-    return x.gather(where, index.expand(*lead, batch, n, *tail))
+    rows = torch.arange(batch, device=x.device)[:, None]
+    # not a gather, which takes three to seven times as long on the CPU
+    return x[(*[slice(None)] * (where - 1), rows, columns.clamp(min=0).to(x.device))]
 
 
 def main_stream(hidden: Tensor) -> Tensor:

@@ -159,6 +159,32 @@ def test_the_command(tmp_path: Path) -> None:
     assert all(len(row["overlaps"][q]) == 2 for row in rows for q in QUESTIONS)
 
 
+def test_inside_a_model_in_three_precisions(tmp_path: Path) -> None:
+    page, methods = tmp_path / "page.md", "uniform,cdpruner,fastv,zero_tprune,langdc"
+    given = ["stability", "--model", "bundled", "--pruners", methods, "--draws", "2", "--output", str(page)]
+    found = CliRunner().invoke(app, given)
+    assert found.exit_code == 1  # langdc was asked for by name, and has no weights here
+    lines = {x.split("`")[1]: x for x in page.read_text().splitlines() if x.startswith("| `")}
+    assert lines["uniform"] == "| `uniform` | 576 | 1.000 | 1.000 | - |"
+    assert "ValueError" in lines["langdc"]
+    for name in ("cdpruner", "fastv", "zero_tprune"):
+        exact, rounded = (float(cell.split()[0]) for cell in lines[name].split("|")[3:5])
+        assert exact >= LEAST
+        assert 0.3 < rounded <= 1
+    assert "vtc stability --model bundled --keep 0.11 --draws 2" in page.read_text()
+
+
+def test_a_choice_by_precision_shows_inside_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_dtype(self: Pruner, tokens: vtc.VisualTokens, k: int) -> Tensor:
+        start = 0 if tokens.features.dtype == torch.float32 else k // 2
+        return torch.arange(start, start + k)[None]
+
+    monkeypatch.setattr("vtc.pruners.uniform.Uniform.select", by_dtype)
+    given = ["stability", "--model", "bundled", "--pruners", "uniform", "--keep", "4", "--draws", "1", "--json"]
+    [row] = json.loads(CliRunner().invoke(app, given).stdout)
+    assert row["overlaps"] == {"in float64": [0.5], "in bfloat16": [0.5]}
+
+
 def test_a_broken_promise_is_said_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def by_dtype(self: Pruner, tokens: vtc.VisualTokens, k: int) -> Tensor:
         start = 0 if tokens.features.dtype == torch.float32 else 8
@@ -180,6 +206,8 @@ def test_a_broken_promise_is_said_and_fails(monkeypatch: pytest.MonkeyPatch) -> 
         (["--keep", "0"], "--keep=0 is out of range"),
         (["--draws", "0"], "draws"),
         (["--output", "no/such/page.md"], "--output: no such folder"),
+        (["--model", "bundled", "--tokens", "576"], "--tokens makes up pictures"),
+        (["--model", "no/such/model"], "no/such/model"),
     ],
 )
 def test_wrong_options_are_one_line(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
