@@ -29,9 +29,9 @@ def gather_columns(x: Tensor, columns: Tensor, dim: int) -> Tensor:
     where = x.dim() + dim
     if x.shape[where - 1] == 1 and batch > 1:
         x = x.expand(*x.shape[: where - 1], batch, *x.shape[where:])
-    rows = torch.arange(batch, device=x.device)[:, None]
-    # not a gather, which takes three to seven times as long on the CPU
-    return x[(*[slice(None)] * (where - 1), rows, columns.clamp(min=0).to(x.device))]
+    picked: list[Any] = [slice(None)] * (where - 1)
+    picked += [torch.arange(batch, device=x.device)[:, None], columns.clamp(min=0).to(x.device)]
+    return x[tuple(picked)]  # not a gather, which takes three to seven times as long on the CPU
 
 
 def main_stream(hidden: Tensor) -> Tensor:
