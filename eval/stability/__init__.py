@@ -1,6 +1,6 @@
 """``vtc stability``: how much of a method's choice is rounding.
 
-In: methods.
+In: methods; a model, if choices inside one are asked for.
 Out: the overlap of choices, as a table.
-Uses: eval.terminal, eval.vlm, methods, models.selection, pruners, vtc.
+Uses: eval.tasks.reading, eval.terminal, eval.vlm, methods, models.selection, pruners, vtc.
 """
