@@ -124,14 +124,14 @@ class Adapter:
     def _attach(self) -> None:
         core, lm, layers = self.parts.core, self.parts.lm, self.parts.layers
         f, d = self.forward, self.decoder
-        eager = torch.compiler.disable  # torch.compile must break its graph here, not trace our state
-        self._hook(core.register_forward_pre_hook(eager(f.core_pre), with_kwargs=True))
-        self._hook(core.register_forward_hook(eager(f.core_post), with_kwargs=True, always_call=True))
+        eager, by_compiling = torch.compiler.disable, functools.partial(_by_compiling, self.hooks)
+        self._hook(core.register_forward_pre_hook(by_compiling(f.core_pre, f.core_call), with_kwargs=True))
+        self._hook(core.register_forward_hook(by_compiling(f.core_post), with_kwargs=True, always_call=True))
         compiled = self.planner.behind(f.lm_pre)
         if self.loans.at or d.calibrating:
             compiled = self.loans.refuse_compiled if self.loans.at else d.refuse_compiled
-        self._hook(lm.register_forward_pre_hook(_by_compiling(f.lm_pre, compiled), with_kwargs=True))
-        self._hook(lm.register_forward_hook(eager(f.lm_post), with_kwargs=True, always_call=True))
+        self._hook(lm.register_forward_pre_hook(by_compiling(f.lm_pre, compiled), with_kwargs=True))
+        self._hook(lm.register_forward_hook(by_compiling(f.lm_post), with_kwargs=True, always_call=True))
         behind = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
         after = [self.loans.after(i, hook) for i, hook in enumerate(behind)]
         hooks = [
@@ -280,12 +280,22 @@ def _traced(traced: Callable[..., Any], plain: Callable[..., Any]) -> Callable[.
     return run
 
 
-def _by_compiling(plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """`compiled` where torch.compile traces, which must break its graph there, else `plain`."""
-    eager, broken = torch.compiler.disable(plain), torch.compiler.disable(compiled)
+def _by_compiling(
+    hooks: SleepingHooks, plain: Callable[..., Any], compiled: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """`compiled` (or `plain`) where torch.compile traces, which must break its graph there, else `plain`."""
+
+    def stays(*args: Any) -> Any:
+        hooks.stay()
+        return (compiled or plain)(*args)
+
+    eager, broken = torch.compiler.disable(plain), torch.compiler.disable(stays)
 
     def run(*args: Any) -> Any:
-        return broken(*args) if torch.compiler.is_compiling() else eager(*args)
+        if torch.compiler.is_compiling():
+            return broken(*args)
+        # before anything was compiled a decoded token is spared the way through torch's wrapper
+        return (eager if hooks.stays else plain)(*args)
 
     return run
 

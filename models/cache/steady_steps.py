@@ -9,6 +9,7 @@ tokens the new columns are is written down only when somebody asks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,9 @@ class Steady:
     ----------
     first : SlotLayer or DynamicLayer
         The cache's first layer with columns, which text models ask how long the past is.
+    handed_on : set of bool
+        Of steps that need neither a mask nor other positions, whatever comes: whether the composite model was seen to
+        hand on to the text model as it is that there is a mask, and that there is none.
     """
 
     def __init__(self, cache: Any, kind: str, limit: int | None, lm: Any):
@@ -58,11 +62,13 @@ class Steady:
         self.guard = Guard()  # opened within a step: the first layer takes a column that nobody announced
         self.layers, first = cache.layers, first_columns(cache)
         self.first = cache.layers[first]
+        self.guarded = isinstance(self.first, SlotLayer)
         self.stock = [layer if i == first else as_stock(layer) for i, layer in enumerate(cache.layers)]
         for layer in cache.layers:
             if isinstance(layer, SlotLayer):
                 layer.guard = self.guard
         self.padding: tuple[Any, Tensor] | None = None
+        self.handed_on: set[bool] = set()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return type(None), ()
@@ -90,9 +96,28 @@ class Steady:
             and not asks_attentions(call)
         )
 
-    def begin(self, cache: Any, call: Call) -> None:
-        """Prepare the call."""
+    def serves_whole(self, lm: Any, cache: Any, kwargs: Mapping[str, Any], asked: Any) -> bool:
+        """Whether a call of the composite model with one token a row is such a step that needs no mask at all.
+
+        The same in one piece: behind a whole model's weights each function that is called is read from memory anew.
+        """
+        return (
+            (asked is not None) in self.handed_on
+            and (asked is None or (isinstance(asked, Tensor) and asked.dim() == 2))
+            and cache.layers is self.layers
+            and (self.first.guard is self.guard if self.guarded else True)
+            and not lm.training
+            and lm.config is self.config
+            and self.now == self.then
+            and kwargs.get("use_cache") is not False
+            and not kwargs.get("output_attentions")
+        )
+
+    def begin(self, cache: Any, call: Call, asked: Any) -> None:
+        """Prepare the call of the text model; `asked` is the mask that the caller gave."""
         shift, embeds, given = self.shift, call.get("embeds"), call.get("mask")
+        if given is asked and shift is None and self.limit is None and not getattr(self.first, "padded", False):
+            self.handed_on.add(asked is not None)
         mask: Any = self._mask(embeds.device) if getattr(self.first, "padded", False) else None
         if isinstance(given, dict):  # the composite model made them already: by kind of layer, and in full
             if mask is not None:
@@ -102,6 +127,10 @@ class Steady:
         call.put("mask", mask)
         if shift is not None:  # the caller counts on from the original ones
             call.put("positions", call.get("positions") - shift[:, None].to(embeds.device))
+        self.open(cache)
+
+    def open(self, cache: Any) -> None:
+        """Let the cache show stock layers."""
         self.cache, self.guard.open = cache, True
         cache.layers = self.stock
 

@@ -114,7 +114,6 @@ class Planner:
         """`hook` of the text model, and the plan of its first layers: what runs where ``torch.compile`` traces."""
 
         def run(lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self.hooks.stay()
             changed = hook(lm, args, kwargs)
             call = call_of(lm, *(changed or (args, kwargs)))
             self.plan(0, call.get("embeds"), call.get("mask"))

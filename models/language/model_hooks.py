@@ -38,6 +38,7 @@ from .refused_arguments import (
     warn_merged,
 )
 from .run_and_report_step import Steps
+from .short_steps import ShortSteps
 from .thread_state import Local
 from .tokenizer import Words
 
@@ -100,10 +101,25 @@ class Forward:
         refuse_layers(parts.lm)  # before arguments that exist for such layers only
         refuse_unknown(parts.lm)
         self.recurrent = keeps_state(parts.lm.config)
+        self.short = ShortSteps(parts.core, parts.lm)
         self.core_signature, self.lm_signature = signature_of(parts.core), signature_of(parts.lm)
 
     # ------------------------------------------------------------------ the composite model
-    def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin a call of the composite model; a short step is prepared at once."""
+        local, hooks = self.local, self.hooks
+        if not (local.records or local.pending or local.inside or hooks.awake or hooks.stays):
+            found = self.short.find(args, kwargs)
+            if found is not False and self.traffic.enter():
+                local.inside = local.short = True
+                if found is True:
+                    return None
+                local.steady = found
+                changed = self.short.begin(found, kwargs)
+                return None if changed is None else (args, changed)
+        return self.core_call(core, args, kwargs)
+
+    def core_call(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the placeholders, if visual input came along."""
         pruned_before = self.vision_stops and any(record.steps for record in self.local.records.values())
         local = self.local
@@ -155,6 +171,13 @@ class Forward:
     def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forget this forward, even when it raised."""
         local = self.local
+        if local.short:
+            local.short = local.inside = False
+            steady, local.steady = local.steady, None
+            if steady is not None:
+                steady.end()
+            self.traffic.leave()
+            return
         inside, unseen = local.inside, output is not None and not local.opened and local.unused_features()
         local.clear()
         if inside:  # else a hook before ours failed
@@ -207,6 +230,8 @@ class Forward:
     def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Open the run, and see to it that the layers' hooks are there if it needs them."""
         local = self.local
+        if local.short:
+            return None
         local.run = local.planned = None
         changed = self._begin(lm, args, kwargs)
         if local.run is None:
@@ -228,7 +253,7 @@ class Forward:
         steady = steady_of(cache)
         if steady is not None:
             if local.fed is None and not local.records and steady.serves(lm, cache, call, asked):
-                steady.begin(cache, call)
+                steady.begin(cache, call, asked)
                 local.steady, local.prompted = steady, None
                 return call.args, call.kwargs
             forget_steady(cache)
@@ -388,7 +413,7 @@ class Forward:
     def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Give the output its full length again, so that losses stay aligned."""
         local = self.local
-        if local.end_steady():
+        if local.short or local.end_steady():
             return None
         if local.awake:
             local.awake = False

@@ -33,6 +33,7 @@ _NOTHING = {
     "traced": False,
     "inside": False,
     "opened": False,
+    "short": False,
 }
 
 
@@ -57,6 +58,7 @@ class Local(ThreadState):
         self.pictured: dict[str, VisionRecord] | None = None  # the `encoded` of the generate() that last fed pictures
         self.pending = False  # whether generate() has encoded pictures that no forward has used yet
         self.inside = False  # whether this thread is in a forward of the composite model
+        self.short = False  # whether this forward is one of ``short_steps``
         self.opened = False  # whether this forward's pictures reached the text model's hook
 
     def clear(self) -> None:

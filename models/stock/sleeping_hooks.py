@@ -21,11 +21,13 @@ class SleepingHooks:
     ----------
     awake : bool
         Whether it is set.
+    stays : bool
+        Whether it is for good.
     """
 
     def __init__(self) -> None:
         self.awake = True
-        self._stays = False
+        self.stays = False
         self._users = 0
         self._lock = threading.Lock()
         self._hooks: list[_Hook] = []
@@ -53,7 +55,7 @@ class SleepingHooks:
     def sleep(self) -> None:
         """Take them off, unless another thread's forward needs them."""
         with self._lock:
-            if not self.awake or self._users or self._stays:
+            if not self.awake or self._users or self.stays:
                 return
             self.awake = False
             for hook in self._hooks:
@@ -64,7 +66,7 @@ class SleepingHooks:
     def stay(self) -> None:
         """Set them for good: before they are removed, and where ``torch.compile`` has a graph that knows them."""
         with self._lock:
-            self._stays = True
+            self.stays = True
             self._set()
 
     def _set(self) -> None:
