@@ -128,7 +128,7 @@ def rows_of(matrix: Tensor | HalfMatrix) -> Iterator[Tensor]:
 
 @dataclass
 class Rows:
-    """Matrices `[G, P, P]`, or `weights` of their rows, in blocks of rows `[G, m, P]` in float64, whenever they are read."""
+    """Matrices `[G, P, P]`, or `weights` of their rows, in blocks `[G, m, P]` in float64, as often as they are read."""
 
     matrix: Tensor | HalfMatrix
     weights: Callable[[Tensor], Tensor] | None

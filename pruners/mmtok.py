@@ -169,4 +169,10 @@ class Shares:
             parts = (slice(s, min(s + BLOCK, len(self))) for s in range(0, len(self), BLOCK))
             self.total = torch.cat([self._logits(part)[0].logsumexp(-1) for part in parts]).double()
         logit = self.cosines.at_most(one).double().div_(self.temperature)
-        return logit.sub_(self.total).add_(MARGIN * (4 + 1 / self.temperature)).exp_().mul_(self.each[0]).to(self.cosines.held)
+        return (
+            logit.sub_(self.total)
+            .add_(MARGIN * (4 + 1 / self.temperature))
+            .exp_()
+            .mul_(self.each[0])
+            .to(self.cosines.held)
+        )
