@@ -3,9 +3,9 @@
     python benchmarks/selection/memory.py [--methods all] [--tokens 19881] [--width 1024] [--keep 0.11]
         [--dtype bfloat16] [--seconds 300] [--output FILE.json]
 
-Each method runs in a process of its own, which is ended after ``--seconds`` of CPU time. ``vtc stability``'s made-up picture gives
-it what it reads; every stop of it is measured by the allocator's own record, and the one that holds most counts. The
-seconds are CPU time of ``select``, all stops together, one thread, with that record being kept.
+Each method runs in a process of its own, which is ended after ``--seconds`` of CPU time. ``vtc stability``'s made-up
+picture gives it what it reads; every stop of it is measured by the allocator's own record, and the one that holds most
+counts. The seconds are CPU time of ``select``, all stops together, one thread, with that record being kept.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ MIB = 2**20
 
 def lay_ready(tokens: VisualTokens, made: MadeOnce) -> None:
     """Make all that the method may read at this stop."""
-    for signal in made.declared:
-        spoken = isinstance(signal, (TextEmbeddings, QuestionState))
+    for read in made.declared:
+        spoken = isinstance(read, (TextEmbeddings, QuestionState))
         if not spoken:
-            tokens.read(signal)
-        if spoken or (isinstance(signal, DecoderSignal) and not signal.is_attention):
-            tokens.text(signal)
+            tokens.read(read)
+        if spoken or (isinstance(read, DecoderSignal) and not read.is_attention):
+            tokens.text(read)
 
 
 def watched(pruner: Pruner, made: MadeOnce) -> list[tuple[int, float]]:
