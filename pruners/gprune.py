@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from vtc.pruners.primitives.best_per_part import best, budgets_of, columns_of, part_sizes, per_token, rank_in_part
 from vtc.pruners.primitives.crops_and_frames import BLOCK, frames_of
 from vtc.pruners.primitives.greedy import barred
+from vtc.pruners.primitives.greedy.half_matrix import HalfMatrix, is_large
 from vtc.pruners.primitives.greedy.rows import alike, copy_twins, fill_pairs, twins_among
 from vtc.pruners.primitives.page_rank import page_rank
 from vtc.pruners.primitives.precision import decides_on_host, exact, exact_dtype, settled, wide_dtype
@@ -21,7 +22,7 @@ from .registry import register_pruner
 from .visual_tokens import VisualTokens
 
 ROWS = 128  # of a matrix at a time: float64 is never held whole
-STRIPS = 6  # of a matrix on a device
+STRIPS, AT_MOST = 6, 1024  # of a matrix on a device, and rows of one
 
 
 @register_pruner("gprune")
@@ -50,7 +51,8 @@ class GPrune(Pruner):
         score_j = v_j / |L_j|
 
     What many resemble receives much, and shares it with its look-alikes: the division leaves a few of each kind, of the
-    foreground and of the background. O(N^2 (D + iterations)) time and an N x N matrix. Equal tokens tie, and
+    foreground and of the background. O(N^2 (D + iterations)) time and an N x N matrix, of large
+    pictures half of it. Equal tokens tie, and
     the lowest index decides; scores are summed in float64 where the device has it. Cosines above 1 - 1e-6 are 1.
 
     Thumbnail and mosaic of an anyres picture are graphs of their own and keep equal shares, as with the authors; so
@@ -102,28 +104,41 @@ class GPrune(Pruner):
 
     def _received(self, x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> Tensor:
         """Scores `[G, P]` of graphs, whose nodes are ``x[row, place]``; those that are not `there` are none."""
-        matrix, length = cosines(x, row, place, there)
-        links = []
-        for part in matrix.split(ROWS, 1):  # the weights take the cosines' place
-            none = part < self.similarity
-            links.append((~none).sum(-1))
-            logits = exact(part).div(self.temperature).masked_fill_(none, torch.finfo(torch.float32).min)
-            part.copy_(logits.softmax(-1).masked_fill_(none, 0))
-        found = page_rank(Rows(matrix), length, self.iterations) / torch.cat(links, 1).clamp(min=1)
-        return settled(found, found.amax(1, keepdim=True))
+        found, length = cosines(x, row, place, there)
+        links: list[Tensor] = []
+        for part in rows_of(found):
+            links.append((part >= self.similarity).sum(-1))
+            if isinstance(found, Tensor):
+                part.copy_(self._weights(part))  # they take the cosines' place
+        weights = Rows(found, None if isinstance(found, Tensor) else self._weights)
+        received = page_rank(weights, length, self.iterations) / torch.cat(links, 1).clamp(min=1)
+        return settled(received, received.amax(1, keepdim=True))
+
+    def _weights(self, part: Tensor) -> Tensor:
+        """Of the links that rows of cosines `[G, m, P]` make, the same shape."""
+        none = part < self.similarity
+        logits = exact(part).div(self.temperature).masked_fill_(none, torch.finfo(torch.float32).min)
+        return logits.softmax(-1).masked_fill_(none, 0)
+
+
+def rows_of(matrix: Tensor | HalfMatrix) -> Iterator[Tensor]:
+    """Rows `[G, m, P]` of matrices, some at a time."""
+    return iter(matrix.split(ROWS, 1)) if isinstance(matrix, Tensor) else matrix.in_blocks(ROWS)
 
 
 @dataclass
 class Rows:
-    """A matrix `[G, P, P]` in blocks of rows `[G, m, P]` in float64, as often as they are read."""
+    """Matrices `[G, P, P]`, or `weights` of their rows, in blocks `[G, m, P]` in float64, as often as they are read."""
 
-    matrix: Tensor
+    matrix: Tensor | HalfMatrix
+    weights: Callable[[Tensor], Tensor] | None
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (exact(part) for part in self.matrix.split(ROWS, 1))
+        for part in rows_of(self.matrix):
+            yield exact(part if self.weights is None else self.weights(part).to(part))
 
 
-def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tensor | HalfMatrix, Tensor]:
     """Cosines of the tokens ``x[row, place]`` `[G, P, D]` with one another, `[G, P, P]`, and their lengths `[G, P]`.
 
     Equal tokens have equal ones: copies on the CPU, elsewhere computed in float64 without its rounding.
@@ -131,9 +146,14 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
     nodes, on_host = place.shape[1], decides_on_host(x)
     dtype = wide_dtype(x) if on_host else exact_dtype(x.device)
     same = [twins_among(x[r, p], t) for r, p, t in zip(row, place, there, strict=True)] if on_host else []
-    made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))
     length = x.new_zeros(place.shape, dtype=dtype)
-    size = ROWS if x.device.type == "cpu" else max(ROWS, nodes // STRIPS)
+    size = ROWS if x.device.type == "cpu" else min(max(ROWS, nodes // STRIPS), AT_MOST)
+    made: Tensor | HalfMatrix
+    if is_large(nodes):
+        made = HalfMatrix(x, *place.shape, wide_dtype(x), size)
+        made.copy_twins(*same)
+    else:
+        made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))
 
     def unit(part: slice) -> Tensor:
         rows = x[row, place[:, part]].to(dtype).masked_fill_(~there[:, part, None], 0)
@@ -141,6 +161,7 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
         return rows.div_(length[:, part, None].clamp(min=1e-12))
 
     fill_pairs(made, unit, lambda products: alike(settled(products)), size)
-    for graph, twin in zip(made, same, strict=False):
-        copy_twins(graph, twin)
+    if isinstance(made, Tensor):
+        for graph, twin in zip(made, same, strict=False):
+            copy_twins(graph, twin)
     return made, exact(length)

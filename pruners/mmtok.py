@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.pruners.primitives.greedy import all_cosines, barred, cover
+from vtc.pruners.primitives.greedy import all_cosines, barred, cover, cover_in_rows, half_cosines
+from vtc.pruners.primitives.greedy.half_matrix import HalfMatrix, is_large
 from vtc.pruners.primitives.merging import cosine, mean_of_patches
-from vtc.pruners.primitives.precision import held_together
+from vtc.pruners.primitives.precision import decides_on_host, held_together
 
 from .base import Pruner
 from .registry import register_pruner
@@ -18,6 +19,7 @@ from .signals import PreProjector, Signal, TextEmbeddings
 from .visual_tokens import VisualTokens
 
 BLOCK = 96  # rows at a time
+MARGIN = 2.0**-14  # more than cosines, sums and powers in float32 are off by
 SPACES = ("encoder", "projected")
 
 
@@ -47,7 +49,8 @@ class MMTok(Pruner):
         greedy maximum over sets S of k of  sum_m max_{i in S} P_mi + alpha sum_u max_{i in S} Q_ui
 
     O(N^2 D_enc + k N (M + N)) time and an (M + N) x N matrix, on the CPU about (M + N) N log k behind the similarities.
-    Its rows are sums of softmax over the tokens that are there.
+    Its rows are sums of softmax over the tokens that are there; of large pictures they are made anew whenever they are
+    read, of half a matrix of cosines.
 
     The authors cover the words of the question but some 40 ("what", "the") and the usual instructions, told apart by a
     tokenizer; here every text token behind the picture counts, the template's too. With LLaVA-1.5 they choose no token
@@ -95,6 +98,10 @@ class MMTok(Pruner):
         """The choice, for rows whose matrices are held together."""
         there, lines = bar == 0, words.shape[1]
         named = cosine(words, x)  # before the matrix is there: it holds wide channels of x
+        if is_large(x.shape[1]):
+            _shares(named, there, behind, self.text_temperature, 1.0)
+            seen_by = Shares(half_cosines(seen, there), there, self.vision_temperature, self.alpha)
+            return cover_in_rows([Named(named), seen_by], k, bar)
         covers = all_cosines(seen, there, lines)
         covers[:, :lines] = named
         _shares(covers[:, :lines], there, behind, self.text_temperature, 1.0)
@@ -108,3 +115,64 @@ def _shares(likeness: Tensor, columns: Tensor, rows: Tensor, temperature: float,
     for part, share in zip(likeness.split(BLOCK, 1), each.split(BLOCK, 1), strict=True):
         part.div_(temperature).masked_fill_(~columns[:, None], torch.finfo(part.dtype).min)
         part.copy_(part.softmax(-1).mul_(share[..., None]))
+
+
+@dataclass
+class Named:
+    """Of the text `[B, M, N]`, as ``cover_in_rows`` asks for it."""
+
+    covers: Tensor
+
+    def __len__(self) -> int:
+        return self.covers.shape[1]
+
+    def rows(self, some: slice | Tensor) -> Tensor:
+        """`[B, n, N]`."""
+        return self.covers[:, some]
+
+    def at_most(self, one: int) -> Tensor:
+        """`[M]`."""
+        return self.covers[0, :, one]
+
+
+class Shares:
+    """Of the tokens, as ``_shares`` makes it of their cosines, some rows at a time.
+
+    Parameters
+    ----------
+    cosines : HalfMatrix
+        Of the tokens that are `there [B, N]` bool.
+    temperature, weight : float
+        As for ``_shares``.
+    """
+
+    def __init__(self, cosines: HalfMatrix, there: Tensor, temperature: float, weight: float):
+        self.cosines, self.there, self.temperature = cosines, there, temperature
+        self.each = (weight / there.sum(1, keepdim=True).clamp(min=1)) * there
+        self.all_there = decides_on_host(there) and bool(there.all())
+        self.total: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.cosines)
+
+    def rows(self, some: slice | Tensor) -> Tensor:
+        """`[B, n, N]`."""
+        return self._logits(some).softmax(-1).mul_(self.each[:, some, None])
+
+    def _logits(self, some: slice | Tensor) -> Tensor:
+        made = self.cosines.rows(some).div_(self.temperature)
+        return made if self.all_there else made.masked_fill_(~self.there[:, None], torch.finfo(made.dtype).min)
+
+    def at_most(self, one: int) -> Tensor:
+        """`[N]`: what the softmax in float32 may come to at most."""
+        if self.total is None:
+            parts = (slice(s, min(s + BLOCK, len(self))) for s in range(0, len(self), BLOCK))
+            self.total = torch.cat([self._logits(part)[0].logsumexp(-1) for part in parts]).double()
+        logit = self.cosines.at_most(one).double().div_(self.temperature)
+        return (
+            logit.sub_(self.total)
+            .add_(MARGIN * (4 + 1 / self.temperature))
+            .exp_()
+            .mul_(self.each[0])
+            .to(self.cosines.held)
+        )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vtc.pruners.primitives.best_per_part import best, columns_of, part_sizes, per_token
-from vtc.pruners.primitives.greedy import all_cosines, barred
+from vtc.pruners.primitives.greedy import all_cosines, barred, half_cosines
+from vtc.pruners.primitives.greedy.half_matrix import HalfMatrix, is_large
 from vtc.pruners.primitives.merging import mean_of_patches
 from vtc.pruners.primitives.precision import decides_on_host, exact, exact_dtype, settled
 from vtc.pruners.primitives.projector_sensitivity import drawn_directions
@@ -47,7 +48,8 @@ class PruneSID(Pruner):
 
     In each group tokens are taken by falling importance, and one whose cosine to a taken one is tau or more is left
     out; a group of n tokens keeps its first ``n N / T``. The decomposition is a randomised one from directions that are
-    the same everywhere, in float64: O(T D K) time; the cosines take O(T^2 D) and a T x T matrix.
+    the same everywhere, in float64: O(T D K) time; the cosines take O(T^2 D) and a T x T matrix, of large pictures
+    half of it.
 
     From the paper's formulas as third parties note them; the authors' code, which has no licence, was not read. Theirs
     round shares of the groups down; here the largest remainder makes the count exact, what a group is too small for
@@ -85,9 +87,14 @@ class PruneSID(Pruner):
         groups, last = max(1, k // self.per_group), x.shape[1]
         # settled: of two tokens alone both have the same
         importance, group = settled(principal(x[0], usable[0], groups).abs_())[None].max(-1)
-        cosine = all_cosines(x, usable)
+        cosine = half_cosines(x, usable) if is_large(last) else all_cosines(x, usable)
         count = exact(usable.sum(1))
-        pairs = cosine.sum(2).sum(1, dtype=count.dtype) - cosine.diagonal(0, 1, 2).sum(1)
+        if isinstance(cosine, HalfMatrix):
+            sums = torch.cat([rows.sum(2) for rows in cosine.in_blocks(BLOCK)], 1)
+            own = cosine.entries(torch.arange(last, device=x.device)[None])
+        else:
+            sums, own = cosine.sum(2), cosine.diagonal(0, 1, 2)
+        pairs = sums.sum(1, dtype=count.dtype) - own.sum(1)
         threshold = k / self.scale * pairs / (count * (count - 1)).clamp(min=1)
         # by falling importance; what is not finite comes last
         order = importance.masked_fill(~usable, -1).sort(dim=1, descending=True, stable=True).indices
@@ -119,7 +126,9 @@ def principal(x: Tensor, usable: Tensor, rank: int) -> Tensor:
     return torch.nn.functional.pad(base @ rotation, (0, max(0, rank - width)))
 
 
-def taken(cosine: Tensor, group: Tensor, rank: Tensor, threshold: Tensor, groups: int, steps: int) -> Tensor:
+def taken(
+    cosine: Tensor | HalfMatrix, group: Tensor, rank: Tensor, threshold: Tensor, groups: int, steps: int
+) -> Tensor:
     """Place of each token among those that its group takes, `[B, T]`; `steps` for those that are left out.
 
     Each step takes the first of every group by `rank [B, T]`, and leaves out what is like it, ``cosine >= threshold``.
@@ -128,7 +137,7 @@ def taken(cosine: Tensor, group: Tensor, rank: Tensor, threshold: Tensor, groups
     left, turn = rank.clone(), torch.full_like(rank, steps)
     for step in range(steps):
         first = torch.full_like(left[:, :1], last).expand(-1, groups).scatter_reduce(1, group, left, "amin")
-        if decides_on_host(cosine) and bool((first == last).all()):
+        if decides_on_host(rank) and bool((first == last).all()):
             break
         mine = first.gather(1, group)
         chosen = (left == mine) & (left < last)
@@ -136,6 +145,7 @@ def taken(cosine: Tensor, group: Tensor, rank: Tensor, threshold: Tensor, groups
         place = torch.zeros_like(first).scatter_reduce(
             1, group, torch.where(chosen, torch.arange(last, device=left.device), 0), "amax"
         )
-        like = cosine.gather(2, place.gather(1, group)[..., None])[..., 0]
+        place = place.gather(1, group)
+        like = cosine.gather(2, place[..., None])[..., 0] if isinstance(cosine, Tensor) else cosine.entries(place)
         left = torch.where(chosen | ((like >= threshold) & (mine < last)), last, left)
     return turn

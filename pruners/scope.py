@@ -41,8 +41,8 @@ class SCOPE(Pruner):
         c_u = max_{s chosen} cos(v_u, v_s), at first 0                               (eq. 5 and 6)
         next argmax_i A_i^alpha sum_u max(0, cos(v_u, v_i) - c_u)                    (eq. 8 to 10)
 
-    O(N^2 D + k N^2) time and an N x N matrix; on the CPU about N^2 log k behind the cosines, since only the tokens that
-    the last choice covers better are looked at again.
+    O(N^2 D + k N^2) time and an N x N matrix, of large pictures half of it; on the CPU about N^2 log k behind the
+    cosines, since only the tokens that the last choice covers better are looked at again.
 
     From the paper's formulas; the authors' repository has no licence for this part. AngelSlim's port (Apache-2.0)
     chooses the same from the same tokens, but takes all pictures of a prompt for one, and the projected tokens. Limits:

@@ -31,6 +31,7 @@ from .visual_tokens import VisualTokens
 
 PAPER = 16, 32  # layer and depth of LLaVA-1.5-7B
 SHALLOW = 5 / 24  # layer and depth of CLIP-L
+ROWS = 8192  # tokens that are compared with the kept ones at a time
 
 
 @register_pruner("vscan")
@@ -125,7 +126,8 @@ class VScan(Pruner):
         index = columns_of(chosen, k, exact=False)
         real = index >= 0
         index_ = index.clamp(min=0)
-        _, owner = nearest(cosine(tokens.features, take(tokens.features, index_)), real)
+        kept = take(tokens.features, index_)
+        owner = torch.cat([nearest(cosine(some, kept), real)[1] for some in tokens.features.split(ROWS, 1)], 1)
         joined = membership(owner, k, tokens.valid & ~chosen).to(wide_dtype(tokens.features))
         merged = tokens.features.new_empty(*index.shape, tokens.features.shape[-1])
         for c in channel_blocks(merged.shape[-1], given=merged.dtype):

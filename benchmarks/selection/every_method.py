@@ -72,7 +72,7 @@ def clocked(pruner: Pruner) -> list[float]:
 def measure(method: str, layout: Layout, keep: float, turns: int, dtype: torch.dtype) -> dict[str, Any]:
     """Seconds that one method chooses for, all stops together, and the tokens that are left behind each."""
     pruner = setting(method, keep)
-    made = Ready(layout, SIZES.get(pruner.name, LLAVA), vary=unchanged if dtype == torch.float32 else _as(dtype))
+    made = Ready(layout, SIZES.get(pruner.name, LLAVA), vary=unchanged if dtype == torch.float32 else as_dtype(dtype))
     walk(pruner, made)  # draws, and makes what is made once
     seconds, found, turns_seconds = clocked(pruner), [], []
     for _ in range(turns):
@@ -83,7 +83,8 @@ def measure(method: str, layout: Layout, keep: float, turns: int, dtype: torch.d
     return {"seconds": statistics.median(turns_seconds), "stops": stops}
 
 
-def _as(dtype: torch.dtype) -> Any:
+def as_dtype(dtype: torch.dtype) -> Any:
+    """What makes everything drawn of this type."""
     return lambda x, _: x.to(dtype)
 
 

@@ -18,11 +18,15 @@ Uses: pruners.primitives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..precision import decides_on_host, held_together, wide
 from . import coverage, host, steps
+from .coverage import Coverage
+from .half_matrix import HalfMatrix, is_large
 from .loop import LAST
 
 
@@ -171,12 +175,15 @@ def facility_location(x: Tensor, k: int, valid: Tensor | None = None, weight: Te
 
     Notes
     -----
-    O(N^2 D) for the cosines, which are held: `[B, N, N]`, on the CPU of one picture at a time; see ``cover`` for the
-    rest.
+    O(N^2 D) for the cosines, which are held: `[B, N, N]`, on the CPU of one picture at a time, and of many tokens
+    (``is_large``) half of them; see ``cover`` for the rest.
     """
     bar = barred(x, valid)
     weight = torch.ones_like(bar) if weight is None else weight
-    return torch.cat([cover(all_cosines(some, b == 0), k, b, w) for some, b, w in held_together(x, bar, weight)])
+    sets = held_together(x, bar, weight)
+    if is_large(x.shape[1]):
+        return torch.cat([cover_in_rows([half_cosines(some, b == 0)], k, b, w) for some, b, w in sets])
+    return torch.cat([cover(all_cosines(some, b == 0), k, b, w) for some, b, w in sets])
 
 
 @torch.no_grad()
@@ -187,6 +194,12 @@ def all_cosines(x: Tensor, usable: Tensor, above: int = 0) -> Tensor:
     others zeros. Beside them some tokens are held widened, never all.
     """
     return coverage.all_cosines(x, usable, above)
+
+
+@torch.no_grad()
+def half_cosines(x: Tensor, usable: Tensor) -> HalfMatrix:
+    """``all_cosines``, the same numbers in half of the memory; on the CPU of one picture, `B` 1."""
+    return coverage.half_cosines(x, usable)
 
 
 def barred(x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -225,3 +238,22 @@ def cover(covers: Tensor, k: int, bar: Tensor, weight: Tensor | None = None) -> 
     about O(R N log k).
     """
     return coverage.cover(covers, k, bar, weight)
+
+
+@torch.no_grad()
+def cover_in_rows(sets: Sequence[Coverage], k: int, bar: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``cover`` of things whose rows are made when they are asked for; `bar` and `weight` as there.
+
+    Parameters
+    ----------
+    sets : sequence of Coverage
+        What would stand below one another in ``cover``'s matrix. On the CPU of one picture, `B` 1.
+    k : int
+        How many.
+
+    Returns
+    -------
+    Tensor
+        `[B, k]` int64.
+    """
+    return coverage.cover_in_rows(sets, k, bar, weight)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..merging import symmetric_products
 from ..precision import vector_lengths
+from .half_matrix import HalfMatrix
 
 CHUNK = 256  # rows made wide together: they stay in the processor's cache
 FEW = 64  # vectors
@@ -171,7 +172,9 @@ def twins_among(x: Tensor, usable: Tensor) -> Tensor | None:
     return twin
 
 
-def fill_pairs(made: Tensor, unit: Callable[[slice], Tensor], alike_of: Callable[[Tensor], Tensor], size: int) -> None:
+def fill_pairs(
+    made: Tensor | HalfMatrix, unit: Callable[[slice], Tensor], alike_of: Callable[[Tensor], Tensor], size: int
+) -> None:
     """Fill `made [..., N, N]` with ``alike_of`` products of the vectors ``unit(part) [..., n, D]``, the same both ways.
 
     Parameters
@@ -179,15 +182,19 @@ def fill_pairs(made: Tensor, unit: Callable[[slice], Tensor], alike_of: Callable
     size : int
         Vectors at a time; of each pair of parts the product is made once.
     """
-    parts = [slice(start, start + size) for start in range(0, made.shape[-1], size)]
+    count = made.shape[-1] if isinstance(made, Tensor) else len(made)
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     for i, here in enumerate(parts):
         left = unit(here)
         for there in parts[i:]:
             block = alike_of(left @ (left if there == here else unit(there)).mT)
             if there == here:  # rounding differs with the order of the two
                 block = torch.maximum(block, block.mT)
-            made[..., here, there] = block
-            made[..., there, here] = block.mT
+            if isinstance(made, HalfMatrix):
+                made.put(here, there, block)
+            else:
+                made[..., here, there] = block
+                made[..., there, here] = block.mT
 
 
 def copy_twins(matrix: Tensor, twin: Tensor | None) -> None:
