@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import project, whole_projector
-from vtc.models.stock.attention_taps import attention_rows
+from vtc.models.stock.attention_taps import attention_rows, largest_of_heads
 from vtc.models.stock.spread_over_processes import every_head
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
@@ -227,6 +227,13 @@ def query_columns(run: Run, queries: str, length: int) -> Tensor:
     return torch.arange(length, device=run.columns.device).expand(run.columns.shape[0], -1)
 
 
+def visual_columns(run: Run) -> Tensor:
+    """`[B, L]` bool: the present columns of visual tokens; one that is there only to be asked of is none."""
+    given = run.batch.visual(run.columns.shape[0], run.full)
+    found = given.gather(1, run.columns.clamp(min=0)) & (run.columns >= 0)
+    return found if run.unseen is None else found & ~run.unseen
+
+
 def capture_attention(
     run: Run,
     signals: Sequence[DecoderSignal],
@@ -246,15 +253,21 @@ def capture_attention(
     given = length - query.shape[2]
     for signal in signals:
         if isinstance(signal, (DecoderKeys, DecoderValues)):
-            of = key if isinstance(signal, DecoderKeys) else value
-            seen = of[:, :, of.shape[2] - length :]
+            states = key if isinstance(signal, DecoderKeys) else value
+            seen = states[:, :, states.shape[2] - length :]
         elif isinstance(signal, DecoderAttention):
             rows = query_columns(run, signal.queries, length) - given
-            weights = attention_rows(query, key, mask, scaling, rows)
+            of = largest_of_heads if signal.heads == "max" else attention_rows
+            weights = of(query, key, mask, scaling, rows)
             seen = weights[..., weights.shape[-1] - length :]
+            if signal.queries == "visual":
+                seen = seen.masked_fill(~visual_columns(run).to(seen.device)[:, None, :, None], 0)
         else:
             continue
-        run.captured[signal] = (every_head(module, seen), run.current())
+        seen = every_head(module, seen)
+        if isinstance(signal, DecoderAttention) and signal.heads == "max":
+            seen = seen.amax(1, keepdim=True)  # each process has given the largest of its own heads
+        run.captured[signal] = (seen, run.current())
 
 
 def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -> None:
