@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.pruners.primitives.budget_over_stops import between_recipes
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import wide, wide_dtype
 from vtc.pruners.primitives.score_pruner import ScorePruner
 
 from .base import Stop
@@ -158,10 +158,10 @@ def spent(tokens: VisualTokens) -> tuple[Tensor, Tensor]:
 
     The second is 1 where there is no text.
     """
-    behind = tokens.text_valid(after=True)
-    picture = wide(tokens.read(BY_PICTURE))[:, 0].sum(1)
+    looks = tokens.read(BY_PICTURE)
+    picture = looks.sum((1, 2), dtype=wide_dtype(looks))
     rows = wide(tokens.read(BY_TEXT))[:, 0]
-    behind = behind.to(rows.device)
+    behind = tokens.text_valid(after=True).to(rows.device)
     text = rows.masked_fill(~behind[..., None], 0).sum(1)
     return picture, text.masked_fill(~behind.any(1, keepdim=True), 1)
 
