@@ -1,4 +1,4 @@
-"""FitPrune: after each decoder layer go tokens that neither picture nor text look at, as many as a fit of the model says."""
+"""FitPrune: after each decoder layer go tokens that neither picture nor text look at, as many as a fit says."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.pruners.primitives.budget_over_stops import between_recipes
-from vtc.pruners.primitives.precision import wide, wide_dtype
+from vtc.pruners.primitives.precision import wide
 from vtc.pruners.primitives.score_pruner import ScorePruner
 
 from .base import Stop
+from .model_facts import ModelFacts
 from .registry import register_pruner
 from .signals import DecoderAttention, Signal
 from .untrusted_json import parse_file, time_of
@@ -27,7 +28,7 @@ BY_PICTURE = DecoderAttention(queries="visual", heads="max")
 BY_TEXT = DecoderAttention(queries="text", heads="max")
 TOKENS, DEPTH = 576, 32  # of LLaVA-1.5-7B
 # tokens that go after each layer from 0 on, of the authors' release (Apache-2.0): 10 to 90% fewer FLOPs, and 55
-LLAVA = (
+GONE = (
     (0, 0, 1, 2, 1, 0, 1, 4, 5, 5, 11, 4, 2, 2, 0, 0, 1, 1, 2, 4, 2, 10, 1, 1, 1, 2, 1, 1, 0, 1),
     (0, 0, 3, 3, 1, 1, 4, 16, 14, 15, 24, 4, 2, 3, 2, 0, 6, 0, 5, 13, 4, 19, 2, 1, 1, 1, 1, 1, 2, 1),
     (0, 0, 7, 6, 4, 5, 16, 40, 24, 21, 24, 4, 2, 3, 4, 0, 16, 0, 11, 26, 6, 32, 3, 1, 0, 1, 2, 2, 4),
@@ -39,6 +40,7 @@ LLAVA = (
     (128, 127, 118, 35, 26, 8, 13, 3, 2, 1, 0, 0, 0, 2, 1, 8, 7, 8, 5, 11, 2, 6, 1, 1, 0, 0, 0, 1),
     (262, 153, 80, 19, 13, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 2, 0, 1, 0, 0, 0, 0, 0, 1),
 )
+LLAVA = tuple(tuple((TOKENS - sum(gone[:layer])) / TOKENS for layer in range(1, DEPTH)) for gone in GONE)
 DEFAULT = 127 / TOKENS  # what the list for 60% leaves, which the authors' command asks for
 
 
@@ -70,8 +72,8 @@ class FitPrune(ScorePruner):
 
         self_j = sum_{visual i} max_h A[h, i, j]      cross_j = sum_{text t behind the span} max_h A[h, t, j]
 
-    and those with the smallest ``self_j * cross_j`` go. O(H L^2 d) beside each layer that something goes after: a whole
-    map of attention, one group of heads at a time, so `[L, L]` in memory.
+    and those with the smallest ``self_j * cross_j`` go. O(H L^2 d) beside each layer that something goes after, a whole
+    map of attention once more, of which some rows of one group of heads are in memory at a time.
 
     A recipe comes of a bound alpha: after each layer those tokens go that are both among the least looked at by
     the picture and among the least looked at by text, as many from either end as leave ``1 - alpha`` of what the
@@ -110,29 +112,27 @@ class FitPrune(ScorePruner):
         if self.schedule is not None:
             read_recipes(self.schedule)
 
-    def recipes(self, depth: int) -> Recipes:
-        """What is left after each layer but the last of a decoder of `depth` layers, by recipe.
-
-        Raises
-        ------
-        ValueError
-            If they are of another depth.
-        """
-        stops = depth - 1
-        if self.ratios is not None:
-            if len(self.ratios) > stops:
-                raise ValueError(f"fitprune.ratios: {len(self.ratios)} are too many for a decoder of {depth} layers")
-            return ((*self.ratios, *self.ratios[-1:] * (stops - len(self.ratios))),)
-        if self.schedule is None:
-            ends = [int(stop * DEPTH / depth + 0.5) for stop in range(1, depth)]
-            return tuple(tuple(1 - sum(gone[:end]) / TOKENS for end in ends) for gone in LLAVA)
-        found = read_recipes(self.schedule)
-        if len(found[0]) != stops:
+    def check_model(self, model: ModelFacts) -> None:
+        """Refuse recipes of a decoder of another depth."""
+        if self.schedule is not None and (of := len(read_recipes(self.schedule)[0]) + 1) != model.layers:
             raise ValueError(
-                f"fitprune.schedule={self.schedule!r} is of a decoder of {len(found[0]) + 1} layers, and this one has "
-                f"{depth}: measure its own with 'vtc fitprune --model ...', or leave schedule out"
+                f"fitprune.schedule={self.schedule!r} is of a decoder of {of} layers, and this one has {model.layers}: "
+                "measure its own with 'vtc fitprune --model ...', or leave schedule out"
             )
-        return found
+        if self.ratios is not None and len(self.ratios) >= model.layers:
+            raise ValueError(
+                f"fitprune.ratios are {len(self.ratios)}, and after the last of {model.layers} layers nothing goes: "
+                f"give {model.layers - 1} at most"
+            )
+
+    def recipes(self, depth: int) -> Recipes:
+        """What is left after each layer but the last of a decoder of `depth` layers, by recipe."""
+        if self.ratios is not None:
+            return ((*self.ratios, *self.ratios[-1:] * depth)[: depth - 1],)
+        found = LLAVA if self.schedule is None else read_recipes(self.schedule)
+        of = len(found[0]) + 1
+        ends = [min(of - 1, int(stop * of / depth + 0.5)) for stop in range(1, depth)]
+        return tuple(tuple((1.0, *recipe)[end] for end in ends) for recipe in found)
 
     def stops(self, depth: int) -> tuple[Stop, ...]:
         """Before each layer after whose predecessor something goes, with what is left."""
@@ -142,10 +142,12 @@ class FitPrune(ScorePruner):
             keep = DEFAULT if self.ratios is None else self.ratios[-1]
         share = keep if isinstance(keep, float) else min(1.0, keep / self.tokens)
         shares = between_recipes(recipes, share)
-        fall = [i for i, (before, now) in enumerate(pairwise((1.0, *shares))) if now < before]
-        last = fall[-1] if fall else len(shares) - 1
-        kept = [s if isinstance(keep, float) else max(keep, int(s * self.tokens + 0.5)) for s in shares]
-        return (*(Stop(self.stage, i + 1, kept[i]) for i in fall[:-1]), Stop(self.stage, last + 1, keep))
+        everything: int | float = 1.0
+        kept: list[int | float] = [*shares]
+        if not isinstance(keep, float):
+            everything, kept = self.tokens, [max(keep, int(s * self.tokens + 0.5)) for s in shares]
+        fall = [i for i, (before, now) in enumerate(pairwise((everything, *kept))) if now < before]
+        return tuple(Stop(self.stage, i + 1, kept[i]) for i in fall or [len(kept) - 1])
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """What picture and text spend on each token, one times the other, `[B, N]` float32."""
@@ -158,8 +160,7 @@ def spent(tokens: VisualTokens) -> tuple[Tensor, Tensor]:
 
     The second is 1 where there is no text.
     """
-    looks = tokens.read(BY_PICTURE)
-    picture = looks.sum((1, 2), dtype=wide_dtype(looks))
+    picture = wide(tokens.read(BY_PICTURE))[:, 0, 0]
     rows = wide(tokens.read(BY_TEXT))[:, 0]
     behind = tokens.text_valid(after=True).to(rows.device)
     text = rows.masked_fill(~behind[..., None], 0).sum(1)
@@ -190,5 +191,7 @@ def _read(path: str, changed: int) -> Recipes:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"fitprune.schedule: {path!r} is damaged ({type(error).__name__}: {error})") from error
     if not recipes or len({*map(len, recipes)}) > 1 or not all(map(falls, recipes)):
-        raise ValueError(f"fitprune.schedule: {path!r} must hold recipes of one length, whose shares fall within (0, 1]")
+        raise ValueError(
+            f"fitprune.schedule: {path!r} must hold recipes of one length, whose shares fall within (0, 1]"
+        )
     return recipes

@@ -257,10 +257,10 @@ class DecoderAttention(DecoderSignal):
     """Attention rows of a decoder layer: `[B, H, R, N]` for `R` asked queries.
 
     ``queries="last"`` is the last prompt token (`R` = 1), ``"text"`` every text token (padding as in
-    ``VisualTokens.text_valid``), ``"all"`` every column that the layer has, and ``"visual"`` these with zeros in the
-    rows that are no visual token of the sample.
+    ``VisualTokens.text_valid``), ``"all"`` every column that the layer has, and ``"visual"`` the sum over all visual
+    tokens of the sample (`R` = 1).
 
-    ``heads="max"`` is the largest over heads, `[B, 1, R, N]`, without all heads in memory at once.
+    ``heads="max"`` is the largest over heads, `[B, 1, R, N]`, of each query before any sum.
     """
 
     is_attention: ClassVar[bool] = True

@@ -65,11 +65,7 @@ class Spans:
         read_of = {}
         for signal, values in self.reads.items():
             if signal.is_attention:
-                queries = max(values[i].shape[-2] for i in rows)
-                more = [(queries - values[i].shape[-2]) * (values[i].dim() == 3) for i in rows]  # else those are heads
-                read_of[signal] = torch.stack(
-                    [pad(values[i], (0, width - values[i].shape[-1], 0, m)) for i, m in zip(rows, more, strict=True)]
-                )
+                read_of[signal] = torch.stack([pad(values[i], (0, width - values[i].shape[-1])) for i in rows])
             else:
                 read_of[signal] = pad_sequence([values[i] for i in rows], batch_first=True)
         text_of = {s: pad_sequence([v[i] for i in rows], batch_first=True) for s, v in self.texts.items()}

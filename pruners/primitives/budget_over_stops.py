@@ -135,5 +135,5 @@ def between_recipes(recipes: Sequence[Sequence[float]], keep: float) -> tuple[fl
 
 
 def _ending(shares: Sequence[float], keep: float) -> tuple[float, ...]:
-    """`shares` that end in `keep` and nowhere fall below it, whatever rounding did."""
-    return (*(min(1.0, max(keep, share)) for share in shares[:-1]), keep)
+    """`shares` that end in `keep`: where they are as much but for rounding, they are `keep` itself."""
+    return tuple(keep if share < keep + 1e-9 else min(1.0, share) for share in (*shares[:-1], keep))

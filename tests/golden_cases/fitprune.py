@@ -18,8 +18,7 @@ def served(logits: np.ndarray, system: int, n: int) -> Served:
     future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
     rows = torch.from_numpy(logits).masked_fill(future, float("-inf")).softmax(-1).amax(0)[None, None]
     rows, text = rows[..., system : system + n], logits.shape[-1] - system - n
-    visual = rows.clone()
-    visual[:, :, :system], visual[:, :, system + n :] = 0, 0
+    visual = rows[:, :, system : system + n].sum(2, keepdim=True)
     words = {TextEmbeddings(): torch.zeros(1, text, 1)}
     return Served({BY_PICTURE: visual, BY_TEXT: rows[:, :, system + n :]}, words)
 

@@ -117,7 +117,8 @@ def hawk(
 
 def fitprune(
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks, comma-separated. Without --data and --tasks the model is asked new scenes.")
+        str | None,
+        typer.Option(help="Tasks, comma-separated; new scenes without --data and --tasks."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Questions per task (default: 5 of these scenes, else all).")
@@ -130,7 +131,9 @@ def fitprune(
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(help="What to write, for fitprune(schedule=...) (default: schedule.json, numbered if it is there)."),
+        typer.Option(
+            help="What to write, for fitprune(schedule=...) (default: schedule.json, numbered if it is there)."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
