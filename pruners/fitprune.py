@@ -191,7 +191,5 @@ def _read(path: str, changed: int) -> Recipes:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"fitprune.schedule: {path!r} is damaged ({type(error).__name__}: {error})") from error
     if not recipes or len({*map(len, recipes)}) > 1 or not all(map(falls, recipes)):
-        raise ValueError(
-            f"fitprune.schedule: {path!r} must hold recipes of one length, whose shares fall within (0, 1]"
-        )
+        raise ValueError(f"fitprune.schedule: {path!r} must hold recipes of one length that fall, in (0, 1]")
     return recipes
