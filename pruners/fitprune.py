@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.pruners.primitives.budget_over_stops import between_recipes
-from vtc.pruners.primitives.precision import wide
+from vtc.pruners.primitives.precision import exact, wide
 from vtc.pruners.primitives.score_pruner import ScorePruner
 
 from .base import Stop
@@ -150,7 +150,7 @@ class FitPrune(ScorePruner):
         return tuple(Stop(self.stage, i + 1, kept[i]) for i in fall or [len(kept) - 1])
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """What picture and text spend on each token, one times the other, `[B, N]` float32."""
+        """What picture and text spend on each token, one times the other, `[B, N]`."""
         picture, text = spent(tokens)
         return picture * text
 
@@ -163,7 +163,7 @@ def spent(tokens: VisualTokens) -> tuple[Tensor, Tensor]:
     picture = wide(tokens.read(BY_PICTURE))[:, 0, 0]
     rows = wide(tokens.read(BY_TEXT))[:, 0]
     behind = tokens.text_valid(after=True).to(rows.device)
-    text = rows.masked_fill(~behind[..., None], 0).sum(1)
+    text = exact(rows.masked_fill(~behind[..., None], 0)).sum(1)  # so that equal tokens have equal sums
     return picture, text.masked_fill(~behind.any(1, keepdim=True), 1)
 
 
