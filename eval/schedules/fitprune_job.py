@@ -62,7 +62,7 @@ def run_fitprune(options: FitOptions, console: Console | None = None) -> Tensor:
         raise ValueError(f"{tasks.name} has no question with a picture, so nothing is told about visual tokens")
     left = torch.stack(found).mean(0)
     rounded = [[float(f"{share:.6g}") for share in shares] for shares in left.tolist()]
-    recipes = [{"alpha": a, "kept": shares} for a, shares in zip(BOUNDS, rounded, strict=True) if falls(tuple(shares))]
+    recipes = [(alpha, kept) for alpha, kept in zip(BOUNDS, rounded, strict=True) if falls(tuple(kept))]
     if not recipes:
         raise ValueError(f"nothing can go of the pictures of {tasks.name} within any bound")
     about = {
@@ -71,11 +71,11 @@ def run_fitprune(options: FitOptions, console: Console | None = None) -> Tensor:
         "identity": loaded.identity,
         "data": tasks.name,
         "questions": len(found),
-        "recipes": recipes,
+        "recipes": [{"alpha": alpha, "kept": kept} for alpha, kept in recipes],
         "versions": software(),
     }
     write_atomic(options.output, json.dumps(about, indent=1) + "\n")
-    last = ", ".join(f"{one['alpha']:.2f}: {one['kept'][-1]:.0%}" for one in recipes[:: max(1, len(recipes) // 5)])
+    last = ", ".join(f"{alpha:.2f}: {kept[-1]:.0%}" for alpha, kept in recipes[:: max(1, len(recipes) // 5)])
     say(
         console,
         f"{len(found)} questions of {tasks.name}, {left.shape[1] + 1} layers of {loaded.name}. Tokens left in the last "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def left_after_layers(model: nn.Module, row: Row, bounds: list[float]) -> Tensor
         wrapped(**inputs, use_cache=False)
         for within.bound in bounds:
             wrapped(**inputs, use_cache=False)
-            report = wrapped.vtc.report  # type: ignore[union-attr]
+            report: Any = wrapped.vtc.report  # type: ignore[union-attr]
             of = torch.tensor([len(span.columns) for span in report.spans])
             kept = torch.tensor([[len(ids) for ids in step.kept] for step in report.steps])
             found.append((kept / of.double()).mean(1))
