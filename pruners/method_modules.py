@@ -17,6 +17,7 @@ HOME = {
     "explainer": "explainer",
     "fastv": "fastv",
     "fastvid": "fastvid",
+    "fitprune": "fitprune",
     "flowcut": "flowcut",
     "focusllava": "focusllava",
     "fsr": "fsr",

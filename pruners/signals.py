@@ -257,14 +257,19 @@ class DecoderAttention(DecoderSignal):
     """Attention rows of a decoder layer: `[B, H, R, N]` for `R` asked queries.
 
     ``queries="last"`` is the last prompt token (`R` = 1), ``"text"`` every text token (padding as in
-    ``VisualTokens.text_valid``), ``"all"`` every column that the layer has.
+    ``VisualTokens.text_valid``), ``"all"`` every column that the layer has, and ``"visual"`` the sum over all visual
+    tokens of the sample (`R` = 1).
+
+    ``heads="max"`` is the largest over heads, `[B, 1, R, N]`, of each query before any sum.
     """
 
     is_attention: ClassVar[bool] = True
     queries: str = "last"
+    heads: str | None = None
 
     def __post_init__(self) -> None:
-        _check_one_of(self, "queries", ("last", "text", "all"))
+        _check_one_of(self, "queries", ("last", "text", "visual", "all"))
+        _check_one_of(self, "heads", (None, "max"))
 
 
 @dataclass(frozen=True)

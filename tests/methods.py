@@ -134,6 +134,8 @@ VARIANTS = [
         "evs(official=True)",
         "fastvid(official=True)",
         "fastvid(segments=2, context=0.7, every=2, weight=0)",
+        "fitprune(ratios=(0.9, 0.6))",
+        "fitprune(tokens=20)",
         "flowcut(layer=2)",
         "flowcut(official=True)",
         "focusllava(text=False, weights=untrained)",

@@ -65,7 +65,8 @@ def shape_of(signal: Signal, n: int, sizes: Sizes) -> tuple[int, ...]:
     if isinstance(signal, EncoderAttention):
         return (1 if signal.joint_heads else sizes.heads, n)
     if isinstance(signal, (DecoderAttention, AttentionAhead)):
-        return (sizes.heads, sizes.text if signal.queries == "text" else 1, n)
+        heads = 1 if getattr(signal, "heads", None) == "max" else sizes.heads
+        return (heads, sizes.text if signal.queries == "text" else 1, n)
     if isinstance(signal, (EncoderKeys, EncoderValues)) and signal.heads == "mean":
         return (n, sizes.unit, sizes.head)
     if isinstance(signal, PreProjector | Pixels):  # pixels are about as many

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import project, whole_projector
-from vtc.models.stock.attention_taps import attention_rows
+from vtc.models.stock.attention_taps import attention_rows, largest_of_heads
 from vtc.models.stock.spread_over_processes import every_head
 from vtc.pruners.base import Pruner, Stop
 from vtc.pruners.signals import (
@@ -36,6 +37,7 @@ from .forward_state import Run, gather_columns
 from .question_words import question_states, questions
 
 EMBEDDINGS = "embeddings"
+AT_ONCE = 512  # rows of a whole map of attention in memory at a time
 ROWS = (DecoderAttention, AttentionAhead)  # attention rows: [B, H, R, L]
 
 
@@ -227,6 +229,13 @@ def query_columns(run: Run, queries: str, length: int) -> Tensor:
     return torch.arange(length, device=run.columns.device).expand(run.columns.shape[0], -1)
 
 
+def visual_columns(run: Run) -> Tensor:
+    """`[B, L]` bool: the present columns of visual tokens; one that is there only to be asked of is none."""
+    given = run.batch.visual(run.columns.shape[0], run.full)
+    found = given.gather(1, run.columns.clamp(min=0)) & (run.columns >= 0)
+    return found if run.unseen is None else found & ~run.unseen
+
+
 def capture_attention(
     run: Run,
     signals: Sequence[DecoderSignal],
@@ -243,18 +252,47 @@ def capture_attention(
     be asked.
     """
     length = run.columns.shape[1]
-    given = length - query.shape[2]
+    given, place = length - query.shape[2], run.current()
     for signal in signals:
-        if isinstance(signal, (DecoderKeys, DecoderValues)):
-            of = key if isinstance(signal, DecoderKeys) else value
-            seen = of[:, :, of.shape[2] - length :]
-        elif isinstance(signal, DecoderAttention):
+        if isinstance(signal, DecoderAttention):
             rows = query_columns(run, signal.queries, length) - given
-            weights = attention_rows(query, key, mask, scaling, rows)
-            seen = weights[..., weights.shape[-1] - length :]
-        else:
-            continue
-        run.captured[signal] = (every_head(module, seen), run.current())
+            look = partial(_look, signal, module, query, key, mask, scaling, length)
+            run.captured[signal] = (_over_visual(run, rows, look) if signal.queries == "visual" else look(rows)), place
+        elif isinstance(signal, (DecoderKeys, DecoderValues)):
+            states = key if isinstance(signal, DecoderKeys) else value
+            run.captured[signal] = every_head(module, states[:, :, states.shape[2] - length :]), place
+
+
+def _look(
+    signal: DecoderAttention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    scaling: float,
+    length: int,
+    rows: Tensor,
+) -> Tensor:
+    """What the queries `rows` `[B, R]` give the last `length` keys, `[B, H, R, L]`, or `[B, 1, R, L]` of all heads."""
+    if signal.heads != "max":
+        weights = attention_rows(query, key, mask, scaling, rows)
+        return every_head(module, weights[..., weights.shape[-1] - length :])
+    weights = largest_of_heads(query, key, mask, scaling, rows)
+    # each process has given the largest of its own heads
+    return every_head(module, weights[..., weights.shape[-1] - length :]).amax(1, keepdim=True)
+
+
+def _over_visual(run: Run, rows: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of what ``look`` gives of those of `rows` `[B, L]` that are visual tokens, some rows at a time."""
+    asking = visual_columns(run)
+    parts = zip(rows.split(AT_ONCE, 1), asking.split(AT_ONCE, 1), strict=True)
+    total: Tensor | None = None
+    for some, ask in parts:
+        seen = look(some)
+        one = seen.masked_fill(~ask.to(seen.device)[:, None, :, None], 0).sum(2, keepdim=True)
+        total = one if total is None else total + one
+    assert total is not None
+    return total
 
 
 def capture_hidden(run: Run, signals: Sequence[DecoderHidden], hidden: Tensor) -> None:

@@ -132,6 +132,19 @@ def attention_rows(
     return logits.softmax(-1) if softmax else logits
 
 
+def largest_of_heads(query: Tensor, key: Tensor, mask: Any, scaling: float, rows: Tensor) -> Tensor:
+    """The largest of ``attention_rows`` over heads, `[B, 1, R, K]`, with one group of heads in memory at a time."""
+    groups = key.shape[1]
+    found: Tensor | None = None
+    for i, some in enumerate(query.chunk(groups, 1)):
+        by_head = isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] > 1
+        seen = mask.chunk(groups, 1)[i] if by_head else mask
+        one = attention_rows(some, key[:, i : i + 1], seen, scaling, rows).amax(1, keepdim=True)
+        found = one if found is None else torch.maximum(found, one)
+    assert found is not None
+    return found
+
+
 def _block_mask_rows(mask: Any, rows: Tensor, n_key: int) -> Tensor:
     batch = torch.arange(rows.shape[0], device=rows.device)[:, None, None]
     head = torch.zeros((), dtype=torch.long, device=rows.device)

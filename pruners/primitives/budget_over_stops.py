@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vtc.pruners.base import check_keep
@@ -107,3 +109,31 @@ def pyramid(keep: int | float, stops: int, ratio: float | None = None) -> tuple[
         return (*(min(1.0, keep / ratio**i) for i in reversed(range(1, stops))), keep)
     ratio = 0.5 if ratio is None else ratio
     return (*(int(keep / ratio**i + 0.5) for i in reversed(range(1, stops))), keep)
+
+
+def between_recipes(recipes: Sequence[Sequence[float]], keep: float) -> tuple[float, ...]:
+    """The recipe whose last stop keeps `keep`, of falling `recipes`, shares of the original tokens kept by each stop.
+
+    Shares are interpolated between the two recipes whose last ones are around `keep`; one that drops nothing always
+    counts. Below the least of them its shares are raised to the power that makes the last one `keep`.
+
+    Examples
+    --------
+    >>> between_recipes([(0.8, 0.4), (0.5, 0.25)], 0.7), between_recipes([(0.5, 0.25)], 0.0625)
+    ((0.9, 0.7), (0.25, 0.0625))
+    """
+    above: Sequence[float] = (1.0,) * len(recipes[0])
+    for below in sorted(recipes, key=lambda recipe: -recipe[-1]):
+        if below[-1] <= keep < above[-1]:
+            part = (keep - below[-1]) / (above[-1] - below[-1])
+            return _ending([b + part * (a - b) for a, b in zip(above, below, strict=True)], keep)
+        above = below if below[-1] > keep else above
+    if keep >= above[-1]:
+        return _ending(above, keep)
+    power = math.log(keep) / math.log(above[-1])
+    return _ending([share**power for share in above], keep)
+
+
+def _ending(shares: Sequence[float], keep: float) -> tuple[float, ...]:
+    """`shares` that end in `keep`: where they are as much but for rounding, they are `keep` itself."""
+    return tuple(keep if share < keep + 1e-9 else min(1.0, share) for share in (*shares[:-1], keep))

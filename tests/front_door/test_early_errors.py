@@ -301,6 +301,7 @@ BAD = {
         "--pruner dart(pivots=0) --pruner uniform --keep 0.5",
         "--pruner dart --pruner uniform --import BROKEN.py",
     ],
+    "fitprune": ["--tasks nope", "--limit 0", "--model ./missing", "--data MISSING", "--output MISSING/x.json"],
     "hawk": ["--tasks nope", "--limit 0", "--model ./missing", "--data MISSING", "--output MISSING/x.json"],
     "horizon": [
         "--tasks nope",

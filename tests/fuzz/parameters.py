@@ -77,6 +77,10 @@ TABLE: dict[str, dict[str, Any]] = {
         "weight": UNIT,
         **OFFICIAL,
     },
+    "fitprune": {
+        "ratios": st.lists(SHARE, min_size=1, max_size=5).map(lambda x: tuple(sorted(x)[::-1])),
+        "tokens": st.sampled_from([8, 20, 576]),
+    },
     "flowcut": {
         "layer": LAYER,
         "tower": st.integers(10, 40).map(lambda n: n / 10),
@@ -225,6 +229,7 @@ LEFT_OUT = {
     "budget.first_params": "drawn with the methods themselves",
     "embedlens.classes": "a file",
     "explainer.weights": "a file, always the tiny one",
+    "fitprune.schedule": "a file",
     "focusllava.weights": "a file, always an untrained network",
     "fsr.text_encoder": "a CLIP to load",
     "hawk.weights": "a file",

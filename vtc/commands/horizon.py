@@ -1,6 +1,7 @@
 """Measurements of a model's decoder, their options.
 
-``vtc horizon`` measures from which layer on visual tokens tell nothing, ``vtc hawk`` how much each head matters.
+``vtc horizon`` measures from which layer on visual tokens tell nothing, ``vtc hawk`` how much each head matters, and
+``vtc fitprune`` how many visual tokens may go after each layer.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from typing import Annotated
 import typer
 
 from .options import (
+    DataDir,
     Device,
     Dtype,
     Model,
     Overwrite,
+    folders,
     heavy_imports,
     output_file,
     output_folder,
     question_folder,
     split_tasks,
+    task_names,
 )
 
 
@@ -109,3 +113,37 @@ def hawk(
         from vtc.eval.heads.hawk_job import HawkOptions, run_hawk
 
     run_hawk(HawkOptions(model, data, names, limit, file, device, dtype))
+
+
+def fitprune(
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks, comma-separated; new scenes without --data and --tasks."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions per task (default: 5 of these scenes, else all).")
+    ] = None,
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with images.parquet and questions.parquet of your own.")
+    ] = None,
+    data_dir: DataDir = None,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="What to write, for fitprune(schedule=...) (default: schedule.json, numbered if it is there)."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Fit how many visual tokens may go after each layer of a model, for fitprune."""
+    folders(("--data", data), ("--data-dir", data_dir))
+    file = output_file("--output", output, "schedule.json", overwrite, None)
+    names = task_names(tasks, data)
+    with heavy_imports():
+        from vtc.eval.schedules.fitprune_job import FitOptions, run_fitprune
+
+    run_fitprune(FitOptions(model, data, data_dir, names, limit, seed, file, device, dtype))

@@ -20,7 +20,7 @@ from .check import check
 from .compare_selections import compare_selections
 from .embedlens import embedlens
 from .export_vllm import export_vllm
-from .horizon import hawk, horizon
+from .horizon import fitprune, hawk, horizon
 from .load_test import load_test
 from .plan_and_speed import plan, speed
 from .pruners_and_recipes import pruners, recipes
@@ -73,6 +73,7 @@ for command in (
     horizon,
     embedlens,
     hawk,
+    fitprune,
     train_explainer,
     export_vllm,
     pruners,
