@@ -150,7 +150,7 @@ def cosines(x: Tensor, row: Tensor, place: Tensor, there: Tensor) -> tuple[Tenso
     size = ROWS if x.device.type == "cpu" else min(max(ROWS, nodes // STRIPS), AT_MOST)
     made: Tensor | HalfMatrix
     if is_large(nodes):
-        made = HalfMatrix(x, *place.shape, wide_dtype(x), size)
+        made = HalfMatrix(x, len(place), nodes, wide_dtype(x), size)
         made.copy_twins(*same)
     else:
         made = x.new_zeros(*place.shape, nodes, dtype=wide_dtype(x))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_layers, refuse_unsupported
+from vtc.models.cache.short_steps import ShortSteps
 from vtc.models.cache.static_layers import is_short, is_static
 from vtc.models.cache.steady_steps import forget_steady, note_steady, of_padding, steady_of
 from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
@@ -38,7 +39,6 @@ from .refused_arguments import (
     warn_merged,
 )
 from .run_and_report_step import Steps
-from .short_steps import ShortSteps
 from .thread_state import Local
 from .tokenizer import Words
 

@@ -48,7 +48,7 @@ def half_cosines(x: Tensor, usable: Tensor) -> HalfMatrix:
     """See ``greedy.half_cosines``."""
     twin = twins_among(x[0], usable[0]) if decides_on_host(x) else None
     size = BLOCK if decides_on_host(x) else ROWS_ELSEWHERE
-    made = HalfMatrix(x, *x.shape[:2], wide_dtype(x), size)
+    made = HalfMatrix(x, len(x), x.shape[1], wide_dtype(x), size)
     _fill(made, x, usable, size)
     made.copy_twins(twin)
     return made
@@ -156,7 +156,8 @@ def _rows_of_all(sets: Sequence[Coverage], bar: Tensor, weight: Tensor, k: int) 
     """As ``_cover_all``; what the last choice covers is read off the rows when they are next made."""
     dtype = exact_dtype(bar.device)
     known = [torch.zeros_like(bar[:, :1]).repeat(1, len(made)) for made in sets]
-    weight, order = weight.to(dtype), []
+    weight = weight.to(dtype)
+    order: list[Tensor] = []
     for _ in range(k):
         gain = torch.zeros_like(weight)
         for made, best in zip(sets, known, strict=True):

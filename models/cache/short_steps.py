@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import STOCK
-from vtc.models.cache.steady_steps import Steady, steady_of
 from vtc.models.stock.call_arguments import signature_of
 from vtc.models.stock.transformers_api import Cache
+
+from .kv_cache import STOCK
+from .steady_steps import Steady, steady_of
 
 
 class ShortSteps:
