@@ -27,7 +27,7 @@ def test_text_only_input_is_untouched(setting: Setting, family: str) -> None:
     assert torch.equal(again.tokens, plain.generated.tokens[:, :4])
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("setting", "family"), cells([*(m.with_keep(1) for m in METHODS if m.pruner not in NO_COUNTS), ONE_EACH], FAMILIES)
 )
@@ -44,7 +44,7 @@ def test_one_token_per_picture(setting: Setting, family: str) -> None:
     assert torch.equal(allowed(logits[:, width - 1 :]).argmax(-1), pruned.generated.tokens)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(3)
 @pytest.mark.parametrize(("setting", "family"), cells(SETTINGS, FAMILIES))
 def test_the_same_input_gives_the_same_tokens(setting: Setting, family: str) -> None:
     first = outcome(setting, family, "ragged")

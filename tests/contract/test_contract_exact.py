@@ -51,7 +51,7 @@ def test_pruned_equals_masked_under_every_prompt_shape(setting: Setting, family:
     pruned_equals_masked(setting, family, shape)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("setting", "family", "shape"),
     cells(PIPELINES, FAMILIES, "ends", "long_text") + cells(METHODS, ["llava", "gemma3", "qwen3_vl"], "ends"),

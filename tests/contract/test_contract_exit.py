@@ -25,7 +25,7 @@ def compress(model: nn.Module, setting: Setting) -> nn.Module:
     return vtc.compress(model, setting.pruner, keep=setting.keep, **setting.params)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(3)
 @pytest.mark.parametrize(("setting", "family"), cells([*METHODS, READING, IN_THE_TOWER], FAMILIES))
 def test_restore_leaves_no_trace(setting: Setting, family: str) -> None:
     model, inputs = tiny(family), prompt(family, "ragged").inputs
