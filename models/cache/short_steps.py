@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.stock.call_arguments import signature_of
+from vtc.models.stock.call_arguments import ATTENTIONS, signature_of
 from vtc.models.stock.transformers_api import Cache
 
 from .kv_cache import STOCK
@@ -32,7 +32,7 @@ class ShortSteps:
         find = signature_of(core).name
         self.lm = lm
         self.ids, self.cache = find("ids"), find("cache")
-        self.mask, self.positions = find("mask"), find("positions")
+        self.mask, self.positions, self.stores = find("mask"), find("positions"), find("use cache")
         self.tensors = frozenset({self.ids, self.mask, self.positions})
 
     def find(self, args: tuple[Any, ...], kwargs: Mapping[Any, Any]) -> Steady | bool:
@@ -49,7 +49,9 @@ class ShortSteps:
         asked = kwargs.get(self.mask)
         if asked is not None and kwargs.get(self.positions) is None:  # they may be made of the mask
             return False
-        return steady if steady.serves_whole(self.lm, cache, kwargs, asked) else False
+        if kwargs.get(self.stores) is False or kwargs.get(ATTENTIONS):
+            return False
+        return steady if steady.serves_whole(self.lm, cache, asked) else False
 
     def begin(self, steady: Steady, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Prepare such a step; the call's arguments, if they are other ones now."""

@@ -9,7 +9,6 @@ tokens the new columns are is written down only when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,8 +95,8 @@ class Steady:
             and not asks_attentions(call)
         )
 
-    def serves_whole(self, lm: Any, cache: Any, kwargs: Mapping[str, Any], asked: Any) -> bool:
-        """Whether a call of the composite model with one token a row is such a step that needs no mask at all.
+    def serves_whole(self, lm: Any, cache: Any, asked: Any) -> bool:
+        """Whether a call of the composite model that stores one token a row is such a step, and needs no mask at all.
 
         The same in one piece: behind a whole model's weights each function that is called is read from memory anew.
         """
@@ -109,8 +108,6 @@ class Steady:
             and not lm.training
             and lm.config is self.config
             and self.now == self.then
-            and kwargs.get("use_cache") is not False
-            and not kwargs.get("output_attentions")
         )
 
     def begin(self, cache: Any, call: Call, asked: Any) -> None:

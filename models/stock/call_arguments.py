@@ -51,7 +51,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 NOWHERE = 1 << 16  # the place of an argument that can't be given by position
 # arguments that hold no tensor: switches of what comes back
-SWITCHES = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "cache_position")
+ATTENTIONS = "output_attentions"
+SWITCHES = (ATTENTIONS, "output_hidden_states", "output_router_logits", "return_dict", "cache_position")
 
 
 class Signature:
@@ -189,7 +190,7 @@ def configured(config: Any, meaning: str) -> Any:
 
 def asks_attentions(call: Call) -> bool:
     """Whether a call of a text model wants the layers' attention weights back."""
-    return bool(call.kwargs.get("output_attentions"))
+    return bool(call.kwargs.get(ATTENTIONS))
 
 
 def gives_attentions(config: Any) -> bool:
