@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,11 +17,10 @@ from .base import Stop
 from .model_facts import ModelFacts
 from .registry import register_pruner
 from .signals import DecoderAttention, Signal
-from .untrusted_json import parse_file, time_of
+from .untrusted_json import CommandFile
 from .visual_tokens import VisualTokens
 
 FORMAT = "vtc fitprune recipes, version 1"
-WRITTEN = "fitprune.schedule", "vtc fitprune"  # the parameter, and the command
 Recipes = tuple[tuple[float, ...], ...]
 BY_PICTURE = DecoderAttention(queries="visual", heads="max")
 BY_TEXT = DecoderAttention(queries="text", heads="max")
@@ -172,24 +170,14 @@ def falls(shares: tuple[float, ...]) -> bool:
     return bool(shares) and all(0 < b <= a for a, b in pairwise((1.0, *shares))) and shares[-1] < 1
 
 
-def read_recipes(path: str) -> Recipes:
-    """The recipes in a file of ``vtc fitprune``; one that changed is read again.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is not of this format.
-    """
-    return _read(path, time_of(path, *WRITTEN))
+def _recipes(found: dict[str, Any], _: str) -> Recipes:
+    return tuple(tuple(float(share) for share in one["kept"]) for one in found["recipes"])
 
 
-@lru_cache(maxsize=8)
-def _read(path: str, changed: int) -> Recipes:
-    found = parse_file(path, *WRITTEN, FORMAT)
-    try:
-        recipes = tuple(tuple(float(share) for share in one["kept"]) for one in found["recipes"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"fitprune.schedule: {path!r} is damaged ({type(error).__name__}: {error})") from error
-    if not recipes or len({*map(len, recipes)}) > 1 or not all(map(falls, recipes)):
-        raise ValueError(f"fitprune.schedule: {path!r} must hold recipes of one length that fall, in (0, 1]")
-    return recipes
+def _alike(recipes: Recipes) -> bool:
+    return len({*map(len, recipes)}) == 1 and all(map(falls, recipes))
+
+
+read_recipes = CommandFile(
+    "fitprune.schedule", "vtc fitprune", FORMAT, _recipes, "recipes of one length that fall, in (0, 1]", _alike
+).read

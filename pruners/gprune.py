@@ -52,8 +52,8 @@ class GPrune(Pruner):
 
     What many resemble receives much, and shares it with its look-alikes: the division leaves a few of each kind, of the
     foreground and of the background. O(N^2 (D + iterations)) time and an N x N matrix, of large
-    pictures half of it. Equal tokens tie, and
-    the lowest index decides; scores are summed in float64 where the device has it. Cosines above 1 - 1e-6 are 1.
+    pictures half of it. Equal tokens tie, and the lowest index decides; scores are summed in float64 where the device
+    has it. Cosines above 1 - 1e-6 are 1.
 
     Thumbnail and mosaic of an anyres picture are graphs of their own and keep equal shares, as with the authors; so
     does each frame of a video, which they have not. Crops that a model feeds as spans of their own (InternVL) are

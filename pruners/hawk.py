@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,11 +16,10 @@ from vtc.pruners.primitives.score_pruner import ScorePruner
 
 from .registry import register_pruner
 from .signals import AttentionAhead, Signal
-from .untrusted_json import parse_file, time_of
+from .untrusted_json import CommandFile
 from .visual_tokens import VisualTokens
 
 FORMAT = "vtc hawk heads, version 1"
-WRITTEN = "hawk.weights", "vtc hawk"  # the parameter, and the command
 QWEN = "qwen2.5-vl-7b"
 # of the authors' release (Apache-2.0), as rounded there
 QWEN_HEADS = (
@@ -123,24 +121,14 @@ class Hawk(ScorePruner):
         return (normalize(mean, dim=-1) * weights[:, None]).sum(1)
 
 
-def read_heads(path: str) -> tuple[float, ...]:
-    """The weights in a file of ``vtc hawk``; one that changed is read again.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is not of this format.
-    """
-    return _read(path, time_of(path, *WRITTEN))
+def _weights(found: dict[str, Any], _: str) -> tuple[float, ...]:
+    return tuple(float(w) for w in found["weights"])
 
 
-@lru_cache(maxsize=8)
-def _read(path: str, changed: int) -> tuple[float, ...]:
-    found = parse_file(path, *WRITTEN, FORMAT)
-    try:
-        weights = tuple(float(w) for w in found["weights"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"hawk.weights: {path!r} is damaged ({type(error).__name__}: {error})") from error
-    if not weights or not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
-        raise ValueError(f"hawk.weights: {path!r} must hold numbers >= 0, not all zero, one for each head")
-    return weights
+def _weigh(weights: tuple[float, ...]) -> bool:
+    return bool(weights) and all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
+
+
+read_heads = CommandFile(
+    "hawk.weights", "vtc hawk", FORMAT, _weights, "numbers >= 0, not all zero, one for each head", _weigh
+).read

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from vtc.pruners.untrusted_json import parse_file, time_of
+from vtc.pruners.untrusted_json import CommandFile
 
 FORMAT = "vtc embedlens classes, version 1"
-WRITTEN = "embedlens.classes", "vtc embedlens"  # the parameter, and the command
 KINDS = ("sink", "dead")
 LARGEST = (2 - 2**-23) * 2.0**127  # float32's
 
@@ -35,25 +33,9 @@ class StoredCalibration:
     name: str
 
 
-def read_stored(path: str) -> StoredCalibration:
-    """Read a file that ``vtc embedlens`` wrote; one that changed is read again.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is not of this format.
-    """
-    return _read(path, time_of(path, *WRITTEN))
-
-
-@lru_cache(maxsize=8)
-def _read(path: str, changed: int) -> StoredCalibration:
-    found = parse_file(path, *WRITTEN, FORMAT)
-    try:
-        hidden, vocabulary = int(found["hidden_size"]), int(found["vocabulary_size"])
-        classes = tuple(_class(c, hidden, vocabulary) for c in found["classes"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"embedlens.classes: {path!r} is damaged ({type(error).__name__}: {error})") from error
+def _calibration(found: dict[str, Any], path: str) -> StoredCalibration:
+    hidden, vocabulary = int(found["hidden_size"]), int(found["vocabulary_size"])
+    classes = tuple(_class(c, hidden, vocabulary) for c in found["classes"])
     return StoredCalibration(vocabulary, hidden, classes, str(found.get("model", path)))
 
 
@@ -68,3 +50,6 @@ def _class(stored: dict[str, Any], hidden: int, vocabulary: int) -> StoredClass:
     if not -1 <= threshold <= 1 or not all(0 <= i < vocabulary for i in ids):
         raise ValueError(f"threshold {threshold} or ids {ids} are out of range")
     return StoredClass(stored["kind"], ids, direction, threshold)
+
+
+read_stored = CommandFile("embedlens.classes", "vtc embedlens", FORMAT, _calibration).read
