@@ -20,13 +20,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vtc.eval.train.real", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run is resumed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, metavar="FILE", help="an adapter to begin the last part with")
     parser.add_argument("--compile", action="store_true", help="compile the layers: a minute first, then faster")
     parser.add_argument("--tiny", action="store_true", help="a few steps (for tests)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = tiny_real_recipe(options.seed) if options.tiny else RealRecipe(seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    student = train_adapter(recipe, Place(options.out, Ranks(), log_every=10), options.compile)
+    student = train_adapter(recipe, Place(options.out, Ranks(), log_every=10), options.compile, options.start)
     save_adapter(student.projector, student.added, options.out / "adapter.safetensors")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vtc.real.assemble import LOW_RANK, PROJECTOR
@@ -56,3 +56,13 @@ def save_adapter(projector: nn.Module, added: dict[str, LowRankLinear], file: Pa
         tensors[f"{LOW_RANK}{name}.up"] = module.up.detach() * SCALE
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}, file)
+
+
+@torch.no_grad()
+def load_adapter(projector: nn.Module, added: dict[str, LowRankLinear], file: Path) -> None:
+    """Read what :func:`save_adapter` wrote, to go on training it."""
+    tensors = load_file(file)
+    projector.load_state_dict({name: tensors[PROJECTOR + name] for name in projector.state_dict()})
+    for name, module in added.items():
+        module.down.copy_(tensors[f"{LOW_RANK}{name}.down"])
+        module.up.copy_(tensors[f"{LOW_RANK}{name}.up"] / SCALE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from vtc.eval.train.language.question_batches import accuracies, answer_weights,
 from vtc.real.assemble import build_model, build_processor
 
 from .asking import wording_of
-from .low_rank import LowRankLinear, add_low_rank
+from .low_rank import LowRankLinear, add_low_rank, load_adapter
 from .pictures import WHOLE, Box, FeatureStore, draw
 from .recipe import RealRecipe
 from .where_to_look import WhereToLook
@@ -90,8 +91,8 @@ def build_student(recipe: RealRecipe) -> Student:
     return Student(model, processor, added, words, wording_of(processor.tokenizer, model.config.image_seq_length))
 
 
-def train_adapter(recipe: RealRecipe, place: Place, compiled: bool = False) -> Student:
-    """Run both parts; what is complete is read from its checkpoint.
+def train_adapter(recipe: RealRecipe, place: Place, compiled: bool = False, start: Path | None = None) -> Student:
+    """Run all parts; what is complete is read from its checkpoint.
 
     Parameters
     ----------
@@ -101,23 +102,34 @@ def train_adapter(recipe: RealRecipe, place: Place, compiled: bool = False) -> S
         Where the run lives; it keeps the tower's features there too.
     compiled : bool
         Compile the language model's layers.
+    start : Path, optional
+        An adapter's file in the stead of all parts before the last.
     """
     student = build_student(recipe)
     shape = (recipe.scenes + recipe.easy, student.wording.patches, student.projector.linear_1.in_features)
     store = FeatureStore(place.folder / "features", shape, student.encode, lambda number: draw(recipe, number).open())
-    _align(recipe, place, student, store)
+    if start is None:
+        _align(recipe, place, student, store)
+        _answer("real", recipe, place, student, store, compiled)
+    else:
+        load_adapter(student.projector, student.added, start)
+    _answer("real-more", recipe.more(), place, student, store, compiled)
+    return student
+
+
+def _answer(part: str, recipe: RealRecipe, place: Place, student: Student, store: FeatureStore, compiled: bool) -> None:
     optimizer = MixedOptimizer(student.trained(), [], recipe.learning_rate, 0.0, place.ranks)
 
     def train_step(step: int) -> dict[str, float]:
-        rng = training_rng(recipe.seed, "real", step, 0)
+        rng = training_rng(recipe.seed, part, step, 0)
         numbers = numbers_of(recipe, step)
         pictures = [draw(recipe, number) for number in numbers]
         scenes = pictures[0].scene is not None
         if scenes and step in range(*recipe.window_steps):
-            kept, part = draw_window(rng, student.grid, recipe.window)
+            kept, box = draw_window(rng, student.grid, recipe.window)
         else:
-            kept, part = choose_tokens(step, rng, student.wording.patches), WHOLE
-        asked = [picture.ask(rng, recipe.shares, part) for picture in pictures]
+            kept, box = choose_tokens(step, rng, student.wording.patches), WHOLE
+        asked = [picture.ask(rng, recipe.shares, box) for picture in pictures]
         packed = pack(asked, student.wording)
         features = store(numbers)[:, kept]
         seen, look = {}, None
@@ -150,8 +162,7 @@ def train_adapter(recipe: RealRecipe, place: Place, compiled: bool = False) -> S
         figures = {"loss": loss.item()} | {name: x.item() if scenes else math.nan for name, x in found.items()}
         return figures | accuracies(packed, logits, asked)
 
-    run_steps(place, "real", recipe.steps, train_step, {"student": student.parts(), "optimizer": optimizer})
-    return student
+    run_steps(place, part, recipe.steps, train_step, {"student": student.parts(), "optimizer": optimizer})
 
 
 def numbers_of(recipe: RealRecipe, step: int) -> list[int]:

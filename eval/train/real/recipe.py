@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vtc.eval.train.scenes.scene import Density
 
@@ -35,6 +35,8 @@ class RealRecipe:
         Rank of what is added to each matrix of the language model.
     shares : dict of str to int
         How many questions of each task are asked about a scene.
+    more_steps, more_window_steps, more_shares
+        The same once more behind it, see :meth:`more`: the rate rises and falls again.
     """
 
     seed: int = 0
@@ -70,6 +72,24 @@ class RealRecipe:
             "reading": 3,
         }
     )
+    more_steps: int = 900
+    more_window_steps: tuple[int, int] = (0, 540)
+    more_shares: dict[str, int] = field(
+        default_factory=lambda: {
+            "color": 6,
+            "shape": 6,
+            "exist": 2,
+            "count": 1,
+            "more": 1,
+            "spatial": 3,
+            "quadrant": 6,
+            "reading": 1,
+        }
+    )
+
+    def more(self) -> RealRecipe:
+        """What the last part does, as a recipe: other steps and shares."""
+        return replace(self, steps=self.more_steps, window_steps=self.more_window_steps, shares=self.more_shares)
 
 
 def tiny_real_recipe(seed: int = 0) -> RealRecipe:
@@ -92,4 +112,7 @@ def tiny_real_recipe(seed: int = 0) -> RealRecipe:
         windows_per_step=2,
         rank=2,
         shares={"color": 2, "exist": 2},
+        more_steps=2,
+        more_window_steps=(0, 1),
+        more_shares={"color": 2},
     )

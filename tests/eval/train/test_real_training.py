@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,6 +100,19 @@ def test_both_parts_are_trained_and_nothing_else(tmp_path: Path) -> None:
     assert any(tensor.abs().max() > 0 for name, tensor in learnt.items() if name.startswith("low_rank"))
 
 
+def test_the_last_part_goes_on_from_an_adapter(tmp_path: Path) -> None:
+    whole, file = trained(tmp_path / "whole"), tmp_path / "adapter.safetensors"
+    student = real_stage.train_adapter(tiny_real_recipe(), Place(tmp_path / "whole", Ranks()))
+    save_adapter(student.projector, student.added, file)
+    nothing = replace(tiny_real_recipe(), more_steps=0)
+    read = real_stage.train_adapter(nothing, Place(tmp_path / "read", Ranks()), start=file).parts().state_dict()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(read[name], tensor.bfloat16().float(), rtol=0, atol=0)
+    more = real_stage.train_adapter(tiny_real_recipe(), Place(tmp_path / "more", Ranks()), start=file)
+    assert any(not torch.equal(tensor, read[name]) for name, tensor in more.parts().state_dict().items())
+    assert {path.name for path in (tmp_path / "more").glob("*.pt")} == {"real-more.pt"}
+
+
 @torch.no_grad()
 def test_the_file_of_the_adapter_makes_the_same_model(tmp_path: Path) -> None:
     plain = small_model()
@@ -175,8 +189,8 @@ def test_training_pictures_are_none_of_the_evaluation_set() -> None:
     assert {image.path.parent.parent.name for image in easy if image} == {"train"}
 
 
-def test_scenes_come_in_order_and_round_again() -> None:
-    recipe = RealRecipe()
+@pytest.mark.parametrize("recipe", [RealRecipe(), RealRecipe().more()])
+def test_scenes_come_in_order_and_round_again(recipe: RealRecipe) -> None:
     steps = [real_stage.numbers_of(recipe, step) for step in range(recipe.steps)]
     shown = [number for numbers in steps for number in numbers]
     scenes = [number for number in shown if number < recipe.scenes]
