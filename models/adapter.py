@@ -14,33 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.models.compiled.hooks_by_compiling import by_compiling, traced, uncompiled
 from vtc.models.compiled.planned_layers import Planner
 from vtc.models.compiled.static_prompts import StaticPrompts
+from vtc.models.language.composite_hooks import CompositeSide
 from vtc.models.language.decoder_hooks import DecoderSide
 from vtc.models.language.decoder_signals import resolve
-from vtc.models.language.model_hooks import Forward
 from vtc.models.language.positions import several_axes
 from vtc.models.language.refused_arguments import continuous_methods, refuse_continuous
 from vtc.models.language.run_and_report_step import Steps
+from vtc.models.language.text_hooks import TextSide
 from vtc.models.language.thread_state import Local
-from vtc.models.language.tokenizer import Words
 from vtc.models.layout.model_parts import Parts
 from vtc.models.loans.loan_hooks import Loans
 from vtc.models.selection.report import Report
 from vtc.models.selection.stopwatch import Timing
 from vtc.models.stock.attention_taps import AttentionTap
-from vtc.models.stock.call_arguments import Call, Signature, configured, takes
-from vtc.models.stock.hooks_outside_checkpoint import LATER, LayerHooks, arm
+from vtc.models.stock.call_arguments import Signature, takes
+from vtc.models.stock.hooks_outside_checkpoint import LayerHooks, arm
 from vtc.models.stock.per_thread import refuse_copy
 from vtc.models.stock.sleeping_hooks import SleepingHooks
-from vtc.models.stock.thread_gate import Traffic, traffic
-from vtc.models.stock.tripwire import check_features
+from vtc.models.stock.thread_gate import traffic
+from vtc.models.stock.tokenizer import Words
 from vtc.models.tower.tower_hooks import VisionSide
 from vtc.models.tower.videos_as_images import VideosAsImages
 from vtc.pruners.base import Pruner
-from vtc.pruners.signals import Signal
+from vtc.pruners.signals import QuestionState, Signal
 
 from .facts_of_model import facts_of
+from .guarded_generate import guarded_generate
 from .pipeline_stops import plan
 from .refused_beams import EXPAND, guarded_expansion, repeats_pictures_one_by_one
 
@@ -84,16 +86,17 @@ class Adapter:
         self.local, self.words, self.traffic = Local(), Words(parts.model), traffic()
         self.steps = Steps(parts, self.local)
         self.hooks = SleepingHooks()
-        self.forward = Forward(
-            parts, self.stops, signals, positions, self.steps, self.local, self.words, self.traffic, self.hooks
-        )
+        in_tower = [(p, stop) for p, stop in self.stops if stop.stage == "vision"]
+        asks = any(p.uses_question for p, _ in self.stops) or any(isinstance(s, QuestionState) for s in signals)
+        keep_ids = asks or any(p.joins_crops for p, _ in self.stops)
+        self.composite = CompositeSide(parts, bool(in_tower), signals, keep_ids, self.local, self.traffic, self.hooks)
+        words = self.words if asks else None
+        self.text = TextSide(self.composite, self.stops, signals, positions, self.steps, words)
         self.decoder = DecoderSide(parts, self.stops, signals, self.steps, self.local)
         self.loans = Loans(parts, self.stops, self.decoder)
         self.planner = Planner(self.decoder, self.hooks)
-        self.forward.static = StaticPrompts(self.decoder, [s for _, s in self.stops], positions)
-        self.vision = VisionSide(
-            parts, [(p, s) for p, s in self.stops if s.stage == "vision"], {s for s in signals if s.part == "encoder"}
-        )
+        self.text.static = StaticPrompts(self.decoder, [s for _, s in self.stops], positions)
+        self.vision = VisionSide(parts, in_tower, {s for s in signals if s.part == "encoder"})
         self._undo: list[Callable[[], object]] = []
 
     def attach(self) -> Adapter:
@@ -122,16 +125,32 @@ class Adapter:
         return self
 
     def _attach(self) -> None:
-        core, lm, layers = self.parts.core, self.parts.lm, self.parts.layers
-        f, d = self.forward, self.decoder
-        eager, by_compiling = torch.compiler.disable, functools.partial(_by_compiling, self.hooks)
-        self._hook(core.register_forward_pre_hook(by_compiling(f.core_pre, f.core_call), with_kwargs=True))
-        self._hook(core.register_forward_hook(by_compiling(f.core_post), with_kwargs=True, always_call=True))
-        compiled = self.planner.behind(f.lm_pre)
-        if self.loans.at or d.calibrating:
-            compiled = self.loans.refuse_compiled if self.loans.at else d.refuse_compiled
-        self._hook(lm.register_forward_pre_hook(by_compiling(f.lm_pre, compiled), with_kwargs=True))
-        self._hook(lm.register_forward_hook(by_compiling(f.lm_post), with_kwargs=True, always_call=True))
+        self._hook_models()
+        self._hook_layers()
+        self._hook_inside_layers()
+        self._undo.append(self.hooks.stay)  # what is off is not removed
+        videos = VideosAsImages(self.parts.core)
+        self._undo.append(videos.detach)
+        for modality in ("image", "video"):
+            self._wrap_features(f"get_{modality}_features", modality, videos)
+        self.vision.attach()
+        self._undo.append(self.vision.detach)
+        self._wrap_methods()
+
+    def _hook_models(self) -> None:
+        core, lm, text = self.parts.core, self.parts.lm, self.text
+        either = functools.partial(by_compiling, self.hooks)
+        before = either(self.composite.before, self.composite.call)
+        self._hook(core.register_forward_pre_hook(before, with_kwargs=True))
+        self._hook(core.register_forward_hook(either(self.composite.after), with_kwargs=True, always_call=True))
+        compiled = self.planner.behind(text.before)
+        if self.loans.at or self.decoder.calibrating:
+            compiled = self.loans.refuse_compiled if self.loans.at else self.decoder.refuse_compiled
+        self._hook(lm.register_forward_pre_hook(either(text.before, compiled), with_kwargs=True))
+        self._hook(lm.register_forward_hook(either(text.after), with_kwargs=True, always_call=True))
+
+    def _hook_layers(self) -> None:
+        lm, layers, d = self.parts.lm, self.parts.layers, self.decoder
         behind = [None] * (len(layers) - 1) + [d.last_layer_post if takes(lm, "deepstack") else None]
         after = [self.loans.after(i, hook) for i, hook in enumerate(behind)]
         hooks = [
@@ -149,10 +168,13 @@ class Adapter:
         self._undo += [h.detach for h in hooks]
         self.hooks.add(*(handle for h in hooks for handle in h.handles))
         if any(h.stands_in for h in hooks):
-            self._hook(lm.register_forward_pre_hook(eager(functools.partial(arm, hooks))))
+            self._hook(lm.register_forward_pre_hook(torch.compiler.disable(functools.partial(arm, hooks))))
+
+    def _hook_inside_layers(self) -> None:
+        d = self.decoder
         for module in self.loans.ends:
             # stays: a backward pass may run a checkpointed layer anew after a forward that needed no hook
-            self._hook(module.register_forward_hook(_uncompiled(self.loans.scale)))
+            self._hook(module.register_forward_hook(uncompiled(self.loans.scale)))
         for i in d.tapped_layers():
             tap = AttentionTap(d.calls.mixers[i], functools.partial(d.attention, i)).attach()
             self._undo.append(tap.detach)
@@ -160,25 +182,21 @@ class Adapter:
         for i in d.watched_layers():
             mixer = d.calls.mixers[i]
             if mixer is not None:
-                hook = _uncompiled(functools.partial(d.watch, i))
+                hook = uncompiled(functools.partial(d.watch, i))
                 self._hook(mixer.register_forward_pre_hook(hook, with_kwargs=True), sleeps=True)
         for place, module in d.sublayers():
-            hook = _traced(functools.partial(self.planner.transition, place), functools.partial(d.transition, place))
+            hook = traced(functools.partial(self.planner.transition, place), functools.partial(d.transition, place))
             self._hook(module.register_forward_hook(hook, with_kwargs=True), sleeps=True)
-        self._undo.append(self.hooks.stay)  # what is off is not removed
-        videos = VideosAsImages(core)
-        self._undo.append(videos.detach)
-        for modality in ("image", "video"):
-            self._wrap_features(f"get_{modality}_features", modality, videos)
-        self.vision.attach()
-        self._undo.append(self.vision.detach)
-        if hasattr(self.parts.model, "generate"):
-            self._shadow(self.parts.model, "generate", functools.partial(_guarded_generate, self.local, self.traffic))
-            for name in continuous_methods(self.parts.model):
-                self._shadow(self.parts.model, name, functools.partial(refuse_continuous, name))
+
+    def _wrap_methods(self) -> None:
+        model, core, lm = self.parts.model, self.parts.core, self.parts.lm
+        if hasattr(model, "generate"):
+            self._shadow(model, "generate", functools.partial(guarded_generate, self.local, self.traffic))
+            for name in continuous_methods(model):
+                self._shadow(model, name, functools.partial(refuse_continuous, name))
             if repeats_pictures_one_by_one(self.parts):
-                self._shadow(self.parts.model, EXPAND, functools.partial(guarded_expansion, f.placeholders))
-        for owner in {id(m): m for m in (self.parts.model, core, lm)}.values():
+                self._shadow(model, EXPAND, functools.partial(guarded_expansion, self.composite.placeholders))
+        for owner in {id(m): m for m in (model, core, lm)}.values():
             # else pickle stumbles over some hook and names only that
             self._shadow(owner, "__reduce_ex__", lambda _: refuse_copy)
 
@@ -258,79 +276,3 @@ class Adapter:
             return features
 
         self._shadow(self.parts.core, name, wrap)
-
-
-def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """`hook`, but nothing where torch.compile traces: it must not break a graph that goes on behind it."""
-
-    def run(*args: Any) -> Any:
-        return None if torch.compiler.is_compiling() else hook(*args)
-
-    return run
-
-
-def _traced(traced: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """`traced`, and where it gives ``LATER`` `plain`, which breaks a graph of torch.compile."""
-    eager = torch.compiler.disable(plain)
-
-    def run(*args: Any) -> Any:
-        found = traced(*args)
-        return eager(*args) if found is LATER else found
-
-    return run
-
-
-def _by_compiling(
-    hooks: SleepingHooks, plain: Callable[..., Any], compiled: Callable[..., Any] | None = None
-) -> Callable[..., Any]:
-    """`compiled` (or `plain`) where torch.compile traces, which must break its graph there, else `plain`."""
-
-    def stays(*args: Any) -> Any:
-        hooks.stay()
-        return (compiled or plain)(*args)
-
-    eager, broken = torch.compiler.disable(plain), torch.compiler.disable(stays)
-
-    def run(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return broken(*args)
-        # before anything was compiled a decoded token is spared the way through torch's wrapper
-        return (eager if hooks.stays else plain)(*args)
-
-    return run
-
-
-def _guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
-    """Refuse what would silently prune wrongly, before any work is done, and note where the prompt ends."""
-
-    @functools.wraps(generate)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        call = Call(Signature(generate), args, kwargs)
-        config = call.get("generation") or configured(generate.__self__, "generation")
-        chunk = call.get("prefill chunk") or configured(config, "prefill chunk")
-        if chunk:
-            raise NotImplementedError(
-                f"prefill_chunk_size={chunk} would prune every chunk by itself. Pass prefill_chunk_size=None: a pruned "
-                "prefill is short; or call vtc.restore(model) first."
-            )
-        ids = call.get("ids")
-        # assisted decoding appends candidates to the first forward, which methods must not take for the question
-        before = local.prompt, local.encoded
-        # a second turn may be given as its new tokens only, under a mask over everything
-        widths = [x.shape[1] for x in (ids, call.get("mask")) if isinstance(x, Tensor) and x.dim() == 2]
-        if not traffic.enter():  # unwrapped, or wrapped anew, while this waited
-            return generate.__self__.generate(*args, **kwargs)
-        local.prompt = max(widths) if isinstance(ids, Tensor) and widths else None
-        local.encoded = {}
-        try:
-            found = generate(*args, **kwargs)
-            if local.pictured is not local.encoded and any(call.get(m) is not None for m in ("image", "video")):
-                check_features(generate.__self__)
-            return found
-        finally:
-            local.prompt, local.encoded = before
-            local.pending = False
-            local.end_steady()  # torch runs no hooks where it was interrupted
-            traffic.leave()
-
-    return guarded

@@ -115,7 +115,7 @@ class Replay:
         Tensor
             `[R, V]` float32.
         """
-        from vtc.models.language.forward_state import gather_columns
+        from vtc.models.selection.column_indices import gather_columns
 
         hidden = self._calls[layer][0]
         columns = columns.to(hidden.device)

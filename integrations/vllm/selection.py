@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vtc.models.language.decoder_signals import EMBEDDINGS
-from vtc.models.language.forward_state import Run, all_ids, gather_columns
+from vtc.models.language.forward_state import Run
 from vtc.models.language.pruning_step import prune_step
 from vtc.models.layout.items_behind_placeholders import Fed
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.spans import make_batch
 from vtc.models.layout.vision_call_record import VisionRecord
+from vtc.models.selection.column_indices import all_ids, gather_columns
 from vtc.pipeline_text import Pipeline
 
 from .kept_memory import Kept

@@ -96,6 +96,11 @@ def _unsupported(cache: Cache) -> list[str]:
     return sorted(t.__name__ for t in odd)
 
 
+def length_of(cache: Any) -> int:
+    """How many columns a cache holds, dropped ones among them; none where there is no cache."""
+    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+
+
 def first_columns(cache: Any) -> int:
     """Number of the first layer of a cache that holds columns: the one that text models ask how long the past is."""
     return next((i for i, layer in enumerate(cache.layers) if holds_columns(layer)), 0)

@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc.models.selection.column_indices import gather_columns
 from vtc.models.stock.call_arguments import Call, unknown_arguments
 from vtc.models.stock.transformers_api import versions
-
-from .forward_state import gather_columns
 
 # the dimension of the columns: from the end, or from the front, where the batch comes first
 COLUMN_DIMS: dict[str, int] = {

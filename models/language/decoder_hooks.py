@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtc.models.cache.kv_cache import Peek, is_pruned, refuse_keyless, refuse_other_places
 from vtc.models.layout.model_parts import Parts
+from vtc.models.selection.column_indices import gather_columns, main_stream
 from vtc.models.stock.attention_taps import attention_rows
 from vtc.models.stock.attention_windows import ATTENTION, Windows
 from vtc.models.stock.call_arguments import Call, call_of, need
@@ -33,7 +34,7 @@ from vtc.pruners.signals import (
 
 from .column_arguments import refuse_unknown
 from .decoder_signals import capture_attention, capture_hidden, capture_transition, last_reads, query_columns
-from .forward_state import Run, gather_columns, main_stream
+from .forward_state import Run
 from .narrowed_calls import LayerCalls
 from .run_and_report_step import Steps
 from .thread_state import Local

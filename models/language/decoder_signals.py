@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vtc.models.layout.embedding_table import embeddings, vocabulary_size
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.run_projector import project, whole_projector
+from vtc.models.selection.column_indices import gather_columns
 from vtc.models.stock.attention_taps import attention_rows, largest_of_heads
 from vtc.models.stock.spread_over_processes import every_head
 from vtc.pruners.base import Pruner, Stop
@@ -33,7 +34,7 @@ from vtc.pruners.signals import (
 )
 from vtc.pruners.visual_tokens import SignalSource, VisualTokens
 
-from .forward_state import Run, gather_columns
+from .forward_state import Run
 from .question_words import question_states, questions
 
 EMBEDDINGS = "embeddings"

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.models.selection.column_indices import gather_columns
 from vtc.models.stock.call_arguments import Call
-
-from .forward_state import gather_columns
 
 
 @dataclass

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.models.selection.column_indices import gather_columns, places
 from vtc.models.stock.transformers_api import change_layers, hidden_of, versions, with_hidden
 
-from .forward_state import Run, gather_columns, places
+from .forward_state import Run
 
 
 def restore_output(run: Run, output: Any) -> Any:

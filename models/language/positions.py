@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vtc.models.cache.kv_cache import first_columns, slot_layer
 from vtc.models.layout.spans import last_valid
+from vtc.models.selection.column_indices import gather_columns
 from vtc.models.stock.call_arguments import Call
 from vtc.pruners.vtc_warning import VTCWarning
 
-from .forward_state import Run, gather_columns
+from .forward_state import Run
 
 
 def several_axes(config: Any) -> bool:

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from vtc.models.layout.model_parts import Parts
 from vtc.models.layout.newlines import fill_with_newlines
+from vtc.models.selection.column_indices import gather_columns
 from vtc.models.selection.joined_crops import choose, pass_on
 from vtc.pruners.base import Pruner, Stop, resolve_keep
 from vtc.pruners.layout import LazyLayouts
 from vtc.pruners.visual_tokens import VisualTokens
 
 from .decoder_signals import HostSignals
-from .forward_state import Run, gather_columns
+from .forward_state import Run
 
 
 def prune_step(run: Run, pruner: Pruner, stop: Stop, hidden: Tensor, parts: Parts) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vtc.models.language.decoder_signals import HostSignals, text_columns
-from vtc.models.language.forward_state import Run, gather_columns, mark
+from vtc.models.language.forward_state import Run
 from vtc.models.layout.model_parts import Parts
+from vtc.models.selection.column_indices import gather_columns, mark
 from vtc.pruners.base import Lent, Loan, LoanAgain, Pruner
 from vtc.pruners.check_returned_values import looked_at
 from vtc.pruners.layout import Layout

@@ -18,7 +18,7 @@ from vtc.eval.check.prompts.placeholders import feature_lengths
 from vtc.eval.check.prompts.placeholders_of_sound import in_time
 from vtc.eval.check.results import EXACT, NOT_RUN, WRONG, Result
 from vtc.eval.check.tiny_model.config_source import config_of
-from vtc.models.language.model_hooks import Forward
+from vtc.models.language.composite_hooks import CompositeSide
 from vtc.models.layout.model_parts import locate
 
 BESIDE, INSIDE = "sound beside pictures", "sound in videos"
@@ -66,12 +66,12 @@ def test_models_without_ears_have_no_such_row(tmp_path: Path) -> None:
 
 
 def test_sound_that_is_taken_for_a_picture_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Forward.placeholders
+    right = CompositeSide.placeholders
 
     def beside(*args: Any) -> dict[str, torch.Tensor]:
         return {name: mask.roll(5, 1) for name, mask in right(*args).items()}
 
-    monkeypatch.setattr(Forward, "placeholders", beside)
+    monkeypatch.setattr(CompositeSide, "placeholders", beside)
     (outcome,) = check("qwen2_5_omni_thinker", tmp_path, (BESIDE,), "input").outcomes
     assert (outcome.status, "columns of sound are taken for a picture's" in outcome.why) == (WRONG, True)
 

@@ -21,12 +21,12 @@ from zoo.models import TEXT, llava
 
 import vtc
 from vtc.models.cache.steady_steps import steady_of
-from vtc.models.language import model_hooks
+from vtc.models.language import text_hooks
 from vtc.models.selection import select
 from vtc.models.stock.call_arguments import cache_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-OURS = Path(model_hooks.__file__).parents[2]
+OURS = Path(text_hooks.__file__).parents[2]
 PACKAGES = tuple(str(folder) + os.sep for folder in OURS.iterdir() if (folder / "__init__.py").exists())
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "input": ("uniform", {}),
@@ -113,7 +113,7 @@ def test_as_the_long_way(setting: str, more: dict[str, Any], shape: str) -> None
     method, options = SETTINGS[setting]
     model = vtc.compress(tiny("llava"), method, keep=4, **options)
     found = answers(model, shape=shape, **more)
-    with mock.patch.object(model_hooks, "note_steady"):
+    with mock.patch.object(text_hooks, "note_steady"):
         assert answers(model, shape=shape, **more) == found
 
 
@@ -126,7 +126,7 @@ def test_as_the_long_way_elsewhere(family: str, shape: str, impl: str) -> None:
     for window in (12, 60) if family == "gemma3" else (None,):
         model.config.get_text_config().sliding_window = window
         found = answers(model, family, shape)
-        with mock.patch.object(model_hooks, "note_steady"):
+        with mock.patch.object(text_hooks, "note_steady"):
             assert answers(model, family, shape) == found
 
 

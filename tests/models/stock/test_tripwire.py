@@ -15,7 +15,7 @@ from versions import ENCODES_FIRST
 from zoo import FAMILIES, prompt, tiny
 
 import vtc
-from vtc.models.language.model_hooks import Forward
+from vtc.models.language.text_hooks import TextSide
 from vtc.models.stock import call_arguments as api
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -92,8 +92,8 @@ def test_a_hook_whose_return_is_dropped_is_caught(
     family: str, spec: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "layer" not in spec:
-        stock = Forward.lm_pre
-        monkeypatch.setattr(Forward, "lm_pre", lambda *args: stock(*args) and None)
+        stock = TextSide.before
+        monkeypatch.setattr(TextSide, "before", lambda *args: stock(*args) and None)
     model = vtc.compress(tiny(family), spec)
     if "layer" in spec:
         drop_returns(model)

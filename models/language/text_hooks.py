@@ -1,4 +1,4 @@
-"""The hooks of one wrapped model: what happens at the composite model, the text model and each decoder layer."""
+"""The hooks of the text model: what is pruned in front of its layers, and how its inputs and outputs follow."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.models.cache.kv_cache import first_columns, is_pruned, note_padding, refuse_layers, refuse_unsupported
-from vtc.models.cache.short_steps import ShortSteps
+from vtc.models.cache.kv_cache import (
+    first_columns,
+    is_pruned,
+    length_of,
+    note_padding,
+    refuse_layers,
+    refuse_unsupported,
+)
 from vtc.models.cache.static_layers import is_short, is_static
 from vtc.models.cache.steady_steps import forget_steady, note_steady, of_padding, steady_of
-from vtc.models.layout.items_behind_placeholders import Fed, fed_of, fewer
-from vtc.models.layout.model_parts import Parts
+from vtc.models.layout.items_behind_placeholders import Fed
 from vtc.models.layout.spans import Batch, last_valid, make_batch, readable
+from vtc.models.selection.column_indices import all_ids, gather_columns
 from vtc.models.stock.attention_api import attention_kind
-from vtc.models.stock.call_arguments import Call, configured, need, signature_of, takes
-from vtc.models.stock.sleeping_hooks import SleepingHooks
-from vtc.models.stock.thread_gate import Traffic
+from vtc.models.stock.call_arguments import Call, configured, need, signature_of
+from vtc.models.stock.tokenizer import Words
 from vtc.models.stock.transformers_api import Cache, checkpointed, keeps_state, new_cache
-from vtc.models.stock.tripwire import check_features, check_output, checks_for
+from vtc.models.stock.tripwire import check_output, checks_for
 from vtc.pruners.base import Pruner, Stop
-from vtc.pruners.signals import QuestionState, Signal
+from vtc.pruners.signals import Signal
 
 from .column_arguments import cut_along, refuse_unknown
+from .composite_hooks import CompositeSide
 from .decoder_signals import EMBEDDINGS
 from .deepstack import Deepstack
-from .forward_state import Run, all_ids, gather_columns
+from .forward_state import Run
 from .full_length_outputs import restore_output
 from .masks import past_columns, valid_columns
 from .positions import positions_left, positions_of
@@ -36,20 +42,17 @@ from .refused_arguments import (
     refuse_generate,
     refuse_merging,
     refuse_unnamed,
-    warn_merged,
 )
 from .run_and_report_step import Steps
-from .thread_state import Local
-from .tokenizer import Words
 
 
-class Forward:
+class TextSide:
     """Hook bodies; ``Adapter`` says where they go.
 
     Parameters
     ----------
-    parts : Parts
-        The model's parts.
+    composite : CompositeSide
+        The model around it.
     stops : list of (Pruner, Stop)
         In forward order.
     signals : set of Signal
@@ -58,176 +61,37 @@ class Forward:
         ``"keep"`` or ``"compact"``.
     steps : Steps
         Runs and reports a pruning step.
-    local : Local
-        Per-thread state.
-    words : Words
-        The tokenizer, for methods that read the question.
-    traffic : Traffic
-        Who is inside the model.
-    hooks : SleepingHooks
-        What is set on the layers.
+    words : Words, optional
+        The tokenizer, where a method reads the question.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        composite: CompositeSide,
         stops: list[tuple[Pruner, Stop]],
         signals: set[Signal],
         positions: str,
         steps: Steps,
-        local: Local,
-        words: Words,
-        traffic: Traffic,
-        hooks: SleepingHooks,
+        words: Words | None,
     ):
-        self.traffic, self.hooks = traffic, hooks
+        self.composite, self.parts, self.local = composite, composite.parts, composite.local
+        self.hooks, self.traffic = composite.hooks, composite.traffic
         self.static: Any = None  # set by the adapter: static caches
-        self.parts, self.positions, self.steps, self.local = parts, positions, steps, local
+        self.positions, self.steps, self.words = positions, steps, words
         self.input_stops = [e for e in stops if e[1].stage == "input"]
-        self.vision_stops = [e for e in stops if e[1].stage == "vision"]
-        self.ends_at_input = len(self.input_stops) + len(self.vision_stops) == len(stops)
-        self.encoder_signals = [s for s in signals if s.part == "encoder"]
-        asks = any(p.uses_question for p, _ in stops) or any(isinstance(s, QuestionState) for s in signals)
-        self.words = words if asks else None
-        self.keep_ids = asks or any(p.joins_crops for p, _ in stops)
+        self.ends_at_input = all(stop.stage in ("input", "vision") for _, stop in stops)
         self.keep_embeddings = any(s.part == "input" for s in signals)
-        self.takes_features = takes(parts.core, "features")
-        self.warned = False
-        refuse_generate(parts)
-        refuse_unnamed(parts)
-        refuse_merging(parts, self.input_stops)
-        need(parts.core, "ids", "embeds", "mask")
-        need(parts.lm, "embeds", "mask", "positions", "cache")
-        refuse_layers(parts.lm)  # before arguments that exist for such layers only
-        refuse_unknown(parts.lm)
-        self.recurrent = keeps_state(parts.lm.config)
-        self.short = ShortSteps(parts.core, parts.lm)
-        self.core_signature, self.lm_signature = signature_of(parts.core), signature_of(parts.lm)
+        lm = self.parts.lm
+        refuse_generate(self.parts)
+        refuse_unnamed(self.parts)
+        refuse_merging(self.parts, self.input_stops)
+        need(lm, "embeds", "mask", "positions", "cache")
+        refuse_layers(lm)  # before arguments that exist for such layers only
+        refuse_unknown(lm)
+        self.recurrent = keeps_state(lm.config)
+        self.signature = signature_of(lm)
 
-    # ------------------------------------------------------------------ the composite model
-    def core_pre(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Begin a call of the composite model; a short step is prepared at once."""
-        local, hooks = self.local, self.hooks
-        if not (local.records or local.pending or local.inside or hooks.awake or hooks.stays):
-            found = self.short.find(args, kwargs)
-            if found is not False and self.traffic.enter():
-                local.inside = local.short = True
-                if found is True:
-                    return None
-                local.steady = found
-                changed = self.short.begin(found, kwargs)
-                return None if changed is None else (args, changed)
-        return self.core_call(core, args, kwargs)
-
-    def core_call(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find the placeholders, if visual input came along."""
-        pruned_before = self.vision_stops and any(record.steps for record in self.local.records.values())
-        local = self.local
-        local.clear()
-        if not self.traffic.enter():
-            raise RuntimeError(
-                "another thread took vtc's hooks off this model, or wrapped it anew, while it was called: call it again"
-            )
-        local.inside = True
-        local.called = call = Call(self.core_signature, args, kwargs)
-        local.prompted = bool(pruned_before)
-        features = call.get("features")
-        if features is None or not (isinstance(features, Tensor) or any(v is not None for v in features.values())):
-            return
-        if not self.takes_features:
-            raise NotImplementedError(
-                "this version of transformers ignores mm_encoder_outputs: pass pixel_values, or upgrade it to 5.18"
-            )
-        local.fed = features
-
-    def _visual(self) -> dict[str, Tensor]:
-        """Placeholders of the composite model's input, once it has encoded or been given features, whatever of."""
-        pruned_before, self.local.prompted = self.local.prompted, None
-        call = self.local.called
-        if pruned_before is None or call is None:
-            return {}
-        if self.local.fed is None and not self.local.records:
-            self._without_pictures(call, pruned_before)
-            self.local.called = None
-            return {}
-        ids = call.get("ids")
-        self.local.token_ids = ids if self.keep_ids else None
-        return self.placeholders(ids, call.get("embeds"))
-
-    def _without_pictures(self, call: Call, pruned_before: bool) -> None:
-        """Embeddings alone may be those of pictures, merged by the caller."""
-        embeds = call.get("embeds")
-        if not isinstance(embeds, Tensor) or embeds.shape[1] == 1 or _length(call.get("cache")):
-            return
-        if pruned_before:
-            raise NotImplementedError(
-                "embeddings merged by the caller: pruning inside the vision encoder leaves zeros in the features, "
-                "which only vtc can take out again. Pass pixel_values, or the features as mm_encoder_outputs"
-            )
-        if not self.warned:
-            self.warned = True
-            warn_merged()
-
-    def core_post(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Forget this forward, even when it raised."""
-        local = self.local
-        if local.short:
-            local.short = local.inside = False
-            steady, local.steady = local.steady, None
-            if steady is not None:
-                steady.end()
-            self.traffic.leave()
-            return
-        inside, unseen = local.inside, output is not None and not local.opened and local.unused_features()
-        local.clear()
-        if inside:  # else a hook before ours failed
-            self.traffic.leave()
-        if unseen:
-            check_features(core)
-
-    def placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
-        """Per modality `[B, L]` bool: where ids, or else embeddings, are its placeholder's."""
-        masks = {}
-        for modality in ("image", "video"):
-            token = getattr(self.parts.config, f"{modality}_token_id", None)
-            if token is None:
-                continue
-            if ids is not None:
-                masks[modality] = ids == token
-            elif embeds is not None:  # as transformers does
-                one = self.parts.core.get_input_embeddings()(torch.full((), token, device=embeds.device))
-                masks[modality] = (embeds == one.to(embeds.device)).all(-1)
-        return masks
-
-    def _fed(self, masks: dict[str, Tensor]) -> dict[str, Fed]:
-        """Per modality the record and the lengths of the items as fed."""
-        fed: dict[str, Fed] = {}
-        given = self.local.fed if self.local.fed is not None else {}
-        given = {"image": given} if isinstance(given, Tensor) else given
-        for modality in masks:
-            output = given.get(modality)
-            if output is None:
-                record = self.local.records.get(modality)
-                if record is not None:
-                    fed[modality] = Fed(record, record.lengths)
-                continue
-            fed[modality] = fed_of(self.parts, modality, output, (self.local.encoded or {}).get(modality))
-        called = self.local.called
-        told = None if called is None else called.get("video tokens")
-        if "video" in fed and told is not None:
-            fed["video"] = fewer(fed["video"], told)
-        for one in fed.values():
-            missing = [s for s in self.encoder_signals if s not in one.record.signals]
-            if missing or (self.vision_stops and not one.record.steps):
-                raise ValueError(
-                    "these mm_encoder_outputs were computed outside this wrapped model, so what the pruner needs "
-                    f"of the encoder ({', '.join(map(str, missing)) or 'pruning inside it'}) is not there: compute "
-                    "them with the wrapped model's get_image_features, or pass pixel_values"
-                )
-        return fed
-
-    # ------------------------------------------------------------------ the text model
-    def lm_pre(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Open the run, and see to it that the layers' hooks are there if it needs them."""
         local = self.local
         if local.short:
@@ -245,7 +109,7 @@ class Forward:
     def _begin(self, lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Prune at the input stage, and slice what goes with the embeddings."""
         local = self.local
-        call = Call(self.lm_signature, args, kwargs)
+        call = Call(self.signature, args, kwargs)
         embeds, cache = call.get("embeds"), call.get("cache")
         # Gemma3's composite model makes masks of its own, also where it was given none
         called = local.called if local.inside else call
@@ -263,16 +127,16 @@ class Forward:
             local.steady, local.prompted = step, None
             return call.args, call.kwargs
         if not local.inside:  # called by itself
-            self._without_pictures(call, False)
+            self.composite.without_pictures(call, False)
             if embeds is None and is_pruned(cache):
                 embeds = lm.get_input_embeddings()(call.pop("ids"))
                 call.put("embeds", embeds)
-        masks = self._visual()
-        fed = self._fed(masks) if masks else {}
+        masks = self.composite.visual()
+        fed = self.composite.as_fed(masks) if masks else {}
         if not fed and not is_pruned(cache):
             # text beside the prompt of a generate() with pictures (guidance) has no report of its own
             beside = local.encoded is not None and local.pictured is local.encoded
-            if embeds is not None and embeds.shape[1] > 1 and not _length(cache) and not beside:
+            if embeds is not None and embeds.shape[1] > 1 and not length_of(cache) and not beside:
                 self.steps.open_report()
             return None
         if not isinstance(embeds, Tensor):
@@ -286,7 +150,7 @@ class Forward:
         if use_cache is None:
             use_cache = bool(configured(lm.config, "use cache")) and not checkpointed(lm)
             call.put("use cache", use_cache)  # else the text model may make a cache that nobody tracks
-        if checkpointed(lm) and not _length(cache):
+        if checkpointed(lm) and not length_of(cache):
             cache = None  # the layers drop the one they are given
         elif cache is None and use_cache:
             cache = new_cache(lm.config)
@@ -338,7 +202,7 @@ class Forward:
         fed: dict[str, Fed],
     ) -> Run:
         rows, length = embeds.shape[:2]
-        device, past = embeds.device, _length(cache)
+        device, past = embeds.device, length_of(cache)
         mask = self._asked(call)
         # a single new token is never padding: decoding needs no look at the mask
         valid = valid_columns(mask, rows, length, device, past if is_static(cache) else None) if length > 1 else None
@@ -364,7 +228,7 @@ class Forward:
         run.ids = all_ids(batch.lengths, device)
         run.prompt, run.end, run.checks = prompt, end, checks_for(cache, bool(fed))
         # a state can't be asked by a token that it has not seen: the last one left answers
-        if any(batch.ends) and not self.vision_stops and not self.recurrent and self.positions == "keep":
+        if any(batch.ends) and not self.composite.inside_tower and not self.recurrent and self.positions == "keep":
             run.asking = self._asking(batch, valid, end, device)
         run.words, run.token_ids, run.find_pictures = self.words, self.local.token_ids, self.parts.family.pictures
         return run
@@ -410,7 +274,7 @@ class Forward:
         ones = torch.ones(embeds.shape[:2], device=embeds.device, dtype=torch.long) if run.cache is None else None
         call.put("mask", ones)
 
-    def lm_post(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def after(self, lm: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Give the output its full length again, so that losses stay aligned."""
         local = self.local
         if local.short or local.end_steady():
@@ -426,7 +290,3 @@ class Forward:
         check_output(lm, len(self.parts.layers), run, output)
         note_steady(lm, run)
         return restore_output(run, output)
-
-
-def _length(cache: Any) -> int:
-    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
