@@ -28,21 +28,21 @@ def guarded_generate(local: Local, traffic: Traffic, generate: Any) -> Any:
             )
         ids = call.get("ids")
         # assisted decoding appends candidates to the first forward, which methods must not take for the question
-        before = local.prompt, local.encoded
+        # a model that assists itself is called from inside, with pictures of the call around it encoded and not fed yet
+        before = local.prompt, local.encoded, local.pending, local.records
         # a second turn may be given as its new tokens only, under a mask over everything
         widths = [x.shape[1] for x in (ids, call.get("mask")) if isinstance(x, Tensor) and x.dim() == 2]
         if not traffic.enter():  # unwrapped, or wrapped anew, while this waited
             return generate.__self__.generate(*args, **kwargs)
         local.prompt = max(widths) if isinstance(ids, Tensor) and widths else None
-        local.encoded = {}
+        local.encoded, local.pending, local.records = {}, False, {}
         try:
             found = generate(*args, **kwargs)
             if local.pictured is not local.encoded and any(call.get(m) is not None for m in ("image", "video")):
                 check_features(generate.__self__)
             return found
         finally:
-            local.prompt, local.encoded = before
-            local.pending = False
+            local.prompt, local.encoded, local.pending, local.records = before
             local.end_steady()  # torch runs no hooks where it was interrupted
             traffic.leave()
 

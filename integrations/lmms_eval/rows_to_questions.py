@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from vtc.eval.tasks.media.images import no_torn_files
+from vtc.eval.tasks.media.images import as_rgb, no_torn_files
 from vtc.eval.tasks.media.media_store import Media
 from vtc.eval.tasks.media.video import Clip
 from vtc.eval.tasks.questions import Question
@@ -73,7 +73,7 @@ def media_id(part: Mapping[str, Any]) -> str:
         raise ValueError(f"has {part['type']}, vtc bench knows images and videos")
     if not isinstance(value, Image.Image):
         return str(_clip(value) if part["type"] == "video" else value)
-    pixels = value.convert("RGB")
+    pixels = as_rgb(value)
     return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()[:20]
 
 
@@ -87,7 +87,7 @@ def read_media(source: Source, doc_id: int, item: int) -> Media:
     if not isinstance(value, Image.Image):
         return Path(value)
     data = io.BytesIO()
-    value.convert("RGB").save(data, "PNG", compress_level=1)
+    as_rgb(value).save(data, "PNG", compress_level=1)
     return data.getvalue()
 
 

@@ -57,7 +57,7 @@ class Step(NamedTuple):
     sizes: list[Tensor] | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """Spans and pruning steps of one prefill; tensors are copied to the CPU on first reading.
 
@@ -78,8 +78,8 @@ class Report:
     selection_seconds: float | None = None
     asked_alone: dict[int, int] = field(default_factory=dict)
     own_flops: dict[int, int] = field(default_factory=dict)
-    _steps: list[tuple[str, int | None, Tensor, list[int], Tensor | None]] = field(default_factory=list, repr=False)
-    _loans: list[tuple[int, Tensor, int]] = field(default_factory=list, repr=False)
+    _steps: list[tuple[str, int | None, Tensor, list[int], Tensor | None]] = field(default_factory=list)
+    _loans: list[tuple[int, Tensor, int]] = field(default_factory=list)
 
     def add(self, stage: str, layer: int | None, ids: Tensor, present: list[int], sizes: Tensor | None = None) -> None:
         """Record a step: `ids` `[S, n]` padded with -1, of which span `i` has `present[i]`, and their `sizes`."""
@@ -156,6 +156,10 @@ class Report:
     def mean_tokens_per_layer(self) -> float:
         """Visual tokens per decoder layer, averaged over layers and summed over spans."""
         return sum(self.tokens_per_layer) / self.depth if self.depth else 0.0
+
+    def __repr__(self) -> str:
+        """The same line, for a notebook's cell that ends in a report."""
+        return f"<{type(self).__name__}: {self}>"
 
     def __str__(self) -> str:
         if self.batch is None:

@@ -120,6 +120,22 @@ def test_a_smaller_model_that_guesses_changes_nothing(setting: Setting) -> None:
     assert torch.equal(*ways)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+@pytest.mark.parametrize("pruner", ["uniform(keep=1.0)", BOTH_STAGES.pruner], ids=["all", "pruned"])
+def test_a_model_that_guesses_for_itself_changes_nothing(family: str, pruner: Any) -> None:
+    """Its ``generate`` is called from inside while the pictures of the call around it wait to be fed."""
+    model, given = tiny(family), prompt(family, "one").inputs
+    with vtc.compressed(model, pruner):
+        plain = greedy(model, given, 6).tokens
+        report = str(model.vtc.report)
+        found = model.generate(
+            **given, max_new_tokens=6, do_sample=False, suppress_tokens=SPECIAL, assistant_model=model
+        )
+        assert torch.equal(found[:, -6:], plain)
+        assert torch.equal(greedy(model, given, 6).tokens, plain)
+        assert str(model.vtc.report) == report
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_second_turn_on_the_pruned_cache(family: str) -> None:
     """A text-only second turn equals a fresh prefill of the whole dialogue."""

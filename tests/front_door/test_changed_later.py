@@ -32,6 +32,7 @@ def test_attention_switched_after_wrapping(setting: Setting, before: str, after:
     model.set_attn_implementation(after)
     assert (model(**inputs).logits - right).abs().max() < TOLERANCE
     assert str(model.vtc.report) == str(report)
+    assert repr(report) == f"<Report: {report}>"
     vtc.restore(model)
     assert model.model.language_model.layers[0].self_attn.config._attn_implementation == after
 

@@ -102,12 +102,13 @@ def test_a_request_takes_no_longer_than_it_may(site: Running, monkeypatch: pytes
     until(lambda: site.server.worker.held == 0, 5)
 
 
-def test_the_end_of_the_server_ends_what_runs() -> None:
-    failed: list[Exception] = []
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_end_of_the_server_ends_what_runs(stream: bool) -> None:
+    failed: list[Any] = []
 
     def ask(client: openai.OpenAI) -> None:
         try:
-            for _ in client.chat.completions.create(**LONG, stream=True):
+            for _ in client.chat.completions.create(**LONG, stream=stream):
                 pass
         except (openai.APIError, httpx.HTTPError) as error:
             failed.append(error)
@@ -123,3 +124,5 @@ def test_the_end_of_the_server_ends_what_runs() -> None:
         assert time.monotonic() - began < 15
         client.join(PATIENCE)
     assert len(failed) == 1
+    if not stream:  # nothing of an answer was sent yet
+        assert (failed[0].status_code, failed[0].code) == (503, "stopping")

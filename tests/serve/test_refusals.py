@@ -74,6 +74,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "a torn picture": (image(NOISE[: 22 + 4 * 300]), 400, "no whole PNG, JPEG"),
     "far too many pixels": (image(data_url(LARGE)), 400, "pixels, allowed are 1 million"),
     "too many pixels": (image(data_url(Image.new("L", (1001, 1000)))), 400, "1001 x 1000 pixels, allowed are 1"),
+    "a long picture": (image(data_url(Image.new("L", (1, 201)))), 400, "1 x 201 pixels, one side may be 200 times"),
     "a detail": (image(data_url(RED), detail="low"), 400, "detail must be auto"),
     "tokens": ({"max_tokens": 33}, 400, "max_tokens=33 is out of range: at most 32"),
     "no tokens": ({"max_tokens": 0}, 400, "max_tokens must be an integer of at least 1"),

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
+MAX_RATIO = 200
+"""Of a picture's sides, as Qwen's processors allow; those that scale the shorter side up make of 1 x 5,000 pixels
+564 million."""
 
 
 @contextmanager
@@ -42,6 +46,45 @@ def check_image(data: bytes, formats: tuple[str, ...] | None = None) -> tuple[in
         raise ValueError(f"no picture: {e}") from None
 
 
+def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+    """Refuse a picture that is too large, or becomes so where a processor scales its shorter side up.
+
+    Raises
+    ------
+    ValueError
+        If it has more pixels than `max_pixels`, or a side is more than ``MAX_RATIO`` times the other.
+    """
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name} is too large: {width} x {height} pixels, allowed are {max_pixels:,}; scale it down first"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"{name} is too long: {width} x {height} pixels, one side may be {MAX_RATIO} times the other; cut it first"
+        )
+
+
+def as_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
+    """A picture with 8 bits a channel; Pillow's ``convert`` would clip more bits to white.
+
+    Raises
+    ------
+    ValueError
+        If it has 32 bits a pixel, integer or float, of which nobody says what is white.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):  # whose gray has 16 bits
+        found = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        found.info = picture.info
+        picture = found
+    elif picture.mode in ("I", "F"):
+        kind = "an integer" if picture.mode == "I" else "a float"
+        raise ValueError(
+            f"a pixel of {name} is {kind} of 32 bits, and nothing says which is white: "
+            "save it with 8 or 16 bits a channel"
+        )
+    return picture.convert("RGB")
+
+
 def open_image(
     source: str | Path | bytes,
     name: str | None = None,
@@ -66,7 +109,7 @@ def open_image(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no readable picture or a too large one.
+        If it is no readable picture, a too large or too long one, or one of 32 bits a pixel.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "the image")
     if not isinstance(source, bytes):
@@ -82,11 +125,10 @@ def open_image(
             # our own limit below is the lower one; Pillow's would only warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as im:
-                width, height = im.size
-                if width * height > max_pixels:
-                    size = f"{width} x {height} pixels, allowed are {max_pixels:,}"
-                    raise ValueError(f"{name} is too large: {size}; scale it down first")
-                return ImageOps.exif_transpose(im).convert("RGB")
+                check_size(*im.size, max_pixels, name)
+                form, turned = im.format, ImageOps.exif_transpose(im)
+                turned.format = form  # a turned copy has lost it
+                return as_rgb(turned, name)
     except Image.DecompressionBombError as e:
         raise ValueError(f"{name} is too large to decode: {e}") from None
     except UnidentifiedImageError:

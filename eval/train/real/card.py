@@ -55,7 +55,8 @@ file, in bfloat16.
 ## How it was trained
 
 `python -m vtc.eval.train.real --out DIR`, one seed ({seed}), one CPU core, resumable; the log lines lie in
-`eval/train/evidence` (`real-align.jsonl`, `real.jsonl`). The tower is frozen, its features are computed once.
+`eval/train/evidence` (`real-align.jsonl`, `real.jsonl`, `real-more.jsonl`). The tower is frozen, its features are
+computed once.
 
 1. The projector alone, {align_steps} steps on {align_scenes} scenes: a token's cosine to the embeddings of the words
    for what its patch shows (colour, shape, letter, digits); tokens of patches without a name point away from these
@@ -68,6 +69,8 @@ file, in bfloat16.
    read off behind layer 12 too (weight {early_weight}). Scenes hold 20 to 42 things. In a third of the steps with
    whole scenes a random part of the tokens is seen, at original positions, chosen without looking at them. AdamW, peak
    {learning_rate}, cosine.
+3. {more_steps} steps more of the same, squares from step {more_first} to {more_end}, the rate rising to its peak and
+   falling once more, with more questions by letter (of a scene {more_asked}).
 
 Data: the drawn scenes of `vtc.eval.train.scenes` (none of the evaluation set: a test compares them) and the training
 split of `easy-vqa` 1.0 (MIT).
@@ -104,8 +107,10 @@ def write_card(rows: dict[str, Any], target: Path) -> None:
         The README to write.
     """
     recipe = RealRecipe()
-    first, end = recipe.window_steps
-    values = {**vars(recipe), "first": first, "end": end, "table": as_markdown(rows), "verdict": verdict(rows)}
+    (first, end), (more_first, more_end) = recipe.window_steps, recipe.more_window_steps
+    windows = {"first": first, "end": end, "more_first": more_first, "more_end": more_end}
+    asked = ", ".join(f"{count} {task}" for task, count in recipe.more_shares.items())
+    values = {**vars(recipe), **windows, "more_asked": asked, "table": as_markdown(rows), "verdict": verdict(rows)}
     target.write_text(_CARD.format(**values))
 
 
