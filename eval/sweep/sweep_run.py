@@ -185,9 +185,8 @@ def _answers(
     model, processor = sweep.model, sweep.loaded.processor
     reuse = reuses_encoder(model)
     if reuse:  # before wrapping for this cell: the tower runs under another wrapper
-        by_key = {features.key(cell, row): row for group in groups for row in group}
-        outputs_of = {key: features.get(cell, row) for key, row in by_key.items()}
-        encoded = {id(row): outputs_of[features.key(cell, row)] for group in groups for row in group}
+        rows = list(itertools.chain(*groups))
+        encoded = {id(row): output for row, output in zip(rows, features.get_all(cell, rows), strict=True)}
         yield []  # a moment to look at the clock
     share = reuse and sweep.share and shares_prefix(model)
     layers = layers_before_choice(cell, model) if share and cell.reads_text else 0
@@ -208,8 +207,8 @@ def _answers(
             else:
                 yield from answer_behind(wrapped, processor, pack, seen, behind, limit, sweep.batch_size)
         for (limit, _), same in alike.items():
-            rows = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
-            for batch in batches(rows, sweep.batch_size):
+            alone = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
+            for batch in batches(alone, sweep.batch_size):
                 outputs = [encoded[id(r)] for r in batch] if reuse else None
                 yield list(zip(batch, answer_plain(wrapped, processor, batch, outputs, limit), strict=True))
 
