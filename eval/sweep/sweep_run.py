@@ -18,6 +18,7 @@ from vtc.eval.vlm.encode_once import reuses_encoder
 from vtc.eval.vlm.feature_cache import Features, pruned
 from vtc.eval.vlm.layers_before_choice import layers_before_choice
 from vtc.eval.vlm.loading import Loaded
+from vtc.eval.vlm.pictures_once import pictures_once
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import CACHE_BYTES, Cell
 from vtc.eval.vlm.smaller_pictures import SmallRows
@@ -154,11 +155,11 @@ class _Chunk:
                 seen[key] = self.sweep.tasks.visuals(q, self.sweep.frames)
             return seen[key]
 
-        for q in questions:
-            if q.question_id not in self._rows:
-                self._rows[q.question_id] = make_row(
-                    self.sweep.loaded.processor, self.sweep.model.config, visuals(q), q
-                )
+        processor, config = self.sweep.loaded.processor, self.sweep.model.config
+        with pictures_once(processor):
+            for q in questions:
+                if q.question_id not in self._rows:
+                    self._rows[q.question_id] = make_row(processor, config, visuals(q), q)
         rows = [self._rows[q.question_id] for q in questions]
         if not cell.small:
             return rows
