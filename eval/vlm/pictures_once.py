@@ -19,8 +19,8 @@ def pictures_once(processor: Any) -> Iterator[None]:
 
     The tensors that it gives again are the same ones.
     """
-    inner = getattr(processor, "image_processor", None)
-    real = getattr(inner, "preprocess", None)
+    inner: Any = getattr(processor, "image_processor", None)
+    real: Any = getattr(inner, "preprocess", None)
     if real is None or "preprocess" in getattr(inner, "__dict__", {"preprocess": None}):
         yield
         return
