@@ -18,6 +18,7 @@ from vtc.eval.vlm.encode_once import reuses_encoder
 from vtc.eval.vlm.feature_cache import Features, pruned
 from vtc.eval.vlm.layers_before_choice import layers_before_choice
 from vtc.eval.vlm.loading import Loaded
+from vtc.eval.vlm.pictures_once import pictures_once
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import CACHE_BYTES, Cell
 from vtc.eval.vlm.smaller_pictures import SmallRows
@@ -154,11 +155,11 @@ class _Chunk:
                 seen[key] = self.sweep.tasks.visuals(q, self.sweep.frames)
             return seen[key]
 
-        for q in questions:
-            if q.question_id not in self._rows:
-                self._rows[q.question_id] = make_row(
-                    self.sweep.loaded.processor, self.sweep.model.config, visuals(q), q
-                )
+        processor, config = self.sweep.loaded.processor, self.sweep.model.config
+        with pictures_once(processor):
+            for q in questions:
+                if q.question_id not in self._rows:
+                    self._rows[q.question_id] = make_row(processor, config, visuals(q), q)
         rows = [self._rows[q.question_id] for q in questions]
         if not cell.small:
             return rows
@@ -185,9 +186,8 @@ def _answers(
     model, processor = sweep.model, sweep.loaded.processor
     reuse = reuses_encoder(model)
     if reuse:  # before wrapping for this cell: the tower runs under another wrapper
-        by_key = {features.key(cell, row): row for group in groups for row in group}
-        outputs_of = {key: features.get(cell, row) for key, row in by_key.items()}
-        encoded = {id(row): outputs_of[features.key(cell, row)] for group in groups for row in group}
+        rows = list(itertools.chain(*groups))
+        encoded = {id(row): output for row, output in zip(rows, features.get_all(cell, rows), strict=True)}
         yield []  # a moment to look at the clock
     share = reuse and sweep.share and shares_prefix(model)
     layers = layers_before_choice(cell, model) if share and cell.reads_text else 0
@@ -208,8 +208,8 @@ def _answers(
             else:
                 yield from answer_behind(wrapped, processor, pack, seen, behind, limit, sweep.batch_size)
         for (limit, _), same in alike.items():
-            rows = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
-            for batch in batches(rows, sweep.batch_size):
+            alone = [] if share else sorted(itertools.chain(*same), key=lambda r: len(r.ids))
+            for batch in batches(alone, sweep.batch_size):
                 outputs = [encoded[id(r)] for r in batch] if reuse else None
                 yield list(zip(batch, answer_plain(wrapped, processor, batch, outputs, limit), strict=True))
 

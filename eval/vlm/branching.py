@@ -7,6 +7,7 @@ held against those of ordinary turns.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from vtc.pruners.base import Loan
 
 from .prompts import Row, pad_id
 from .pruning_settings import Cell
-from .question_branches import Branches, first_logits, greedy
+from .question_branches import Branches, begun_alike, first_logits, greedy
 
 COPY = 1 / 8  # what it takes to copy a column's keys and values, over running it through the layers
 AHEAD = 4  # tokens of an answer that there is room for from the start
@@ -100,12 +101,12 @@ class Branching:
 
     def _proves(self, cache: Any, rows: Sequence[Row], turn: Callable[[Row], Tensor]) -> bool:
         shortest, longest = min(rows, key=length), max(rows, key=length)
-        pair = [tail(longest), tail(shortest)]
+        pair = [longest.tail, shortest.tail]
         wanted = torch.stack([turn(longest), turn(shortest)]).float()
         # such models say that they can't in many ways
         with contextlib.suppress(ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError,
                                  TypeError, ValueError):  # fmt: skip
-            branches = Branches(self.parts, cache, [0], shortest.prefix, sum(map(len, pair)))
+            branches = Branches(self.parts, cache, [0], shortest.prefix, columns(pair))
             found = first_logits(branches, [pair], self.fill)[0]
             tolerance = torch.finfo(self.parts.lm.dtype).eps ** 0.5 * float(wanted.abs().max())
             return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance)
@@ -130,8 +131,8 @@ class Branching:
         """
         parts = _even_rows(groups, limit, cache.layers[0].keys.shape[2])
         for turn in self._turns(parts, limit, cache):
-            questions = [[tail(row) for row in part] for _, part in turn]
-            room = max(sum(map(len, part)) + AHEAD * len(part) for part in questions)
+            questions = [[row.tail for row in part] for _, part in turn]
+            room = max(columns(part) + AHEAD * len(part) for part in questions)
             branches = Branches(self.parts, cache, [i for i, _ in turn], groups[0][0].prefix, room)
             found = greedy(branches, questions, limit, self.stops, self.fill)
             texts = self.processor.batch_decode([tokens for part in found for tokens in part], skip_special_tokens=True)
@@ -143,7 +144,7 @@ class Branching:
         held = sum(layer.keys.shape[2] for layer in cache.layers) / len(cache.layers)
         turn, widest = list[_Part](), 0.0
         for i, part in parts:
-            width = held + sum(length(row) + limit for row in part)
+            width = held + columns([row.tail for row in part]) + limit * len(part)
             widest = max(widest, width)
             if turn and (len(turn) + 1) * widest > self.most * part[0].prefix:
                 yield turn
@@ -157,13 +158,12 @@ def _even_rows(groups: Sequence[Sequence[Row]], limit: int, held: int) -> list[_
 
     A row more is another copy of the `held` columns of its image, which is about as much as running few of them.
     """
-    totals = {sum(map(length, group)) for group in groups}
-    longest_first = [sorted(group, key=length, reverse=True) for group in groups]
+    ordered = [sorted(group, key=lambda row: row.tail) for group in groups]  # neighbours begin alike
+    widest = max(columns([row.tail for row in group]) for group in ordered)
     best: tuple[float, list[_Part]] = (math.inf, [])
     for parts in range(1, 5):
-        width = -(-max(totals) // parts)
-        found = [(i, part) for i, group in enumerate(longest_first) for part in _filled(group, width, limit)]
-        work = len(found) * (max(sum(map(length, part)) for _, part in found) + COPY * held)
+        found = [(i, part) for i, group in enumerate(ordered) for part in _filled(group, -(-widest // parts), limit)]
+        work = len(found) * (max(columns([row.tail for row in part]) for _, part in found) + COPY * held)
         if work < best[0]:
             best = work, found
     return best[1]
@@ -175,26 +175,31 @@ def _filled(group: Sequence[Row], width: int, limit: int) -> list[list[Row]]:
     One that is longer still has a row of its own.
     """
     rows: list[list[Row]] = []
-    left: list[tuple[int, int]] = []
+    left: list[list[int]] = []
     for row in group:
-        need = length(row)
-        at = next((i for i, (a, b) in enumerate(left) if a >= need and b >= need + limit), len(rows))
-        if at == len(rows):
-            rows.append([])
-            left.append((width, row.prefix))
-        rows[at].append(row)
-        left[at] = left[at][0] - need, left[at][1] - need - limit
+        for part, room in zip(rows, left, strict=True):
+            need = length(row) - begun_alike(part[-1].tail, row.tail)
+            if room[0] >= need and room[1] >= need + limit:
+                break
+        else:
+            part, room, need = [], [width, row.prefix], length(row)
+            rows.append(part)
+            left.append(room)
+        part.append(row)
+        room[0] -= need
+        room[1] -= need + limit
     return rows
+
+
+def columns(questions: Sequence[Sequence[int]]) -> int:
+    """How many columns a row of questions has, without their answers."""
+    alike = sum(begun_alike(one, other) for one, other in itertools.pairwise(questions))
+    return sum(map(len, questions)) - alike
 
 
 def length(row: Row) -> int:
     """Number of a question's tokens behind the last visual one."""
     return len(row.ids) - row.prefix
-
-
-def tail(row: Row) -> Tensor:
-    """A question's tokens behind the last visual one."""
-    return row.ids[row.prefix :]
 
 
 def _greedy(model: Any) -> bool:

@@ -102,28 +102,38 @@ class Features:
 
     def get(self, cell: Cell, row: Row) -> Any:
         """The vision output for `row` under `cell`; `model` must not be wrapped at the moment."""
-        key = self.key(cell, row)
-        if key in self._held:
+        return self.get_all(cell, [row])[0]
+
+    def get_all(self, cell: Cell, rows: Sequence[Row]) -> list[Any]:
+        """As ``get``, for several rows; those that are not held are computed under one wrapper."""
+        by_key = {self.key(cell, row): row for row in rows}
+        found = {key: self._held[key][0] for key in by_key if key in self._held}
+        for key in found:
             self._held.move_to_end(key)
-            return self._held[key][0]
-        output = self._encode(cell, row)
+        if len(found) < len(by_key):
+            with self._recorded(cell) as model:
+                for key, row in by_key.items():
+                    if key not in found:
+                        found[key] = encode(model, row)
+                        self._hold(key, found[key])
+        return [found[self.key(cell, row)] for row in rows]
+
+    def _hold(self, key: Hashable, output: Any) -> None:
+        self.runs += 1
         size = size_of(output)
         self._held[key] = output, size
         self.bytes += size
         while self.bytes > self.limit and self._held:
             _, (_, freed) = self._held.popitem(last=False)
             self.bytes -= freed
-        return output
 
-    def _encode(self, cell: Cell, row: Row) -> Any:
+    def _recorded(self, cell: Cell) -> Any:
+        """Context in which the model's outputs have what `cell` needs of them."""
         from vtc.api import compressed
 
-        self.runs += 1
         if cell.vision_stage:
-            with pruned(self.model, cell) as model:
-                return encode(model, row)
+            return pruned(self.model, cell)
         if not self.wrapped:
-            return encode(self.model, row)
+            return nullcontext(self.model)
         # made under a wrapped model, so that it carries the record of its grid
-        with compressed(self.model, _Recorder(keep=1.0, wanted=self.signals)) as model:
-            return encode(model, row)
+        return compressed(self.model, _Recorder(keep=1.0, wanted=self.signals))

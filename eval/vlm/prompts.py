@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +46,12 @@ class Row:
     def total(self) -> int:
         """Visual tokens of the pictures as they are."""
         return self.whole or self.visual
+
+    @functools.cached_property
+    def tail(self) -> list[int]:
+        """The question's tokens behind the last visual one."""
+        tokens: list[int] = self.ids[self.prefix :].tolist()
+        return tokens
 
     @property
     def text(self) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 What a causal layer makes of a question's columns depends on what they attend to and on their positions, not on what
 stands beside them (the tree attention of SpecInfer, arXiv 2305.09781). So the keys and values of a prefix are held once
-for all its questions, and a decoding step has a column for each question that is not answered yet.
+for all its questions, those of tokens that neighbouring questions begin with once for these, and a decoding step has a
+column for each question that is not answered yet.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,27 +23,30 @@ from vtc.models.stock.attention_api import additive, attention_kind
 from vtc.models.stock.call_arguments import call_of, given
 from vtc.models.stock.transformers_api import DynamicLayer, new_cache
 
-NOBODY, EVERYBODY = -1, 0  # whose a column is, beside the branches 1, 2, ...
+NOBODY, EVERYBODY = -1, 1 << 30  # below and above the branches 0, 1, ...
 
 
 class _Room(DynamicLayer):
     """A cache layer with room for columns to come, so that few of them make it copy what it holds."""
 
-    def __init__(self, keys: Tensor, values: Tensor, room: int):
+    def __init__(self, layer: Any, rows: Tensor, room: int):
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self.count, self.room = 0, [self._empty(x, x.shape[2] + room) for x in (keys, values)]
-        self.update(keys, values)
+        self.lazy_initialization(layer.keys, layer.values)
+        self.count = layer.keys.shape[2]
+        self.room = [self._empty(x, len(rows), self.count + room) for x in (layer.keys, layer.values)]
+        for held, x in zip(self.room, (layer.keys, layer.values), strict=True):
+            torch.index_select(x, 0, rows, out=held[:, :, : self.count])
+        self.keys, self.values = (held[:, :, : self.count] for held in self.room)
 
     @staticmethod
-    def _empty(like: Tensor, columns: int) -> Tensor:
-        return like.new_empty(*like.shape[:2], columns, like.shape[3])
+    def _empty(like: Tensor, rows: int, columns: int) -> Tensor:
+        return like.new_empty(rows, like.shape[1], columns, like.shape[3])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new columns."""
         start, self.count = self.count, self.count + key_states.shape[2]
         if self.count > self.room[0].shape[2]:
-            held, self.room = self.room, [self._empty(x, self.count + x.shape[2] // 2) for x in self.room]
+            held, self.room = self.room, [self._empty(x, len(x), self.count + x.shape[2] // 2) for x in self.room]
             for room, before in zip(self.room, held, strict=True):
                 room[:, :, :start] = before[:, :, :start]
         for room, new in zip(self.room, (key_states, value_states), strict=True):
@@ -55,23 +61,23 @@ class _Columns:
     Attributes
     ----------
     owners : Tensor
-        `[B, K]`: the branch of each, 0 for the prefix, which all see, -1 for columns that only they themselves see.
+        `[B, K, 2]`: the first and the last of the branches that each belongs to, which see it; none where the first one
+        comes behind the last.
     """
 
     def __init__(self, layer: Any, rows: Tensor):
-        self.owners = torch.full((len(rows), layer.keys.shape[2]), EVERYBODY, device=rows.device)
+        self.owners = torch.tensor([NOBODY, EVERYBODY], device=rows.device).repeat(len(rows), layer.keys.shape[2], 1)
         if getattr(layer, "slots", None) is not None:  # of a vtc cache; the last token of a prefix may have gone
-            self.owners[layer.slots.to(rows.device)[rows] < 0] = NOBODY
+            self.owners[layer.slots.to(rows.device)[rows] < 0, 0] = EVERYBODY
 
     def push(self, new: Tensor) -> Tensor:
-        """Note the owners of new columns, `[B, q]`; gives what these see, `[B, 1, q, K]`."""
+        """Note the owners of new columns, `[B, q, 2]`; gives what these see, `[B, 1, q, K]`."""
         before, q = self.owners.shape[1], new.shape[1]
         self.owners = torch.cat([self.owners, new], 1)
-        whose = self.owners[:, None]
-        seen = ((whose == EVERYBODY) | (whose == new[:, :, None])) & (whose != NOBODY)
-        causal = torch.ones(q, q, dtype=torch.bool, device=new.device).tril()
-        seen[:, :, before:] &= causal
-        seen[:, :, before:] |= causal & causal.T  # rows without any key are NaN on some kernels
+        first, last = self.owners[:, None].unbind(-1)
+        # what comes before a column and belongs to one of its branches belongs to all of them
+        seen = (first <= new[:, :, :1]) & (new[:, :, :1] <= last)
+        seen[:, :, before:] &= torch.ones(q, q, dtype=torch.bool, device=new.device).tril()
         return seen[:, None]
 
 
@@ -97,7 +103,7 @@ class Branches:
         self.cache = new_cache(parts.lm.config)
         index = [torch.tensor(rows, device=layer.keys.device) for layer in cache.layers]
         pairs = list(zip(cache.layers, index, strict=True))
-        self.cache.layers = [_Room(layer.keys[i], layer.values[i], room) for layer, i in pairs]
+        self.cache.layers = [_Room(layer, i, room) for layer, i in pairs]
         # layers of one history hold the same tokens
         self.kinds = [getattr(layer, "history", ()) for layer in cache.layers]
         self.columns = {kind: _Columns(*pair) for kind, pair in zip(self.kinds, pairs, strict=True)}
@@ -108,9 +114,10 @@ class Branches:
 
         Parameters
         ----------
-        ids, owners, places : Tensor
-            `[B, q]` each: tokens, whose they are (branches from 1 on; -1 is padding), and how many tokens of the same
-            branch came before.
+        ids, places : Tensor
+            `[B, q]`: tokens, and how many tokens of the same branch came before each.
+        owners : Tensor
+            `[B, q, 2]`: the first and the last branch whose they are; -1 is padding.
         ends : Tensor
             `[B, n]`: the columns whose logits are wanted.
 
@@ -161,31 +168,47 @@ class Branches:
             yield
 
 
-def first_logits(branches: Branches, questions: Sequence[Sequence[Tensor]], fill: int) -> list[Tensor]:
-    """Logits `[n, V]` behind the `n` questions of each row, given as their tokens `[l]` behind the prefix."""
+def begun_alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two questions begin with in common."""
+    return sum(1 for _ in itertools.takewhile(bool, map(operator.eq, one, other)))
 
-    def laid_out(of: Callable[[int, Tensor], Tensor], value: int) -> Tensor:
-        rows = [torch.cat([of(g, ids) for g, ids in enumerate(row, 1)]) for row in questions]
-        return pad_sequence(rows, batch_first=True, padding_value=value)
 
-    lengths = [torch.tensor([len(ids) for ids in row]) for row in questions]
-    found = branches.logits(
-        laid_out(lambda g, ids: ids, fill),
-        laid_out(lambda g, ids: torch.full_like(ids, g), NOBODY),
-        laid_out(lambda g, ids: torch.arange(len(ids)), 0),
-        pad_sequence([row.cumsum(0) - 1 for row in lengths], batch_first=True),
-    )
+def _in_one_row(questions: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """The ids, owners and places of a row's columns, as for ``Branches.logits``, and where each question ends."""
+    ids, owners, places, ends = list[int](), list[list[int]](), list[int](), list[int]()
+    path, before = list[int](), questions[0][:0]
+    for branch, question in enumerate(questions):
+        same = begun_alike(before, question)
+        for column in path[:same]:
+            owners[column][1] = branch
+        path = [*path[:same], *range(len(ids), len(ids) + len(question) - same)]
+        ids += question[same:]
+        owners += [[branch, branch] for _ in question[same:]]
+        places += range(same, len(question))
+        ends.append(path[-1])
+        before = question
+    return tuple(map(torch.tensor, (ids, owners, places, ends)))
+
+
+def first_logits(branches: Branches, questions: Sequence[Sequence[Sequence[int]]], fill: int) -> list[Tensor]:
+    """Logits `[n, V]` behind the `n` questions of each row, given as their tokens behind the prefix."""
+    rows = zip(*map(_in_one_row, questions), strict=True)
+    filled = [
+        pad_sequence(list(row), batch_first=True, padding_value=value)
+        for row, value in zip(rows, (fill, NOBODY, 0, 0), strict=True)
+    ]
+    found = branches.logits(*filled)
     return [logits[: len(row)] for logits, row in zip(found, questions, strict=True)]
 
 
 def greedy(
-    branches: Branches, questions: Sequence[Sequence[Tensor]], limit: int, stops: Sequence[int], fill: int
+    branches: Branches, questions: Sequence[Sequence[Sequence[int]]], limit: int, stops: Sequence[int], fill: int
 ) -> list[list[list[int]]]:
     """Greedy answers, as ``generate`` gives them.
 
     Parameters
     ----------
-    questions : sequence of sequences of Tensor
+    questions : sequence of sequences
         As for ``first_logits``.
     limit : int
         Longest answer, in tokens.
@@ -221,7 +244,7 @@ def greedy(
 
         tokens = branches.logits(
             step(lambda i, g: answers[i][g][-1], fill),
-            step(lambda i, g: g + 1, NOBODY),
+            step(lambda i, g: g, NOBODY)[:, :, None].expand(-1, -1, 2),
             step(lambda i, g: len(questions[i][g]) + len(answers[i][g]) - 1, 0),
             torch.arange(width).expand(len(waiting), -1),
         ).argmax(-1).tolist()  # fmt: skip

@@ -47,7 +47,8 @@ def _table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
     _check(path, columns)
     try:
-        return pq.read_table(path, columns=list(columns)).to_pylist()
+        with pq.ParquetFile(path) as file:  # read_table would import pandas
+            return file.read(columns=list(columns)).to_pylist()
     except pa.ArrowInvalid as e:
         raise _unreadable(path, e) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -9,15 +10,17 @@ import torch
 from bench_world import world
 from versions import TAKES_FEATURES
 
-from vtc.eval.sweep.answer import answer_plain, answer_shared
+from vtc.eval.sweep.answer import _heads, answer_plain, answer_shared
 from vtc.eval.tasks.reading.load import load_tasks
 from vtc.eval.vlm import branching as module
-from vtc.eval.vlm.branching import Branching, _even_rows, length
+from vtc.eval.vlm.branching import Branching, _even_rows, columns, length
 from vtc.eval.vlm.encode_once import encode
 from vtc.eval.vlm.loading import load_model
 from vtc.eval.vlm.prompts import Row, make_row
 from vtc.eval.vlm.pruning_settings import UNPRUNED, make_cell
-from vtc.eval.vlm.question_branches import Branches
+from vtc.eval.vlm.question_branches import Branches, first_logits
+from vtc.models.layout.model_parts import locate
+from vtc.models.stock.call_arguments import cache_of
 
 pytestmark = pytest.mark.skipif(not TAKES_FEATURES, reason="transformers < 5.18 takes no images encoded before")
 LIMIT = 5
@@ -68,7 +71,7 @@ def test_a_model_on_which_branches_differ_is_asked_in_turns(asked, monkeypatch: 
     def other(self, ids, owners, places, ends):
         if wrong == "positions":
             return real(self, ids, owners, places + 1, ends)
-        return real(self, ids, torch.ones_like(owners), places, ends)
+        return real(self, ids, torch.zeros_like(owners), places, ends)
 
     monkeypatch.setattr(Branches, "logits", other)
     branching = Branching(loaded.model, loaded.processor, 16)
@@ -96,16 +99,40 @@ def test_methods_whose_tokens_come_back_are_asked_in_turns(asked):
         assert branching.under(cell) is branching
 
 
+@torch.no_grad()
+def test_what_questions_begin_with_in_common_is_run_once(asked, monkeypatch: pytest.MonkeyPatch):
+    loaded, groups = asked
+    row = groups[0][0]
+    output = loaded.model(**_heads(loaded.model, loaded.processor, [row], [encode(loaded.model, row)]), use_cache=True)
+    a, b, *rest = row.tail
+    questions = [[a, b, *rest], [a, b], [a, b, *rest], [a, a, *rest], [b, b], [b]]
+    run = []
+    real = Branches.logits
+    monkeypatch.setattr(Branches, "logits", lambda self, ids, *more: run.append(ids.numel()) or real(self, ids, *more))
+
+    def logits(asked: list[list[int]]) -> torch.Tensor:
+        branches = Branches(locate(loaded.model), cache_of(output), [0], row.prefix, sum(map(len, asked)))
+        return first_logits(branches, [asked], 0)[0]
+
+    alone = torch.cat([logits([question]) for question in questions])
+    for order in (questions, sorted(questions), questions[::-1]):
+        run.clear()
+        assert torch.allclose(logits(order), alone[[questions.index(q) for q in order]], atol=1e-4)
+        assert run == [columns(order)]
+    assert columns(sorted(questions)) == 2 + len(rest) + 1 + len(rest) + 2
+
+
 def made_up(tokens: list[int], prefix: int = 100) -> list[Row]:
-    question = SimpleNamespace()
-    return [Row(question, torch.zeros(prefix + n, dtype=torch.long), {}, {}, prefix, 90) for n in tokens]  # type: ignore[arg-type]
+    question, fresh = SimpleNamespace(), itertools.count()
+    ids = [torch.tensor([0] * prefix + [next(fresh) for _ in range(n)]) for n in tokens]
+    return [Row(question, i, {}, {}, prefix, 90) for i in ids]  # type: ignore[arg-type]
 
 
 def test_rows_are_even_and_bounded():
     groups = [made_up([3] * 24), made_up([3] * 6), made_up([4, 9])]
     rows = _even_rows(groups, 2, 20)
     assert sorted(length(r) for _, part in rows for r in part) == sorted(length(r) for g in groups for r in g)
-    widths = [sum(map(length, part)) for _, part in rows]
+    widths = [columns([r.tail for r in part]) for _, part in rows]
     assert max(widths) * len(widths) < 1.5 * sum(widths), "one row an image would be two thirds padding"
     assert all(sum(length(r) + 2 for r in part) <= 100 for _, part in rows)
     # answers that are as long as a prompt are given one by one
