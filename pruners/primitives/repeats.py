@@ -70,11 +70,8 @@ def merge_repeats(
         How many more than its share a part keeps then at most.
     """
     x, count = tokens.features, frames.there.shape[1]
-    turn = torch.arange(count, device=x.device)
-    still, first = windows.still, (windows.begin == turn)[..., None]
-    # moving tokens of a frame, means of a window, what these stand for, padding
-    named = torch.where(still, torch.where(first, count + windows.begin[..., None], 2 * count), turn[:, None])
-    part = frames.collect(named).masked_fill(~tokens.valid, 2 * count + 1)
+    still, first = windows.still, _first(windows)
+    part = parts_of_repeats(frames, windows, tokens.valid)
     sizes = part_sizes(part, 2 * count + 1)[:, : 2 * count]
     share = exact(budgets_of(tokens)) / sizes.sum(1, keepdim=True)
     quota = sizes * share.clamp(max=1)
@@ -105,6 +102,22 @@ def merge_repeats(
     if count == 1 and score is not None:
         return Merged(columns, take(x, centres))
     return Merged(columns, _join(means, centres, chosen, clustered, part, own).to(x.dtype))
+
+
+def _first(windows: Windows) -> Tensor:
+    """Whether a frame is the first of its window, `[B, T, 1]` bool."""
+    return (windows.begin == torch.arange(windows.begin.shape[1], device=windows.begin.device))[..., None]
+
+
+def parts_of_repeats(frames: Frames, windows: Windows, valid: Tensor) -> Tensor:
+    """Part of each token, `[B, N]` int64: of what moves its frame ``t < T``, of a window's means T + its first frame.
+
+    What the means stand for is in part ``2 T``, padding in ``2 T + 1``.
+    """
+    count = windows.begin.shape[1]
+    turn = torch.arange(count, device=valid.device)[:, None]
+    means = torch.where(_first(windows), count + windows.begin[..., None], 2 * count)
+    return frames.collect(torch.where(windows.still, means, turn)).masked_fill(~valid, 2 * count + 1)
 
 
 def _means(x: Tensor, frames: Frames, windows: Windows, valid: Tensor) -> Tensor:
