@@ -30,7 +30,7 @@ WHOLE = 14  # parts of so many tokens at most stay as they are in the authors' c
 @register_pruner("prunevid")
 @dataclass(kw_only=True)
 class PruneVid(Pruner):
-    """PruneVid (Huang et al., ACL 2025 Findings, arXiv 2412.16117): merging in time and space, then the question.
+    """PruneVid (Huang et al., ACL 2025, arXiv 2412.16117): merging in time and space, then the question.
 
     Parameters
     ----------
