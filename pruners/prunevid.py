@@ -36,7 +36,7 @@ class PruneVid(Pruner):
     ----------
     keep : int or float, optional
         Tokens left behind `layer`, exactly, per span. The input stage leaves ``keep / tail`` of them, all where that is
-        more than there are. The authors' 0.162 on PLLaVA is 0.405 and then 0.4 of those. `official` does without.
+        more than there are. The authors' 0.162 on PLLaVA would be 0.405 and then 0.4 of it. `official` does without.
     tail : float
         Share of the merged tokens that is left behind `layer`; 1 leaves the decoder stage out. The authors' alpha, 0.4.
     layer : int, optional
