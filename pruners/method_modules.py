@@ -38,6 +38,7 @@ HOME = {
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge",
     "prunesid": "prunesid",
+    "prunevid": "prunevid",
     "pyramiddrop": "pyramiddrop",
     "quecc": "quecc",
     "random": "random",

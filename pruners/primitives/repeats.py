@@ -16,7 +16,7 @@ from .best_per_part import at_least_one, best, budgets_of, columns_of, part_size
 from .clustering import peaks_in_blocks
 from .crops_and_frames import BLOCK, Frames
 from .merging import add_weighted, combine, group_sums, membership, nearest, squared_distances, take
-from .precision import exact
+from .precision import exact, held_together
 from .ranking import rankable
 
 CHANNELS = 256  # widened together
@@ -70,11 +70,8 @@ def merge_repeats(
         How many more than its share a part keeps then at most.
     """
     x, count = tokens.features, frames.there.shape[1]
-    turn = torch.arange(count, device=x.device)
-    still, first = windows.still, (windows.begin == turn)[..., None]
-    # moving tokens of a frame, means of a window, what these stand for, padding
-    named = torch.where(still, torch.where(first, count + windows.begin[..., None], 2 * count), turn[:, None])
-    part = frames.collect(named).masked_fill(~tokens.valid, 2 * count + 1)
+    still, first = windows.still, _first(windows)
+    part = parts_of_repeats(frames, windows, tokens.valid)
     sizes = part_sizes(part, 2 * count + 1)[:, : 2 * count]
     share = exact(budgets_of(tokens)) / sizes.sum(1, keepdim=True)
     quota = sizes * share.clamp(max=1)
@@ -104,7 +101,23 @@ def merge_repeats(
     centres = columns.clamp(min=0)
     if count == 1 and score is not None:
         return Merged(columns, take(x, centres))
-    return Merged(columns, _join(means, centres, chosen, clustered, part, own).to(x.dtype))
+    return Merged(columns, _join(means, centres, chosen, clustered, part, own))
+
+
+def _first(windows: Windows) -> Tensor:
+    """Whether a frame is the first of its window, `[B, T, 1]` bool."""
+    return (windows.begin == torch.arange(windows.begin.shape[1], device=windows.begin.device))[..., None]
+
+
+def parts_of_repeats(frames: Frames, windows: Windows, valid: Tensor) -> Tensor:
+    """Part of each token, `[B, N]` int64: of what moves its frame ``t < T``, of a window's means T + its first frame.
+
+    What the means stand for is in part ``2 T``, padding in ``2 T + 1``.
+    """
+    count = windows.begin.shape[1]
+    turn = torch.arange(count, device=valid.device)[:, None]
+    means = torch.where(_first(windows), count + windows.begin[..., None], 2 * count)
+    return frames.collect(torch.where(windows.still, means, turn)).masked_fill(~valid, 2 * count + 1)
 
 
 def _means(x: Tensor, frames: Frames, windows: Windows, valid: Tensor) -> Tensor:
@@ -137,16 +150,31 @@ def _peaks(x: Tensor, frames: Frames, free: Tensor, neighbours: int | Tensor, mo
 def _join(
     x: Tensor, columns: Tensor, chosen: Tensor, clustered: Tensor, part: Tensor, own: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The chosen `columns [B, k]` of `x` with what joins them, `[B, k, D]` float32."""
-    centres, of = take(x, columns), part.gather(1, columns)
-    allowed = (chosen & clustered).gather(1, columns)
-    groups, joins = [], []
+    """The chosen `columns [B, k]` of `x` with what joins them, `[B, k, D]` in the dtype of `x`."""
+    return torch.cat([_joined(*some, own) for some in held_together(x, columns, chosen, clustered, part)])
+
+
+def _joined(
+    x: Tensor, columns: Tensor, chosen: Tensor, clustered: Tensor, part: Tensor, own: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``_join`` of rows whose matrices are held together."""
+    centres = take(x, columns)
+    group, joins = _nearest_of_its_part(x, centres, (chosen & clustered).gather(1, columns), part, columns)
+    inside = membership(group, columns.shape[1], joins & clustered & ~chosen)
+    size = inside.sum(2, keepdim=True)
+    weight = torch.where(size > 0, own(size), 1.0)
+    made = combine(inside, x).mul_((1 - weight) / size.clamp(min=1))
+    return add_weighted(made, centres, weight).to(x.dtype)
+
+
+def _nearest_of_its_part(
+    x: Tensor, centres: Tensor, allowed: Tensor, part: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The nearest of the `allowed [B, k]` centres in each token's part, and whether there is one, `[B, N]` each."""
+    of, groups, joins = part.gather(1, columns), [], []
     for some in (slice(start, start + BLOCK) for start in range(0, x.shape[1], BLOCK)):
         far = squared_distances(x[:, some], centres).neg_()
         like, group = nearest(far, allowed[:, None] & (part[:, some, None] == of[:, None]))
         groups.append(group)
         joins.append(~like.isinf())
-    inside = membership(torch.cat(groups, 1), columns.shape[1], torch.cat(joins, 1) & clustered & ~chosen)
-    size = inside.sum(2, keepdim=True)
-    weight = torch.where(size > 0, own(size), 1.0)
-    return add_weighted(combine(inside, x).mul_((1 - weight) / size.clamp(min=1)), centres, weight)
+    return torch.cat(groups, 1), torch.cat(joins, 1)

@@ -50,6 +50,8 @@ FLAG_CASES = {
     "fsr(text_encoder='somewhere')": {"uses_text": True, "uses_question": True},
     "nuwa": {"merges": True, "projects": True, "order_dependent": True, "uses_cls": True, "uses_text": True},
     "nuwa(tail=1, merge=projected)": {"projects": False, "uses_text": False},
+    "prunevid": {"merges": True, "order_dependent": True, "uses_attention": True, "uses_text": True},
+    "prunevid(tail=1)": {"uses_attention": False, "uses_text": False},
     "prumerge_plus": {"order_dependent": True, "uses_cls": True},
     "pool": {"merges": True, "ragged": True},
 }
