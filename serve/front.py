@@ -77,8 +77,8 @@ class Front:
             status = 499
             self._metrics.gone.inc()
         except asyncio.CancelledError:  # the server stops, and has waited as long as it does
-            refusal = Refusal("this server is stopping; ask again in a moment", 503, code="stopping")
-            status = await self._refuse(refusal, scope, body, answer, status)
+            stopping = Refusal("this server is stopping; ask again in a moment", 503, code="stopping")
+            status = await self._refuse(stopping, scope, body, answer, status)
         except Exception:
             log.exception("request %s failed", request_id)
             status = await self._refuse(Refusal("something went wrong", 500), scope, body, answer, status)

@@ -151,11 +151,11 @@ def _join(
     x: Tensor, columns: Tensor, chosen: Tensor, clustered: Tensor, part: Tensor, own: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The chosen `columns [B, k]` of `x` with what joins them, `[B, k, D]` in the dtype of `x`."""
-    return torch.cat([_joined(*some, own) for some in held_together(x, columns, chosen, clustered, part)])
+    return torch.cat([_joined(own, *some) for some in held_together(x, columns, chosen, clustered, part)])
 
 
 def _joined(
-    x: Tensor, columns: Tensor, chosen: Tensor, clustered: Tensor, part: Tensor, own: Callable[[Tensor], Tensor]
+    own: Callable[[Tensor], Tensor], x: Tensor, columns: Tensor, chosen: Tensor, clustered: Tensor, part: Tensor
 ) -> Tensor:
     """``_join`` of rows whose matrices are held together."""
     centres = take(x, columns)

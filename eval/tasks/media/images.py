@@ -125,7 +125,7 @@ def open_image(
             # our own limit below is the lower one; Pillow's would only warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as im:
-                check_size(*im.size, max_pixels, name)
+                check_size(im.width, im.height, max_pixels, name)
                 form, turned = im.format, ImageOps.exif_transpose(im)
                 turned.format = form  # a turned copy has lost it
                 return as_rgb(turned, name)
