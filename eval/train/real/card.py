@@ -88,8 +88,8 @@ the most frequent answer to the same question, leave-one-out.
 
 * Since its halves were joined it has seen drawn scenes and easy-VQA only: it is for real features, a real class token
   and real times, not for answers about photographs.
-* At 224 px a letter of the scenes is smaller than a patch, and 40 things are many for 256 tokens: tasks that look a
-  letter up are the hard ones.
+* At 224 px a letter of the scenes is smaller than a patch, and 40 things are many for 256 tokens: what is looked up by
+  a letter is the hard part, and numbers are not read.
 * `bundled-real-518` has never been trained at its size.
 * Patches were labelled in training (step 1), so its tokens are cleaner than those of a projector that learnt from
   answers alone. One run, one seed.
