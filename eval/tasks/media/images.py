@@ -65,7 +65,9 @@ def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
 
 
 def as_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
-    """A picture with 8 bits a channel; Pillow's ``convert`` would clip more bits to white.
+    """A picture with 8 bits a channel, what is transparent on white.
+
+    Pillow's ``convert`` would clip more bits to white, and show what colour lies under transparent pixels, often black.
 
     Raises
     ------
@@ -73,15 +75,16 @@ def as_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
         If it has 32 bits a pixel, integer or float, of which nobody says what is white.
     """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):  # whose gray has 16 bits
-        found = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        found.info = picture.info
-        picture = found
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
         kind = "an integer" if picture.mode == "I" else "a float"
         raise ValueError(
             f"a pixel of {name} is {kind} of 32 bits, and nothing says which is white: "
             "save it with 8 or 16 bits a channel"
         )
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        over = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
     return picture.convert("RGB")
 
 

@@ -46,6 +46,25 @@ def test_what_has_eight_bits_is_as_pillow_converts_it(mode: str, tmp_path: Path)
     assert np.array_equal(np.asarray(open_image(file)), np.asarray(picture.convert("RGB")))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
+    """Black ink on a transparent ground is no black page."""
+    if mode == "P":
+        picture = Image.new("P", (3, 1))
+        picture.putpalette([0, 0, 0, 0, 0, 0, 200, 0, 0])
+        picture.putdata([0, 1, 2])
+        picture.save(tmp_path / "a.png", transparency=0)
+        wanted = [(255, 255, 255), (0, 0, 0), (200, 0, 0)]
+    else:
+        clear, ink, half = ((0, 0, 0, a) for a in (0, 255, 51))
+        picture = Image.new("RGBA", (3, 1))
+        picture.putdata([clear, ink, half])
+        picture.convert(mode).save(tmp_path / "a.png")
+        wanted = [(255, 255, 255), (0, 0, 0), (204, 204, 204)]
+    found = np.asarray(open_image(tmp_path / "a.png"))
+    assert [tuple(map(int, pixel)) for pixel in found[0]] == wanted
+
+
 def test_a_picture_that_a_processor_would_blow_up_is_refused(tmp_path: Path) -> None:
     for size in ((MAX_RATIO, 1), (1, MAX_RATIO + 1)):
         Image.new("L", size).save(tmp_path / "long.png")
