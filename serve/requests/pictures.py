@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from vtc.eval.tasks.media.images import MAX_RATIO, check_image, open_image
+from vtc.eval.tasks.media.images import MAX_RATIO, check_image, is_too_long, open_image
 
 from .fields import object_of, shown, text_of
 from .limits import Limits
@@ -68,7 +68,7 @@ def check_picture(data: bytes, name: str, limits: Limits) -> None:
         raise Refusal(f"{name} has far too many pixels, {allowed}", param=name, code="image_too_large") from None
     if width * height > limits.pixels:
         raise Refusal(f"{name} has {width} x {height} pixels, {allowed}", param=name, code="image_too_large")
-    if max(width, height) > MAX_RATIO * min(width, height):
+    if is_too_long(width, height):
         raise Refusal(
             f"{name} has {width} x {height} pixels, one side may be {MAX_RATIO} times the other: cut it",
             param=name,

@@ -46,6 +46,11 @@ def check_image(data: bytes, formats: tuple[str, ...] | None = None) -> tuple[in
         raise ValueError(f"no picture: {e}") from None
 
 
+def is_too_long(width: int, height: int) -> bool:
+    """Whether a side is more than ``MAX_RATIO`` times the other."""
+    return max(width, height) > MAX_RATIO * min(width, height)
+
+
 def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
     """Refuse a picture that is too large, or becomes so where a processor scales its shorter side up.
 
@@ -58,7 +63,7 @@ def check_size(width: int, height: int, max_pixels: int, name: str) -> None:
         raise ValueError(
             f"{name} is too large: {width} x {height} pixels, allowed are {max_pixels:,}; scale it down first"
         )
-    if max(width, height) > MAX_RATIO * min(width, height):
+    if is_too_long(width, height):
         raise ValueError(
             f"{name} is too long: {width} x {height} pixels, one side may be {MAX_RATIO} times the other; cut it first"
         )
